@@ -1,0 +1,1 @@
+"""DeiT, data-efficient image transformers, in JAX and Flax."""
