@@ -1,0 +1,67 @@
+"""The registry: a model's name → the model. A new family is one file with a module class and a CONFIGS table, and one
+line here."""
+
+import functools
+
+import jax
+from flax import nnx
+
+from deit_jax.errors import UserError, nearest
+from deit_jax.models import regnet, vit
+
+FAMILIES = {vit.ViT: vit.CONFIGS, regnet.RegNet: regnet.CONFIGS}
+
+
+def list_models() -> list[str]:
+    """Every name `create_model` knows."""
+    return sorted(name for configs in FAMILIES.values() for name in configs)
+
+
+def find(name: str) -> tuple[type[nnx.Module], dict]:
+    """(module class, its constructor's arguments) of a name; weights' tags (`….fb_in1k`) and a hub owner (`timm/…`)
+    are ignored. Raises UserError naming the nearest known name."""
+    bare = name.split("/")[-1].split(".")[0]
+    for module, configs in FAMILIES.items():
+        if bare in configs:
+            return module, configs[bare]
+    raise UserError(f"model '{name}' is not known{nearest(bare, list_models())}: see deit_jax.list_models()")
+
+
+def constructor(name: str, *, num_classes: int | None = None, img_size=None, **overrides) -> functools.partial:
+    """A callable of `rngs` that builds the named model; arguments left at None keep the name's own."""
+    module, config = find(name)
+    overrides |= {"num_classes": num_classes, "img_size": img_size}
+    return functools.partial(module, **(config | {k: v for k, v in overrides.items() if v is not None}))
+
+
+def create_model(
+    name: str, *, num_classes: int = 1000, img_size=None, rngs: nnx.Rngs | int = 0, **overrides
+) -> nnx.Module:
+    """A model with new random weights.
+
+    Args:
+        name: one of `list_models()`, timm's names (`deit_base_distilled_patch16_224`, `regnety_160`).
+        num_classes: of each head.
+        img_size: pixels, or (height, width); None: the name's.
+        rngs: an nnx.Rngs or a seed.
+        overrides: any other argument of the module (`drop_path_rate`, `dtype`, `depth`, …).
+    """
+    build = constructor(name, num_classes=num_classes, img_size=img_size, **overrides)
+    return build(rngs=nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
+
+
+def abstract(build) -> tuple[nnx.GraphDef, dict, dict]:
+    """(graph definition, parameter shapes, statistic shapes) of a `constructor(...)`, nothing allocated.
+
+    The shapes are pure nested dictionaries of jax.ShapeDtypeStruct; `nnx.merge(graphdef, params, stats)` makes a
+    working model of arrays in the same form.
+    """
+    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def init_arrays(build, key: jax.Array) -> tuple[dict, dict]:
+    """New (parameters, statistics) of a `constructor(...)` as pure dictionaries; works inside jit."""
+    _, params, stats = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)

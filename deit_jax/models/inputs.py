@@ -1,0 +1,39 @@
+"""What every model asks of its images, said before anything is compiled."""
+
+import jax
+import jax.numpy as jnp
+
+from deit_jax.errors import UserError
+
+# ImageNet-normalized pixels lie within -2.2..2.7; far beyond, somebody forgot to normalize.
+LARGEST_PIXEL = 30.0
+
+
+def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> None:
+    """Raise UserError unless `images` is a normalized float batch (B, H, W, 3), of `img_size` where one is fixed.
+
+    The range is looked at only outside jit, where the values are known.
+    """
+    shape = images.shape
+    if len(shape) != 4:
+        raise UserError(f"images have shape {shape}: a batch (B, H, W, 3) is needed (images[None] makes one of one)")
+    if shape[3] != 3:
+        nchw = shape[1] == 3
+        mend = (
+            "they look like (B, 3, H, W): use images.transpose(0, 2, 3, 1)" if nchw else "3 colour channels come last"
+        )
+        raise UserError(f"images have shape {shape}, not (B, H, W, 3): {mend}")
+    if img_size is not None and shape[1:3] != tuple(img_size):
+        size = f"{img_size[0]}x{img_size[1]}"
+        raise UserError(
+            f"images are {shape[1]}x{shape[2]} but the model was made for {size}: resize them, "
+            f"or load the weights into a model of that size (img_size={shape[1] if shape[1] == shape[2] else shape[1:3]})"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images are {images.dtype}: normalize them first (deit_jax.augment.normalize)")
+    if not isinstance(images, jax.core.Tracer) and images.size:
+        largest = float(jnp.abs(images).max())
+        if not largest <= LARGEST_PIXEL:
+            raise UserError(
+                f"images reach {largest:g}: normalize them first, (pixels / 255 - mean) / std (deit_jax.augment.normalize)"
+            )

@@ -1,0 +1,312 @@
+"""ViT and DeiT: the vision transformer of Dosovitskiy et al. (2021, arXiv 2010.11929), with the distillation token of
+Touvron et al. (2021, arXiv 2012.12877, section 4).
+
+In the paper's order: patch embedding, tokens, blocks, heads. The blocks are one module whose arrays have a leading
+depth axis, scanned: one block is compiled, whatever the depth. Parameters are float32; products run in `dtype`;
+attention scores, softmax, LayerNorm statistics and logits are float32.
+"""
+
+import functools
+import math
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from deit_jax.errors import UserError
+from deit_jax.models.inputs import check_images
+
+# PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
+weight_init = nnx.initializers.normal(0.02)
+
+
+def fuse(
+    cls_logits: Float[Array, "batch classes"], dist_logits: Float[Array, "batch classes"] | None, how: str = "logits"
+) -> Float[Array, "batch classes"]:
+    """The two heads' joint prediction at test time.
+
+    how: "logits" averages the logits (released code); "probabilities" averages the softmaxes (paper, section 4) and
+    returns the logarithm. A model with one head (`dist_logits` None) predicts with that.
+    """
+    if dist_logits is None:
+        return cls_logits
+    if how == "logits":
+        return (cls_logits + dist_logits) / 2
+    if how == "probabilities":
+        both = jnp.stack([jax.nn.log_softmax(cls_logits), jax.nn.log_softmax(dist_logits)])
+        return jax.nn.logsumexp(both, axis=0) - math.log(2)
+    raise UserError(f"fusion '{how}' is not known: use logits or probabilities")
+
+
+def dropout(x: Array, rate: float | Array, key: PRNGKeyArray | None, shape: tuple[int, ...]) -> Array:
+    """Zero each element of `shape` (broadcast to x) with probability `rate`, the rest scaled by 1 / (1 - rate)."""
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches, each projected linearly: (B, H, W, 3) → (B, H/p x W/p, D), row by row."""
+
+    def __init__(self, patch_size: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+        fan_in = patch_size * patch_size * 3
+        # the convolution it is in PyTorch keeps that library's default: uniform +-1/sqrt(fan_in), bias too
+        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(fan_in)  # noqa: E731
+        self.kernel = nnx.Param(uniform(rngs.params(), (patch_size, patch_size, 3, embed_dim)))
+        self.bias = nnx.Param(uniform(rngs.params(), (embed_dim,)))
+        self.patch_size, self.dtype = patch_size, dtype
+
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch patches dim"]:
+        p = self.patch_size
+        patches = einops.rearrange(images, "b (h p) (w q) c -> (b h w) (p q c)", p=p, q=p).astype(self.dtype)
+        kernel = self.kernel[...].reshape(p * p * 3, -1).astype(self.dtype)
+        tokens = patches @ kernel + self.bias[...].astype(self.dtype)
+        return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
+
+
+def dense(features_in: int, features_out: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(features_in, features_out, kernel_init=weight_init, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V a head, heads joined and projected (Eq. 1)."""
+
+    def __init__(self, dim: int, num_heads: int, *, drop_rate: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+        if dim % num_heads:
+            raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
+        self.qkv = dense(dim, 3 * dim, dtype, rngs)
+        self.proj = dense(dim, dim, dtype, rngs)
+        self.num_heads, self.drop_rate = num_heads, drop_rate
+
+    def split(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "3 batch_heads tokens head_dim"]:
+        """Queries, keys and values, heads folded into the batch axis."""
+        qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
+        return einops.rearrange(qkv, "(b n) (k h d) -> k (b h) n d", b=x.shape[0], k=3, h=self.num_heads)
+
+    @staticmethod
+    def weights(q: Array, k: Array) -> Float[Array, "batch_heads tokens tokens"]:
+        """Attention of every token (rows) to every token, float32: DeiT-B diverges with half-precision scores."""
+        scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
+        q, k, v = self.split(x)
+        heads = jnp.einsum("bqk,bkd->bqd", self.weights(q, k).astype(v.dtype), v)
+        joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
+        out = self.proj(joined).reshape(x.shape)
+        return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers around an exact (erf) GELU."""
+
+    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.fc1 = dense(dim, hidden, dtype, rngs)
+        self.fc2 = dense(hidden, dim, dtype, rngs)
+        self.drop_rate = drop_rate
+
+    def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
+        hidden = jax.nn.gelu(self.fc1(x.reshape(-1, x.shape[-1])), approximate=False)
+        out = self.fc2(hidden).reshape(x.shape)
+        return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        dim, num_heads, mlp_ratio: width, heads, hidden width of the MLP over `dim`.
+        drop_rate: dropout after each branch's projection.
+        dtype: of the products; parameters stay float32.
+
+    Calling it with `key` trains: dropout acts, and each branch is dropped a sample with probability `drop_path`
+    (stochastic depth, Huang et al. 2016). Without `key` it evaluates.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, drop_rate=0.0, dtype=jnp.float32, rngs):
+        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], *, drop_path: float | Array = 0.0, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        keys = [None] * 4 if key is None else jax.random.split(key, 4)
+        a_sample = (x.shape[0], 1, 1)
+        x = x + dropout(self.attn(self.norm1(x), key=keys[0]), drop_path, keys[1], a_sample)
+        return x + dropout(self.mlp(self.norm2(x), key=keys[2]), drop_path, keys[3], a_sample)
+
+
+REMAT = {
+    "none": lambda body: body,
+    "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable),
+    "full": jax.checkpoint,
+}
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "remat", "unroll", "inspect"))
+def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, inspect: int = 0):
+    """Scan the stacked blocks over x. jitted so that a call outside jit compiles once, not at every call.
+
+    inspect: also return, a layer, the output (depth, B, N, D) and the attention of the first `inspect` tokens
+    (depth, B, heads, inspect, N).
+    """
+    depth = rates.shape[0]
+    keys = None if key is None else jax.random.split(key, depth)
+
+    def body(x, layer):
+        arrays, rate, key = layer
+        block = nnx.merge(graphdef, arrays)
+        seen = None
+        if inspect:
+            q, k, _ = block.attn.split(block.norm1(x))
+            weights = block.attn.weights(q[:, :inspect], k)
+            seen = einops.rearrange(weights, "(b h) p n -> b h p n", b=x.shape[0])
+        x = block(x, drop_path=rate, key=key)
+        return x, (x, seen) if inspect else None
+
+    return jax.lax.scan(REMAT[remat](body), x, (stacked, rates, keys), unroll=unroll)
+
+
+class ViT(nnx.Module):
+    """A vision transformer; with `distilled`, DeiT's with a distillation token and a second head.
+
+    Args:
+        img_size, patch_size: pixels; `img_size` may be (height, width).
+        num_classes: of each head.
+        embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
+        distilled: tokens [cls, dist, patches] and two heads instead of [cls, patches] and one.
+        drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
+        dtype: compute type. Parameters are float32 in any case.
+        remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
+        scan_unroll: blocks an iteration of the scan holds.
+
+    Raises UserError where `img_size` is not a multiple of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        distilled: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        dtype=jnp.float32,
+        remat: str = "none",
+        scan_unroll: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        for size in self.img_size:
+            if size % patch_size or size <= 0:
+                below = max(1, size // patch_size) * patch_size
+                near = f"{below} or {below + patch_size}" if size > patch_size else f"{patch_size}"
+                raise UserError(f"img_size {size} is not a multiple of patch_size {patch_size}: use {near}")
+        self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
+        self.patch_size, self.num_classes, self.embed_dim, self.depth = patch_size, num_classes, embed_dim, depth
+        self.distilled, self.prefix_tokens = distilled, 2 if distilled else 1
+        self.drop_path_rate, self.dtype = drop_path_rate, jnp.dtype(dtype)
+        self.remat, self.scan_unroll = remat, scan_unroll
+
+        tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
+        self.patch_embed = PatchEmbed(patch_size, embed_dim, dtype=self.dtype, rngs=rngs)
+        self.cls_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim)))
+        if distilled:
+            self.dist_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim)))
+        self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim)))
+
+        def block(rngs):
+            return Block(embed_dim, num_heads, mlp_ratio, drop_rate=drop_rate, dtype=self.dtype, rngs=rngs)
+
+        self.blocks = nnx.vmap(block)(rngs.fork(split=depth))
+        self.norm = nnx.LayerNorm(embed_dim, epsilon=1e-6, dtype=self.dtype, rngs=rngs)
+        self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
+        if distilled:
+            self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
+
+    def embed(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens dim"]:
+        """Patches behind the class (and distillation) token, position embedding added."""
+        check_images(images, self.img_size)
+        patches = self.patch_embed(images)
+        prefix = [self.cls_token[...]] + ([self.dist_token[...]] if self.distilled else [])
+        prefix = [jnp.broadcast_to(t.astype(self.dtype), (images.shape[0], 1, self.embed_dim)) for t in prefix]
+        return jnp.concatenate([*prefix, patches], axis=1) + self.pos_embed[...].astype(self.dtype)
+
+    def encode(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None, inspect: int = 0):
+        """The blocks: (tokens, what `run_blocks` saw on the way)."""
+        graphdef, stacked = nnx.split(self.blocks)
+        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        return run_blocks(
+            graphdef,
+            stacked,
+            x,
+            rates,
+            key,
+            remat=self.remat,
+            unroll=min(self.scan_unroll, self.depth),
+            inspect=inspect,
+        )
+
+    def heads(
+        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
+        """Logits of the class head and of the distillation head (None for a plain ViT), float32.
+
+        train with `key`: dropout and stochastic depth act; every random number follows from `key`.
+        """
+        tokens, _ = self.encode(self.embed(images), key=key if train else None)
+        prefix = self.norm(tokens[:, : self.prefix_tokens]).astype(jnp.float32)
+        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.distilled else None
+
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch classes"]:
+        """Logits; a distilled model's are the mean of its heads' (as released; `fuse` has the paper's way)."""
+        return fuse(*self.heads(images, train=train, key=key))
+
+    def inspect(self, images: Float[Array, "batch height width 3"]) -> dict[str, Array]:
+        """What happens inside, in evaluation mode.
+
+        Returns a dictionary: `embed` (B, N, D) tokens before the blocks; `blocks` (depth, B, N, D) after each;
+        `attention` (depth, B, heads, prefix, N) of the class (and distillation) token to all tokens; `norm` (B, N, D).
+        """
+        x = self.embed(images)
+        tokens, (blocks, attention) = self.encode(x, inspect=self.prefix_tokens)
+        return {"embed": x, "blocks": blocks, "attention": attention, "norm": self.norm(tokens)}
+
+
+SIZES = {
+    "tiny": {"embed_dim": 192, "num_heads": 3},
+    "small": {"embed_dim": 384, "num_heads": 6},
+    "base": {"embed_dim": 768, "num_heads": 12},
+}
+# Small images, small machines: digits and CIFAR-10.
+SMALL = {
+    "digits_patch4_16": {"embed_dim": 96, "num_heads": 3, "depth": 6, "patch_size": 4, "img_size": 16},
+    "cifar_patch4_32": {"embed_dim": 192, "num_heads": 3, "depth": 9, "patch_size": 4, "img_size": 32},
+}
+
+CONFIGS: dict[str, dict] = {
+    f"deit_{size}{mark}_patch16_{pixels}": {**SIZES[size], "distilled": bool(mark), "img_size": pixels}
+    for size in SIZES
+    for mark in ("", "_distilled")
+    for pixels in (224, 384)
+}
+CONFIGS |= {
+    f"vit_{size}_patch16_{pixels}": {**SIZES[size], "img_size": pixels} for size in SIZES for pixels in (224, 384)
+}
+CONFIGS |= {
+    f"deit_{name.split('_')[0]}{mark}_{name.split('_', 1)[1]}": {**sizes, "distilled": bool(mark)}
+    for name, sizes in SMALL.items()
+    for mark in ("", "_distilled")
+}
