@@ -1,0 +1,60 @@
+"""Which view stands where: the order of an epoch and the layout of a batch, as pure functions of numbers."""
+
+import functools
+
+import numpy as np
+
+# What a random number is for; part of every key, so that no two uses share a stream.
+PURPOSE_ORDER, PURPOSE_CROP, PURPOSE_LIMIT = 1, 2, 3
+
+
+def generator(seed: int, purpose: int, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:
+    """The random numbers of one place in a run; no other place has them."""
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, index, epoch, repeat]))
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """int64 (length,): the images of one epoch, shuffled."""
+    return generator(seed, PURPOSE_ORDER, epoch).permutation(length)
+
+
+def group_size(batch: int, mix_group: int) -> int:
+    """Images that are mixed among themselves: `mix_group`, or the largest divisor of the batch that is no larger."""
+    return next(size for size in range(min(batch, mix_group), 0, -1) if batch % size == 0)
+
+
+@functools.lru_cache(maxsize=8)
+def layout(batch: int, mix_group: int) -> np.ndarray:
+    """int64 (batch,): which of a batch's consecutive views stands in each row.
+
+    View j goes to group j mod groups, as the release deals views to its GPUs, which sends copies of an image to
+    different groups. Inside a group (G rows, row i is mixed with row G-1-i) the second half stands in reverse, so
+    partners are views G/2 places apart in their group and copies do not meet even where there is a single group.
+    """
+    size = group_size(batch, mix_group)
+    half = (size + 1) // 2
+    rows = np.concatenate([np.arange(half), np.arange(half, size)[::-1]])
+    groups = batch // size
+    return (np.arange(groups)[:, None] + groups * rows[None, :]).reshape(-1)
+
+
+def batch_views(
+    step: int, *, seed: int, length: int, batch: int, repeats: int, mix_group: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The views of one step: epoch, then image index and repeat for each row, int64 (batch,) each.
+
+    An epoch is `length // batch` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each
+    image stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views.
+    """
+    epoch, position = divmod(step, length // batch)
+    places = position * batch + layout(batch, mix_group)
+    return epoch, epoch_order(seed, epoch, length)[places // repeats], places % repeats
+
+
+def spread(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Sorted positions of a random `share` of the labels, spread evenly over the classes; at least one, never all."""
+    count = min(max(round(len(labels) * share), 1), len(labels) - 1)
+    shuffled = np.random.Generator(np.random.Philox(key=[seed, PURPOSE_LIMIT])).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return np.sort(by_class[((np.arange(count) + 0.5) * len(labels) / count).astype(np.int64)])

@@ -1,0 +1,301 @@
+"""Source → batches. The k-th batch is a pure function of (config.seed, k), however many workers make it.
+
+A training batch is a dictionary with a leading axis of this process's rows: `image` uint8 (rows, size, size, 3),
+`label`, `index`, `epoch` and `repeat` int32 (rows,). Global rows [p * B / P, (p + 1) * B / P) go to process p of P.
+An evaluation batch has `image`, `label` and `mask` float32 (rows,): 1 for an image, 0 for padding.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+from absl import flags
+
+from deit_jax.data import images, order
+from deit_jax.data.sources import Source
+from deit_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+log = logging.getLogger(__name__)
+
+ENDLESS = 1 << 40  # steps
+CHUNK = 8  # images a task of the decoding threads
+GIVE_UP = 64  # broken images in a row that mean something else is wrong
+MIN_VIEWS = 1000  # before the share of broken images is judged
+
+
+def steps_per_epoch(config: ml_collections.ConfigDict, source: Source) -> int:
+    """Whole batches in the training images. Raises UserError where there is not one."""
+    steps = len(source) // config.batch_size
+    if not steps:
+        raise UserError(
+            f"batch_size {config.batch_size} is more than the {len(source)} training images: "
+            f"use --config.batch_size={len(source)} or less"
+        )
+    return steps
+
+
+def train_batches(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    *,
+    size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "TrainBatches":
+    """Endless batches of steps start, start + 1, …; starting late costs nothing. `size` is pixels a side.
+
+    The iterator counts unreadable images in `.broken` (of `.seen`), which are replaced by the next ones that can be
+    read; it raises UserError above `data.max_broken`. `.close()` ends its threads and processes.
+    """
+    steps_per_epoch(config, source)
+    make = TrainBatch(
+        source=source,
+        size=size,
+        rows=process_rows(config.batch_size, process_index, process_count),
+        threads=_threads(config),
+        seed=config.seed,
+        batch=config.batch_size,
+        repeats=config.augment.repeats,
+        mix_group=config.augment.mix_group,
+        scale=tuple(config.augment.crop_scale),
+        ratio=tuple(config.augment.crop_ratio),
+    )
+    return TrainBatches(_ahead(config, make, start, ENDLESS), config.data.max_broken)
+
+
+def eval_batches(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    *,
+    size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
+
+    Raises UserError naming an image that cannot be read.
+    """
+    batch = config.data.eval_batch_size or config.batch_size
+    make = EvalBatch(
+        source=source,
+        size=size,
+        rows=process_rows(batch, process_index, process_count),
+        threads=_threads(config),
+        batch=batch,
+        crop=config.data.crop,
+    )
+    return _checked(_ahead(config, make, 0, -(-len(source) // batch)))
+
+
+def process_rows(batch: int, process_index: int, process_count: int) -> slice:
+    """The rows of a global batch that one process holds."""
+    if batch % process_count:
+        near = max(1, round(batch / process_count)) * process_count
+        raise UserError(f"batch size {batch} is not divisible by {process_count} processes: use {near}")
+    share = batch // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _threads(config: ml_collections.ConfigDict) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.data.threads or max(1, min(16, cores // max(1, config.data.workers)))
+
+
+def _ahead(config: ml_collections.ConfigDict, make: Callable, start: int, stop: int) -> Iterator[Any]:
+    """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
+    steps = grain.MapDataset.range(start, stop).map(make)
+    workers, ready = config.data.workers, max(1, config.data.prefetch)
+    if workers:
+        ready = -(-ready // workers)
+        if not flags.FLAGS.is_parsed():  # Grain reads its own flags, which only absl's app.run parses
+            flags.FLAGS.mark_as_parsed()
+    # A second thread starts the next batch while the first waits for its last images.
+    options = grain.ReadOptions(num_threads=min(2, make.threads, ready), prefetch_buffer_size=ready)
+    batches = steps.to_iter_dataset(options)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready))
+    return iter(batches)
+
+
+@functools.cache
+def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+
+def _fill(threads: int, count: int, load: Callable[[int], None]) -> None:
+    """load(0) … load(count - 1) by `threads` threads; the first exception is raised."""
+
+    def chunk(first):
+        for row in range(first, min(first + CHUNK, count)):
+            load(row)
+
+    if threads == 1:
+        chunks = map(chunk, range(0, count, CHUNK))
+    else:
+        chunks = _pool(threads).map(chunk, range(0, count, CHUNK))
+    for _ in chunks:
+        pass
+
+
+def _labelled(source: Source, index: int) -> dict[str, Any]:
+    sample = source[index]
+    if not 0 <= sample["label"] < source.num_classes:
+        raise UserError(
+            f"{sample['name']} has label {sample['label']}: labels of {source.num_classes} classes are "
+            f"0 to {source.num_classes - 1}"
+        )
+    return sample
+
+
+def _checked(batches: Iterator[Any]) -> Iterator[Batch]:
+    """Errors travel from the workers as values: an exception would lose its type on the way."""
+    for batch in batches:
+        if "error" in batch:
+            raise UserError(batch["error"])
+        yield batch
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatch:
+    """Batch number → evaluation batch, or {"error": message}."""
+
+    source: Source
+    size: int
+    rows: slice
+    threads: int
+    batch: int
+    crop: float
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
+        real = np.flatnonzero(indices < len(self.source))
+        out = {
+            "image": np.zeros((len(indices), self.size, self.size, 3), np.uint8),
+            "label": np.zeros(len(indices), np.int32),
+            "mask": np.zeros(len(indices), np.float32),
+        }
+        out["mask"][real] = 1
+
+        def load(row):
+            sample = _labelled(self.source, int(indices[row]))
+            try:
+                out["image"][row] = images.eval_image(sample["image"], self.size, self.crop)
+            except OSError as error:
+                raise UserError(f"{sample['name']} cannot be read ({error}): mend or remove it") from error
+            out["label"][row] = sample["label"]
+
+        try:
+            _fill(self.threads, len(real), load)
+        except UserError as error:
+            return {"error": str(error)}
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """Step → training batch, with the unreadable images' names under "broken"; or {"error": message}."""
+
+    source: Source
+    size: int
+    rows: slice
+    threads: int
+    seed: int
+    batch: int
+    repeats: int
+    mix_group: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        epoch, index, repeat = order.batch_views(
+            int(step),
+            seed=self.seed,
+            length=len(self.source),
+            batch=self.batch,
+            repeats=self.repeats,
+            mix_group=self.mix_group,
+        )
+        index, repeat = index[self.rows], repeat[self.rows]
+        out = {
+            "image": np.empty((len(index), self.size, self.size, 3), np.uint8),
+            "label": np.empty(len(index), np.int32),
+            "index": index.astype(np.int32),
+            "epoch": np.full(len(index), epoch, np.int32),
+            "repeat": repeat.astype(np.int32),
+        }
+        broken: list[list[str]] = [[] for _ in index]
+
+        def load(row):
+            position, view = int(index[row]), int(repeat[row])
+            for _ in range(min(GIVE_UP, len(self.source))):
+                try:
+                    out["image"][row], out["label"][row] = self.view(epoch, position, view)
+                    out["index"][row] = position
+                    return
+                except OSError as error:
+                    broken[row].append(str(error))
+                    position = (position + 1) % len(self.source)
+            raise UserError(f"{len(broken[row])} images in a row cannot be read, the first: {broken[row][0]}")
+
+        try:
+            _fill(self.threads, len(index), load)
+        except UserError as error:
+            return {"error": str(error)}
+        return out | {"broken": sum(broken, [])}
+
+    def view(self, epoch: int, index: int, repeat: int) -> tuple[np.ndarray, int]:
+        """One random view, uint8 (size, size, 3), and its label. Raises OSError, naming the image, if unreadable."""
+        rng = order.generator(self.seed, order.PURPOSE_CROP, epoch, index, repeat)
+        name = f"image {index}"
+        try:
+            sample = _labelled(self.source, index)
+            name = sample["name"]
+            pixels = images.decode(sample["image"])
+        except OSError as error:
+            raise OSError(f"{name} ({error})") from error
+        box = images.draw_crop(rng, pixels.shape[0], pixels.shape[1], self.scale, self.ratio)
+        return images.random_resized_crop(pixels, box, self.size), sample["label"]
+
+
+class TrainBatches:
+    """Iterator over training batches that counts the broken images on the way."""
+
+    def __init__(self, batches: Iterator[Any], max_broken: float):
+        self._batches, self._max_broken = batches, max_broken
+        self._named: set[str] = set()
+        self.seen = self.broken = 0
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = dict(next(self._batches))
+        if "error" in batch:
+            raise UserError(batch["error"])
+        self._count(len(batch["label"]), batch.pop("broken"))
+        return batch
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def _count(self, views: int, broken: list[str]) -> None:
+        self.seen += views
+        self.broken += len(broken)
+        for name in broken:
+            if name not in self._named:
+                log.warning("unreadable image, replaced by the next: %s", name)
+                self._named.add(name)
+        if self.seen >= MIN_VIEWS and self.broken > self._max_broken * self.seen:
+            raise UserError(
+                f"{self.broken} of {self.seen} training images cannot be read, e.g. {broken[0] if broken else '-'}: "
+                f"mend or remove them, or raise data.max_broken above {self.broken / self.seen:.2g}"
+            )
