@@ -1,0 +1,51 @@
+"""All of the device's augmentation, in the order of the released recipe."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deit_jax.augment.basic import draw_flip, flip, normalize
+from deit_jax.augment.erasing import draw_erasing, erase
+from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets, soft_targets
+
+
+def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:
+    """(batch,) keys: each a function of the image's epoch, index and view alone, never of its place in the batch."""
+
+    def one(epoch, index, repeat):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, epoch), index), repeat)
+
+    return jax.vmap(one)(batch["epoch"], batch["index"], batch["repeat"])
+
+
+def augment_train(
+    batch: dict[str, Array], key: jax.Array, step: Array | int, cfg: Any, num_classes: int
+) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
+    """Flip, policy, normalize, erase and mix a batch of cropped images; smooth and mix its targets.
+
+    `batch` holds image (batch, height, width, 3) uint8 and label, index, epoch, repeat (batch,) int32. `key` is a typed
+    key, `cfg` any object with the attributes of `config.augment`. Mixing acts on groups of `cfg.mix_group` neighbours,
+    or of the largest divisor of the batch below it, whatever the devices. Returns float32 images and probabilities.
+    """
+    images = batch["image"]
+    size, height, width = images.shape[:3]
+    sample_key, mix_key = jax.random.split(key)
+    flip_keys, policy_keys, erase_keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(
+        sample_keys(sample_key, batch)
+    )
+    if cfg.flip > 0:
+        images = flip(images, jax.vmap(lambda k: draw_flip(k, cfg.flip))(flip_keys))
+    del policy_keys
+    images = normalize(images, cfg.mean, cfg.std)
+    if cfg.erasing > 0:
+        images = erase(images, jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys))
+
+    targets = soft_targets(batch["label"], num_classes, cfg.label_smoothing)
+    if cfg.mixup > 0 or cfg.cutmix > 0:
+        groups = size // group_size(size, cfg.mix_group)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(mix_key, step), jnp.arange(groups))
+        mix = jax.vmap(lambda k: draw_mix(k, cfg, height, width))(keys)
+        images, targets = mix_images(images, mix), mix_targets(targets, mix.lam)
+    return images, targets
