@@ -1,1 +1,38 @@
-"""DeiT, data-efficient image transformers, in JAX and Flax."""
+"""DeiT, data-efficient image transformers, in JAX and Flax.
+
+Every name below is imported when it is first used, so `import deit_jax` alone loads nothing.
+"""
+
+import importlib
+
+_FROM = {
+    "create_model": "models",
+    "list_models": "models",
+    "load_model": "weights",
+    "load_weights": "weights",
+    "fit_weights": "weights",
+    "to_linen": "models.linen",
+    "resize_pos_embed": "pos_embed",
+    "distillation_loss": "losses",
+    "fuse": "models.vit",
+    "eval_image": "data.images",
+    "UserError": "errors",
+}
+_MODULES = (
+    "augment benchmark certify checkpoint compare config convert data errors evaluate losses models optimizer plan "
+    "pos_embed predict report sharding teacher train weights"
+).split()
+
+__all__ = sorted(_FROM)
+
+
+def __getattr__(name: str):
+    if name in _FROM:
+        return getattr(importlib.import_module(f"deit_jax.{_FROM[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"deit_jax.{name}")
+    raise AttributeError(f"module 'deit_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FROM, *_MODULES])

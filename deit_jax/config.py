@@ -7,9 +7,6 @@ only what is particular to its run. A default of None means "as `recipe` says" (
 import dataclasses
 from typing import Any
 
-import ml_collections
-from ml_collections import config_dict
-
 from deit_jax.errors import UserError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -186,19 +183,21 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def flat(tree: dict | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flat(tree, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of a nested dictionary, a table of settings or a ConfigDict."""
     out = {}
     for key, value in tree.items():
-        if isinstance(value, dict | ml_collections.ConfigDict):
+        if hasattr(value, "items"):
             out |= flat(value, f"{prefix}{key}.")
         else:
             out[prefix + key] = value
     return out
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config():
     """A locked ConfigDict with every setting at its default; assigning an unknown name raises."""
+    import ml_collections  # only here: models, losses and the train step work on machines that lack it
+    from ml_collections import config_dict
 
     def build(table):
         config = ml_collections.ConfigDict()
@@ -224,7 +223,7 @@ def arguments(text: str | None, allowed: tuple[str, ...]) -> dict[str, str]:
     return out
 
 
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def resolve(config):
     """A copy in which every setting left to the recipe has the recipe's value."""
     config = config.copy_and_resolve_references()
     for path, value in RECIPES[config.recipe].items():
@@ -234,7 +233,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def validate(config: ml_collections.ConfigDict, *, num_devices: int = 1, num_processes: int = 1) -> None:
+def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
     """Check a resolved config by itself: choices, ranges, divisibility. Raises UserError with the mend."""
     values = flat(config)
     for path, setting in flat(SETTINGS).items():

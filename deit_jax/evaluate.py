@@ -1,0 +1,71 @@
+"""Accuracy of each head and of their fusion over a whole dataset."""
+
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from deit_jax import sharding
+from deit_jax.augment import normalize
+from deit_jax.models.vit import fuse
+
+HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
+def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tuple) -> dict[str, jax.Array]:
+    """Logits of uint8 images (B, S, S, 3) by every head the model has, in evaluation mode."""
+    model = nnx.merge(graphdef, weights["params"], weights["stats"])
+    cls, dist = model.heads(normalize(images, mean, std))
+    if dist is None:
+        return {"cls": cls}
+    return dict(zip(HEADS, (cls, dist, fuse(cls, dist, "logits"), fuse(cls, dist, "probabilities")), strict=True))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
+def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple) -> dict[str, jax.Array]:
+    """A head: (top-1 right, top-5 right, summed cross-entropy, images) of a batch; padding (mask 0) does not count."""
+
+    def count(logits):
+        label, mask = batch["label"], batch["mask"]
+        own = jnp.take_along_axis(logits, label[:, None], axis=1)
+        # a tie goes to the class that comes first, as argmax decides
+        before = jnp.arange(logits.shape[1]) < label[:, None]
+        rank = ((logits > own) | ((logits == own) & before)).sum(1)
+        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+        return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
+
+    logits = head_logits(graphdef, weights, batch["image"], mean, std)
+    return {name: count(x) for name, x in logits.items()}
+
+
+def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, config) -> dict:
+    """Evaluate `weights` ({"params", "stats"}) over `batches` of `data.eval_batches`.
+
+    Returns {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}; accuracies in percent, loss
+    the mean cross-entropy. The first three are the model's joint prediction: fused as `evaluate.fusion` says.
+    """
+    mean, std = tuple(config.augment.mean), tuple(config.augment.std)
+    totals: dict[str, np.ndarray] = {}
+    pending = []
+    for batch in batches:
+        placed = sharding.place_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh)
+        pending.append(count_correct(graphdef, weights, placed, mean, std))
+        if len(pending) > 2:  # a little ahead of the device, not a dataset ahead
+            add(totals, pending.pop(0))
+    for counts in pending:
+        add(totals, counts)
+    heads = {
+        name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
+        for name, (right, right5, loss, n) in totals.items()
+    }
+    joint = f"fused_{config.evaluate.fusion}" if "dist" in heads else "cls"
+    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
+
+
+def add(totals: dict, counts: dict) -> None:
+    for name, values in jax.device_get(counts).items():
+        totals[name] = totals.get(name, 0.0) + values.astype(np.float64)

@@ -1,0 +1,91 @@
+"""Pictures of a run: curves, attention, bars. Each function writes one PNG."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen needed
+import matplotlib.pyplot as plt
+import numpy as np
+
+INK, GRID = "#333333", "#dddddd"
+COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96"]
+
+
+def tidy(axis, xlabel: str, ylabel: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.set_xlabel(xlabel, color=INK)
+    axis.set_ylabel(ylabel, color=INK)
+
+
+def save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+
+
+def curves(path: str | Path, logs: dict[str, list[dict]]) -> None:
+    """Training loss and evaluation top-1 over epochs, a line a run. logs: {run: records of its log.jsonl}."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    for color, (name, records) in zip(COLORS * 3, logs.items(), strict=False):
+        losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
+        if losses:
+            left.plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5)
+        for key, style in (("eval/top1", "-"), ("eval_ema/top1", ":")):
+            scores = [(r["epoch"], r[key]) for r in records if key in r]
+            if scores:
+                label = name if style == "-" else f"{name}, averaged weights"
+                marker = "o" if len(scores) == 1 else None
+                right.plot(*zip(*scores, strict=True), style, color=color, label=label, linewidth=1.5, marker=marker)
+    tidy(left, "epoch", "training loss")
+    tidy(right, "epoch", "top-1, %")
+    for axis in (left, right):
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+    save(figure, Path(path))
+
+
+def attention(
+    path: str | Path, images: np.ndarray, maps: np.ndarray, captions: list[str], grid: tuple[int, int]
+) -> None:
+    """Each image beside what its class (and distillation) token attends to in the last block, mean over heads.
+
+    images: (n, H, W, 3) uint8; maps: (n, tokens, patches), attention of each prefix token to the patches; grid: patch
+    rows and columns.
+    """
+    tokens = ["class token", "distillation token"][: maps.shape[1]]
+    n = len(images)
+    figure, axes = plt.subplots(1 + len(tokens), n, figsize=(1.5 * n, 1.62 * (1 + len(tokens))), squeeze=False)
+    for column in range(n):
+        axes[0, column].imshow(images[column], interpolation="nearest")
+        axes[0, column].set_title(captions[column], fontsize=8, color=INK)
+        for row in range(len(tokens)):
+            heat = maps[column, row].reshape(grid)
+            axes[row + 1, column].imshow(images[column].mean(-1), cmap="gray", interpolation="nearest")
+            extent = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
+            axes[row + 1, column].imshow(heat, cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear")
+    for row, label in enumerate(["image", *tokens]):
+        axes[row, 0].set_ylabel(label, fontsize=9, color=INK)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    figure.tight_layout(pad=0.4)
+    save(figure, Path(path))
+
+
+def bars(path: str | Path, values: dict[str, tuple[float, float]], ylabel: str = "top-1, %") -> None:
+    """A bar with its deviation for each {label: (mean, deviation)}."""
+    figure, axis = plt.subplots(figsize=(max(4.0, 1.25 * len(values)), 3.4))
+    means, deviations = zip(*values.values(), strict=True)
+    axis.bar(range(len(values)), means, yerr=deviations, capsize=4, color=COLORS[0], width=0.62, ecolor=INK)
+    low = min(m - d for m, d in zip(means, deviations, strict=True))
+    high = max(m + d for m, d in zip(means, deviations, strict=True))
+    room = max(high - low, 0.5)
+    axis.set_ylim(max(0.0, low - room), high + 0.3 * room)
+    axis.set_xticks(range(len(values)), list(values), fontsize=8)
+    for x, (mean, deviation) in enumerate(values.values()):
+        axis.text(x, mean + deviation, f"{mean:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
+    tidy(axis, "", ylabel)
+    save(figure, Path(path))

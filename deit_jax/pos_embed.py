@@ -1,0 +1,67 @@
+"""Position embeddings at another image size: PyTorch's bicubic interpolation, for weights of one grid in another."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from deit_jax.errors import UserError
+
+A = -0.75  # PyTorch's cubic coefficient; jax.image.resize takes -0.5
+
+
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981) with coefficient A."""
+    d = np.abs(distance)
+    near = ((A + 2) * d - (A + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * A - 4 * A
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def resize_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Weights of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False), the border
+    repeated, no antialiasing."""
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old))
+    for tap in range(-1, 3):
+        at = np.floor(centre) + tap
+        np.add.at(matrix, (np.arange(new), np.clip(at, 0, old - 1).astype(int)), cubic(centre - at))
+    return matrix
+
+
+def resize_pos_embed(
+    pos_embed: Float[Array, "1 positions dim"],
+    grid: tuple[int, int],
+    *,
+    prefix_tokens: int = 1,
+    old_grid: tuple[int, int] | None = None,
+) -> Float[Array, "1 new_positions dim"]:
+    """The position embedding for a grid of (rows, columns) patches, as PyTorch's bicubic interpolation makes it.
+
+    Args:
+        pos_embed: positions of the class (and distillation) token, then of the patches row by row.
+        grid: patches wanted, (rows, columns).
+        prefix_tokens: leading positions that are no patches; they are kept as they are.
+        old_grid: patches there are; None: a square.
+
+    Raises UserError where `old_grid` does not fit the number of positions.
+    """
+    patches = pos_embed.shape[1] - prefix_tokens
+    side = math.isqrt(max(patches, 0))
+    rows, columns = old_grid or (side, side)
+    if patches < 1 or rows * columns != patches:
+        given = f"{rows}x{columns}" if old_grid else "a square"
+        raise UserError(
+            f"pos_embed has {patches} positions behind {prefix_tokens} prefix tokens, which are not {given}: "
+            "give prefix_tokens and old_grid=(rows, columns)"
+        )
+    if (rows, columns) == tuple(grid):
+        return pos_embed
+    prefix, image = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:].reshape(1, rows, columns, -1)
+    vertical, horizontal = (
+        jnp.asarray(resize_matrix(old, new), pos_embed.dtype) for old, new in zip((rows, columns), grid, strict=True)
+    )
+    resized = jnp.einsum("yr,xc,brcd->byxd", vertical, horizontal, image, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([prefix, resized.reshape(1, grid[0] * grid[1], -1)], axis=1)
