@@ -138,22 +138,27 @@ def _fill(threads: int, count: int, load: Callable[[int], None]) -> None:
         for row in range(first, min(first + CHUNK, count)):
             load(row)
 
-    if threads == 1:
-        chunks = map(chunk, range(0, count, CHUNK))
-    else:
-        chunks = _pool(threads).map(chunk, range(0, count, CHUNK))
-    for _ in chunks:
+    spread = map if threads == 1 else _pool(threads).map
+    for _ in spread(chunk, range(0, count, CHUNK)):
         pass
 
 
-def _labelled(source: Source, index: int) -> dict[str, Any]:
-    sample = source[index]
+def read(source: Source, index: int) -> tuple[np.ndarray, int]:
+    """Decoded pixels, uint8 (height, width, 3), and label of one image. Raises OSError naming an unreadable image,
+    UserError for a label outside the classes."""
+    name = f"image {index}"
+    try:
+        sample = source[index]
+        name = sample["name"]
+        pixels = images.decode(sample["image"])
+    except OSError as error:
+        raise OSError(f"{name} ({error})") from error
     if not 0 <= sample["label"] < source.num_classes:
         raise UserError(
-            f"{sample['name']} has label {sample['label']}: labels of {source.num_classes} classes are "
+            f"{name} has label {sample['label']}: labels of {source.num_classes} classes are "
             f"0 to {source.num_classes - 1}"
         )
-    return sample
+    return pixels, sample["label"]
 
 
 def _checked(batches: Iterator[Any]) -> Iterator[Batch]:
@@ -186,12 +191,11 @@ class EvalBatch:
         out["mask"][real] = 1
 
         def load(row):
-            sample = _labelled(self.source, int(indices[row]))
             try:
-                out["image"][row] = images.eval_image(sample["image"], self.size, self.crop)
+                pixels, out["label"][row] = read(self.source, int(indices[row]))
             except OSError as error:
-                raise UserError(f"{sample['name']} cannot be read ({error}): mend or remove it") from error
-            out["label"][row] = sample["label"]
+                raise UserError(f"evaluation image {error} cannot be read: mend or remove it") from error
+            out["image"][row] = images.eval_image(pixels, self.size, self.crop)
 
         try:
             _fill(self.threads, len(real), load)
@@ -232,38 +236,41 @@ class TrainBatch:
             "epoch": np.full(len(index), epoch, np.int32),
             "repeat": repeat.astype(np.int32),
         }
-        broken: list[list[str]] = [[] for _ in index]
+        # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
+        found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
+        rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+        broken: list[list[str]] = [[] for _ in found]
 
-        def load(row):
-            position, view = int(index[row]), int(repeat[row])
-            for _ in range(min(GIVE_UP, len(self.source))):
-                try:
-                    out["image"][row], out["label"][row] = self.view(epoch, position, view)
-                    out["index"][row] = position
-                    return
-                except OSError as error:
-                    broken[row].append(str(error))
-                    position = (position + 1) % len(self.source)
-            raise UserError(f"{len(broken[row])} images in a row cannot be read, the first: {broken[row][0]}")
+        def load(which):
+            position, pixels, label = self.readable(int(found[which]), broken[which])
+            for row in rows[which]:
+                out["image"][row] = self.view(pixels, epoch, position, int(repeat[row]))
+                out["label"][row], out["index"][row] = label, position
 
         try:
-            _fill(self.threads, len(index), load)
+            _fill(self.threads, len(found), load)
         except UserError as error:
             return {"error": str(error)}
-        return out | {"broken": sum(broken, [])}
+        views = [name for which in np.argsort(first) for name in broken[which] * len(rows[which])]
+        return out | {"broken": views}
 
-    def view(self, epoch: int, index: int, repeat: int) -> tuple[np.ndarray, int]:
-        """One random view, uint8 (size, size, 3), and its label. Raises OSError, naming the image, if unreadable."""
+    def readable(self, index: int, broken: list[str]) -> tuple[int, np.ndarray, int]:
+        """Position, pixels and label of the first image from `index` on that can be read; the others' names are
+        added to `broken`. Raises UserError where too many in a row cannot."""
+        tries = min(GIVE_UP, len(self.source))
+        for position in range(index, index + tries):
+            position %= len(self.source)
+            try:
+                return position, *read(self.source, position)
+            except OSError as error:
+                broken.append(str(error))
+        raise UserError(f"{tries} images in a row cannot be read, the first: {broken[0]}")
+
+    def view(self, pixels: np.ndarray, epoch: int, index: int, repeat: int) -> np.ndarray:
+        """A random crop of an image, uint8 (size, size, 3), keyed by where it stands."""
         rng = order.generator(self.seed, order.PURPOSE_CROP, epoch, index, repeat)
-        name = f"image {index}"
-        try:
-            sample = _labelled(self.source, index)
-            name = sample["name"]
-            pixels = images.decode(sample["image"])
-        except OSError as error:
-            raise OSError(f"{name} ({error})") from error
         box = images.draw_crop(rng, pixels.shape[0], pixels.shape[1], self.scale, self.ratio)
-        return images.random_resized_crop(pixels, box, self.size), sample["label"]
+        return images.random_resized_crop(pixels, box, self.size)
 
 
 class TrainBatches:

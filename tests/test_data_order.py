@@ -1,0 +1,101 @@
+"""The order of views and the layout of a batch."""
+
+import numpy as np
+import pytest
+
+from deit_jax.data import order
+
+
+def views(step, *, seed=0, length=1000, batch=64, repeats=3, mix_group=64):
+    return order.batch_views(step, seed=seed, length=length, batch=batch, repeats=repeats, mix_group=mix_group)
+
+
+def epoch_views(epoch: int, *, length=1000, batch=64, **kwargs):
+    steps = length // batch
+    taken = [views(epoch * steps + k, length=length, batch=batch, **kwargs) for k in range(steps)]
+    assert {e for e, _, _ in taken} == {epoch}
+    return np.concatenate([i for _, i, _ in taken]), np.concatenate([r for _, _, r in taken])
+
+
+@pytest.mark.parametrize(
+    ("batch", "mix_group", "size"),
+    [(1024, 64, 64), (64, 64, 64), (96, 64, 48), (16, 64, 16), (100, 64, 50), (67, 64, 1), (9, 64, 9), (1, 64, 1)],
+)
+def test_group_size_divides_the_batch(batch, mix_group, size):
+    assert order.group_size(batch, mix_group) == size
+
+
+@pytest.mark.parametrize("batch", [1024, 256, 128, 64, 96, 100, 16, 12, 9, 8])
+@pytest.mark.parametrize("repeats", [2, 3, 4])
+def test_copies_of_an_image_are_never_mixed_with_each_other(batch, repeats):
+    length = 3 * batch + 5
+    size = order.group_size(batch, 64)
+    for step in range(9):
+        _, index, _ = views(step, length=length, batch=batch, repeats=repeats)
+        groups = index.reshape(-1, size)
+        same = groups == groups[:, ::-1]
+        assert not same[:, : size // 2].any()
+
+
+@pytest.mark.parametrize("batch", [1024, 100, 9, 1])
+def test_layout_is_a_permutation(batch):
+    np.testing.assert_array_equal(np.sort(order.layout(batch, 64)), np.arange(batch))
+
+
+def test_views_are_dealt_to_groups_in_turn():
+    """The release's sampler: with R processes, process g takes every R-th view from the g-th on."""
+    _, index, repeat = views(2, length=4096, batch=256)
+    shuffled = order.epoch_order(0, 0, 4096)
+    sequence = np.arange(512, 768)
+    for group in range(4):
+        rows = slice(64 * group, 64 * group + 64)
+        dealt = sequence[group::4]
+        found = sorted(zip(index[rows], repeat[rows], strict=True))
+        assert found == sorted(zip(shuffled[dealt // 3], dealt % 3, strict=True))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_repeats_of_an_epoch(epoch):
+    index, repeat = epoch_views(epoch)
+    assert len(index) == 15 * 64
+    pairs = set(zip(index.tolist(), repeat.tolist(), strict=True))
+    assert len(pairs) == len(index)
+    assert set(np.bincount(index)[np.unique(index)]) == {3}
+    assert set(repeat.tolist()) == {0, 1, 2}
+
+
+def test_without_repeats_every_image_comes_once():
+    index, repeat = epoch_views(3, length=640, repeats=1)
+    np.testing.assert_array_equal(np.sort(index), np.arange(640))
+    assert not repeat.any()
+
+
+def test_epochs_and_seeds_have_other_orders():
+    orders = [order.epoch_order(seed, epoch, 500) for seed in (0, 1) for epoch in (0, 1)]
+    for a in range(4):
+        np.testing.assert_array_equal(np.sort(orders[a]), np.arange(500))
+        for b in range(a):
+            assert (orders[a] == orders[b]).mean() < 0.05
+
+
+def test_generators_of_different_places_differ():
+    places = [(0, 1), (1, 1), (0, 2), (0, 1, 1), (0, 1, 0, 1), (0, 1, 0, 0, 1)]
+    draws = {order.generator(*place).random() for place in places}
+    assert len(draws) == len(places)
+    assert order.generator(3, 2, 5, 7, 1).random() == order.generator(3, 2, 5, 7, 1).random()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_spread_takes_its_share_of_every_class(share):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
+    held = order.spread(labels, share, seed=0)
+    count = min(max(round(400 * share), 1), 399)
+    assert len(np.unique(held)) == len(held) == count
+    per_class = np.bincount(labels[held], minlength=10)
+    assert np.abs(per_class - count / 10).max() <= 1
+
+
+def test_spread_of_single_images():
+    held = order.spread(np.arange(202), 0.1, seed=0)
+    assert len(np.unique(held)) == 20
+    np.testing.assert_array_equal(held, order.spread(np.arange(202), 0.1, seed=0))
