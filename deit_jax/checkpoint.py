@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run, and the folder they lie in.
 
     WORKDIR/config.json             the settings the run began with, and its data's fingerprint
-    WORKDIR/checkpoints/STEP/       params, ema ({"params", "stats"} each), rest (step, optimizer, counters), meta (JSON)
+    WORKDIR/checkpoints/STEP/       params, ema ({"params", "stats"} each), rest (step, optimizer, …), meta (JSON)
 
 The newest `checkpoint.keep` are kept, and the best by top-1. Any mesh reads any mesh's checkpoint.
 """
@@ -140,9 +140,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     if step is None:
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
     if not (step / weights).is_dir():
-        raise UserError(
-            f"checkpoint {step} has no {weights} weights: it has {', '.join(sorted(p.name for p in step.iterdir() if p.is_dir()))}"
-        )
+        raise UserError(f"checkpoint {step} has no {weights} weights: it was saved without averaging")
     with ocp.StandardCheckpointer() as reader:
         shapes = reader.metadata(step / weights).item_metadata.tree
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])

@@ -70,7 +70,8 @@ def distillation_loss(
         raise UserError(f"distillation kind '{kind}' needs teacher_logits: give them, or use kind='none'")
     if teacher_logits.ndim == 2 and teacher_logits.shape[-1] != student.shape[-1]:
         raise UserError(
-            f"teacher has {teacher_logits.shape[-1]} classes, student {student.shape[-1]}: they must know the same classes"
+            f"teacher has {teacher_logits.shape[-1]} classes, student {student.shape[-1]}:"
+            " they must know the same classes"
         )
     if kind == "hard":
         decision = teacher_logits if teacher_logits.ndim == 1 else teacher_logits.argmax(-1)

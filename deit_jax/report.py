@@ -145,8 +145,8 @@ class Log:
         self.reset(step)
 
     def rolled_back(self, step: int, to: int) -> None:
-        self.say(f"{self.title}: {self.config.stability.patience} non-finite steps in a row at step {step}: back to step "
-                 f"{to}, going on with other data")  # fmt: skip
+        bad = self.config.stability.patience
+        self.say(f"{self.title}: {bad} non-finite steps in a row at step {step}: back to step {to}, with other data")
         self.write(step, rolled_back_to=to)
         self.reset(to)
 

@@ -50,8 +50,8 @@ def live_teacher(
     return logits
 
 
-def make_teacher(config, *, img_size: int, num_classes: int, dtype) -> tuple[Callable, list]:
-    """(teacher, its arrays) that `config` (resolved) asks for.
+def make_teacher(config, init: str = "", *, img_size: int, num_classes: int, dtype) -> tuple[Callable, list]:
+    """(teacher, its arrays) that `config` (resolved) asks for; init: its weights where `teacher.init` is empty.
 
     Raises UserError for missing weights or a teacher of other classes, before anything is compiled.
     """
@@ -59,11 +59,12 @@ def make_teacher(config, *, img_size: int, num_classes: int, dtype) -> tuple[Cal
         return no_teacher, []
     if config.distill.labels:
         return stored_teacher, []
-    from deit_jax.convert import fit_weights, load_weights  # here: stored labels need no weights' code
+    from deit_jax.weights import fit_weights, load_weights  # here: stored labels need no weights' code
 
     t = config.teacher
-    names, sources = t.name.split(","), t.init.split(",")
-    if not t.init:
+    init = t.init or init
+    names, sources = t.name.split(","), init.split(",")
+    if not init:
         raise UserError(
             f"teacher {t.name} has no weights: give --config.teacher.init= a hub name, file or workdir,"
             " or train it here with --config.teacher.epochs="
@@ -75,7 +76,8 @@ def make_teacher(config, *, img_size: int, num_classes: int, dtype) -> tuple[Cal
         weights = load_weights(source)
         if weights.num_classes != num_classes:
             raise UserError(
-                f"teacher {source} has {weights.num_classes} classes, the data {num_classes}: give a teacher of these classes"
+                f"teacher {source} has {weights.num_classes} classes, the data {num_classes}:"
+                " give a teacher of these classes"
             )
         size = t.img_size or img_size
         build = models.constructor(name, num_classes=num_classes, img_size=size, dtype=dtype)

@@ -139,9 +139,10 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int)
     return step
 
 
-def train(config, workdir: str | Path, *, title: str = "student") -> dict:
+def train(config, workdir: str | Path, *, title: str = "student", teacher_init: str = "") -> dict:
     """Train what `config` (resolved and valid) describes, or finish the run that `workdir` holds.
 
+    teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none.
     Where weights come from: 1. the newest checkpoint in workdir, 2. else `config.init`, 3. else new ones from the seed.
     Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it. Raises UserError for bad input,
     Interrupted once a signal came and the state is saved.
@@ -157,7 +158,7 @@ def train(config, workdir: str | Path, *, title: str = "student") -> dict:
     per_epoch = pipeline.steps_per_epoch(config, train_source)
     total = num_steps(config, per_epoch)
     sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
-    teacher, teacher_arrays = make_teacher(config, **sizes, dtype=compute_dtype(config.teacher.dtype))
+    teacher, teacher_arrays = make_teacher(config, teacher_init, **sizes, dtype=compute_dtype(config.teacher.dtype))
     weights, notes = load_init(config, student)
     workdir = claim_workdir(workdir, config, train_source.fingerprint)
 
@@ -213,8 +214,8 @@ def train(config, workdir: str | Path, *, title: str = "student") -> dict:
                 back = checkpoints.last_good()
                 if rollbacks > config.stability.rollbacks:
                     raise UserError(
-                        f"{title} diverges: {int(values['bad_in_row'])} non-finite steps in a row at step {step}, after "
-                        f"{rollbacks - 1} roll-backs: lower --config.optimizer.lr, or use --config.model.dtype=float32"
+                        f"{title} diverges: {int(values['bad_in_row'])} non-finite steps in a row at step {step}, "
+                        f"after {rollbacks - 1} roll-backs: lower --config.optimizer.lr"
                     )
                 state = new_state(weights, key) if back is None else checkpoints.roll_back(back, wanted)
                 offset += step - int(state["step"])
@@ -246,7 +247,7 @@ def load_init(config, student: Student) -> tuple[dict | None, list[str]]:
     """(weights of `config.init` fitted to the student, what was changed to fit), or (None, []) without one."""
     if not config.init:
         return None, []
-    from deit_jax.convert import fit_weights, load_weights
+    from deit_jax.weights import fit_weights, load_weights
 
     params, stats, notes = fit_weights(load_weights(config.init), student.build)
     return {"params": params, "stats": stats}, notes

@@ -38,7 +38,7 @@ class ConvNorm(nnx.Module):
     def __init__(self, width_in, width_out, kernel=1, *, stride=1, groups=1, act=True, scale=1.0, dtype, rngs):
         pad = (kernel - 1) // 2
         self.conv = nnx.Conv(
-            width_in, width_out, (kernel, kernel), strides=stride, padding=[(pad, pad)] * 2, feature_group_count=groups,
+            width_in, width_out, (kernel, kernel), strides=stride, padding=((pad, pad),) * 2, feature_group_count=groups,
             use_bias=False, kernel_init=conv_init, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.bn = nnx.BatchNorm(

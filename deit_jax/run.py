@@ -1,0 +1,136 @@
+"""What one command does, in order: the teacher (where it is trained here), the comparison, the student, the report."""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from deit_jax import plots, report
+from deit_jax.augment import normalize
+from deit_jax.checkpoint import claim_workdir, read_weights
+from deit_jax.config import default_config, flat
+from deit_jax.data import pipeline, sources
+from deit_jax.errors import UserError
+from deit_jax.evaluate import head_logits
+from deit_jax.train import make_student, train
+
+
+def teacher_config(config):
+    """The config of training `teacher.name` on the student's data, by the `teacher.*` settings."""
+    c, t = config.copy_and_resolve_references(), config.teacher
+    c.model.name, c.epochs, c.steps, c.init, c.compare = t.name, t.epochs, 0, "", False
+    c.model.img_size = t.img_size or c.model.img_size
+    c.model.drop_path_rate, c.model.dtype = t.drop_path_rate, t.dtype
+    c.optimizer.lr = t.lr or c.optimizer.lr
+    c.augment.mean, c.augment.std = t.mean, t.std
+    c.distill.update(default_config().distill)
+    c.distill.kind, c.distill.normalization = "none", config.distill.normalization
+    c.teacher.update(default_config().teacher)
+    return c
+
+
+def plain_config(config):
+    """The config of the same student without distillation token and teacher."""
+    c = config.copy_and_resolve_references()
+    c.model.name, c.distill.kind, c.distill.labels, c.compare = plain_name(c.model.name), "none", "", False
+    c.teacher.update(default_config().teacher)
+    return c
+
+
+def plain_name(name: str) -> str:
+    return name.replace("_distilled", "")
+
+
+def check(config, workdir: str | Path) -> Path:
+    """Everything that can be wrong with a run and its data, before the first compile. Returns the claimed folder."""
+    train_source, _ = sources.open_sources(config)
+    make_student(config, train_source.num_classes)
+    pipeline.steps_per_epoch(config, train_source)
+    if config.teacher.epochs:
+        make_student(teacher_config(config), train_source.num_classes)
+    return claim_workdir(workdir, config, train_source.fingerprint)
+
+
+def train_teacher(config, workdir: Path) -> tuple[str, dict | None]:
+    """(folder of the teacher's weights, its results), trained in WORKDIR/teacher; ("", None) where none is trained."""
+    if not (config.teacher.epochs and config.distill.kind in ("soft", "hard")):
+        return "", None
+    if config.teacher.init:
+        raise UserError("teacher.init and teacher.epochs are both given: use the weights, or train the teacher here")
+    folder = workdir / "teacher"
+    return str(folder), train(teacher_config(config), folder, title="teacher")
+
+
+def run(config, workdir: str | Path) -> dict:
+    """`--mode=train`. Returns {"teacher", "plain", "student"}: the evaluations of what was trained."""
+    begun = time.perf_counter()
+    workdir = check(config, workdir)
+    results = {}
+    teacher_folder, results["teacher"] = train_teacher(config, workdir)
+    if config.compare:
+        results["plain"] = train(plain_config(config), workdir / "plain", title="plain student")
+    results["student"] = train(config, workdir, title="student", teacher_init=teacher_folder)
+    results = {k: v for k, v in results.items() if v is not None}
+    if jax.process_index() == 0:
+        draw_attention(config, workdir)
+        write_report(config, workdir, results, time.perf_counter() - begun)
+    return results
+
+
+def draw_attention(config, workdir: Path, count: int = 8) -> None:
+    """attention.png: where the class and distillation token of the best student look, on held-out images."""
+    meta, weights = read_weights(workdir)
+    student = make_student(config, meta["model"]["num_classes"])
+    model = nnx.merge(student.graphdef, weights["params"], weights["stats"])
+    if not hasattr(model, "inspect"):
+        return  # a ConvNet has no attention
+    _, eval_source = sources.open_sources(config)
+    batch = next(pipeline.eval_batches(config, eval_source, size=student.img_size))
+    picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
+    images, labels = batch["image"][picked], batch["label"][picked]
+    mean, std = tuple(config.augment.mean), tuple(config.augment.std)
+    attention = model.inspect(normalize(images, mean, std))["attention"][-1]
+    maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
+    logits = head_logits(student.graphdef, weights, images, mean, std)
+    guesses = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
+    names = meta["classes"]
+    captions = [
+        f"{names[label]}" + ("" if label == guess else f" (said {names[guess]})")
+        for label, guess in zip(labels, guesses, strict=True)
+    ]
+    plots.attention(workdir / "attention.png", images, maps, captions, model.grid)
+
+
+def write_report(config, workdir: Path, results: dict, seconds: float) -> None:
+    """report.md: what was trained, how well it does, the pictures, the settings. Printed as well."""
+    names = {"teacher": config.teacher.name, "plain": f"{plain_name(config.model.name)}, no teacher",
+             "student": f"{config.model.name}, {config.distill.kind} distillation"}  # fmt: skip
+    if config.distill.kind == "none":
+        names["student"] = config.model.name
+    rows = [row for key, result in results.items() for row in report.accuracy_rows(names[key], result)]
+    accuracy = report.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
+    logs = {key: report.read_log(workdir if key == "student" else workdir / key) for key in results}
+    plots.curves(workdir / "curves.png", logs)
+    pictures = ["![loss and accuracy](curves.png)"]
+    if (workdir / "attention.png").exists():
+        pictures.append("Attention of the class and the distillation token in the last block, mean over heads:\n\n"
+                        "![attention](attention.png)")  # fmt: skip
+    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
+    text = [
+        f"# {config.model.name}",
+        f"`{shlex.join(['python', *sys.argv])}`",
+        f"Evaluated on {results['student']['params']['images']} held-out images. "
+        f"This command took {report.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
+        accuracy,
+        *pictures,
+        "## Settings that differ from the defaults",
+        "```\n" + "\n".join(changed) + "\n```",
+    ]
+    (workdir / "report.md").write_text("\n\n".join(text) + "\n")
+    (workdir / "results.json").write_text(json.dumps(results, indent=1))
+    print(f"\n{accuracy}\n\nreport: {workdir / 'report.md'}")

@@ -1,0 +1,88 @@
+"""Train, distil, evaluate: `python main.py --config=configs/digits.py --workdir=runs/digits`. See README.md."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from deit_jax.config import resolve, validate
+from deit_jax.errors import UserError, nearest
+
+MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, report.")
+flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    mode = FLAGS.mode
+    if mode not in MODES:
+        raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
+    if FLAGS.config is None:
+        raise UserError("no config: give --config=configs/FILE.py (configs/digits.py needs no data)")
+    needs_workdir = mode in ("train", "label", "ablate") or (mode == "evaluate" and not FLAGS.checkpoint)
+    if needs_workdir and not FLAGS.workdir:
+        raise UserError("no workdir: give --workdir=FOLDER")
+
+    import jax
+
+    from deit_jax import sharding
+
+    sharding.start_processes()
+    config = resolve(FLAGS.config)
+    validate(config, num_devices=jax.device_count())
+    if mode == "train":
+        from deit_jax.run import run
+
+        run(config, FLAGS.workdir)
+    elif mode == "ablate":
+        from deit_jax.ablate import ablate
+
+        ablate(config, FLAGS.workdir)
+    elif mode == "evaluate":
+        from deit_jax.evaluate import evaluate_checkpoint
+
+        evaluate_checkpoint(config, FLAGS.checkpoint or FLAGS.workdir)
+    elif mode == "label":
+        from deit_jax.label import label
+
+        label(config, FLAGS.workdir)
+    elif mode == "plan":
+        from deit_jax.plan import plan
+
+        plan(config)
+    elif mode == "benchmark":
+        from deit_jax.benchmark import benchmark
+
+        benchmark(config)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's flags, with its complaints in one line."""
+    try:
+        return FLAGS(argv)
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from error
+
+
+def entry() -> None:
+    """The command line: what a user can mend ends in one line and exit code 2; an interruption in 130."""
+    from deit_jax.interrupt import Interrupted
+
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(stop)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    entry()
