@@ -87,8 +87,8 @@ def test_every_odd_image_has_a_crop_and_an_evaluation_view(name):
     pixels = images.decode(ODD[name])
     box = images.draw_crop(np.random.default_rng(3), *pixels.shape[:2], SCALE, RATIO)
     top, left, height, width = box
-    assert top >= 0 and left >= 0 and height > 0 and width > 0
-    assert top + height <= pixels.shape[0] and left + width <= pixels.shape[1]
+    assert 0 <= top < top + height <= pixels.shape[0]
+    assert 0 <= left < left + width <= pixels.shape[1]
     for view in (images.random_resized_crop(ODD[name], box, 32), images.eval_image(ODD[name], 32)):
         assert view.shape == (32, 32, 3)
         assert view.dtype == np.uint8

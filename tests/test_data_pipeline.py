@@ -1,5 +1,6 @@
 """Batches: the same for any workers, processes or start; broken images; padding."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -198,8 +199,7 @@ def test_run_stops_above_the_rate_of_broken_images(source):
     config = settings(data__max_broken=0.01)
     batches = pipeline.train_batches(config, Spoiled(source, {4, 50}), size=SIZE)
     with pytest.raises(UserError, match=r"training images cannot be read.*raise data\.max_broken"):
-        for _ in range(70):
-            next(batches)
+        list(itertools.islice(batches, 70))
     assert pipeline.MIN_VIEWS <= batches.seen < pipeline.MIN_VIEWS + 16
 
 
@@ -213,7 +213,7 @@ def test_run_goes_on_below_the_rate(source):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_broken_images(source, workers):
     batches = pipeline.train_batches(settings(data__workers=workers), Spoiled(source, range(90)), size=SIZE)
-    with pytest.raises(UserError, match="64 images in a row cannot be read, the first: .*class_"):
+    with pytest.raises(UserError, match=r"64 images in a row cannot be read, the first: .*class_"):
         next(batches)
     batches.close()
 
@@ -221,7 +221,7 @@ def test_nothing_but_broken_images(source, workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_evaluation_image_is_an_error_that_names_it(source, workers):
     config = settings(data__workers=workers)
-    with pytest.raises(UserError, match="evaluation image .*class_0.003.jpg .* cannot be read") as error:
+    with pytest.raises(UserError, match=r"evaluation image .*class_0.003.jpg .* cannot be read") as error:
         list(pipeline.eval_batches(config, Spoiled(source, {1}), size=SIZE))
     assert "\n" not in str(error.value)
 
@@ -229,7 +229,7 @@ def test_broken_evaluation_image_is_an_error_that_names_it(source, workers):
 def test_vanished_file_counts_as_broken(photos, tmp_path):
     source = sources.scan_folder(photos)[0]
     source.root = str(tmp_path)
-    with pytest.raises(UserError, match="cannot be read.*No such file"):
+    with pytest.raises(UserError, match=r"cannot be read.*No such file"):
         take(1, settings(), source)
 
 
