@@ -1,5 +1,6 @@
 """All of the device's augmentation, in the order of the released recipe."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from jaxtyping import Array, Float
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
 from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets, soft_targets
+from deit_jax.augment.pixels import pack, unpack
+from deit_jax.augment.rand import draw_rand_augment, rand_augment
 
 
 def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:
@@ -21,7 +24,7 @@ def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:
 
 
 def augment_train(
-    batch: dict[str, Array], key: jax.Array, step: Array | int, cfg: Any, num_classes: int
+    batch: dict[str, Array], key: jax.Array, step: Array | int, cfg: Any, num_classes: int, shards: int | None = None
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Flip, policy, normalize, erase and mix a batch of cropped images; smooth and mix its targets.
 
@@ -30,6 +33,7 @@ def augment_train(
     or of the largest divisor of the batch below it, whatever the devices. Returns float32 images and probabilities.
     """
     images = batch["image"]
+    shards = math.gcd(shards or jax.device_count(), len(images))
     size, height, width = images.shape[:3]
     sample_key, mix_key = jax.random.split(key)
     flip_keys, policy_keys, erase_keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(
@@ -37,7 +41,10 @@ def augment_train(
     )
     if cfg.flip > 0:
         images = flip(images, jax.vmap(lambda k: draw_flip(k, cfg.flip))(flip_keys))
-    del policy_keys
+    if cfg.policy == "rand":
+        ops = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
+        fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
+        images = unpack(rand_augment(pack(images), ops, fill, shards))
     images = normalize(images, cfg.mean, cfg.std)
     if cfg.erasing > 0:
         images = erase(images, jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys))

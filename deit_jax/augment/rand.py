@@ -1,0 +1,86 @@
+"""RandAugment (Cubuk et al. 2020) as timm's rand-m9-mstd0.5-inc1: random ops with random arguments, a few an image."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from deit_jax.augment.colour import equalize, pixelwise, sharpness, table
+from deit_jax.augment.ops import IDS, OPS
+from deit_jax.augment.pixels import on_selected
+from deit_jax.augment.warp import affine, pack_colour, warp
+
+MAX_MAGNITUDE = 10.0
+
+
+class RandAugment(NamedTuple):
+    """The ops of one image, in order. `op` counts in OPS; `magnitude` is 0..10; `arg` is what apply_op takes."""
+
+    op: Int[Array, "*batch ops"]
+    applied: Bool[Array, "*batch ops"]
+    magnitude: Float[Array, "*batch ops"]
+    arg: Float[Array, "*batch ops"]
+    cubic: Bool[Array, "*batch ops"]
+
+
+def draw_rand_augment(key: jax.Array, cfg: Any) -> RandAugment:
+    """Draw one image's ops: with replacement, each applied with rand_prob, magnitude normal and cut to 0..10, sign and
+    resampling (bilinear, bicubic) by a coin. `cfg` has rand_ops, rand_prob, rand_magnitude, rand_magnitude_std."""
+    key_coins, key_magnitude = jax.random.split(key)
+    op, applied, negative, cubic = jax.random.uniform(key_coins, (4, cfg.rand_ops))
+    op = jnp.floor(op * len(OPS)).astype(jnp.int32)
+    normal = jax.random.normal(key_magnitude, (cfg.rand_ops,))
+    magnitude = jnp.clip(cfg.rand_magnitude + cfg.rand_magnitude_std * normal, 0, MAX_MAGNITUDE)
+    arg = argument(op, magnitude, negative < 0.5)
+    return RandAugment(op, applied < cfg.rand_prob, magnitude, arg, cubic < 0.5)
+
+
+def argument(op: Array, magnitude: Array, negative: Array) -> Float[Array, "..."]:
+    """timm's argument of an op (its number in OPS) at a magnitude of 0..10; `negative`: where it has a sign."""
+    level = magnitude / MAX_MAGNITUDE
+    signed = jnp.where(negative, -level, level)
+    by_name = {
+        "Rotate": 30 * signed,
+        "Posterize": 4 - jnp.floor(4 * level),
+        "Solarize": 256 - jnp.floor(256 * level),
+        "SolarizeAdd": jnp.floor(110 * level),
+        **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), 1 + 0.9 * signed),
+        **dict.fromkeys(("ShearX", "ShearY"), 0.3 * signed),
+        **dict.fromkeys(("TranslateXRel", "TranslateYRel"), 0.45 * signed),
+    }
+    out = jnp.zeros_like(level)
+    for name, value in by_name.items():
+        out = jnp.where(op == IDS[name], value, out)
+    return out
+
+
+def rand_augment(
+    pixels: UInt32[Array, "batch height width"], ops: RandAugment, fill: tuple[int, int, int], shards: int = 1
+) -> UInt32[Array, "batch height width"]:
+    """Apply each image's ops to packed pixels; `fill` is the colour outside a warped image.
+
+    A layer of ops is five passes, whatever the ops are: one over all pixels for the eight pixelwise ops, and one each
+    over the few images that are warped along an axis, rotated, equalized or sharpened. `shards`: see on_selected.
+    """
+    fill = pack_colour(fill)
+    along_an_axis = functools.partial(warp, fill=fill, both_axes=False)
+    around = functools.partial(warp, fill=fill, both_axes=True)
+
+    def layer(pixels, ops):
+        op = jnp.where(ops.applied, ops.op, -1)
+        to = affine(op, ops.arg, ops.cubic, IDS, *pixels.shape[1:])
+        pixels = pixelwise(pixels, table(op, ops.arg, IDS))
+        for names, function, arguments in (
+            (["Equalize"], lambda some, _: equalize(some), ()),
+            (["Sharpness"], sharpness, ops.arg),
+            (["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"], along_an_axis, to),
+            (["Rotate"], around, to),
+        ):
+            selected = jnp.isin(op, jnp.array([IDS[name] for name in names]))
+            pixels = on_selected(function, pixels, selected, arguments, shards)
+        return pixels, None
+
+    by_layer = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), ops)
+    return jax.lax.scan(layer, pixels, by_layer)[0]
