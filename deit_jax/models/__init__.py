@@ -56,7 +56,14 @@ def abstract(build) -> tuple[nnx.GraphDef, dict, dict]:
     The shapes are pure nested dictionaries of jax.ShapeDtypeStruct; `nnx.merge(graphdef, params, stats)` makes a
     working model of arrays in the same form.
     """
-    model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    graphdef, params, stats = traced(build.func, tuple(sorted(build.keywords.items())))
+    return graphdef, jax.tree.map(lambda leaf: leaf, params), jax.tree.map(lambda leaf: leaf, stats)
+
+
+@functools.lru_cache(maxsize=32)
+def traced(module, arguments: tuple) -> tuple[nnx.GraphDef, dict, dict]:
+    # kept: tracing a RegNet's constructor takes a second, and reading weights asks for it several times
+    model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=nnx.Rngs(0)))
     graphdef, params, stats = nnx.split(model, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 

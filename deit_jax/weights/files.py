@@ -85,7 +85,7 @@ def open_pickle(path: Path) -> Tensors:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler and the zip reader find wrong
-        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+        if "unsupported" in str(error).lower():
             raise UserError(
                 f"{path} holds more than tensors: it could run code and is refused, save the state dict alone"
             ) from error
@@ -133,8 +133,8 @@ def fetch(name: str) -> Path:
         raise UserError(f"{name} is gated: ask for access on its page, then log in with `hf auth login`") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
-            f"{name} does not exist, neither as a file or folder here nor on the hub: check the spelling (the hub names "
-            "are like timm/deit_small_patch16_224.fb_in1k), or log in with `hf auth login` where it is private"
+            f"{name} does not exist, neither as a file or folder here nor on the hub: check the spelling (names are "
+            "like timm/deit_small_patch16_224.fb_in1k), or log in with `hf auth login` where it is private"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise UserError(

@@ -87,12 +87,12 @@ def fit_weights(
     """
     if isinstance(target, str):
         target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=img_size)
-    model = nnx.eval_shape(lambda: target(rngs=nnx.Rngs(0)))
+    graphdef, params, stats = models.abstract(target)
+    model = nnx.merge(graphdef, params, stats)  # of shapes only
     if not isinstance(model, weights.architecture.module):
         raise UserError(
             f"{weights.source} holds {weights.architecture.describe()}, the model is a {type(model).__name__}"
         )
-    _, params, stats = models.abstract(target)
     needed = traverse_util.flatten_dict({"params": params, "stats": stats})
     arrays = traverse_util.flatten_dict(weights.tree)
     notes: list[str] = []
@@ -139,8 +139,8 @@ def fit_tokens(arrays: dict, needed: dict, weights: Weights, model, fresh: set, 
     wanted = model.grid[0] * model.grid[1]
     if size is None and wanted != pos.shape[1] - prefix:
         raise UserError(
-            f"{weights.source}: pos_embed has {pos.shape[1] - prefix} patch positions, which are no square: load them into "
-            f"a model of their own img_size=(height, width), not {model.img_size[0]}x{model.img_size[1]}"
+            f"{weights.source}: pos_embed has {pos.shape[1] - prefix} patch positions, which are no square: load them "
+            f"into a model of their own img_size=(height, width), not {model.img_size[0]}x{model.img_size[1]}"
         )
     if size is not None and pos.shape[-1] == model.embed_dim:
         height, width = (size, size) if isinstance(size, int) else size

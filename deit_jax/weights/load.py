@@ -1,6 +1,7 @@
 """Weights from anywhere, in our names and layout: `load_weights`."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
@@ -130,12 +131,17 @@ def read_orbax(source: str, weights: str) -> Weights:
     """The weights of an Orbax folder: our own names and layout."""
     from deit_jax import checkpoint  # here: reading a file needs no Orbax
 
+    orbax_log = logging.getLogger("absl")
+    level = orbax_log.level
+    orbax_log.setLevel(logging.ERROR)  # it warns that one item alone is no whole checkpoint, which is what we want
     try:
         meta, tree = checkpoint.read_weights(source, weights)
     except UserError:
         raise
     except Exception as error:  # tensorstore, Orbax and the JSON reader each have their own
         raise UserError(f"{source} is no readable Orbax folder ({str(error).splitlines()[0][:120]})") from error
+    finally:
+        orbax_log.setLevel(level)
     model, more = meta.get("model", {}), meta.get("weights", {})
     size = model.get("img_size")
     shapes = {entry.key: entry.shape for entry in entries(tree, Timm())}

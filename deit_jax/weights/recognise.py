@@ -104,7 +104,7 @@ DEFAULTS = {"embed_dim": 768, "depth": 12, "patch_size": 16, "distilled": False}
 
 
 def image_size(positions: int | None, prefix: int, patch: int, said) -> int | tuple[int, int] | None:
-    """Pixels a side that make so many positions: `said` where it fits, else a square's, else None (see Architecture)."""
+    """Pixels a side that make so many positions: `said` where it fits, else a square's, else None."""
     if positions is None:
         return said or 224
     if said:
