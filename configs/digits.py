@@ -18,10 +18,10 @@ def get_config(text: str = ""):
     c.distill.kind = given.get("distill", "hard")
     if c.distill.kind == "soft":
         c.distill.alpha, c.distill.tau, c.distill.normalization = 0.1, 3.0, "paper"
-    c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_digits", 12, 4e-3
+    c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_digits", 16, 0.03
 
-    c.optimizer.lr, c.optimizer.per, c.optimizer.warmup_epochs = 4e-3, "step", 4.0
-    c.optimizer.ema_decay = 0.99
+    c.optimizer.lr, c.optimizer.per, c.optimizer.warmup_epochs = 8e-3, "step", 3.0
+    c.optimizer.ema_decay = 0.96
     # digits have no mirror images, and a crop of a corner is no digit
     c.augment.flip, c.augment.policy, c.augment.erasing = 0.0, "none", 0.0
     c.augment.crop_scale, c.augment.crop_ratio = (0.6, 1.0), (0.8, 1.25)

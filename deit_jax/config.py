@@ -223,6 +223,28 @@ def arguments(text: str | None, allowed: tuple[str, ...]) -> dict[str, str]:
     return out
 
 
+def deit(size: str, text: str | None = ""):
+    """The config of a DeiT on ImageNet-1k: `size` tiny, small or base; `text` the arguments of `--config=FILE:text`.
+
+    distill=none|soft|hard; teacher= weights, of a model named alike (default RegNetY-16GF as released); epochs=.
+    """
+    given = arguments(text, ("distill", "teacher", "epochs"))
+    kind = given.get("distill", "none")
+    c = default_config()
+    c.model.name = f"deit_{size}{'' if kind == 'none' else '_distilled'}_patch16_224"
+    c.distill.kind = kind
+    if kind == "soft":
+        c.distill.alpha, c.distill.tau = 0.1, 3.0
+    if kind != "none":
+        c.teacher.init = given.get("teacher", "timm/regnety_160.deit_in1k")
+        c.teacher.name = c.teacher.init.split("/")[-1].split(".")[0]
+    epochs = given.get("epochs", "300")
+    if not epochs.isdigit():
+        raise UserError(f"config argument epochs={epochs} is no number: use epochs=300")
+    c.epochs = int(epochs)
+    return c
+
+
 def resolve(config):
     """A copy in which every setting left to the recipe has the recipe's value."""
     config = config.copy_and_resolve_references()

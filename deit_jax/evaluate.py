@@ -10,6 +10,7 @@ from flax import nnx
 
 from deit_jax import sharding
 from deit_jax.augment import normalize
+from deit_jax.errors import UserError
 from deit_jax.models.vit import fuse
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
@@ -42,13 +43,14 @@ def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple)
     return {name: count(x) for name, x in logits.items()}
 
 
-def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, config) -> dict:
+def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, mean, std, fusion: str = "logits") -> dict:
     """Evaluate `weights` ({"params", "stats"}) over `batches` of `data.eval_batches`.
 
     Returns {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}; accuracies in percent, loss
-    the mean cross-entropy. The first three are the model's joint prediction: fused as `evaluate.fusion` says.
+    the mean cross-entropy. The first three are the model's joint prediction, fused as `fusion` says.
+    mean, std: of the pixels the model knows.
     """
-    mean, std = tuple(config.augment.mean), tuple(config.augment.std)
+    mean, std = tuple(mean), tuple(std)
     totals: dict[str, np.ndarray] = {}
     pending = []
     for batch in batches:
@@ -62,10 +64,44 @@ def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, config) 
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
         for name, (right, right5, loss, n) in totals.items()
     }
-    joint = f"fused_{config.evaluate.fusion}" if "dist" in heads else "cls"
+    joint = f"fused_{fusion}" if "dist" in heads else "cls"
     return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
 
 
 def add(totals: dict, counts: dict) -> None:
     for name, values in jax.device_get(counts).items():
         totals[name] = totals.get(name, 0.0) + values.astype(np.float64)
+
+
+def evaluate_checkpoint(config, source: str) -> dict:
+    """`--mode=evaluate`: any weights `load_weights` reads, on the evaluation data of `config`; prints a table.
+
+    The model is what the weights are; `config` gives data, crop and size (0: the weights' own).
+    """
+    from deit_jax import models, report
+    from deit_jax.data import pipeline, sources
+    from deit_jax.train import compute_dtype
+    from deit_jax.weights import fit_weights, load_weights
+
+    weights = load_weights(source)
+    train_source, eval_source = sources.open_sources(config)
+    if weights.num_classes != train_source.num_classes:
+        raise UserError(
+            f"{source} has {weights.num_classes} classes, the data {train_source.num_classes}:"
+            " evaluate it on data of its classes"
+        )
+    default = models.find(config.model.name)[1].get("img_size", 224)  # a ConvNet's weights do not tell
+    size = config.model.img_size or weights.architecture.config.get("img_size") or default
+    build = weights.architecture.constructor(img_size=size, dtype=compute_dtype(config.model.dtype))
+    params, stats, notes = fit_weights(weights, build, new_parts=False)
+    mesh = sharding.make_mesh()
+    arrays = jax.device_put({"params": params, "stats": stats}, sharding.everywhere(mesh))
+    batches = pipeline.eval_batches(config, eval_source, size=size)
+    pixels = {"mean": weights.mean, "std": weights.std}
+    result = evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, **pixels, fusion=config.evaluate.fusion)
+    for note in notes:
+        print(note)
+    rows = report.accuracy_rows(weights.name or source, {"params": result})
+    print(report.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows))
+    print(f"\n{result['images']} images, {size} px, crop {config.data.crop}; cross-entropy {result['loss']:.4f}")
+    return result

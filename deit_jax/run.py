@@ -98,7 +98,7 @@ def draw_attention(config, workdir: Path, count: int = 8) -> None:
     maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
     logits = head_logits(student.graphdef, weights, images, mean, std)
     guesses = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
-    names = meta["classes"]
+    names = meta["weights"]["class_names"]
     captions = [
         f"{names[label]}" + ("" if label == guess else f" (said {names[guess]})")
         for label, guess in zip(labels, guesses, strict=True)

@@ -61,28 +61,38 @@ def make_teacher(config, init: str = "", *, img_size: int, num_classes: int, dty
         return stored_teacher, []
     from deit_jax.weights import fit_weights, load_weights  # here: stored labels need no weights' code
 
-    t = config.teacher
-    init = t.init or init
-    names, sources = t.name.split(","), init.split(",")
+    init = config.teacher.init or init
     if not init:
         raise UserError(
-            f"teacher {t.name} has no weights: give --config.teacher.init= a hub name, file or workdir,"
+            f"teacher {config.teacher.name} has no weights: give --config.teacher.init= a hub name, file or workdir,"
             " or train it here with --config.teacher.epochs="
         )
-    if len(names) != len(sources):
-        raise UserError(f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each")
-    members, arrays = [], []
-    for name, source in zip(names, sources, strict=True):
+    members = teacher_members(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
+    given = init.split(",")
+    if len(given) != len(members):
+        raise UserError(f"teacher.name has {len(members)} entries, teacher.init {len(given)}: give one each")
+    arrays = []
+    for (build, _), source in zip(members, given, strict=True):
         weights = load_weights(source)
         if weights.num_classes != num_classes:
             raise UserError(
                 f"teacher {source} has {weights.num_classes} classes, the data {num_classes}:"
                 " give a teacher of these classes"
             )
-        size = t.img_size or img_size
-        build = models.constructor(name, num_classes=num_classes, img_size=size, dtype=dtype)
         params, stats, _ = fit_weights(weights, build)
-        members.append((models.abstract(build)[0], size))
         arrays.append((params, stats))
+    return teacher_of(config, members), arrays
+
+
+def teacher_members(config, *, img_size: int, num_classes: int, dtype) -> list[tuple[Callable, int]]:
+    """(constructor, input size) of each model that `teacher.name` lists."""
+    size = config.teacher.img_size or img_size
+    options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
+    return [(models.constructor(name, **options), size) for name in config.teacher.name.split(",")]
+
+
+def teacher_of(config, members: list[tuple[Callable, int]]) -> Callable:
+    """The live teacher of these members, without its arrays."""
     ours = (tuple(config.augment.mean), tuple(config.augment.std))
-    return live_teacher(members, ours, (tuple(t.mean), tuple(t.std))), arrays
+    theirs = (tuple(config.teacher.mean), tuple(config.teacher.std))
+    return live_teacher([(models.abstract(build)[0], size) for build, size in members], ours, theirs)

@@ -172,9 +172,10 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     state = new_state(weights, key) if checkpoints.latest() is None else checkpoints.restore(wanted)
     teacher_arrays = jax.device_put(teacher_arrays, sharding.everywhere(mesh))
     step_fn = jax.jit(make_step(student, teacher, config, per_epoch), donate_argnums=0)
+    pixels = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
     meta = {
         "model": {"name": config.model.name, **sizes},
-        "classes": list(train_source.class_names),
+        "weights": {**pixels, "class_names": list(train_source.class_names)},
         "config": json.loads(config.to_json_best_effort()),
     }
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -191,7 +192,9 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
         for name, weights in sets.items():
             if weights:
                 views = pipeline.eval_batches(config, eval_source, size=student.img_size, **process)
-                results[name] = evaluate(student.graphdef, weights, views, mesh=mesh, config=config)
+                results[name] = evaluate(
+                    student.graphdef, weights, views, mesh=mesh, **pixels, fusion=config.evaluate.fusion
+                )
         return results
 
     step, offset, rollbacks, results = int(state["step"]), int(state["offset"]), 0, None

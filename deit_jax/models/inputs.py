@@ -25,9 +25,10 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> 
         raise UserError(f"images have shape {shape}, not (B, H, W, 3): {mend}")
     if img_size is not None and shape[1:3] != tuple(img_size):
         size = f"{img_size[0]}x{img_size[1]}"
+        given = shape[1] if shape[1] == shape[2] else shape[1:3]
         raise UserError(
             f"images are {shape[1]}x{shape[2]} but the model was made for {size}: resize them, "
-            f"or load the weights into a model of that size (img_size={shape[1] if shape[1] == shape[2] else shape[1:3]})"
+            f"or load the weights into a model of that size (img_size={given})"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}: normalize them first (deit_jax.augment.normalize)")
@@ -35,5 +36,6 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> 
         largest = float(jnp.abs(images).max())
         if not largest <= LARGEST_PIXEL:
             raise UserError(
-                f"images reach {largest:g}: normalize them first, (pixels / 255 - mean) / std (deit_jax.augment.normalize)"
+                f"images reach {largest:g}: normalize them first, (pixels / 255 - mean) / std"
+                " (deit_jax.augment.normalize)"
             )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from deit_jax.models.grouped_conv import conv_general_dilated
 from deit_jax.models.inputs import check_images
 
 # He initialization over the fan-out, as PyTorch counts it (output channels x window, groups ignored).
@@ -38,7 +39,8 @@ class ConvNorm(nnx.Module):
     def __init__(self, width_in, width_out, kernel=1, *, stride=1, groups=1, act=True, scale=1.0, dtype, rngs):
         pad = (kernel - 1) // 2
         self.conv = nnx.Conv(
-            width_in, width_out, (kernel, kernel), strides=stride, padding=((pad, pad),) * 2, feature_group_count=groups,
+            width_in, width_out, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
+            feature_group_count=groups, conv_general_dilated=conv_general_dilated,
             use_bias=False, kernel_init=conv_init, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.bn = nnx.BatchNorm(
@@ -199,6 +201,6 @@ CONFIGS: dict[str, dict] = {
     "regnety_160": family(200, 106.23, 2.48, 18, 112),
     "regnety_320": family(232, 115.89, 2.53, 20, 232),
     # for images of 8-32 pixels: nothing is thrown away before the second stage
-    "regnety_digits": family(32, 32.0, 2.0, 4, 16, stem_stride=1, first_stride=1, img_size=16),
+    "regnety_digits": family(32, 32.0, 2.0, 4, 16, stem_stride=1, img_size=16),
     "regnety_cifar": family(48, 27.89, 2.09, 10, 16, stem_stride=1, first_stride=1, img_size=32),
 }
