@@ -1,0 +1,97 @@
+"""The same models for code written in Flax Linen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen, nnx, traverse_util
+
+from deit_jax import models
+from deit_jax.errors import UserError
+
+COLLECTIONS = ("params", "batch_stats")
+
+
+class LinenModel(linen.Module):
+    """A registry model as a Linen module; made by `to_linen`.
+
+    Its variables are the NNX model's arrays under the same names, in "params" and (RegNet) "batch_stats".
+    """
+
+    model_name: str
+    arguments: Mapping[str, Any]
+
+    @linen.compact
+    def __call__(self, images, train: bool = False):
+        """Logits (B, classes) of normalized images (B, H, W, 3)."""
+        return self.run("__call__", images, train)
+
+    @linen.compact
+    def heads(self, images, train: bool = False):
+        """(class logits, distillation logits or None)."""
+        return self.run("heads", images, train)
+
+    def run(self, method: str, images, train: bool):
+        build = models.constructor(self.model_name, **self.arguments)
+        graphdef, *_ = models.abstract(build)
+        trees = self.arrays(build)
+        model = nnx.merge(graphdef, *trees)
+        draws = train and any(build.keywords.get(rate) for rate in ("drop_rate", "drop_path_rate"))
+        key = self.make_rng("dropout") if draws and not self.is_initializing() else None
+        out = getattr(model, method)(images, train=train, key=key)
+        if train and trees[1] and not self.is_initializing():
+            for name, value in nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)).items():
+                self.put_variable("batch_stats", name, value)
+        return out
+
+    def arrays(self, build) -> list[dict]:
+        """Parameters and statistics: those given; where "params" may change, missing ones are drawn and kept."""
+        _, *shapes = models.abstract(build)
+        given = [traverse_util.flatten_dict(dict(self.variables.get(name, {}))) for name in COLLECTIONS]
+        needed = [traverse_util.flatten_dict(tree) for tree in shapes]
+        missing = [path for have, want in zip(given, needed, strict=True) for path in want if path not in have]
+        if missing and not self.is_mutable_collection("params"):
+            names = ", ".join(".".join(path) for path in missing)
+            raise UserError(
+                f"variables of {self.model_name} lack {names}: give them, or let apply draw them with "
+                'mutable=["params", "batch_stats"] and rngs={"params": key}'
+            )
+        if missing:
+            drawn = [traverse_util.flatten_dict(t) for t in models.init_arrays(build, self.make_rng("params"))]
+            given = [new | have for new, have in zip(drawn, given, strict=True)]
+        trees = [traverse_util.unflatten_dict(flat) for flat in given]
+        if missing:
+            for collection, tree in zip(COLLECTIONS, trees, strict=True):
+                for name, value in tree.items():
+                    self.put_variable(collection, name, value)
+        return trees
+
+
+def to_linen(name: str, *, num_classes: int | None = None, img_size=None, **overrides) -> LinenModel:
+    """A registry model as a Linen module, with `init` and `apply`, alone or inside another Linen module.
+
+        model = to_linen("deit_tiny_distilled_patch16_224", drop_path_rate=0.1)
+        variables = model.init(jax.random.key(0), images)                   # {"params": …}, RegNet also "batch_stats"
+        logits = model.apply(variables, images)
+        logits = model.apply(variables, images, train=True, rngs={"dropout": key})         # drop path and dropout act
+        cls, dist = model.apply(variables, images, method="heads")
+        logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"])  # RegNet's statistics
+
+    Args are `create_model`'s. Names of rngs: "params" at init, "dropout" in training. Weights carry over, whole:
+
+        variables = linen_variables(deit_jax.load_model(source))
+
+    or in part, the missing rest being drawn:
+
+        partial = {"params": {"blocks": variables["params"]["blocks"]}}
+        logits, variables = model.apply(partial, images, rngs={"params": key}, mutable=["params", "batch_stats"])
+    """
+    overrides |= {"num_classes": num_classes, "img_size": img_size}
+    models.constructor(name, **overrides)  # an unknown name is told here, not at init
+    return LinenModel(name, {k: v for k, v in overrides.items() if v is not None})
+
+
+def linen_variables(model: nnx.Module) -> dict:
+    """The Linen variables of an NNX model: {"params": …} and, where it has statistics, {"batch_stats": …}."""
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    variables = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
+    return {collection: tree for collection, tree in variables.items() if tree}
