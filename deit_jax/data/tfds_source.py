@@ -1,0 +1,165 @@
+"""Datasets of TensorFlow Datasets, read without TensorFlow from their ArrayRecord files."""
+
+import functools
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deit_jax.data.base import Source, first_line, hold_out
+from deit_jax.data.folders import EVAL_SPLITS
+from deit_jax.errors import UserError, nearest
+
+NAMES = (
+    "imagenet2012 imagenet2012_real imagenet_v2 cifar10 cifar100 oxford_flowers102 cars196 i_naturalist2018"
+    " oxford_iiit_pet"
+).split()
+MAX_LABELS = 32  # right labels an image of imagenet2012_real may have; unused places hold -1
+
+
+def is_data_dir(root: Path, name: str) -> bool:
+    """Whether `root` is a prepared dataset, or a data_dir that holds the one called `name`."""
+    base = name.split("/")[0]
+    return any(any(root.glob(f"{base}{depth}dataset_info.json")) for depth in ("/*/", "/*/*/")) or (
+        (root / "dataset_info.json").is_file() and (root / "features.json").is_file()
+    )
+
+
+def open_tfds(
+    name: str, root: Path | None, *, train_split: str, eval_split: str, holdout: float
+) -> tuple[Source | None, Source]:
+    """Training (None where the data has no `train`) and evaluation images of one of `NAMES` or another TFDS dataset
+    with features `image` and `label`. Splits are TFDS's, slices as `train[:10%]` and sums too.
+
+    Raises UserError where the dataset is unknown, not prepared, in another file format, or damaged.
+    """
+    builder = _builder(name, root)
+    known = list(builder.info.splits)
+    train = None if known and train_split == "train" and "train" not in known else TfdsSource(builder, train_split)
+    # tfds.testing.mock_data() knows no splits and accepts any.
+    found = [split for split in EVAL_SPLITS if split in known or not known]
+    if eval_split or found:
+        return train, TfdsSource(builder, eval_split or found[0])
+    # The labels would have to be read from every record, so the held-out share is drawn without regard to classes.
+    return hold_out(train, np.zeros(len(train), np.int32), holdout)
+
+
+def _builder(name: str, root: Path | None):
+    os.environ.setdefault("TFDS_DISABLE_PROGRESS_BAR", "1")
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(f"data.name '{name}' needs the package tensorflow-datasets ({error})") from error
+    if root and (root / "dataset_info.json").is_file():
+        return tfds.builder_from_directory(root)
+    try:
+        return tfds.builder(name, data_dir=root)
+    except tfds.core.DatasetNotFoundError as error:
+        hint = nearest(name, ["digits", *NAMES])
+        raise UserError(f"data.name '{name}' is no dataset of TFDS{hint}: use digits or {', '.join(NAMES)}") from error
+
+
+def _records(builder, split: str) -> Any:
+    """TFDS's random access to one split, with images left encoded."""
+    import tensorflow_datasets as tfds
+
+    name, features = builder.info.name, builder.info.features
+    if "image" not in features or not {"label", "original_label"} & set(features):
+        raise UserError(f"data.name '{name}' has no features image and label: it has {', '.join(features)}")
+    encoded = {
+        key: tfds.decode.SkipDecoding() for key, feature in features.items() if isinstance(feature, tfds.features.Image)
+    }
+    try:
+        records = builder.as_data_source(split=split, decoders=encoded)
+    except Exception as error:  # TFDS raises ValueError, NotImplementedError and AssertionError, many lines long
+        raise UserError(_why_closed(builder, split)) from error
+    _check_shards(builder, split)
+    if not len(records):
+        raise UserError(f"split '{split}' of {name} is empty")
+    try:
+        records[0]
+    except ModuleNotFoundError:  # mock_data() encodes with TensorFlow, but makes pixels without
+        return builder.as_data_source(split=split)
+    return records
+
+
+def _why_closed(builder, split: str) -> str:
+    name, known = builder.info.name, list(builder.info.splits)
+    if not known:
+        prepare = f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
+        return f"{name} is not prepared in {builder.data_dir}: run {prepare}, or give data.root"
+    if not builder.info.available_file_formats() & _random_access():
+        stored = ", ".join(fmt.value for fmt in builder.info.available_file_formats())
+        return (
+            f"{name} in {builder.data_dir} is stored as {stored}: convert it with "
+            f"tfds convert_format --out_file_format=array_record --dataset_dir={builder.data_dir}"
+        )
+    return f"{name} has no split '{split}'{nearest(split, known)}: it has {', '.join(known)}"
+
+
+def _random_access() -> set:
+    from tensorflow_datasets.core import file_adapters
+
+    return set(file_adapters.FileFormat.with_random_access())
+
+
+def _check_shards(builder, split: str) -> None:
+    """Raise UserError for a shard that is missing or cut short: only the file's end tells."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not len(builder.info.splits) or builder.info.file_format.value != "array_record":
+        return
+
+    def check(instruction) -> str:
+        path = os.fspath(instruction.filename)
+        try:
+            found = ArrayRecordReader(path).num_records()
+        except (RuntimeError, ValueError, OSError) as error:
+            return f"shard {path} cannot be read ({first_line(error)})"
+        wanted = instruction.examples_in_shard
+        if found != wanted and not os.path.exists(path):
+            return f"shard {path} is missing"
+        return "" if found == wanted else f"shard {path} holds {found} records instead of {wanted}"
+
+    with ThreadPoolExecutor(16) as pool:
+        for complaint in pool.map(check, builder.info.splits[split].file_instructions):
+            if complaint:
+                raise UserError(f"{complaint}: copy or prepare it anew")
+
+
+class TfdsSource:
+    """One split. Where TFDS knows several right labels (imagenet2012_real), a sample has them all in "labels"."""
+
+    def __init__(self, builder, split: str):
+        self._records = _records(builder, split)
+        features = builder.info.features
+        self._label = "label" if "label" in features else "original_label"
+        self._name = next((key for key in ("file_name", "id") if key in features), None)
+        self.several_labels = "real_label" in features
+        self.class_names, self.num_classes = list(features[self._label].names), features[self._label].num_classes
+        self.title = f"{builder.info.full_name}/{split}"
+        stored = [(key, info.shard_lengths, info.num_bytes) for key, info in builder.info.splits.items()]
+        self._identity = repr((self.title, len(self), self.class_names, stored))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of name, version, split and sizes, which TFDS's versions answer for."""
+        return hashlib.sha256(self._identity.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            example = self._records[index]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise OSError(f"{self.title}[{index}]: {first_line(error)}") from error
+        name = example[self._name] if self._name else index
+        name = name.decode() if isinstance(name, bytes) else name
+        sample = {"image": example["image"], "label": int(example[self._label]), "name": f"{self.title}/{name}"}
+        if self.several_labels:
+            sample["labels"] = np.asarray(example["real_label"], np.int32)[:MAX_LABELS]
+        return sample
