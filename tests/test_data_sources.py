@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.config import default_config
-from deit_jax.data import doctor, images, prepare, shards, sources, tfds_source
+from deit_jax.data import doctor, images, pipeline, prepare, shards, sources, tfds_source
 from deit_jax.errors import UserError
 
 
@@ -524,6 +524,22 @@ def test_tfds_datasets(name, tmp_path):
         assert seen == set(range(len(source)))
         copy = pickle.loads(pickle.dumps(source))
         assert copy[1]["image"] == source[1]["image"]
+
+
+def test_images_with_several_right_labels(tmp_path):
+    write_tfds("imagenet2012_real", tmp_path, {"validation": 6})
+    config = default_config()
+    config.data.name, config.data.root, config.batch_size = "imagenet2012_real", str(tmp_path), 4
+    source = sources.open_eval_source(config)
+    batches = list(pipeline.eval_batches(config, source, size=8))
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    assert labels.shape == (8, pipeline.MAX_LABELS)
+    for row in range(6):
+        right = labels[row][labels[row] >= 0].tolist()
+        assert right == list(range(number(source[row]) % 3))
+        assert mask[row] == bool(right)
+    assert not mask[6:].any()
 
 
 def test_tfds_splits_and_complaints(tmp_path):

@@ -2,7 +2,9 @@
 
 A training batch is a dictionary with a leading axis of this process's rows: `image` uint8 (rows, size, size, 3),
 `label`, `index`, `epoch` and `repeat` int32 (rows,). Global rows [p * B / P, (p + 1) * B / P) go to process p of P.
-An evaluation batch has `image`, `label` and `mask` float32 (rows,): 1 for an image, 0 for padding.
+An evaluation batch has `image`, `label` and `mask` float32 (rows,): 1 for an image, 0 for padding. Where an image may
+have several right labels (imagenet2012_real), `labels` int32 (rows, MAX_LABELS) holds them, then -1, and the images
+that have none are masked out, as Beyer et al. 2020 count.
 """
 
 import concurrent.futures
@@ -26,6 +28,7 @@ Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
 
 ENDLESS = 1 << 40  # steps
+MAX_LABELS = 32  # right labels an image may have
 CHUNK = 8  # images a task of the decoding threads
 GIVE_UP = 64  # broken images in a row that mean something else is wrong
 MIN_VIEWS = 1000  # before the share of broken images is judged
@@ -143,9 +146,9 @@ def _fill(threads: int, count: int, load: Callable[[int], None]) -> None:
         pass
 
 
-def read(source: Source, index: int) -> tuple[np.ndarray, int]:
-    """Decoded pixels, uint8 (height, width, 3), and label of one image. Raises OSError naming an unreadable image,
-    UserError for a label outside the classes."""
+def read(source: Source, index: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decoded pixels, uint8 (height, width, 3), and the sample they are from. Raises OSError naming an unreadable
+    image, UserError for a label outside the classes."""
     name = f"image {index}"
     try:
         sample = source[index]
@@ -158,7 +161,7 @@ def read(source: Source, index: int) -> tuple[np.ndarray, int]:
             f"{name} has label {sample['label']}: labels of {source.num_classes} classes are "
             f"0 to {source.num_classes - 1}"
         )
-    return pixels, sample["label"]
+    return pixels, sample
 
 
 def _checked(batches: Iterator[Any]) -> Iterator[Batch]:
@@ -189,12 +192,20 @@ class EvalBatch:
             "mask": np.zeros(len(indices), np.float32),
         }
         out["mask"][real] = 1
+        several = getattr(self.source, "several_labels", False)
+        if several:
+            out["labels"] = np.full((len(indices), MAX_LABELS), -1, np.int32)
 
         def load(row):
             try:
-                pixels, out["label"][row] = read(self.source, int(indices[row]))
+                pixels, sample = read(self.source, int(indices[row]))
             except OSError as error:
                 raise UserError(f"evaluation image {error} cannot be read: mend or remove it") from error
+            out["label"][row] = sample["label"]
+            if several:
+                labels = sample["labels"][:MAX_LABELS]
+                out["labels"][row, : len(labels)] = labels
+                out["mask"][row] = len(labels) > 0
             out["image"][row] = images.eval_image(pixels, self.size, self.crop)
 
         try:
@@ -261,7 +272,8 @@ class TrainBatch:
         for position in range(index, index + tries):
             position %= len(self.source)
             try:
-                return position, *read(self.source, position)
+                pixels, sample = read(self.source, position)
+                return position, pixels, sample["label"]
             except OSError as error:
                 broken.append(str(error))
         raise UserError(f"{tries} images in a row cannot be read, the first: {broken[0]}")

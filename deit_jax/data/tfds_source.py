@@ -17,7 +17,6 @@ NAMES = (
     "imagenet2012 imagenet2012_real imagenet_v2 cifar10 cifar100 oxford_flowers102 cars196 i_naturalist2018"
     " oxford_iiit_pet"
 ).split()
-MAX_LABELS = 32  # right labels an image of imagenet2012_real may have; unused places hold -1
 
 
 def is_data_dir(root: Path, name: str) -> bool:
@@ -161,5 +160,5 @@ class TfdsSource:
         name = name.decode() if isinstance(name, bytes) else name
         sample = {"image": example["image"], "label": int(example[self._label]), "name": f"{self.title}/{name}"}
         if self.several_labels:
-            sample["labels"] = np.asarray(example["real_label"], np.int32)[:MAX_LABELS]
+            sample["labels"] = np.asarray(example["real_label"], np.int32)
         return sample
