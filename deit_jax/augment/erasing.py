@@ -38,8 +38,8 @@ def draw_erasing(key: jax.Array, prob: float, height: int, width: int) -> Erasin
     Area uniform in 0.02..1/3 of the image's, log-aspect uniform in ±log 0.3. A box not smaller than the image is drawn
     again, ten times at most; then (as with 1 - `prob`) the box is empty.
     """
-    key_apply, key_box, key_seed = jax.random.split(key, 3)
-    area, aspect, y, x = jax.random.uniform(key_box, (4, TRIES))
+    draws = jax.random.uniform(key, (1 + 4 * TRIES,))
+    area, aspect, y, x = draws[1:].reshape(4, TRIES)
     area = (MIN_AREA + area * (MAX_AREA - MIN_AREA)) * (height * width)
     aspect = jnp.exp(math.log(MIN_ASPECT) + aspect * (math.log(MAX_ASPECT) - math.log(MIN_ASPECT)))
     h = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
@@ -48,9 +48,9 @@ def draw_erasing(key: jax.Array, prob: float, height: int, width: int) -> Erasin
     top = jnp.floor(y * (height - h + 1)).astype(jnp.int32)
     left = jnp.floor(x * (width - w + 1)).astype(jnp.int32)
     first = jnp.argmax(fits)
-    erased = fits.any() & (jax.random.uniform(key_apply) < prob)
+    erased = fits.any() & (draws[0] < prob)
     h, w, top, left = (jnp.where(erased, v[first], 0) for v in (h, w, top, left))
-    return Erasing(Box(top, top + h, left, left + w), jax.random.bits(key_seed, (2,)))
+    return Erasing(Box(top, top + h, left, left + w), jax.random.key_data(key)[:2])
 
 
 def noise(seed: UInt32[Array, "batch 2"], height: int, width: int) -> Float[Array, "batch height width 3"]:

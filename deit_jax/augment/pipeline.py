@@ -10,8 +10,10 @@ from jaxtyping import Array, Float
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
 from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets, soft_targets
-from deit_jax.augment.pixels import pack, unpack
+from deit_jax.augment.pixels import on_selected, pack, unpack
 from deit_jax.augment.rand import draw_rand_augment, rand_augment
+from deit_jax.augment.three import draw_three_augment, three_augment
+from deit_jax.errors import UserError
 
 
 def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:
@@ -45,9 +47,15 @@ def augment_train(
         ops = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
         fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
         images = unpack(rand_augment(pack(images), ops, fill, shards))
+    elif cfg.policy == "three":
+        drawn = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
+        images = unpack(three_augment(pack(images), drawn, shards))
+    elif cfg.policy != "none":
+        raise UserError(f"augment.policy is '{cfg.policy}': use rand, three or none")
     images = normalize(images, cfg.mean, cfg.std)
     if cfg.erasing > 0:
-        images = erase(images, jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys))
+        erasing = jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys)
+        images = on_selected(erase, images, erasing.box.bottom > erasing.box.top, erasing, shards)
 
     targets = soft_targets(batch["label"], num_classes, cfg.label_smoothing)
     if cfg.mixup > 0 or cfg.cutmix > 0:

@@ -46,11 +46,13 @@ def on_selected(
     chunk = max(1, own // 32)
     by_shard, flat = (lambda x: x.reshape(shards, own, *x.shape[1:])), (lambda x: x.reshape(-1, *x.shape[2:]))
     take = jax.vmap(lambda x, rows: x.at[rows].get(mode="clip"))
-    put = jax.vmap(lambda x, rows, new: x.at[rows].set(new, mode="drop"))
+    put = jax.vmap(lambda x, rows, new: x.at[rows].set(new, mode="drop", unique_indices=True))
     selected, arguments = by_shard(selected), jax.tree.map(by_shard, arguments)
     count = selected.sum(1, keepdims=True)
-    rows = jnp.where(jnp.arange(own) < count, jnp.argsort(~selected, axis=1), own)
-    rows = jnp.pad(rows, ((0, 0), (0, chunk)), constant_values=own)
+    # Past the selected stand rows outside the batch, which `put` drops; all are different, which spares it atomics.
+    beyond = own + jnp.arange(own + chunk)
+    rows = jnp.where(jnp.arange(own) < count, jnp.argsort(~selected, axis=1), beyond[:own])
+    rows = jnp.concatenate([rows, jnp.broadcast_to(beyond[own:], (shards, chunk))], axis=1)
 
     def body(i, pixels):
         some = jax.lax.dynamic_slice_in_dim(rows, i * chunk, chunk, axis=1)

@@ -1,6 +1,7 @@
 """RandAugment (Cubuk et al. 2020) as timm's rand-m9-mstd0.5-inc1: random ops with random arguments, a few an image."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +29,9 @@ class RandAugment(NamedTuple):
 def draw_rand_augment(key: jax.Array, cfg: Any) -> RandAugment:
     """Draw one image's ops: with replacement, each applied with rand_prob, magnitude normal and cut to 0..10, sign and
     resampling (bilinear, bicubic) by a coin. `cfg` has rand_ops, rand_prob, rand_magnitude, rand_magnitude_std."""
-    key_coins, key_magnitude = jax.random.split(key)
-    op, applied, negative, cubic = jax.random.uniform(key_coins, (4, cfg.rand_ops))
+    op, applied, negative, cubic, deviation = jax.random.uniform(key, (5, cfg.rand_ops), minval=2**-24)
     op = jnp.floor(op * len(OPS)).astype(jnp.int32)
-    normal = jax.random.normal(key_magnitude, (cfg.rand_ops,))
+    normal = math.sqrt(2) * jax.lax.erf_inv(2 * deviation - 1)
     magnitude = jnp.clip(cfg.rand_magnitude + cfg.rand_magnitude_std * normal, 0, MAX_MAGNITUDE)
     arg = argument(op, magnitude, negative < 0.5)
     return RandAugment(op, applied < cfg.rand_prob, magnitude, arg, cubic < 0.5)
