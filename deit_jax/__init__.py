@@ -19,8 +19,8 @@ _FROM = {
     "UserError": "errors",
 }
 _MODULES = (
-    "augment benchmark certify checkpoint compare config convert data errors evaluate losses models optimizer plan "
-    "pos_embed predict report sharding teacher train weights"
+    "augment benchmark certify checkpoint compare config convert data errors evaluate imagenet losses models optimizer "
+    "plan pos_embed predict report sharding teacher train weights"
 ).split()
 
 __all__ = sorted(_FROM)

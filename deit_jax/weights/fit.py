@@ -48,12 +48,18 @@ def load_model(
     if overrides["num_classes"] is None:
         raise UserError(f"{source} has no classification head: give num_classes=, and a new one is made")
     build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
-    params, stats, notes = fit_weights(loaded, build, seed=rngs)
+    model, notes = build_model(loaded, build, seed=rngs)
     for note in notes:
         log.warning("%s: %s", source, note)
+    return model
+
+
+def build_model(weights: Weights, build: functools.partial, *, seed: int = 0) -> tuple[nnx.Module, list[str]]:
+    """(model, notes of `fit_weights`); uses `weights` up, so that the arrays are not there twice."""
+    params, stats, notes = fit_weights(weights, build, seed=seed)
+    weights.tree.clear()
     graphdef, _, _ = models.abstract(build)
-    loaded.tree.clear()  # its arrays now go one by one
-    return nnx.merge(graphdef, to_device(params), to_device(stats))
+    return nnx.merge(graphdef, to_device(params), to_device(stats)), notes
 
 
 def to_device(tree: dict) -> dict:
