@@ -79,10 +79,10 @@ def test_epochs_and_seeds_have_other_orders():
 
 
 def test_generators_of_different_places_differ():
-    places = [(0, 1), (1, 1), (0, 2), (0, 1, 1), (0, 1, 0, 1), (0, 1, 0, 0, 1)]
+    places = [(0, "order"), (1, "order"), (0, "crop"), (0, "order", 1), (0, "order", 0, 1), (0, "order", 0, 0, 1)]
     draws = {order.generator(*place).random() for place in places}
     assert len(draws) == len(places)
-    assert order.generator(3, 2, 5, 7, 1).random() == order.generator(3, 2, 5, 7, 1).random()
+    assert order.generator(3, "crop", 5, 7, 1).random() == order.generator(3, "crop", 5, 7, 1).random()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])

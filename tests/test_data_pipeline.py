@@ -73,7 +73,7 @@ def test_training_batch_holds_the_views_its_numbers_name(source):
             index, epoch, repeat = (int(batch[key][row]) for key in ("index", "epoch", "repeat"))
             sample = source[index]
             pixels = images.decode(sample["image"])
-            rng = order.generator(3, order.PURPOSE_CROP, epoch, index, repeat)
+            rng = order.generator(3, "crop", epoch, index, repeat)
             box = images.draw_crop(rng, *pixels.shape[:2], config.augment.crop_scale, config.augment.crop_ratio)
             np.testing.assert_array_equal(batch["image"][row], images.random_resized_crop(pixels, box, SIZE))
             assert batch["label"][row] == sample["label"]

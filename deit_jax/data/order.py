@@ -4,19 +4,18 @@ import functools
 
 import numpy as np
 
-# What a random number is for; part of every key, so that no two uses share a stream.
-PURPOSE_ORDER, PURPOSE_CROP, PURPOSE_LIMIT = 1, 2, 3
+from deit_jax.randomness import PURPOSES
 
 
-def generator(seed: int, purpose: int, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:
+def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:
     """The random numbers of one place in a run; no other place has them."""
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, index, epoch, repeat]))
+    return np.random.Generator(np.random.Philox(key=[seed, PURPOSES[purpose]], counter=[0, index, epoch, repeat]))
 
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """int64 (length,): the images of one epoch, shuffled."""
-    return generator(seed, PURPOSE_ORDER, epoch).permutation(length)
+    return generator(seed, "order", epoch).permutation(length)
 
 
 def group_size(batch: int, mix_group: int) -> int:
@@ -55,6 +54,6 @@ def batch_views(
 def spread(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Sorted positions of a random `share` of the labels, spread evenly over the classes; at least one, never all."""
     count = min(max(round(len(labels) * share), 1), len(labels) - 1)
-    shuffled = np.random.Generator(np.random.Philox(key=[seed, PURPOSE_LIMIT])).permutation(len(labels))
+    shuffled = generator(seed, "subset").permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return np.sort(by_class[((np.arange(count) + 0.5) * len(labels) / count).astype(np.int64)])

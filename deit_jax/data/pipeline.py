@@ -280,7 +280,7 @@ class TrainBatch:
 
     def view(self, pixels: np.ndarray, epoch: int, index: int, repeat: int) -> np.ndarray:
         """A random crop of an image, uint8 (size, size, 3), keyed by where it stands."""
-        rng = order.generator(self.seed, order.PURPOSE_CROP, epoch, index, repeat)
+        rng = order.generator(self.seed, "crop", epoch, index, repeat)
         box = images.draw_crop(rng, pixels.shape[0], pixels.shape[1], self.scale, self.ratio)
         return images.random_resized_crop(pixels, box, self.size)
 

@@ -41,7 +41,7 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
     _check_classes(config, train)
     limit = config.data.limit
     if limit and limit < len(train):
-        drawn = order.generator(config.seed, order.PURPOSE_LIMIT).permutation(len(train))[:limit]
+        drawn = order.generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
     return train, evaluation
 
