@@ -11,7 +11,9 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.config import differences, flat
@@ -141,9 +143,10 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
     if not (step / weights).is_dir():
         raise UserError(f"checkpoint {step} has no {weights} weights: it was saved without averaging")
-    with ocp.StandardCheckpointer() as reader:
-        shapes = reader.metadata(step / weights).item_metadata.tree
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        targets = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), shapes)
-        arrays = reader.restore(step / weights, targets)
-    return read_meta(step), jax.tree.map(jax.device_get, {"params": arrays["params"], "stats": arrays.get("stats", {})})
+    handler = ocp.PyTreeCheckpointHandler()
+    shapes = handler.metadata(epath.Path(step / weights)).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    arrays = handler.restore(
+        epath.Path(step / weights), args=ocp.args.PyTreeRestore(item=shapes, restore_args=as_numpy)
+    )
+    return read_meta(step), {"params": arrays["params"], "stats": arrays.get("stats", {})}

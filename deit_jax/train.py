@@ -74,14 +74,13 @@ def init_state(student: Student, config, weights: dict | None = None, *, key: ja
     }  # fmt: skip
 
 
-def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int) -> Callable:
-    """The train step: (state, batch, teacher's arrays) → (state, metrics), a pure function to be jitted.
+def make_update(student: Student, teacher: Callable, config, rate: Callable) -> Callable:
+    """(state, batch, teacher's arrays, key) → (state, metrics): teacher, loss, gradient, AdamW, EMA.
 
-    batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels are stored.
-    metrics: scalars float32, left on the device.
+    batch: `image` (B, S, S, 3) float32, normalized and mixed; `target` (B, classes) probabilities; what the teacher
+    needs besides. rate: step → learning rate. A step whose loss or gradient is not finite changes no weight; it counts.
     """
-    tx, rate = make_optimizer(config), schedule(config, steps_per_epoch)
-    d, total, parts = config.distill, num_steps(config, steps_per_epoch), config.accumulate
+    tx, d, parts = make_optimizer(config), config.distill, config.accumulate
 
     def loss_fn(params, stats, teacher_arrays, part, key):
         teacher_logits = teacher(teacher_arrays, part, part["image"])
@@ -102,7 +101,7 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int)
 
         def one(carry, xs):
             loss, stats, grads = carry
-            (part_loss, stats), part_grads = grad_fn(state["params"], stats, teacher_arrays, xs[0], xs[1])
+            (part_loss, stats), part_grads = grad_fn(state["params"], stats, teacher_arrays, *xs)
             return (loss + part_loss, stats, jax.tree.map(jnp.add, grads, part_grads)), None
 
         # every part takes rows of every device, so that none moves
@@ -111,14 +110,8 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int)
         (loss, stats, grads), _ = jax.lax.scan(one, start, (cut, jax.random.split(key, parts)))
         return loss / parts, stats, jax.tree.map(lambda g: g / parts, grads)
 
-    def step(state: dict, batch: dict, teacher_arrays) -> tuple[dict, dict]:
-        position = (state["step"] + state["offset"]) % total
-        images, targets = augment_train(
-            batch, purpose_key(config.seed, "augment"), position, config.augment, student.num_classes
-        )
-        key = jax.random.fold_in(purpose_key(config.seed, "drop"), position)
-        loss, stats, grads = gradients(state, teacher_arrays, {**batch, "image": images, "target": targets}, key)
-
+    def update(state: dict, batch: dict, teacher_arrays, key: jax.Array) -> tuple[dict, dict]:
+        loss, stats, grads = gradients(state, teacher_arrays, batch, key)
         norm, lr = optax.global_norm(grads), rate(state["step"])
         direction, opt = tx.update(grads, state["opt"], state["params"])
         params = jax.tree.map(lambda p, u: p - lr * u, state["params"], direction)
@@ -131,10 +124,29 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int)
         new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
         bad = {
             "in_row": jnp.where(finite, 0, state["bad"]["in_row"] + 1),
-            "total": state["bad"]["total"] + (1 - finite.astype(jnp.int32)),
+            "total": state["bad"]["total"] + jnp.where(finite, 0, 1),
         }
         metrics = {"loss": loss, "grad_norm": norm, "lr": lr, "bad_in_row": bad["in_row"], "bad_total": bad["total"]}
         return {**new, "step": state["step"] + 1, "offset": state["offset"], "bad": bad}, metrics
+
+    return update
+
+
+def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int) -> Callable:
+    """The train step: (state, batch, teacher's arrays) → (state, metrics), a pure function to be jitted.
+
+    batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels are stored.
+    metrics: scalars, left on the device.
+    """
+    update = make_update(student, teacher, config, schedule(config, steps_per_epoch))
+    total = num_steps(config, steps_per_epoch)
+
+    def step(state: dict, batch: dict, teacher_arrays) -> tuple[dict, dict]:
+        position = (state["step"] + state["offset"]) % total
+        key = purpose_key(config.seed, "augment")
+        images, targets = augment_train(batch, key, position, config.augment, student.num_classes)
+        key = jax.random.fold_in(purpose_key(config.seed, "drop"), position)
+        return update(state, {**batch, "image": images, "target": targets}, teacher_arrays, key)
 
     return step
 

@@ -228,7 +228,7 @@ class ViT(nnx.Module):
         def block(rngs):
             return Block(embed_dim, num_heads, mlp_ratio, drop_rate=drop_rate, dtype=self.dtype, rngs=rngs)
 
-        self.blocks = nnx.vmap(block)(rngs.fork(split=depth))
+        self.blocks = nnx.vmap(block)(rngs.split(depth))
         self.norm = nnx.LayerNorm(embed_dim, epsilon=1e-6, dtype=self.dtype, rngs=rngs)
         self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
         if distilled:

@@ -1,0 +1,94 @@
+"""Against the official code's values, and by properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from seeded import GOLDEN
+
+from deit_jax.errors import UserError
+from deit_jax.losses import cross_entropy, distillation_loss, soft_targets
+
+TRAINING = np.load(GOLDEN / "training.npz")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The logits and labels the golden losses were computed from."""
+    rng = np.random.default_rng(7)
+    logits = [(3 * rng.standard_normal((8, 1000))).astype(np.float32) for _ in range(3)]
+    return [jnp.asarray(x) for x in (*logits, rng.integers(0, 1000, 8))]
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("none_a0.5_t1.0_eps0.1", {"kind": "none"}),
+        ("hard_a0.5_t1.0_eps0.1", {"kind": "hard"}),
+        ("soft_a0.1_t3.0_eps0.1", {"kind": "soft", "alpha": 0.1, "tau": 3.0, "normalization": "released"}),
+        ("paper_a0.1_t3.0_eps0.1", {"kind": "soft", "alpha": 0.1, "tau": 3.0, "normalization": "paper"}),
+    ],
+)
+def test_official_values(drawn, key, options):
+    cls, dist, teacher, labels = drawn
+    loss = distillation_loss(cls, dist, labels, teacher, label_smoothing=0.1, **options)
+    np.testing.assert_allclose(loss, TRAINING[f"loss/{key}"], rtol=1e-5)
+
+
+def test_labels_and_their_smoothed_probabilities_are_the_same(drawn):
+    cls, dist, teacher, labels = drawn
+    probabilities = soft_targets(labels, 1000, 0.1)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-6)
+    by_labels = distillation_loss(cls, dist, labels, teacher, label_smoothing=0.1)
+    by_probabilities = distillation_loss(cls, dist, probabilities, teacher)
+    np.testing.assert_allclose(by_labels, by_probabilities, rtol=1e-6)
+
+
+def test_stored_decisions_are_the_teachers(drawn):
+    cls, dist, teacher, labels = drawn
+    live = distillation_loss(cls, dist, labels, teacher)
+    assert live == distillation_loss(cls, dist, labels, teacher.argmax(-1).astype(jnp.uint16))
+
+
+def test_a_model_with_one_head_learns_both_terms_with_it(drawn):
+    cls, _, teacher, labels = drawn
+    both = distillation_loss(cls, None, labels, teacher, alpha=0.3)
+    expected = 0.7 * cross_entropy(cls, labels) + 0.3 * cross_entropy(cls, teacher.argmax(-1))
+    np.testing.assert_allclose(both, expected, rtol=1e-6)
+
+
+def test_soft_loss_of_the_teacher_itself_is_zero_and_its_gradient_too(drawn):
+    cls, _, teacher, labels = drawn
+    soft = lambda dist: distillation_loss(cls, dist, labels, teacher, kind="soft", alpha=1.0, tau=2.0)  # noqa: E731
+    assert abs(float(soft(teacher))) < 1e-5
+    np.testing.assert_allclose(jax.grad(soft)(teacher), 0, atol=1e-6)
+
+
+def test_classes_of_no_probability_do_not_spoil_the_soft_loss(drawn):
+    cls, dist, teacher, labels = drawn
+    top = jnp.where(teacher >= jnp.sort(teacher, axis=-1)[:, -5:-4], teacher, -jnp.inf)
+    loss, gradient = jax.value_and_grad(lambda d: distillation_loss(cls, d, labels, top, kind="soft", tau=3.0))(dist)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+
+
+def test_second_class_token_needs_no_teacher(drawn):
+    cls, dist, _, labels = drawn
+    loss = distillation_loss(cls, dist, labels, kind="second_cls", alpha=0.5)
+    np.testing.assert_allclose(loss, (cross_entropy(cls, labels) + cross_entropy(dist, labels)) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "hart"}, "did you mean hard"),
+        ({"kind": "soft", "normalization": "mean"}, "use paper or released"),
+        ({"teacher_logits": None}, "needs teacher_logits"),
+        ({"teacher_logits": jnp.zeros((8, 10))}, "teacher has 10 classes, student 1000"),
+        ({"kind": "soft", "teacher_logits": jnp.zeros(8, jnp.int32)}, "not its decisions"),
+    ],
+)
+def test_bad_input(drawn, options, message):
+    cls, dist, teacher, labels = drawn
+    with pytest.raises(UserError, match=message):
+        distillation_loss(cls, dist, labels, **({"teacher_logits": teacher} | options))
