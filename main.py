@@ -5,7 +5,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deit_jax.config import resolve, validate
+from deit_jax.config import check_config_file, check_override, resolve, validate
 from deit_jax.errors import UserError, nearest
 
 MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
@@ -61,13 +61,23 @@ def main(_) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's flags, with its complaints in one line."""
+    """absl's flags; what a user can mend is said in one line, before absl's own checks where those would be many."""
+    for argument in argv[1:]:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config" and equals:
+            check_config_file(value.partition(":")[0])
+        elif name.startswith("config.") and argument.startswith("--"):
+            check_override(name.removeprefix("config."), value if equals else None)
     try:
         return FLAGS(argv)
-    except UserError:
-        raise
     except flags.Error as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        causes = [error]
+        while causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        for cause in reversed(causes):  # a config file's own complaint lies deepest, under wrappings with its traceback
+            if isinstance(cause, UserError):
+                raise cause from None
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def entry() -> None:

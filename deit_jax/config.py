@@ -5,6 +5,7 @@ only what is particular to its run. A default of None means "as `recipe` says" (
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError, nearest
@@ -291,6 +292,35 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
         raise UserError(f"batch_size {batch} is not divisible by {at}: use --config.batch_size={near}")
     if config.distill.kind != "none" and config.distill.tau <= 0:
         raise UserError(f"distill.tau is {config.distill.tau}: it must be above 0")
+
+
+def check_config_file(path: str) -> None:
+    """Raise UserError, naming the nearest file beside it, unless `path` is a file."""
+    file = Path(path)
+    if not file.is_file():
+        beside = [str(p) for p in sorted(file.parent.glob("*.py"))]
+        known = f": there are {', '.join(beside)}" if beside else ""
+        raise UserError(f"config {path} does not exist{nearest(path, beside)}{known}")
+
+
+def check_override(path: str, value: str | None) -> None:
+    """Check one `--config.PATH=VALUE` before it is applied. Raises UserError for an unknown setting or a value of
+    another type."""
+    settings = flat(SETTINGS)
+    if path not in settings:
+        groups = sorted({name.rpartition(".")[0] for name in settings} - {""})
+        within = f": {path} is a group of settings, as --config.{path}.NAME=" if path in groups else ""
+        mend = within or ": python -m deit_jax.config lists all"
+        raise UserError(f"config.{path} is not a setting{nearest(path, settings)}{mend}")
+    kind = settings[path].kind or type(settings[path].default)
+    if value is None or kind in (str, tuple):
+        return
+    try:
+        readers = {int: int, float: float, bool: {"true": True, "false": False, "1": True, "0": False}.__getitem__}
+        readers[kind](value.lower())
+    except (ValueError, KeyError):
+        article = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"config.{path} is '{value}': it must be {article}") from None
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

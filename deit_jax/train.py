@@ -38,14 +38,9 @@ def compute_dtype(name: str):
 
 
 def make_student(config, num_classes: int) -> Student:
-    """The model `config.model` describes, for data of `num_classes`. Raises UserError where they do not fit."""
+    """The model `config.model` describes, for data of `num_classes`. Raises UserError for what makes no model."""
     m = config.model
     module, defaults = models.find(m.name)
-    if m.num_classes not in (0, num_classes):
-        raise UserError(
-            f"model.num_classes is {m.num_classes} but the data has {num_classes} classes: "
-            f"use --config.model.num_classes={num_classes}, or 0 to follow the data"
-        )
     options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
     options["dtype"] = compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):

@@ -213,10 +213,3 @@ def test_runtime_settings_may_change_between_a_run_and_its_continuation(tmp_path
     first = train(config, tmp_path)
     config.log.every, config.data.prefetch = 1, 2
     assert train(config, tmp_path) == first
-
-
-def test_model_and_data_must_have_the_same_classes():
-    config = small_config()
-    config.model.num_classes = 11
-    with pytest.raises(UserError, match=r"--config.model.num_classes=10"):
-        make_student(config, 10)

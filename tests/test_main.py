@@ -1,0 +1,127 @@
+"""The command line: one clear line for what a user can mend, before anything is compiled or written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/digits.py"
+
+
+def main(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "main.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(images):
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / f"class{c}" / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([DIGITS, "--config.modle.name=x"], "config.modle.name is not a setting (did you mean model.name?)"),
+        ([DIGITS, "--config.batch_size=many"], "config.batch_size is 'many': it must be a whole number"),
+        ([DIGITS, "--config.distill.kind=harder"], "distill.kind is 'harder' (did you mean hard?)"),
+        (["--config=configs/digit.py"], "configs/digit.py does not exist (did you mean configs/digits.py?)"),
+        (["--config=configs/digits.py:distil=soft"], "'distil=soft' is not known (did you mean distill?)"),
+        ([DIGITS, "--mode=trian"], "mode 'trian' is not known (did you mean train?)"),
+        ([DIGITS, "--config.model.img_size=17"], "img_size 17 is not a multiple of patch_size 4: use 16 or 20"),
+        ([DIGITS, "--config.model.name=deit_digit_patch4_16"], "(did you mean deit_digits_patch4_16?)"),
+        ([DIGITS, "--config.batch_size=2000"], "batch_size 2000 is more than the"),
+        ([DIGITS, "--config.model.num_classes=7"], "digits has 10 classes"),
+        (["--config=configs/deit_ti.py", "--config.data.root=/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    run = main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert run.returncode == 2
+    error = run.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in run.stderr + run.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_must_divide_over_the_devices(tmp_path):
+    run = main(DIGITS, "--config.batch_size=100", f"--workdir={tmp_path / 'run'}", devices=8)
+    assert run.returncode == 2
+    assert "batch_size 100 is not divisible by 8 devices: use --config.batch_size=96" in run.stderr
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    run = main(DIGITS, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert run.returncode == 2
+    assert "cannot be written" in run.stderr
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+TINY = [
+    "--config=configs/deit_ti.py", "--config.model.name=deit_digits_patch4_16", "--config.batch_size=8",
+    "--config.steps=2", "--config.log.every=1", "--config.log.tensorboard=False",
+]  # fmt: skip
+
+
+def test_an_image_folder_is_trained_on_and_evaluated(tmp_path):
+    data = folder_of_images(tmp_path / "data")
+    run = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
+    assert run.returncode == 0, run.stderr
+    assert "2 classes" in run.stdout
+    assert "step 2/2" in run.stdout
+    for name in ("report.md", "curves.png", "attention.png", "log.jsonl", "config.json", "checkpoints"):
+        assert (tmp_path / "run" / name).exists(), name
+    again = main("--mode=evaluate", *TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
+    assert again.returncode == 0, again.stderr
+    assert "class head" in again.stdout
+    other = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}", "--config.seed=1")
+    assert other.returncode == 2
+    assert "another config (seed: 0 there, 1 now)" in other.stderr
+
+
+def test_a_class_without_an_image_is_named(tmp_path):
+    data = folder_of_images(tmp_path / "data")
+    (data / "empty").mkdir()
+    run = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
+    assert run.returncode == 2
+    assert "empty" in run.stderr
+
+
+def test_an_unreadable_image_in_evaluation_is_named(tmp_path):
+    data = folder_of_images(tmp_path / "data" / "train")
+    folder_of_images(tmp_path / "data" / "val")
+    (tmp_path / "data" / "val" / "class1" / "3.png").write_bytes(b"no image")
+    run = main(*TINY, f"--config.data.root={data.parent}", f"--workdir={tmp_path / 'run'}")
+    assert run.returncode == 2
+    assert "val/class1/3.png" in run.stderr.strip().splitlines()[-1]
+
+
+def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
+    arguments = ["--config=configs/digits.py:distill=none", "--config.model.name=deit_digits_patch4_16",
+                 "--config.compare=False", "--config.log.tensorboard=False", "--config.log.every=1"]  # fmt: skip
+    command = [sys.executable, "main.py", *arguments, "--config.epochs=1000", f"--workdir={tmp_path / 'run'}"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "step 3/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    rest = process.stdout.read()
+    assert process.wait() == 130
+    assert time.monotonic() - begun < 60
+    assert "saved; the same command goes on from there" in rest
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
