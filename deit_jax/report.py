@@ -118,7 +118,7 @@ class Log:
             left = duration((self.total - step) * elapsed / steps)
             epochs = self.total / self.per_epoch
             self.say(
-                f"{self.title}  epoch {step / self.per_epoch:.1f}/{epochs:.4g}  step {step}/{self.total}  "
+                f"{self.title}  epoch {step / self.per_epoch:.1f}/{epochs:.1f}  step {step}/{self.total}  "
                 f"loss {values['loss']:.4f}  {rate:,.0f} images/s  {left} left  "
                 f"waiting for data {100 * speed['wait_share']:.0f} %",
                 passing=True,
