@@ -33,7 +33,8 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> 
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}: normalize them first (deit_jax.augment.normalize)")
     if not isinstance(images, jax.core.Tracer) and images.size:
-        largest = float(jnp.abs(images).max())
+        with jax.ensure_compile_time_eval():  # a constant inside somebody's jit is no tracer either
+            largest = float(jnp.abs(images).max())
         if not largest <= LARGEST_PIXEL:
             raise UserError(
                 f"images reach {largest:g}: normalize them first, (pixels / 255 - mean) / std"

@@ -30,8 +30,16 @@ class Architecture:
     positions: int = 0  # of patches in the position embedding
 
     def constructor(self, **overrides) -> functools.partial:
-        """A callable of `rngs`; arguments left at None keep the weights' own."""
-        return functools.partial(self.module, **(self.config | {k: v for k, v in overrides.items() if v is not None}))
+        """A callable of `rngs`; arguments left at None keep the weights' own. Raises UserError for one that is neither
+        given nor known."""
+        arguments = self.config | {k: v for k, v in overrides.items() if v is not None}
+        if arguments.get("img_size", 0) is None:
+            raise UserError(
+                f"the weights have {self.positions} patch positions, which are no square: give img_size=(height, width)"
+            )
+        if arguments.get("num_heads", 0) is None:
+            raise UserError(f"the weights, {self.describe()}, do not tell their attention heads: give num_heads=")
+        return functools.partial(self.module, **arguments)
 
     def describe(self) -> str:
         if self.module is vit.ViT:
