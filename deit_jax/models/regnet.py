@@ -203,4 +203,5 @@ CONFIGS: dict[str, dict] = {
     # for images of 8-32 pixels: nothing is thrown away before the second stage
     "regnety_digits": family(32, 32.0, 2.0, 4, 16, stem_stride=1, img_size=16),
     "regnety_cifar": family(48, 27.89, 2.09, 10, 16, stem_stride=1, first_stride=1, img_size=32),
+    "regnety_cifar_small": family(48, 48.0, 2.0, 6, 16, stem_stride=1, img_size=32),
 }

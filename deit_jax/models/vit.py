@@ -293,6 +293,7 @@ SIZES = {
 # Small images, small machines: digits and CIFAR-10.
 SMALL = {
     "digits_patch4_16": {"embed_dim": 96, "num_heads": 3, "depth": 4, "patch_size": 4, "img_size": 16},
+    "nano_patch4_32": {"embed_dim": 96, "num_heads": 3, "depth": 6, "patch_size": 4, "img_size": 32},
     "cifar_patch4_32": {"embed_dim": 192, "num_heads": 3, "depth": 9, "patch_size": 4, "img_size": 32},
 }
 
