@@ -43,7 +43,7 @@ def main(_) -> None:
 
         ablate(config, FLAGS.workdir)
     elif mode == "evaluate":
-        from deit_jax.evaluate import evaluate_checkpoint
+        from deit_jax.run import evaluate_checkpoint
 
         evaluate_checkpoint(config, FLAGS.checkpoint or FLAGS.workdir)
     elif mode == "label":

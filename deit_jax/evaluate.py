@@ -10,7 +10,6 @@ from flax import nnx
 
 from deit_jax import sharding
 from deit_jax.augment import normalize
-from deit_jax.errors import UserError
 from deit_jax.models.vit import fuse
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
@@ -71,37 +70,3 @@ def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, mean, st
 def add(totals: dict, counts: dict) -> None:
     for name, values in jax.device_get(counts).items():
         totals[name] = totals.get(name, 0.0) + values.astype(np.float64)
-
-
-def evaluate_checkpoint(config, source: str) -> dict:
-    """`--mode=evaluate`: any weights `load_weights` reads, on the evaluation data of `config`; prints a table.
-
-    The model is what the weights are; `config` gives data, crop and size (0: the weights' own).
-    """
-    from deit_jax import models, report
-    from deit_jax.data import pipeline, sources
-    from deit_jax.train import compute_dtype
-    from deit_jax.weights import fit_weights, load_weights
-
-    weights = load_weights(source)
-    train_source, eval_source = sources.open_sources(config)
-    if weights.num_classes != train_source.num_classes:
-        raise UserError(
-            f"{source} has {weights.num_classes} classes, the data {train_source.num_classes}:"
-            " evaluate it on data of its classes"
-        )
-    default = models.find(config.model.name)[1].get("img_size", 224)  # a ConvNet's weights do not tell
-    size = config.model.img_size or weights.architecture.config.get("img_size") or default
-    build = weights.architecture.constructor(img_size=size, dtype=compute_dtype(config.model.dtype))
-    params, stats, notes = fit_weights(weights, build, new_parts=False)
-    mesh = sharding.make_mesh()
-    arrays = jax.device_put({"params": params, "stats": stats}, sharding.everywhere(mesh))
-    batches = pipeline.eval_batches(config, eval_source, size=size)
-    pixels = {"mean": weights.mean, "std": weights.std}
-    result = evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, **pixels, fusion=config.evaluate.fusion)
-    for note in notes:
-        print(note)
-    rows = report.accuracy_rows(weights.name or source, {"params": result})
-    print(report.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows))
-    print(f"\n{result['images']} images, {size} px, crop {config.data.crop}; cross-entropy {result['loss']:.4f}")
-    return result

@@ -1,4 +1,5 @@
-"""What one command does, in order: the teacher (where it is trained here), the comparison, the student, the report."""
+"""What one command does. `train`: the teacher (where it is trained here), the comparison, the student, the report;
+`evaluate`: any weights on any data."""
 
 import json
 import shlex
@@ -10,14 +11,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from deit_jax import plots, report
+from deit_jax import models, plots, report, sharding
 from deit_jax.augment import normalize
 from deit_jax.checkpoint import claim_workdir, read_weights
 from deit_jax.config import default_config, flat
 from deit_jax.data import pipeline, sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate import head_logits
-from deit_jax.train import make_student, train
+from deit_jax.evaluate import evaluate, head_logits
+from deit_jax.train import compute_dtype, make_student, train
+from deit_jax.weights import fit_weights, load_weights
 
 
 def teacher_config(config):
@@ -134,3 +136,32 @@ def write_report(config, workdir: Path, results: dict, seconds: float) -> None:
     (workdir / "report.md").write_text("\n\n".join(text) + "\n")
     (workdir / "results.json").write_text(json.dumps(results, indent=1))
     print(f"\n{accuracy}\n\nreport: {workdir / 'report.md'}")
+
+
+def evaluate_checkpoint(config, source: str) -> dict:
+    """`--mode=evaluate`: any weights `load_weights` reads, on the evaluation data of `config`; prints a table.
+
+    The model is what the weights are; `config` gives data, crop and size (0: the weights' own).
+    """
+    weights = load_weights(source)
+    train_source, eval_source = sources.open_sources(config)
+    if weights.num_classes != train_source.num_classes:
+        raise UserError(
+            f"{source} has {weights.num_classes} classes, the data {train_source.num_classes}:"
+            " evaluate it on data of its classes"
+        )
+    default = models.find(config.model.name)[1].get("img_size", 224)  # a ConvNet's weights do not tell
+    size = config.model.img_size or weights.architecture.config.get("img_size") or default
+    build = weights.architecture.constructor(img_size=size, dtype=compute_dtype(config.model.dtype))
+    params, stats, notes = fit_weights(weights, build, new_parts=False)
+    mesh = sharding.make_mesh()
+    arrays = jax.device_put({"params": params, "stats": stats}, sharding.everywhere(mesh))
+    batches = pipeline.eval_batches(config, eval_source, size=size)
+    pixels = {"mean": weights.mean, "std": weights.std}
+    result = evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, **pixels, fusion=config.evaluate.fusion)
+    for note in notes:
+        print(note)
+    rows = report.accuracy_rows(weights.name or source, {"params": result})
+    print(report.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows))
+    print(f"\n{result['images']} images, {size} px, crop {config.data.crop}; cross-entropy {result['loss']:.4f}")
+    return result
