@@ -1,0 +1,174 @@
+"""Weights there and back again, and other libraries reading what we wrote."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import seeded
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_models import LOGITS, import_timm, relative
+from test_weights import SMALL, state_of
+
+import deit_jax
+from deit_jax import convert, models
+from deit_jax.errors import UserError
+from deit_jax.weights import load_weights
+
+DISTILLED = "deit_tiny_distilled_patch16_224"
+
+
+def equal(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key].dtype == value.dtype, key
+        np.testing.assert_array_equal(ours[key], value, err_msg=key)
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_file(state_of(SMALL, num_classes=10), path)
+    return path
+
+
+@pytest.mark.parametrize("name", [DISTILLED, "regnety_002"])
+def test_timm_to_orbax_to_timm_gives_the_same_file(tmp_path, name):
+    state = seeded.checkpoint(name)
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    state |= {key: np.array(1000 + i) for i, key in enumerate(counters)}
+    save_file(state, tmp_path / "timm.safetensors", {"format": "pt"})
+    convert.convert(tmp_path / "timm.safetensors", tmp_path / "orbax")
+    convert.convert(tmp_path / "orbax", tmp_path / "again.safetensors")
+    equal(load_file(tmp_path / "again.safetensors"), state)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "timm.safetensors").read_bytes()
+
+
+def test_files_older_than_batch_counters_get_none(tmp_path):
+    state = {k: v for k, v in state_of("regnety_digits").items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "old.safetensors")
+    convert.convert(tmp_path / "old.safetensors", tmp_path / "again.safetensors")
+    equal(load_file(tmp_path / "again.safetensors"), state)
+
+
+@pytest.mark.parametrize("name", [SMALL, "deit_digits_patch4_16"])
+def test_timm_to_hugging_face_to_timm(tmp_path, name):
+    state = state_of(name, num_classes=10)
+    save_file(state, tmp_path / "timm.safetensors")
+    folder = convert.convert(tmp_path / "timm.safetensors", tmp_path / "hf", to="huggingface")
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        names = set(file.keys())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["layer_norm_eps"] == 1e-6
+    assert len(config["id2label"]) == 10
+    prefix = "deit." if "distilled" in name else "vit."
+    assert f"{prefix}encoder.layer.3.attention.attention.query.weight" in names
+    convert.convert(folder, tmp_path / "again.safetensors")
+    equal(load_file(tmp_path / "again.safetensors"), state)
+
+
+def test_class_names_and_normalization_travel(tmp_path, small):
+    weights = load_weights(small)
+    weights.class_names = [f"digit {i}" for i in range(10)]
+    weights.mean = (0.5, 0.5, 0.5)
+    convert.save_orbax(weights, tmp_path / "orbax")
+    convert.convert(tmp_path / "orbax", tmp_path / "hf", to="huggingface")
+    there = load_weights(tmp_path / "hf")
+    assert there.class_names == weights.class_names
+    assert there.mean == weights.mean
+
+
+def test_a_grid_that_is_no_square_travels(tmp_path):
+    state = state_of(SMALL, num_classes=10, img_size=(16, 40))
+    save_file(state, tmp_path / "wide.safetensors")
+    weights = load_weights(tmp_path / "wide.safetensors")
+    weights.architecture.config["img_size"] = (16, 40)
+    convert.save_orbax(weights, tmp_path / "orbax")
+    model = deit_jax.load_model(tmp_path / "orbax")
+    assert model.grid == (4, 10)
+    convert.convert(tmp_path / "orbax", tmp_path / "again.safetensors")
+    equal(load_file(tmp_path / "again.safetensors"), state)
+
+
+def test_a_model_of_ours_becomes_timms(tmp_path):
+    build = models.constructor("regnety_digits", num_classes=10)
+    params, stats = models.init_arrays(build, jax.random.key(0))
+    weights = load_file_of(tmp_path, "regnety_digits")
+    weights.tree, weights.counters = jax.tree.map(np.asarray, {"params": params, "stats": stats}), None
+    convert.save_timm(weights, tmp_path / "ours.safetensors")
+    content = load_file(tmp_path / "ours.safetensors")
+    assert content["stem.bn.num_batches_tracked"] == 0
+    assert content["stem.bn.num_batches_tracked"].dtype == np.int64
+    np.testing.assert_array_equal(content["stem.conv.weight"], params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1))
+
+
+def load_file_of(tmp_path, name):
+    save_file(state_of(name, num_classes=10), tmp_path / "any.safetensors")
+    return load_weights(tmp_path / "any.safetensors")
+
+
+def test_command_line(tmp_path, small, capsys):
+    convert.main([str(small), str(tmp_path / "orbax")])
+    assert "wrote" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        convert.main([str(small), str(tmp_path / "orbax")])
+    assert str(stopped.value) == f"error: DST {tmp_path / 'orbax'} exists already: remove it or give another name"
+
+
+@pytest.mark.parametrize(
+    ("destination", "to", "message"),
+    [
+        ("small.safetensors", None, "exists already"),
+        ("x.safetensors", "huggingface", "give a folder"),
+        ("x", "timm", "give a file NAME.safetensors"),
+        ("no/where/x", None, "the folder .* does not exist"),
+        ("x", "keras", "--to=keras is not known: use timm, huggingface, orbax"),
+    ],
+)
+def test_bad_destinations(tmp_path, small, destination, to, message):
+    before = small.read_bytes()
+    with pytest.raises(UserError, match=message):
+        convert.convert(small, tmp_path / destination, to=to)
+    assert small.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_a_regnet_has_no_hugging_face_form(tmp_path):
+    save_file(state_of("regnety_digits"), tmp_path / "r.safetensors")
+    with pytest.raises(UserError, match="only a ViT or DeiT"):
+        convert.convert(tmp_path / "r.safetensors", tmp_path / "hf", to="huggingface")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("name", [DISTILLED, "regnety_002"])
+def test_timm_loads_what_we_write(tmp_path, name):
+    torch, timm = import_timm()
+    save_file(seeded.checkpoint(name), tmp_path / "in.safetensors")
+    convert.convert(tmp_path / "in.safetensors", tmp_path / "orbax")
+    path = convert.convert(tmp_path / "orbax", tmp_path / "out.safetensors")
+    model = timm.create_model(name, checkpoint_path=str(path)).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(seeded.images(2, 224).transpose(0, 3, 1, 2).copy())).numpy()
+    assert relative(logits, LOGITS[f"{name}/logits"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", [DISTILLED, "deit_tiny_patch16_224"])
+def test_transformers_loads_what_we_write(tmp_path, name):
+    torch = pytest.importorskip("torch", reason="needs torch: the golden values carry the proof without it")
+    try:
+        from transformers import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+    except Exception as error:  # transformers looks for many other libraries, and trips over broken ones
+        pytest.skip(f"needs transformers: {type(error).__name__}: {error}")
+    save_file(seeded.checkpoint(name), tmp_path / "in.safetensors")
+    folder = convert.convert(tmp_path / "in.safetensors", tmp_path / "hf", to="huggingface")
+    kind = DeiTForImageClassificationWithTeacher if "distilled" in name else ViTForImageClassification
+    model, info = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    images = seeded.images(2, 224)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
+    assert relative(logits, LOGITS[f"{name}/logits"]) < 1e-5
+    model.save_pretrained(tmp_path / "saved")
+    assert relative(deit_jax.load_model(tmp_path / "saved")(images), LOGITS[f"{name}/logits"]) < 1e-5

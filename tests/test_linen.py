@@ -1,0 +1,102 @@
+"""The Linen face of the models: init, apply, random numbers, statistics, parts of the parameters; and the examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.errors import InvalidRngError
+
+import deit_jax
+from deit_jax.errors import UserError
+from deit_jax.models.linen import linen_variables
+from examples import foreign_linen, foreign_nnx
+
+NAME = "deit_digits_distilled_patch4_16"
+IMAGES = np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    model = deit_jax.to_linen(NAME, num_classes=10, drop_path_rate=0.5)
+    return model, model.init(jax.random.key(0), IMAGES)
+
+
+def test_variables_of_an_nnx_model_give_its_logits(drawn):
+    model, variables = drawn
+    ours = deit_jax.create_model(NAME, num_classes=10)
+    carried = linen_variables(ours)
+    assert jax.tree.map(jnp.shape, carried) == jax.tree.map(jnp.shape, variables)
+    np.testing.assert_allclose(jax.jit(model.apply)(carried, IMAGES), ours(IMAGES), atol=1e-6)
+    for linen, nnx in zip(model.apply(carried, IMAGES, method="heads"), ours.heads(IMAGES), strict=True):
+        np.testing.assert_allclose(linen, nnx, atol=1e-6)
+
+
+def test_training_draws_from_the_dropout_stream(drawn):
+    model, variables = drawn
+    at = lambda seed: model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
+    np.testing.assert_array_equal(at(1), at(1))
+    assert np.abs(at(1) - at(2)).max() > 1e-3
+    with pytest.raises(InvalidRngError, match="dropout"):
+        model.apply(variables, IMAGES, train=True)
+
+
+def test_gradients_reach_every_parameter(drawn):
+    model, variables = drawn
+    gradients = jax.grad(lambda p: (model.apply({"params": p}, IMAGES) ** 2).sum())(variables["params"])
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_batch_statistics_are_a_mutable_collection():
+    model = deit_jax.to_linen("regnety_digits", num_classes=10)
+    variables = model.init(jax.random.key(0), IMAGES)
+    assert set(variables) == {"params", "batch_stats"}
+    _, new = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    ours = deit_jax.create_model("regnety_digits", num_classes=10)
+    ours_before = linen_variables(ours)
+    ours(IMAGES, train=True)
+    _, expected = model.apply(ours_before, IMAGES, train=True, mutable=["batch_stats"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        expected["batch_stats"],
+        linen_variables(ours)["batch_stats"],
+    )
+    assert np.abs(new["batch_stats"]["stem"]["bn"]["mean"]).max() > 0
+
+
+def test_missing_parameters_are_named_or_drawn(drawn):
+    model, variables = drawn
+    part = {"params": {"blocks": variables["params"]["blocks"]}}
+    with pytest.raises(UserError, match=r"lack .*head_dist.kernel.*pos_embed"):
+        model.apply(part, IMAGES)
+    logits, filled = model.apply(part, IMAGES, rngs={"params": jax.random.key(5)}, mutable=["params", "batch_stats"])
+    assert jax.tree.map(jnp.shape, filled["params"]) == jax.tree.map(jnp.shape, variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, filled["params"]["blocks"], part["params"]["blocks"])
+    np.testing.assert_allclose(model.apply(filled, IMAGES), logits, atol=1e-6)
+
+
+def test_inside_another_linen_module():
+    class Named(nn.Module):
+        def setup(self):
+            self.backbone = deit_jax.to_linen(NAME, num_classes=8, drop_path_rate=0.5)
+            self.out = nn.Dense(2)
+
+        def __call__(self, images, train=False):
+            return self.out(self.backbone(images, train=train))
+
+    variables = Named().init(jax.random.key(0), IMAGES)
+    assert set(variables["params"]) == {"backbone", "out"}
+    out = Named().apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(1)})
+    assert out.shape == (3, 2)
+
+
+def test_an_unknown_name_is_told_at_once():
+    with pytest.raises(UserError, match="did you mean"):
+        deit_jax.to_linen("deit_tiny_patch16_225")
+
+
+@pytest.mark.parametrize("example", [foreign_nnx, foreign_linen], ids=["nnx", "linen"])
+def test_our_parts_learn_inside_foreign_models(example):
+    losses = example.main(steps=20)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
