@@ -121,7 +121,7 @@ def find_step(folder: Path) -> Path | None:
         return folder
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
-    steps = sorted((p for p in folder.glob("[0-9]*") if (p / "params").is_dir()), key=lambda p: int(p.name))
+    steps = [p for p in folder.iterdir() if p.name.isdigit() and (p / "params").is_dir()] if folder.is_dir() else []
     if not steps:
         return None
     return max(steps, key=lambda p: (read_meta(p).get("metrics", {}).get("top1", -1.0), int(p.name)))

@@ -1,0 +1,65 @@
+"""Accuracies against counting by hand; padding, ties and fusion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax import models, sharding
+from deit_jax.augment import normalize
+from deit_jax.errors import UserError
+from deit_jax.evaluate import evaluate
+from deit_jax.models.vit import fuse
+
+PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.create_model("deit_digits_distilled_patch4_16", num_classes=10)
+
+
+def batches(images, labels, size=8):
+    for start in range(0, len(images), size):
+        part, y = images[start : start + size], labels[start : start + size]
+        real = len(part)
+        fill = [(0, size - real)] + [(0, 0)] * 3
+        yield {
+            "image": np.pad(part, fill),
+            "label": np.pad(y, (0, size - real)),
+            "mask": np.pad(np.ones(real, np.float32), (0, size - real)),
+        }
+
+
+def test_counts_are_those_by_hand(model):
+    from flax import nnx
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (21, 16, 16, 3), np.uint8)
+    labels = rng.integers(0, 10, 21).astype(np.int32)
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+    weights = {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+    result = evaluate(graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)
+
+    cls, dist = model.heads(normalize(jnp.asarray(images), *PIXELS.values()))
+    for head, logits in (("cls", cls), ("dist", dist), ("fused_logits", (cls + dist) / 2)):
+        order = np.argsort(-np.asarray(logits), axis=1)
+        top1 = 100 * (order[:, 0] == labels).mean()
+        top5 = 100 * (order[:, :5] == labels[:, None]).any(1).mean()
+        loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(21), labels].mean()
+        found = result["heads"][head]
+        assert found["top1"] == pytest.approx(top1)
+        assert found["top5"] == pytest.approx(top5)
+        assert found["loss"] == pytest.approx(loss, rel=1e-4)
+    assert result["images"] == 21
+    assert result["top1"] == result["heads"]["fused_logits"]["top1"]
+
+
+def test_fusions():
+    cls, dist = jnp.array([[0.0, 3.0, 1.0]]), jnp.array([[2.0, 0.0, 1.0]])
+    np.testing.assert_allclose(fuse(cls, dist), [[1.0, 1.5, 1.0]])
+    mean = (jax.nn.softmax(cls) + jax.nn.softmax(dist)) / 2
+    np.testing.assert_allclose(jnp.exp(fuse(cls, dist, "probabilities")), mean, rtol=1e-6)
+    np.testing.assert_array_equal(fuse(cls, None), cls)
+    with pytest.raises(UserError, match="use logits or probabilities"):
+        fuse(cls, dist, "sum")
