@@ -33,6 +33,11 @@ class Tensors:
     metadata: dict[str, str] | None = None
 
 
+def reason(error: Exception) -> str:
+    """What an error says, cut to fit into a line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
+
+
 def open_file(path: Path) -> Tensors:
     """The tensors of a .safetensors or .pth file. Raises UserError where it is neither, or broken."""
     if path.suffix == ".safetensors":
@@ -67,7 +72,7 @@ def open_safetensors(path: Path) -> Tensors:
         if size != 8 + length + end:
             raise ValueError(f"{size} bytes where its header says {8 + length + end}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no readable .safetensors file ({str(error)[:80]}): {AGAIN}") from error
+        raise UserError(f"{path} is no readable .safetensors file ({reason(error)}): {AGAIN}") from error
 
     def read(key: str) -> np.ndarray:
         count = int(np.prod(shapes[key], dtype=np.int64))
@@ -87,9 +92,9 @@ def open_pickle(path: Path) -> Tensors:
     except Exception as error:  # whatever the unpickler and the zip reader find wrong
         if "unsupported" in str(error).lower():
             raise UserError(
-                f"{path} holds more than tensors: it could run code and is refused, save the state dict alone"
+                f"{path} holds more than tensors, which could run code: it is refused, save its state dict alone"
             ) from error
-        raise UserError(f"{path} is no readable PyTorch file ({str(error).splitlines()[0][:80]}): {AGAIN}") from error
+        raise UserError(f"{path} is no readable PyTorch file ({reason(error)}): {AGAIN}") from error
     for name in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -144,7 +149,7 @@ def fetch(name: str) -> Path:
     except errors.EntryNotFoundError as error:
         raise UserError(f"{name} holds neither model.safetensors nor pytorch_model.bin: give another name") from error
     except (OSError, errors.HfHubHTTPError) as error:
-        raise UserError(f"{name} could not be downloaded ({str(error).splitlines()[0][:120]}): try again") from error
+        raise UserError(f"{name} could not be downloaded ({reason(error)}): try again") from error
     return Path(path).parent
 
 

@@ -139,7 +139,7 @@ def read_orbax(source: str, weights: str) -> Weights:
     except UserError:
         raise
     except Exception as error:  # tensorstore, Orbax and the JSON reader each have their own
-        raise UserError(f"{source} is no readable Orbax folder ({str(error).splitlines()[0][:120]})") from error
+        raise UserError(f"{source} is no readable Orbax folder ({files.reason(error)})") from error
     finally:
         orbax_log.setLevel(level)
     model, more = meta.get("model", {}), meta.get("weights", {})
