@@ -13,6 +13,7 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, report.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+flags.DEFINE_integer("verify", 0, "label: make so many stored batches again and compare.", lower_bound=0)
 flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
 
 
@@ -49,7 +50,7 @@ def main(_) -> None:
     elif mode == "label":
         from deit_jax.label import label
 
-        label(config, FLAGS.workdir)
+        label(config, FLAGS.workdir, verify=FLAGS.verify)
     elif mode == "plan":
         from deit_jax.plan import plan
 

@@ -63,9 +63,15 @@ SETTINGS: dict[str, Any] = {
         "lr": S(0.0, "learning rate of that training, per 512 images; 0: the student's"),
         "drop_path_rate": S(0.0, "drop path of that training"),
         "img_size": S(0, "input size of the teacher; 0: the student's"),
-        "mean": S(IMAGENET_MEAN, "pixel mean the teacher was trained with"),
-        "std": S(IMAGENET_STD, "pixel deviation the teacher was trained with"),
+        "mean": S((), "pixel mean the teacher was trained with; (): what its weights say"),
+        "std": S((), "pixel deviation the teacher was trained with; (): what its weights say"),
         "dtype": S("auto", "compute type of the teacher", ("auto", "float32", "bfloat16")),
+    },
+    "label": {
+        "kind": S("auto", "--mode=label stores decisions, or the k likeliest classes; auto: as distill.kind needs",
+                  ("auto", "hard", "topk"), runtime=True),
+        "k": S(10, "classes a view of a topk store", runtime=True),
+        "dtype": S("float16", "of a topk store's probabilities", ("float16", "float32"), runtime=True),
     },
     "optimizer": {
         "lr": S(5e-4, "learning rate per `lr_batch` images: used is lr x batch_size / lr_batch"),
@@ -268,7 +274,7 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
             raise UserError(f"{path} is {value}: it cannot be negative")
     at_least_one = (
         "batch_size accumulate augment.mix_group augment.repeats model.scan_unroll log.every evaluate.every"
-        " checkpoint.every checkpoint.keep optimizer.lr_batch"
+        " checkpoint.every checkpoint.keep optimizer.lr_batch label.k"
     ).split()
     for path in at_least_one:
         if values[path] < 1:

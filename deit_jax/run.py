@@ -29,7 +29,7 @@ def teacher_config(config):
     c.model.img_size = t.img_size or c.model.img_size
     c.model.drop_path_rate, c.model.dtype = t.drop_path_rate, t.dtype
     c.optimizer.lr = t.lr or c.optimizer.lr
-    c.augment.mean, c.augment.std = t.mean, t.std
+    c.augment.mean, c.augment.std = t.mean or c.augment.mean, t.std or c.augment.std
     c.distill.update(default_config().distill)
     c.distill.kind, c.distill.normalization = "none", config.distill.normalization
     c.teacher.update(default_config().teacher)
@@ -60,7 +60,7 @@ def check(config, workdir: str | Path) -> Path:
 
 def train_teacher(config, workdir: Path) -> tuple[str, dict | None]:
     """(folder of the teacher's weights, its results), trained in WORKDIR/teacher; ("", None) where none is trained."""
-    if not (config.teacher.epochs and config.distill.kind in ("soft", "hard")):
+    if not (config.teacher.epochs and config.distill.kind in ("soft", "hard")) or config.distill.labels:
         return "", None
     if config.teacher.init:
         raise UserError("teacher.init and teacher.epochs are both given: use the weights, or train the teacher here")

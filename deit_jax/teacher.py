@@ -1,6 +1,8 @@
 """The teacher, live or as stored labels, behind one call: (arrays, batch, images) → logits, decisions or None."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,38 +12,65 @@ from deit_jax import models
 from deit_jax.errors import UserError
 
 
+class Member(NamedTuple):
+    """One model of a teacher: its constructor, its input size and the pixels it knows."""
+
+    build: Callable
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def no_teacher(arrays, batch: dict, images: jax.Array) -> None:
     """For the objectives that have none."""
 
 
 def stored_teacher(arrays, batch: dict, images: jax.Array) -> jax.Array:
-    """Labels that came with the batch: decisions (B,)."""
+    """Labels that came with the batch: decisions (B,), or logits."""
     return batch["teacher"]
 
 
+def stored_distribution(num_classes: int, tau: float) -> Callable:
+    """The teacher of a top-k store, whose batches hold `teacher` (B, k) classes, likeliest first, and
+    `teacher_probability` (B, k) at temperature tau.
+
+    What the k classes leave of the probability is spread evenly over the others: the mass at `tau` is then exact, and
+    with k = num_classes the teacher is the live one. The function returns logits (B, num_classes) whose softmax at
+    `tau` is that distribution; a class of probability 0 has -inf, which `distillation_loss` takes for 0 log 0 = 0.
+    """
+
+    def logits(arrays, batch, images):
+        index, known = batch["teacher"], batch["teacher_probability"].astype(jnp.float32)
+        rest = jnp.maximum(1 - known.sum(-1, keepdims=True), 0) / max(num_classes - index.shape[-1], 1)
+        rows = jnp.arange(len(index))[:, None]
+        spread = jnp.broadcast_to(rest, (len(index), num_classes))
+        return tau * jnp.log(spread.at[rows, index].set(known))
+
+    return logits
+
+
 def live_teacher(
-    members: list[tuple[nnx.GraphDef, int]], ours: tuple[tuple, tuple], theirs: tuple[tuple, tuple]
+    members: list[tuple[nnx.GraphDef, int, tuple, tuple]], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable:
     """A teacher that runs in the student's jit, in evaluation mode, on the student's augmented and mixed images.
 
     Args:
-        members: (graph definition, input size) of each; their predictions are averaged.
-        ours, theirs: (mean, std) the student's images are normalized with, and those the teacher knows.
+        members: (graph definition, input size, pixel mean, pixel deviation) of each; their predictions are averaged.
+        mean, std: the student's images are normalized with.
 
     The returned function takes their arrays, [(params, stats), …], so that nothing is a constant of the jitted code.
     """
-    (mean, std), (to_mean, to_std) = (tuple(jnp.asarray(x) for x in pair) for pair in (ours, theirs))
-    same = ours == theirs
 
     def logits(arrays, batch, images):
         images = jax.lax.stop_gradient(images)
-        if not same:
-            images = (images * std + mean - to_mean) / to_std
         outputs = []
-        for (graphdef, size), (params, stats) in zip(members, arrays, strict=True):
+        for (graphdef, size, to_mean, to_std), (params, stats) in zip(members, arrays, strict=True):
             view = images
-            if images.shape[1] != size:
-                view = jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")
+            if (mean, std) != (to_mean, to_std):
+                a, b, c, d = (jnp.asarray(x, images.dtype) for x in (std, mean, to_mean, to_std))
+                view = (view * a + b - c) / d
+            if view.shape[1] != size:
+                view = jax.image.resize(view, (len(view), size, size, 3), "bicubic")
             outputs.append(nnx.merge(graphdef, params, stats)(view))
         if len(outputs) == 1:
             return outputs[0]
@@ -58,7 +87,15 @@ def make_teacher(config, init: str = "", *, img_size: int, num_classes: int, dty
     if config.distill.kind in ("none", "second_cls"):
         return no_teacher, []
     if config.distill.labels:
+        if config.distill.kind == "soft":
+            return stored_distribution(num_classes, config.distill.tau), []
         return stored_teacher, []
+    members, arrays = load_teacher(config, init, img_size=img_size, num_classes=num_classes, dtype=dtype)
+    return teacher_of(config, members), arrays
+
+
+def load_teacher(config, init: str = "", *, img_size: int, num_classes: int, dtype) -> tuple[list[Member], list]:
+    """The models of the live teacher and their arrays, [(params, stats), …] on the host. As `make_teacher`."""
     from deit_jax.weights import fit_weights, load_weights  # here: stored labels need no weights' code
 
     init = config.teacher.init or init
@@ -72,27 +109,35 @@ def make_teacher(config, init: str = "", *, img_size: int, num_classes: int, dty
     if len(given) != len(members):
         raise UserError(f"teacher.name has {len(members)} entries, teacher.init {len(given)}: give one each")
     arrays = []
-    for (build, _), source in zip(members, given, strict=True):
+    for i, source in enumerate(given):
         weights = load_weights(source)
         if weights.num_classes != num_classes:
             raise UserError(
                 f"teacher {source} has {weights.num_classes} classes, the data {num_classes}:"
                 " give a teacher of these classes"
             )
-        params, stats, _ = fit_weights(weights, build)
+        params, stats, _ = fit_weights(weights, members[i].build)
         arrays.append((params, stats))
-    return teacher_of(config, members), arrays
+        members[i] = members[i]._replace(
+            mean=tuple(config.teacher.mean or weights.mean), std=tuple(config.teacher.std or weights.std)
+        )
+    return members, arrays
 
 
-def teacher_members(config, *, img_size: int, num_classes: int, dtype) -> list[tuple[Callable, int]]:
-    """(constructor, input size) of each model that `teacher.name` lists."""
+def teacher_members(config, *, img_size: int, num_classes: int, dtype) -> list[Member]:
+    """The models that `teacher.name` lists, without weights: where no mean is set, they know the student's pixels."""
     size = config.teacher.img_size or img_size
     options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
-    return [(models.constructor(name, **options), size) for name in config.teacher.name.split(",")]
+    mean, std = (tuple(config.teacher[k] or config.augment[k]) for k in ("mean", "std"))
+    return [Member(models.constructor(name, **options), size, mean, std) for name in config.teacher.name.split(",")]
 
 
-def teacher_of(config, members: list[tuple[Callable, int]]) -> Callable:
+def teacher_of(config, members: list[Member]) -> Callable:
     """The live teacher of these members, without its arrays."""
-    ours = (tuple(config.augment.mean), tuple(config.augment.std))
-    theirs = (tuple(config.teacher.mean), tuple(config.teacher.std))
-    return live_teacher([(models.abstract(build)[0], size) for build, size in members], ours, theirs)
+    known = [(models.abstract(m.build)[0], m.size, m.mean, m.std) for m in members]
+    return live_teacher(known, tuple(config.augment.mean), tuple(config.augment.std))
+
+
+def is_local(init: str) -> bool:
+    """Whether every source that `teacher.init` lists is a file or folder of this machine."""
+    return bool(init) and all(Path(source).expanduser().exists() for source in init.split(","))

@@ -158,6 +158,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     from deit_jax.checkpoint import Checkpoints, claim_workdir
     from deit_jax.data import pipeline, sources
     from deit_jax.evaluate import evaluate
+    from deit_jax.label_reader import open_labels
     from deit_jax.teacher import make_teacher
 
     train_source, eval_source = sources.open_sources(config)
@@ -166,6 +167,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     total = num_steps(config, per_epoch)
     sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
     teacher, teacher_arrays = make_teacher(config, teacher_init, **sizes, dtype=compute_dtype(config.teacher.dtype))
+    labels = open_labels(config, train_source, student, total)
     weights, notes = load_init(config, student)
     workdir = claim_workdir(workdir, config, train_source.fingerprint)
 
@@ -190,7 +192,9 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     def batches(position: int) -> Iterator[dict]:
         """Batches from `position` to the end of the run, and round again (only a rolled-back run goes round)."""
         for start in itertools.chain([position], itertools.repeat(0)):
-            stream = pipeline.train_batches(config, train_source, size=student.img_size, start=start, **process)
+            stream = pipeline.train_batches(
+                config, train_source, size=student.img_size, start=start, labels=labels, **process
+            )
             yield from itertools.islice(stream, total - start)
 
     def evaluate_all(state: dict) -> dict:
