@@ -65,12 +65,12 @@ def describe(heads: dict[str, np.ndarray], names: list[str], top: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deit_jax.predict", description=__doc__.split("\n")[0])
-    parser.add_argument("weights", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
+    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--top", type=int, default=5, help="classes shown")
     parser.add_argument("--crop", type=float, default=0.875, help="centre crop's side / resized short side")
     parser.add_argument("--fusion", choices=("logits", "probabilities"), default="logits", help="of the two heads")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of a training run")
+    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
     parser.add_argument("--attention", metavar="FILE.png", help="draw where class and distillation token look")
     args = parser.parse_args(arguments)
     try:
@@ -84,12 +84,12 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
     if args.attention and not Path(args.attention).absolute().parent.is_dir():
         raise UserError(f"--attention {args.attention} cannot be written: its folder does not exist")
-    weights = load_weights(args.weights, weights="ema" if args.ema else "params")
+    weights = load_weights(args.source, weights=args.weights)
     names = names_of(weights)
     model, _ = build_model(weights, weights.architecture.constructor())
     height, width = model.img_size if isinstance(model.img_size, tuple) else (model.img_size,) * 2
     if height != width:
-        raise UserError(f"{args.weights} takes images of {height}x{width}: only square views are made here")
+        raise UserError(f"{args.source} takes images of {height}x{width}: only square views are made here")
     pixels = read_images(args.images, height, args.crop)
     images = normalize(pixels, weights.mean, weights.std)
     heads = probabilities(model, images, args.fusion)

@@ -97,6 +97,6 @@ def test_an_unknown_name_is_told_at_once():
 
 @pytest.mark.parametrize("example", [foreign_nnx, foreign_linen], ids=["nnx", "linen"])
 def test_our_parts_learn_inside_foreign_models(example):
-    losses = example.main(steps=20)
+    losses = example.main(steps=12)
     assert np.isfinite(losses).all()
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]

@@ -58,7 +58,7 @@ def test_class_names(tmp_path, small):
 
 
 def test_attention_is_drawn(tmp_path, small):
-    predict.main([str(small), *PHOTOS, f"--attention={tmp_path / 'look.png'}"])
+    predict.main([str(small), *PHOTOS, f"--attention={tmp_path / 'look.png'}", "--weights=params"])
     assert Image.open(tmp_path / "look.png").width > 100
 
 

@@ -120,6 +120,7 @@ def test_sizes_no_published_model_has(tmp_path):
     save_file(state_of("deit_tiny_patch16_224", img_size=(16, 40), num_classes=3, **odd), tmp_path / "x.safetensors")
     weights = load_weights(tmp_path / "x.safetensors")
     assert weights.name == ""
+    assert weights.architecture.describe() == "a ViT of width 128, depth 2, patch 8"
     with pytest.raises(UserError, match="10 patch positions, which are no square"):
         deit_jax.load_model(tmp_path / "x.safetensors", img_size=32)
     with pytest.raises(UserError, match=r"10 patch positions, which are no square: give img_size=\(height, width\)"):
@@ -254,8 +255,7 @@ def test_truncated_and_corrupt_files(tmp_path, small):
 
 
 def test_missing_extra_and_wrongly_shaped_keys_are_each_named(tmp_path, small):
-    _, state = small
-    bad = dict(state)
+    bad = dict(small[1])
     del bad["cls_token"], bad["blocks.2.norm1.bias"]
     bad["blocks.0.ls1.gamma"] = bad["extra"] = np.zeros(3, np.float32)
     bad["blocks.1.attn.qkv.weight"] = np.zeros((96, 288), np.float32)
@@ -276,6 +276,15 @@ def test_any_one_missing_key_is_named(tmp_path, small, key):
     save_file(state, tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=f"missing {key}"):
         deit_jax.load_model(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("key", ["head.weight", "head.bias"])
+def test_a_head_that_disagrees_with_itself(tmp_path, key):
+    state = state_of("deit_digits_patch4_16")
+    state[key] = state[key][:-1]
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=rf"{key} has shape \(999"):
+        load_weights(tmp_path / "bad.safetensors")
 
 
 def test_a_batch_statistic_that_is_missing_is_named(tmp_path):

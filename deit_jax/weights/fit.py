@@ -44,6 +44,8 @@ def load_model(
     Raises UserError for whatever cannot be found, read or fitted.
     """
     loaded = load_weights(source, weights=weights)
+    if not loaded.name and not name:
+        log.warning("%s: %s, of no known model's sizes", source, loaded.architecture.describe())
     overrides |= {"num_classes": num_classes or loaded.num_classes or None, "img_size": img_size}
     if overrides["num_classes"] is None:
         raise UserError(f"{source} has no classification head: give num_classes=, and a new one is made")

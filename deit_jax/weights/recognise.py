@@ -35,7 +35,7 @@ class Architecture:
         arguments = self.config | {k: v for k, v in overrides.items() if v is not None}
         if arguments.get("img_size", 0) is None:
             raise UserError(
-                f"the weights have {self.positions} patch positions, which are no square: give img_size=(height, width)"
+                f"pos_embed has {self.positions} patch positions, which are no square: give img_size=(height, width)"
             )
         if arguments.get("num_heads", 0) is None:
             raise UserError(f"the weights, {self.describe()}, do not tell their attention heads: give num_heads=")
@@ -52,8 +52,9 @@ class Architecture:
 
 def most_common(values: Iterable, default=None):
     """The value most tensors agree on, so that one broken tensor does not mislead."""
-    counts = Counter(values).most_common(1)
-    return counts[0][0] if counts else default
+    counts = Counter(values).most_common()
+    # of a head's weight and bias that disagree, ImageNet's 1000 is the likelier number
+    return max(counts, key=lambda item: (item[1], item[0] == 1000))[0] if counts else default
 
 
 def recognise(shapes: dict[str, tuple[int, ...]], source: str, *, hint: str = "", img_size=None) -> Architecture:
