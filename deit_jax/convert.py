@@ -19,10 +19,8 @@ import numpy as np
 
 from deit_jax.errors import UserError
 from deit_jax.models import vit
-from deit_jax.weights import Weights, fit_weights, load_model, load_weights
+from deit_jax.weights import Weights, load_weights
 from deit_jax.weights.names import HuggingFace, Naming, Timm, counter_keys, entries
-
-__all__ = ["convert", "fit_weights", "load_model", "load_weights", "save_huggingface", "save_orbax", "save_timm"]
 
 FORMATS = ("timm", "huggingface", "orbax")
 DISTILLED = HuggingFace("deit.", "cls_classifier")
