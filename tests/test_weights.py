@@ -129,8 +129,9 @@ def test_sizes_no_published_model_has(tmp_path):
     assert model(np.zeros((1, 16, 40, 3), np.float32)).shape == (1, 3)
 
 
-def test_half_precision_files_are_read_as_float32(tmp_path):
-    state = {key: value.astype(np.float16) for key, value in state_of(SMALL).items()}
+@pytest.mark.parametrize("dtype", [np.float16, jax.numpy.bfloat16])
+def test_half_precision_files_are_read_as_float32(tmp_path, dtype):
+    state = {key: value.astype(dtype) for key, value in state_of(SMALL).items()}
     save_file(state, tmp_path / "x.safetensors")
     leaf = load_weights(tmp_path / "x.safetensors").tree["params"]["head"]["kernel"]
     assert leaf.dtype == np.float32
