@@ -207,3 +207,21 @@ def test_crop_with_rejections_follows_torchvision():
 def test_crop_falls_back_to_the_largest_centred_box(height, width, box):
     drawn = boxes(height, width, (0.9, 1.0), RATIO, 20)
     np.testing.assert_array_equal(drawn, np.tile(box, (20, 1)))
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_fast_resize_is_pils_but_for_rounding(name):
+    """Rows first, then columns: PIL's own passes, one after the other."""
+    photo = images.decode((GOLDEN / f"eval_{name}").read_bytes())
+    rng = np.random.default_rng(0)
+    for size in (32, 224):
+        for _ in range(10):
+            top, left, height, width = images.draw_crop(rng, *photo.shape[:2], SCALE, RATIO)
+            crop = photo[top : top + height, left : left + width]
+            by_rows = Image.fromarray(crop).resize((size, height), Image.BICUBIC)
+            expected = np.asarray(by_rows.resize((size, size), Image.BICUBIC)).astype(int)
+            difference = np.abs(images.fast_resize(crop, size, size) - expected)
+            assert difference.max() <= 2
+            assert difference.mean() < 0.01
+            whole = np.asarray(Image.fromarray(crop).resize((size, size), Image.BICUBIC)).astype(int)
+            assert np.abs(images.fast_resize(crop, size, size) - whole).mean() < 0.5

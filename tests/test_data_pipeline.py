@@ -249,3 +249,12 @@ def test_batch_larger_than_the_data(source):
 def test_batch_not_divisible_by_the_processes(source):
     with pytest.raises(UserError, match="batch size 16 is not divisible by 3 processes: use 15"):
         pipeline.train_batches(settings(), source, size=SIZE, process_count=3)
+
+
+def test_fast_resize_takes_the_same_crops(source):
+    exact, fast = take(3, settings(), source), take(3, settings(data__resize="fast", data__workers=2), source)
+    for a, b in zip(exact, fast, strict=True):
+        np.testing.assert_array_equal(a["index"], b["index"])
+        difference = np.abs(a["image"].astype(int) - b["image"])
+        assert difference.max() > 0
+        assert difference.mean() < 0.5

@@ -10,6 +10,7 @@ that have none are masked out, as Beyer et al. 2020 count.
 import concurrent.futures
 import dataclasses
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -63,6 +64,8 @@ def train_batches(
     read; it raises UserError above `data.max_broken`. `.close()` ends its threads and processes.
     """
     steps_per_epoch(config, source)
+    if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
+        raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
     make = TrainBatch(
         source=source,
         size=size,
@@ -72,6 +75,7 @@ def train_batches(
         batch=config.batch_size,
         repeats=config.augment.repeats,
         mix_group=config.augment.mix_group,
+        fast=config.data.resize == "fast",
         scale=tuple(config.augment.crop_scale),
         ratio=tuple(config.augment.crop_ratio),
     )
@@ -232,6 +236,7 @@ class TrainBatch:
     batch: int
     repeats: int
     mix_group: int
+    fast: bool
     scale: tuple[float, float]
     ratio: tuple[float, float]
 
@@ -287,7 +292,7 @@ class TrainBatch:
         """A random crop of an image, uint8 (size, size, 3), keyed by where it stands."""
         rng = order.generator(self.seed, "crop", epoch, index, repeat)
         box = images.draw_crop(rng, pixels.shape[0], pixels.shape[1], self.scale, self.ratio)
-        return images.random_resized_crop(pixels, box, self.size)
+        return images.random_resized_crop(pixels, box, self.size, fast=self.fast)
 
 
 @dataclasses.dataclass(frozen=True)
