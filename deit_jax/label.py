@@ -81,8 +81,9 @@ def label(config, workdir: str | Path, *, verify: int = 0) -> dict[str, Any]:
     total = num_steps(config, pipeline.steps_per_epoch(config, source))
     folder = Path(workdir).expanduser().absolute()
     make_header(config, source, student, {})
-    if verify:
-        read_header(folder)
+    if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
+        header = read_header(folder)
+        check_identity(folder, header, config, source, student, header["teacher"])
     make_folder(folder)
 
     trained, _ = train_teacher(config, folder)
@@ -147,8 +148,8 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
         f"{size / 1e9:.2f} GB before compression, {free / 1e9:.1f} GB free"
         + (" — that may not be enough" if free < size * len(missing) * CHUNK / total else "")
     )
-    if len(missing) < -(-total // CHUNK):
-        progress.say(f"labels: {total - min(total, len(missing) * CHUNK)} steps are there already")
+    if store.stored(total):
+        progress.say(f"labels: {store.stored(total)} steps are there already")
     pending: list = []
     with Stop() as stop:
         for first, end in runs(mine):
@@ -175,8 +176,8 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
                 break
         for writes in pending:
             finish(store, writes)
-    done = total - min(total, len(store.missing(total)) * CHUNK)
     if stop.signal:
+        done = store.stored(total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command goes on from there")
     wait_for_all("labels end")
     written = sum(f.stat().st_size for f in store.folder.glob("[dip]*/c/**/*") if f.is_file())

@@ -153,6 +153,10 @@ class LabelStore:
         """The chunks of the first `steps` steps that are not there yet."""
         return sorted(set(range(-(-steps // CHUNK))) - self.present())
 
+    def stored(self, steps: int) -> int:
+        """How many of the first `steps` steps have labels."""
+        return steps - sum(min(steps - chunk * CHUNK, CHUNK) for chunk in self.missing(steps))
+
     def steps_done(self) -> int:
         """Steps from the run's first to the first one without labels."""
         steps = self.array(next(iter(self.arrays()))).shape[0]
