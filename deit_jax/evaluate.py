@@ -61,7 +61,7 @@ def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, mean, st
         add(totals, counts)
     heads = {
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in totals.items()
+        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
     }
     joint = f"fused_{fusion}" if "dist" in heads else "cls"
     return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}

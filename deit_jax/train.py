@@ -51,21 +51,22 @@ def make_student(config, num_classes: int) -> Student:
     return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
 
 
-def init_state(student: Student, config, weights: dict | None = None, *, key: jax.Array) -> dict:
+def init_state(student: Student, config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> dict:
     """The whole state of a run as one pure nested dictionary; runs inside jit.
 
-    `step` updates made; `offset` by how many batches the data is ahead of them (after a roll-back); `params`, `stats`;
-    `opt`; `ema` ({"params", "stats"}, empty without averaging); `bad` counts of non-finite steps: in a row, in all.
+    `step` updates made; `offset` how many batches the data is ahead of them (after a roll-back); `seed`, here and not
+    in the code, so that runs of all seeds share one compilation; `params`, `stats`; `opt`; `ema` ({"params", "stats"},
+    empty without averaging); `bad` counts of non-finite steps: in a row, in all.
     """
     if weights is None:
-        params, stats = models.init_arrays(student.build, key)
+        params, stats = models.init_arrays(student.build, purpose_key(seed, "init"))
     else:
         params, stats = weights["params"], weights["stats"]
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if config.optimizer.ema_decay else {}
     return {
-        "step": zero, "offset": zero, "params": params, "stats": stats, "opt": make_optimizer(config).init(params),
-        "ema": ema, "bad": {"in_row": zero, "total": zero},
+        "step": zero, "offset": zero, "seed": zero + seed, "params": params, "stats": stats,
+        "opt": make_optimizer(config).init(params), "ema": ema, "bad": {"in_row": zero, "total": zero},
     }  # fmt: skip
 
 
@@ -122,25 +123,25 @@ def make_update(student: Student, teacher: Callable, config, rate: Callable) -> 
             "total": state["bad"]["total"] + jnp.where(finite, 0, 1),
         }
         metrics = {"loss": loss, "grad_norm": norm, "lr": lr, "bad_in_row": bad["in_row"], "bad_total": bad["total"]}
-        return {**new, "step": state["step"] + 1, "offset": state["offset"], "bad": bad}, metrics
+        return {**state, **new, "step": state["step"] + 1, "bad": bad}, metrics
 
     return update
 
 
-def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int) -> Callable:
+def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int, shards: int | None = None) -> Callable:
     """The train step: (state, batch, teacher's arrays) → (state, metrics), a pure function to be jitted.
 
     batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels are stored.
-    metrics: scalars, left on the device.
+    metrics: scalars, left on the device. shards: devices the batch is split over (None: all that jax has).
     """
     update = make_update(student, teacher, config, schedule(config, steps_per_epoch))
     total = num_steps(config, steps_per_epoch)
 
     def step(state: dict, batch: dict, teacher_arrays) -> tuple[dict, dict]:
         position = (state["step"] + state["offset"]) % total
-        key = purpose_key(config.seed, "augment")
-        images, targets = augment_train(batch, key, position, config.augment, student.num_classes)
-        key = jax.random.fold_in(purpose_key(config.seed, "drop"), position)
+        key = purpose_key(state["seed"], "augment")
+        images, targets = augment_train(batch, key, position, config.augment, student.num_classes, shards)
+        key = jax.random.fold_in(purpose_key(state["seed"], "drop"), position)
         return update(state, {**batch, "image": images, "target": targets}, teacher_arrays, key)
 
     return step
@@ -172,13 +173,12 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     workdir = claim_workdir(workdir, config, train_source.fingerprint)
 
     mesh = sharding.make_mesh()
-    key = purpose_key(config.seed, "init")
-    shapes = jax.eval_shape(lambda: init_state(student, config, key=key))
+    shapes = jax.eval_shape(lambda: init_state(student, config))
     places = sharding.place_params(shapes, mesh, config.sharding)
     wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
-    new_state = jax.jit(lambda weights, key: init_state(student, config, weights, key=key), out_shardings=places)
+    new_state = jax.jit(lambda weights, seed: init_state(student, config, weights, seed=seed), out_shardings=places)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    state = new_state(weights, key) if checkpoints.latest() is None else checkpoints.restore(wanted)
+    state = new_state(weights, config.seed) if checkpoints.latest() is None else checkpoints.restore(wanted)
     teacher_arrays = jax.device_put(teacher_arrays, sharding.everywhere(mesh))
     step_fn = jax.jit(make_step(student, teacher, config, per_epoch), donate_argnums=0)
     pixels = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
@@ -213,7 +213,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     log.begin(student, state["params"], teacher=config.teacher.name if teacher_arrays else "", notes=notes, mesh=mesh)
     stream, ahead = batches((step + offset) % total), []
     with Stop() as stop:
-        while step < total and not stop.signal:
+        while step < total and not stop.asked(checkpoints.manager, step):
             with log.waiting():
                 batch = next(stream)
             state, metrics = step_fn(state, sharding.place_batch(batch, mesh), teacher_arrays)
@@ -231,7 +231,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
                         f"{title} diverges: {int(values['bad_in_row'])} non-finite steps in a row at step {step}, "
                         f"after {rollbacks - 1} roll-backs: lower --config.optimizer.lr"
                     )
-                state = new_state(weights, key) if back is None else checkpoints.roll_back(back, wanted)
+                state = new_state(weights, config.seed) if back is None else checkpoints.roll_back(back, wanted)
                 offset += step - int(state["step"])
                 state["offset"] = jax.device_put(jnp.asarray(offset, jnp.int32), places["offset"])
                 log.rolled_back(step, int(state["step"]))
@@ -246,7 +246,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
                 results = evaluate_all(state)
                 scores = results["params"]
                 log.evaluation(step, results)
-            if due(config.checkpoint.every) or stop.signal:
+            if due(config.checkpoint.every) or stop.asked(checkpoints.manager, step):
                 checkpoints.save(state, meta, scores)
     checkpoints.close()
     if step < total:

@@ -44,7 +44,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     build = models.constructor(NAME)
     student = Student(build, models.abstract(build)[0], 224, 1000)
     update = jax.jit(make_update(student, stored_teacher, config, lambda step: 5e-4))
-    state = init_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)), key=jax.random.key(0))
+    state = init_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)))
 
     losses, first_moment = [], None
     for step in range(6):
@@ -90,7 +90,7 @@ def run_steps(config, mesh, count=3):
     student = make_student(config, 10)
     rng = np.random.default_rng(0)
     step = jax.jit(make_step(student, no_teacher, config, 10))
-    state = jax.jit(lambda: init_state(student, config, key=jax.random.key(1)))()
+    state = jax.jit(lambda: init_state(student, config, seed=1))()
     state = jax.device_put(state, sharding.place_params(state, mesh, config.sharding))
     for i in range(count):
         batch = {
@@ -150,7 +150,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts():
     config = small_config()
     student = make_student(config, 10)
     update = jax.jit(make_update(student, no_teacher, config, lambda step: 1e-3))
-    state = init_state(student, config, key=jax.random.key(0))
+    state = init_state(student, config)
     batch = {"image": jnp.zeros((8, 16, 16, 3)), "target": jnp.full((8, 10), 0.1)}
     poisoned = {**batch, "target": batch["target"].at[0, 0].set(jnp.nan)}
     after, metrics = update(state, poisoned, [], jax.random.key(0))

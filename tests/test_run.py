@@ -1,0 +1,121 @@
+"""The first command and the ablation, whole but short: teacher, plain and distilled student, tables, pictures."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from deit_jax.ablate import ARMS, LABELS, ablate, arm_config, mean_and_deviation, paired
+from deit_jax.config import resolve
+from deit_jax.errors import UserError
+from deit_jax.run import evaluate_checkpoint, plain_config, run, teacher_config
+
+
+def digits(**changes):
+    from configs.digits import get_config
+
+    config = get_config()
+    config.epochs, config.teacher.epochs = 1, 1
+    config.update(changes)
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run(digits(), folder)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder, results = finished
+    assert set(results) == {"teacher", "plain", "student"}
+    assert set(results["student"]["params"]["heads"]) == {"cls", "dist", "fused_logits", "fused_probabilities"}
+    assert set(results["plain"]["params"]["heads"]) == {"cls"}
+    report = (folder / "report.md").read_text()
+    for name in ("regnety_digits", "deit_digits_patch4_16, no teacher", "deit_digits_distilled_patch4_16, hard"):
+        assert name in report
+    for value in (r["top1"] for r in results["student"]["params"]["heads"].values()):
+        assert f"{value:.2f}" in report
+    assert json.loads((folder / "results.json").read_text()) == results
+    for picture in ("curves.png", "attention.png"):
+        width, height = Image.open(folder / picture).size
+        assert width > 500
+        assert height > 200
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {"step", "epoch", "loss", "lr", "grad_norm"} <= records[0].keys()
+    assert any("eval/dist/top1" in r for r in records)
+    events = b"".join(p.read_bytes() for p in (folder / "tensorboard").glob("events*"))
+    assert b"loss" in events
+
+
+def test_a_finished_run_is_only_evaluated_again(finished, capsys):
+    folder, results = finished
+    assert run(digits(), folder) == results
+    assert capsys.readouterr().out.count("complete, evaluating again") == 3
+
+
+def test_its_checkpoint_evaluates_to_what_the_run_found(finished):
+    folder, results = finished
+    again = evaluate_checkpoint(digits(), str(folder))
+    for head, scores in results["student"]["params"]["heads"].items():
+        assert again["heads"][head] == pytest.approx(scores)
+    teacher = evaluate_checkpoint(digits(), str(folder / "teacher"))
+    assert teacher["top1"] == pytest.approx(results["teacher"]["params"]["top1"])
+
+
+def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():
+    config = digits()
+    teacher, plain = teacher_config(config), plain_config(config)
+    assert (teacher.model.name, teacher.distill.kind, teacher.teacher.epochs) == ("regnety_digits", "none", 0)
+    assert teacher.optimizer.lr == config.teacher.lr
+    assert (plain.model.name, plain.distill.kind) == ("deit_digits_patch4_16", "none")
+    for derived in (teacher, plain):
+        assert derived.data == config.data
+        assert derived.seed == config.seed
+
+
+def test_a_teacher_is_given_or_trained_not_both(tmp_path):
+    config = digits()
+    config.teacher.init = "somewhere"
+    with pytest.raises(UserError, match="teacher.init and teacher.epochs are both given"):
+        run(config, tmp_path)
+
+
+def test_ablation_compares_arms_over_seeds(tmp_path):
+    config = digits()
+    config.ablate.seeds, config.ablate.arms = (0, 1), ("none", "hard")
+    scores = ablate(config, tmp_path)
+    assert {arm: {h: len(v) for h, v in heads.items()} for arm, heads in scores.items()} == {
+        "none": {"cls": 2},
+        "hard": {"cls": 2, "dist": 2, "fused_logits": 2, "fused_probabilities": 2},
+    }
+    text = (tmp_path / "ablation.md").read_text()
+    assert LABELS["hard"] in text
+    mean, deviation = mean_and_deviation(scores["hard"]["dist"])
+    assert f"{mean:.2f} ± {deviation:.2f}" in text
+    assert (tmp_path / "ablation.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "ablation.json").read_text())["scores"] == scores
+
+
+def test_unknown_arms_are_named(tmp_path):
+    config = digits()
+    config.ablate.arms = ("hart",)
+    with pytest.raises(UserError, match="did you mean hard"):
+        ablate(config, tmp_path)
+
+
+def test_arms_differ_only_as_they_should():
+    config = digits()
+    configs = {arm: arm_config(config, arm, 3) for arm in ARMS}
+    assert all(c.seed == 3 and not c.compare for c in configs.values())
+    assert configs["second_cls"].model.name == config.model.name
+    assert configs["hard_no_token"].model.name == "deit_digits_patch4_16"
+    assert (configs["soft"].distill.alpha, configs["soft"].distill.tau) == (0.1, 3.0)
+    assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
+
+
+def test_paired_difference():
+    mean, error, p = paired([2.0, 3.0, 4.0], [1.0, 1.0, 4.0])
+    assert mean == 1.0
+    assert error == pytest.approx(1 / 3**0.5)
+    assert 0.2 < p < 0.3
