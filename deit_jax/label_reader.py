@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ def image_identity(config, source, img_size: int) -> dict[str, Any]:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "model.img_size": img_size,
+        "data.resize": config.data.resize,
         **{f"augment.{name}": config.augment[name] for name in shaping},
         **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
     }
@@ -129,6 +131,28 @@ class BatchLabels:
         if not self.soft:
             return {"teacher": index[:, 0]}
         return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
+
+    def into(self, make: Callable) -> "WithLabels":
+        """A maker of batches (`pipeline.TrainBatch`) that puts the labels in."""
+        return WithLabels(make, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithLabels:
+    """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
+
+    make: Callable
+    labels: BatchLabels
+
+    @property
+    def threads(self) -> int:
+        return self.make.threads
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        try:
+            return self.make(step) | self.labels(int(step), self.make.rows)
+        except UserError as error:  # travels as a value: an exception would lose its type on the way
+            return {"error": str(error)}
 
 
 def open_labels(config, source, student: Student, total: int) -> BatchLabels | None:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from deit_jax import label as making
-from deit_jax.config import default_config, flat, resolve
+from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import pipeline, sources
 from deit_jax.errors import UserError
 from deit_jax.interrupt import Interrupted
 from deit_jax.label import fill, label, my_share
-from deit_jax.label_reader import open_labels
+from deit_jax.label_reader import image_identity, open_labels
 from deit_jax.label_store import CHUNK, LabelStore, digest, runs, size_forecast
 from deit_jax.losses import distillation_loss
 from deit_jax.optimizer import num_steps
@@ -84,13 +84,19 @@ def decide(batch, step):
     return {"decision": (np.arange(len(batch)) + step) % 10}
 
 
-def test_training_from_the_store_is_training_with_the_live_teacher(store, tmp_path):
-    live = digits(**{"teacher.init": str(store / "teacher"), "teacher.epochs": 0})
-    train(live, tmp_path / "live")
-    train(digits(**{"distill.labels": str(store)}), tmp_path / "stored")
-    curves = [[r["loss"] for r in read_log(tmp_path / d) if "loss" in r] for d in ("live", "stored")]
-    assert len(curves[0]) == len(curves[1]) == STEPS
-    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+@pytest.fixture(scope="module")
+def runs_of(store, tmp_path_factory) -> dict[str, Path]:
+    """Two trainings of the same student, by the live teacher and by its stored labels."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("live", "stored")}
+    train(digits(**{"teacher.init": str(store / "teacher"), "teacher.epochs": 0}), folders["live"])
+    train(digits(**{"distill.labels": str(store)}), folders["stored"])
+    return folders
+
+
+def test_training_from_the_store_is_training_with_the_live_teacher(store, runs_of):
+    live, stored = ([r["loss"] for r in read_log(runs_of[name]) if "loss" in r] for name in ("live", "stored"))
+    assert len(live) == len(stored) == STEPS
+    np.testing.assert_allclose(live, stored, rtol=1e-5)
     decisions = np.concatenate([LabelStore(store).read(s)["decision"] for s in range(STEPS)])
     assert len(np.unique(decisions)) >= 5, "a teacher that says one thing would prove nothing"
 
@@ -202,17 +208,32 @@ def test_a_store_of_other_images_or_another_teacher_is_refused_by_name(store, ch
     assert len(str(error.value).split(" there, ")) == 1 + len(changes) + ("data.limit" in changes), "only these"
 
 
-def test_the_same_weights_elsewhere_are_the_same_teacher_and_others_are_not(store, tmp_path):
+def test_the_same_weights_elsewhere_are_the_same_teacher_and_others_are_not(store, runs_of):
     assert opened(store, **{"teacher.init": str(store / "teacher"), "teacher.epochs": 0})
-    other = digits(**{"model.name": "deit_digits_patch4_16", "distill.kind": "none", "steps": 1})
-    train(other, tmp_path / "other")
     with pytest.raises(UserError, match="teacher.weights: "):
-        opened(store, **{"teacher.init": str(tmp_path / "other"), "teacher.epochs": 0})
+        opened(store, **{"teacher.init": str(runs_of["live"]), "teacher.epochs": 0})
 
 
 def test_settings_that_shape_no_image_are_free(store):
     free = {"augment.label_smoothing": 0.0, "optimizer.lr": 1e-3, "model.drop_path_rate": 0.2, "steps": 50}
     assert opened(store, **free)(3, slice(0, 4))["teacher"].shape == (4,)
+
+
+def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
+    """A new setting of `augment` or `data` has to be placed: in the identity, or among those that shape no pixel."""
+    config = digits()
+    source, _ = sources.open_sources(config)
+    known = set(image_identity(config, source, 16))
+    free = {"augment.label_smoothing"} | {
+        f"data.{name}"
+        for name in "name root train_split eval_split holdout limit crop".split()  # the fingerprint's
+    }
+    shaping = {
+        name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.runtime
+    }
+    assert shaping - free == {name for name in known if name.startswith(("augment.", "data."))} - {
+        "data.fingerprint", "data.images", "data.classes"
+    }  # fmt: skip
 
 
 def test_a_store_that_ends_too_early_says_where(store, tmp_path):

@@ -54,11 +54,11 @@ def train_batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    labels=None,
+    labels: Any = None,
 ) -> "TrainBatches":
     """Endless batches of steps start, start + 1, …; starting late costs nothing. `size` is pixels a side.
 
-    labels: step, rows → a teacher's stored labels as more entries of the batch (deit_jax.label_reader.BatchLabels).
+    labels: a teacher's stored ones (deit_jax.label_reader.BatchLabels), which become entries of the batch.
 
     The iterator counts unreadable images in `.broken` (of `.seen`), which are replaced by the next ones that can be
     read; it raises UserError above `data.max_broken`. `.close()` ends its threads and processes.
@@ -80,7 +80,7 @@ def train_batches(
         ratio=tuple(config.augment.crop_ratio),
     )
     if labels is not None:
-        make = WithLabels(make, labels)
+        make = labels.into(make)
     return TrainBatches(_ahead(config, make, start, ENDLESS), config.data.max_broken)
 
 
@@ -293,24 +293,6 @@ class TrainBatch:
         rng = order.generator(self.seed, "crop", epoch, index, repeat)
         box = images.draw_crop(rng, pixels.shape[0], pixels.shape[1], self.scale, self.ratio)
         return images.random_resized_crop(pixels, box, self.size, fast=self.fast)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithLabels:
-    """Step → training batch with a teacher's labels in it, read where the batch is made: ahead of the step."""
-
-    make: TrainBatch
-    labels: Callable[[int, slice], Batch]
-
-    @property
-    def threads(self) -> int:
-        return self.make.threads
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        try:
-            return self.make(step) | self.labels(int(step), self.make.rows)
-        except UserError as error:
-            return {"error": str(error)}
 
 
 class TrainBatches:
