@@ -80,7 +80,7 @@ def distillation_loss(
         raise UserError("soft distillation needs the teacher's logits, not its decisions: give (batch, classes)")
     p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / tau)
     q = jax.nn.log_softmax(student / tau)
-    # a stored top-k teacher has classes of probability 0, log -inf: their term is 0
-    kl = jnp.where(p > -jnp.inf, jnp.exp(p) * (p - q), 0).sum()
+    # a stored top-k teacher has classes of probability 0, log -inf: their term is 0; a teacher's NaN stays one
+    kl = jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q)).sum()
     kl /= student.shape[0] if normalization == "paper" else student.size
     return (1 - alpha) * base + alpha * tau**2 * kl
