@@ -56,7 +56,7 @@ def serve_timm(folder: str, whole: bool) -> Callable[[int], Iterator[int]]:
     """timm's transforms on PIL images, collated as the released code's loader does; or its crop alone."""
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     torch.set_num_threads(1)
     try:
@@ -66,6 +66,9 @@ def serve_timm(folder: str, whole: bool) -> Callable[[int], Iterator[int]]:
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from timm.data import create_transform
+
+    posterize = ImageOps.posterize  # PIL 13 refuses the 0 bits that timm's posterize sometimes asks for
+    ImageOps.posterize = lambda image, bits: posterize(image, max(bits, 1))
 
     transform = create_transform(
         SIZE,

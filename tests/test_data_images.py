@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from deit_jax.data import images
+from deit_jax.data import images, jpeg
 
 GOLDEN = Path(__file__).parent / "golden"
 PHOTOS = ("cock.JPEG", "giant_panda.JPEG")
@@ -225,3 +225,52 @@ def test_fast_resize_is_pils_but_for_rounding(name):
             assert difference.mean() < 0.01
             whole = np.asarray(Image.fromarray(crop).resize((size, size), Image.BICUBIC)).astype(int)
             assert np.abs(images.fast_resize(crop, size, size) - whole).mean() < 0.5
+
+
+def frames() -> dict[str, bytes]:
+    made = {name: data for name, data in ODD.items() if data[:2] == b"\xff\xd8"}
+    for name in PHOTOS:
+        made[name] = (GOLDEN / f"eval_{name}").read_bytes()
+    return made
+
+
+@pytest.mark.parametrize("name", frames())
+def test_upper_rows_are_those_of_the_whole_image(name):
+    data = frames()[name]
+    whole, frame = images.decode(data), jpeg.read_frame(data)
+    if frame is None:
+        assert name in ("progressive", "restart markers", "mode CMYK.JPEG")
+        return
+    assert (frame.height, frame.width) == whole.shape[:2]
+    for rows in np.unique(np.linspace(1, frame.height, 12).astype(int)):
+        top = jpeg.decode_top(data, frame, int(rows))
+        if top is not None:
+            assert rows <= len(top) < frame.height
+            np.testing.assert_array_equal(top[:rows], whole[:rows])
+        elif frame.height > rows + 3 * frame.block_rows:
+            assert name == "kept RGB"
+
+
+def test_upper_rows_of_a_file_cut_short_are_refused():
+    data = encoded(textured(64, 400), "JPEG")
+    half = data[: len(data) // 2]
+    for rows in (40, 300, 360):
+        assert jpeg.decode_top(half, jpeg.read_frame(half), rows) is None
+    with pytest.raises(OSError):
+        images.decode_boxes(half, lambda height, width: [(0, 0, 40, 64)])
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_boxes_are_drawn_for_the_images_size(name):
+    whole = images.decode(ODD[name])
+    sizes = []
+
+    def draw(height, width):
+        sizes.append((height, width))
+        return [(height // 3, 0, height // 3 + 1, width), (0, width // 2, 1, 1)]
+
+    pixels, boxes = images.decode_boxes(ODD[name], draw)
+    assert set(sizes) == {whole.shape[:2]}
+    for top, left, height, width in boxes:
+        expected = whole[top : top + height, left : left + width]
+        np.testing.assert_array_equal(pixels[top : top + height, left : left + width], expected)

@@ -4,11 +4,13 @@ import io
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from deit_jax.data import jpeg
 
 Encoded = bytes | bytearray | memoryview
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -34,6 +36,19 @@ def decode(image: Encoded | np.ndarray) -> np.ndarray:
         raise
     except Exception as error:  # PIL's plugins let many kinds escape: SyntaxError, ValueError, struct.error …
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def decode_boxes(image: Encoded | np.ndarray, draw: Callable[[int, int], list[Box]]) -> tuple[np.ndarray, list[Box]]:
+    """The boxes draw(height, width) gives for the image's size, and its pixels as `decode` makes them, of which the
+    rows below all boxes may be left out. `draw` is a pure function."""
+    frame = jpeg.read_frame(image) if isinstance(image, bytes) and image[:2] == b"\xff\xd8" else None
+    if frame:
+        boxes = draw(frame.height, frame.width)
+        pixels = jpeg.decode_top(image, frame, max(top + height for top, _, height, _ in boxes))
+        if pixels is not None:
+            return pixels, boxes
+    pixels = decode(image)
+    return pixels, draw(*pixels.shape[:2])
 
 
 def random_resized_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fast: bool = False) -> np.ndarray:

@@ -155,14 +155,14 @@ def _fill(threads: int, count: int, load: Callable[[int], None]) -> None:
         pass
 
 
-def read(source: Source, index: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decoded pixels, uint8 (height, width, 3), and the sample they are from. Raises OSError naming an unreadable
-    image, UserError for a label outside the classes."""
+def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[Any, dict[str, Any]]:
+    """What `decode` makes of one image, and the sample it is from. Raises OSError naming an unreadable image,
+    UserError for a label outside the classes."""
     name = f"image {index}"
     try:
         sample = source[index]
         name = sample["name"]
-        pixels = images.decode(sample["image"])
+        decoded = decode(sample["image"])
     except OSError as error:
         raise OSError(f"{name} ({error})") from error
     if not 0 <= sample["label"] < source.num_classes:
@@ -170,7 +170,7 @@ def read(source: Source, index: int) -> tuple[np.ndarray, dict[str, Any]]:
             f"{name} has label {sample['label']}: labels of {source.num_classes} classes are "
             f"0 to {source.num_classes - 1}"
         )
-    return pixels, sample
+    return decoded, sample
 
 
 def _checked(batches: Iterator[Any]) -> Iterator[Batch]:
@@ -263,9 +263,10 @@ class TrainBatch:
         broken: list[list[str]] = [[] for _ in found]
 
         def load(which):
-            position, pixels, label = self.readable(int(found[which]), broken[which])
-            for row in rows[which]:
-                out["image"][row] = self.view(pixels, epoch, position, int(repeat[row]))
+            views = repeat[rows[which]].tolist()
+            position, pixels, boxes, label = self.readable(int(found[which]), epoch, views, broken[which])
+            for row, box in zip(rows[which], boxes, strict=True):
+                out["image"][row] = images.random_resized_crop(pixels, box, self.size, fast=self.fast)
                 out["label"][row], out["index"][row] = label, position
 
         try:
@@ -275,24 +276,27 @@ class TrainBatch:
         views = [name for which in np.argsort(first) for name in broken[which] * len(rows[which])]
         return out | {"broken": views}
 
-    def readable(self, index: int, broken: list[str]) -> tuple[int, np.ndarray, int]:
-        """Position, pixels and label of the first image from `index` on that can be read; the others' names are
-        added to `broken`. Raises UserError where too many in a row cannot."""
+    def readable(
+        self, index: int, epoch: int, views: list[int], broken: list[str]
+    ) -> tuple[int, np.ndarray, list[images.Box], int]:
+        """Position, pixels, a box a view, and label of the first image from `index` on that can be read; the others'
+        names are added to `broken`. Raises UserError where too many in a row cannot."""
         tries = min(GIVE_UP, len(self.source))
         for position in range(index, index + tries):
             position %= len(self.source)
+
+            def draw(height: int, width: int, position=position) -> list[images.Box]:
+                keys = [order.generator(self.seed, "crop", epoch, position, view) for view in views]
+                return [images.draw_crop(key, height, width, self.scale, self.ratio) for key in keys]
+
             try:
-                pixels, sample = read(self.source, position)
-                return position, pixels, sample["label"]
+                (pixels, boxes), sample = read(
+                    self.source, position, lambda image, draw=draw: images.decode_boxes(image, draw)
+                )
+                return position, pixels, boxes, sample["label"]
             except OSError as error:
                 broken.append(str(error))
         raise UserError(f"{tries} images in a row cannot be read, the first: {broken[0]}")
-
-    def view(self, pixels: np.ndarray, epoch: int, index: int, repeat: int) -> np.ndarray:
-        """A random crop of an image, uint8 (size, size, 3), keyed by where it stands."""
-        rng = order.generator(self.seed, "crop", epoch, index, repeat)
-        box = images.draw_crop(rng, pixels.shape[0], pixels.shape[1], self.scale, self.ratio)
-        return images.random_resized_crop(pixels, box, self.size, fast=self.fast)
 
 
 class TrainBatches:
