@@ -6,7 +6,7 @@ The images are the train step's: the same batches, the same augmentation and mix
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,18 @@ SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken fo
 
 
 def make_labeller(config, teacher: Callable, num_classes: int, header: dict, devices: int) -> Callable:
-    """(teacher's arrays, batch, step) → the store's arrays for one step; to be jitted. Images as the train step's."""
+    """(teacher's arrays, batch, step) → the store's arrays for one step, and `finite`: whether the teacher's answers
+    are; to be jitted. Images as the train step's."""
 
     def labels(arrays, batch, step):
         key = purpose_key(config.seed, "augment")
         images, _ = augment_train(batch, key, step, config.augment, num_classes, devices)
         logits = teacher(arrays, batch, images).astype(jnp.float32)
+        finite = jnp.isfinite(logits.max(-1)).all()  # an average may hold log 0
         if header["kind"] == "hard":
-            return {"decision": logits.argmax(-1)}
+            return {"decision": logits.argmax(-1), "finite": finite}
         probability, index = jax.lax.top_k(jax.nn.softmax(logits / header["tau"]), header["k"])
-        return {"index": index, "probability": probability}
+        return {"index": index, "probability": probability, "finite": finite}
 
     return labels
 
@@ -155,22 +157,14 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
         for first, end in runs(mine):
             stream = batches(first * CHUNK)
             for chunk in range(first, end):
-                made = []
-                for step in range(chunk * CHUNK, min((chunk + 1) * CHUNK, total)):
-                    made.append(one(next(stream), step))
-                    if len(made) > 2:  # a little ahead of the device, not a chunk ahead
-                        jax.block_until_ready(made[-3])
-                    if stop.signal:
-                        break
-                if stop.signal:
+                steps = range(chunk * CHUNK, min((chunk + 1) * CHUNK, total))
+                labels = make_chunk(store, one, stream, steps, stop)
+                if labels is None:
                     break
-                made = jax.device_get(made)
-                dtypes = {name: dtype for name, (dtype, _) in store.arrays().items()}
-                labels = {name: np.stack([m[name] for m in made]).astype(dtype) for name, dtype in dtypes.items()}
                 pending.append(store.write(chunk, labels))
                 if len(pending) > 2:
                     finish(store, pending.pop(0))
-                progress.chunk(len(made))
+                progress.chunk(len(steps))
             stream.close()
             if stop.signal:
                 break
@@ -184,6 +178,24 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     progress.say(f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
                  f"--config.distill.labels={store.folder}")  # fmt: skip
     return {"steps": total, "views": total * batch_size, "bytes": written}
+
+
+def make_chunk(store: LabelStore, one: Callable, stream: Iterator, steps: range, stop: Stop) -> dict | None:
+    """The store's arrays for some steps, or None where a signal asks to stop."""
+    made = []
+    for step in steps:
+        made.append(one(next(stream), step))
+        if len(made) > 2:  # a little ahead of the device, not a chunk ahead
+            jax.block_until_ready(made[-3])
+        if stop.signal:
+            return None
+    made = jax.device_get(made)
+    if not all(m.get("finite", True) for m in made):
+        raise UserError(
+            f"the teacher's answers are not finite in steps {steps[0]} to {steps[-1]}: check its weights, or use"
+            " --config.teacher.dtype=float32"
+        )
+    return {name: np.stack([m[name] for m in made]).astype(dtype) for name, (dtype, _) in store.arrays().items()}
 
 
 def finish(store: LabelStore, writes: list) -> None:

@@ -135,6 +135,7 @@ class LabelStore:
     def array(self, name: str) -> ts.TensorStore:
         if name not in self.opened:
             spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.folder / name)}}
+            spec["store_data_equal_to_fill_value"] = True  # what was written is there, whatever it says
             context = ts.Context({"cache_pool": {"total_bytes_limit": 2**27}})
             # data is written once, so what is cached stays true
             self.opened[name] = ts.open(spec, open=True, context=context, recheck_cached_data="open").result()

@@ -315,6 +315,14 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     assert (store.read(127)["decision"] == labels(None, 127)["decision"]).all()
 
 
+def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
+    store = made_up(tmp_path, 64)
+    one = lambda batch, step: decide(batch, step) | {"finite": np.asarray(step != 40)}  # noqa: E731
+    with pytest.raises(UserError, match="not finite in steps 0 to 63: check its weights"):
+        fill(store, one, counted, 64)
+    assert store.steps_done() == 0
+
+
 def test_the_forecast_for_imagenet():
     assert size_forecast(300 * 1251 * 1024, "hard", 1, "uint16") / 1e9 == pytest.approx(0.77, abs=0.005)
     assert size_forecast(1000, "topk", 10, "float16") == 1000 * 10 * 4
