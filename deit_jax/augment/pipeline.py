@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
 from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets, soft_targets
-from deit_jax.augment.pixels import on_selected, pack, unpack
-from deit_jax.augment.rand import draw_rand_augment, rand_augment
-from deit_jax.augment.three import draw_three_augment, three_augment
+from deit_jax.augment.pixels import choose, on_chosen, pack, unpack
+from deit_jax.augment.rand import draw_rand_augment, passes_needed, rand_augment
+from deit_jax.augment.three import BLUR, draw_three_augment, three_augment
 from deit_jax.errors import UserError
 
 
@@ -32,7 +32,9 @@ def augment_train(
 
     `batch` holds image (batch, height, width, 3) uint8 and label, index, epoch, repeat (batch,) int32. `key` is a typed
     key, `cfg` any object with the attributes of `config.augment`. Mixing acts on groups of `cfg.mix_group` neighbours,
-    or of the largest divisor of the batch below it, whatever the devices. Returns float32 images and probabilities.
+    or of the largest divisor of the batch below it, whatever the devices. `shards`: devices that the batch is split
+    over (None: all that jax has); it changes how fast this is, never what it gives. Returns float32 images and
+    probabilities.
     """
     images = batch["image"]
     shards = math.gcd(shards or jax.device_count(), len(images))
@@ -41,21 +43,28 @@ def augment_train(
     flip_keys, policy_keys, erase_keys = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(
         sample_keys(sample_key, batch)
     )
+    erasing = jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys)
+    needed = {"erase": erasing.box.bottom > erasing.box.top}
+    if cfg.policy == "rand":
+        ops = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
+        needed["policy"] = passes_needed(ops)
+    elif cfg.policy == "three":
+        ops = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
+        needed["policy"] = ops.choice == BLUR
+    elif cfg.policy != "none":
+        raise UserError(f"augment.policy is '{cfg.policy}': use rand, three or none")
+    chosen = choose(needed, shards)
+
     if cfg.flip > 0:
         images = flip(images, jax.vmap(lambda k: draw_flip(k, cfg.flip))(flip_keys))
     if cfg.policy == "rand":
-        ops = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
         fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
-        images = unpack(rand_augment(pack(images), ops, fill, shards))
+        images = unpack(rand_augment(pack(images), ops, fill, chosen["policy"]))
     elif cfg.policy == "three":
-        drawn = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
-        images = unpack(three_augment(pack(images), drawn, shards))
-    elif cfg.policy != "none":
-        raise UserError(f"augment.policy is '{cfg.policy}': use rand, three or none")
+        images = unpack(three_augment(pack(images), ops, chosen["policy"]))
     images = normalize(images, cfg.mean, cfg.std)
     if cfg.erasing > 0:
-        erasing = jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys)
-        images = on_selected(erase, images, erasing.box.bottom > erasing.box.top, erasing, shards)
+        images = on_chosen(erase, images, chosen["erase"], erasing)
 
     targets = soft_targets(batch["label"], num_classes, cfg.label_smoothing)
     if cfg.mixup > 0 or cfg.cutmix > 0:

@@ -1,11 +1,13 @@
 """Images as one 32-bit word a pixel, and how to work on some images of a batch only."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32, UInt8, UInt32
+import numpy as np
+from jaxtyping import Array, Int32, UInt8, UInt32
 
 Planes = tuple[Int32[Array, "..."], Int32[Array, "..."], Int32[Array, "..."]]
 
@@ -29,34 +31,59 @@ def join(planes: Planes) -> UInt32[Array, "..."]:
     return red | (green << 8) | (blue << 16)
 
 
-def on_selected(
-    function: Callable[[Array, Any], Array],
-    pixels: UInt32[Array, "batch height width"],
-    selected: Bool[Array, "batch"],
-    arguments: Any,
-    shards: int = 1,
-) -> UInt32[Array, "batch height width"]:
-    """`function(some pixels, their arguments)` on the selected images; the others stay as they are.
+class Chosen(NamedTuple):
+    """The images that a pass works on: in `rows` their places in each shard come first, then places outside it;
+    `turns` is how often the pass must take a 32nd of them. Leading axes: passes that are chosen together."""
 
-    What few images need (a rotation: 1 in 30) is then paid by few: the selected are worked on a 32nd of the batch at a
-    time, in a loop that ends when they end. `arguments` is a tree of arrays with a leading batch axis. `shards` is the
-    number of equal runs of the batch that lie on different devices: each looks through its own, and nothing moves.
+    rows: Int32[Array, "*passes shards places"]
+    turns: Int32[Array, "*passes"]
+
+
+def choose(needed: Any, shards: int = 1) -> Any:
+    """A Chosen for each array of `needed`, a tree of boolean arrays (*passes, batch): which images need a pass.
+
+    `shards` is the number of equal runs of the batch that lie on different devices: each looks through its own, and no
+    image moves. All that devices tell each other is the largest number of turns. Do so for all passes at once: with
+    several such exchanges under way, eight simulated devices on two cores wait for each other without end.
     """
-    own = pixels.shape[0] // shards
-    chunk = max(1, own // 32)
+    leaves, structure = jax.tree.flatten(needed)
+    own = leaves[0].shape[-1] // shards
+    flat = jnp.concatenate([x.reshape(-1, shards, own) for x in leaves])
+    count, chunk = flat.sum(-1), _chunk(own)
+    turns = (count.max(-1) + chunk - 1) // chunk
+    # Places outside the shard are dropped when written to; all are different, which spares the writing atomics.
+    beyond = own + jnp.arange(own + chunk)
+    rows = jnp.where(jnp.arange(own) < count[..., None], jnp.argsort(~flat, axis=-1), beyond[:own])
+    rows = jnp.concatenate([rows, jnp.broadcast_to(beyond[own:], (*rows.shape[:-1], chunk))], axis=-1)
+    ends = np.cumsum([math.prod(x.shape[:-1]) for x in leaves])
+    out = [
+        Chosen(rows[end - size : end].reshape(*x.shape[:-1], shards, -1), turns[end - size : end].reshape(x.shape[:-1]))
+        for x, end, size in zip(leaves, ends, np.diff(ends, prepend=0), strict=True)
+    ]
+    return jax.tree.unflatten(structure, out)
+
+
+def _chunk(own: int) -> int:
+    return max(1, own // 32)
+
+
+def on_chosen(function: Callable[[Array, Any], Array], images: Array, chosen: Chosen, arguments: Any) -> Array:
+    """`function(some images, their arguments)` on the chosen images, (batch, …); the others stay as they are.
+
+    What few images need (a rotation: 1 in 30) is then paid by few: they are worked on a 32nd of the batch at a time,
+    in a loop that ends when they end. `arguments` is a tree of arrays with a leading batch axis.
+    """
+    shards = chosen.rows.shape[0]
+    own = images.shape[0] // shards
+    chunk = _chunk(own)
     by_shard, flat = (lambda x: x.reshape(shards, own, *x.shape[1:])), (lambda x: x.reshape(-1, *x.shape[2:]))
     take = jax.vmap(lambda x, rows: x.at[rows].get(mode="clip"))
     put = jax.vmap(lambda x, rows, new: x.at[rows].set(new, mode="drop", unique_indices=True))
-    selected, arguments = by_shard(selected), jax.tree.map(by_shard, arguments)
-    count = selected.sum(1, keepdims=True)
-    # Past the selected stand rows outside the batch, which `put` drops; all are different, which spares it atomics.
-    beyond = own + jnp.arange(own + chunk)
-    rows = jnp.where(jnp.arange(own) < count, jnp.argsort(~selected, axis=1), beyond[:own])
-    rows = jnp.concatenate([rows, jnp.broadcast_to(beyond[own:], (shards, chunk))], axis=1)
+    arguments = jax.tree.map(by_shard, arguments)
 
-    def body(i, pixels):
-        some = jax.lax.dynamic_slice_in_dim(rows, i * chunk, chunk, axis=1)
-        new = function(flat(take(pixels, some)), jax.tree.map(lambda x: flat(take(x, some)), arguments))
-        return put(pixels, some, new.reshape(shards, chunk, *new.shape[1:]))
+    def turn(i, images):
+        rows = jax.lax.dynamic_slice_in_dim(chosen.rows, i * chunk, chunk, axis=1)
+        new = function(flat(take(images, rows)), jax.tree.map(lambda x: flat(take(x, rows)), arguments))
+        return put(images, rows, new.reshape(shards, chunk, *new.shape[1:]))
 
-    return flat(jax.lax.fori_loop(0, (count.max() + chunk - 1) // chunk, body, by_shard(pixels)))
+    return flat(jax.lax.fori_loop(0, chosen.turns, turn, by_shard(images)))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from deit_jax.augment.colour import equalize, pixelwise, sharpness, table
 from deit_jax.augment.ops import IDS, OPS
-from deit_jax.augment.pixels import on_selected
+from deit_jax.augment.pixels import Chosen, on_chosen
 from deit_jax.augment.warp import affine, pack_colour, warp
 
 MAX_MAGNITUDE = 10.0
@@ -56,31 +56,37 @@ def argument(op: Array, magnitude: Array, negative: Array) -> Float[Array, "..."
     return out
 
 
+# The ops that a pass of their own applies, to the images that need it; the others are pixelwise.
+PASSES = (("Equalize",), ("Sharpness",), ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel"), ("Rotate",))
+
+
+def passes_needed(ops: RandAugment) -> Bool[Array, "ops 4 batch"]:
+    """Which images need which pass of PASSES, at each of their ops."""
+    needed = [jnp.isin(ops.op, jnp.array([IDS[name] for name in names])) & ops.applied for names in PASSES]
+    return jnp.stack(needed).transpose(2, 0, 1)
+
+
 def rand_augment(
-    pixels: UInt32[Array, "batch height width"], ops: RandAugment, fill: tuple[int, int, int], shards: int = 1
+    pixels: UInt32[Array, "batch height width"], ops: RandAugment, fill: tuple[int, int, int], chosen: Chosen
 ) -> UInt32[Array, "batch height width"]:
     """Apply each image's ops to packed pixels; `fill` is the colour outside a warped image.
 
     A layer of ops is five passes, whatever the ops are: one over all pixels for the eight pixelwise ops, and one each
-    over the few images that are warped along an axis, rotated, equalized or sharpened. `shards`: see on_selected.
+    over the few images that are equalized, sharpened, warped along an axis or rotated: `choose(passes_needed(ops))`.
     """
     fill = pack_colour(fill)
     along_an_axis = functools.partial(warp, fill=fill, both_axes=False)
     around = functools.partial(warp, fill=fill, both_axes=True)
 
-    def layer(pixels, ops):
+    def layer(pixels, layer):
+        ops, chosen = layer
         op = jnp.where(ops.applied, ops.op, -1)
         to = affine(op, ops.arg, ops.cubic, IDS, *pixels.shape[1:])
         pixels = pixelwise(pixels, table(op, ops.arg, IDS))
-        for names, function, arguments in (
-            (["Equalize"], lambda some, _: equalize(some), ()),
-            (["Sharpness"], sharpness, ops.arg),
-            (["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"], along_an_axis, to),
-            (["Rotate"], around, to),
-        ):
-            selected = jnp.isin(op, jnp.array([IDS[name] for name in names]))
-            pixels = on_selected(function, pixels, selected, arguments, shards)
+        functions = (lambda some, _: equalize(some)), sharpness, along_an_axis, around
+        for i, (function, arguments) in enumerate(zip(functions, ((), ops.arg, to, to), strict=True)):
+            pixels = on_chosen(function, pixels, jax.tree.map(lambda x, i=i: x[i], chosen), arguments)
         return pixels, None
 
     by_layer = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), ops)
-    return jax.lax.scan(layer, pixels, by_layer)[0]
+    return jax.lax.scan(layer, pixels, (by_layer, chosen))[0]

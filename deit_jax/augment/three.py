@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from deit_jax.augment.colour import pixelwise, table
 from deit_jax.augment.ops import IDS
-from deit_jax.augment.pixels import join, on_selected, split
+from deit_jax.augment.pixels import Chosen, join, on_chosen, split
 
 GREY, SOLARIZE, BLUR = range(3)
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0
@@ -40,10 +40,10 @@ def draw_three_augment(key: jax.Array, cfg: Any) -> ThreeAugment:
 
 
 def three_augment(
-    pixels: UInt32[Array, "batch height width"], drawn: ThreeAugment, shards: int = 1
+    pixels: UInt32[Array, "batch height width"], drawn: ThreeAugment, chosen: Chosen
 ) -> UInt32[Array, "batch height width"]:
-    """Apply each image's three augmentations to packed pixels; `shards`: see on_selected."""
-    pixels = on_selected(gaussian_blur, pixels, drawn.choice == BLUR, drawn.sigma, shards)
+    """Apply each image's three augmentations to packed pixels; `choose(drawn.choice == BLUR)` are those to blur."""
+    pixels = on_chosen(gaussian_blur, pixels, chosen, drawn.sigma)
     op = jnp.array([IDS["Color"], IDS["Solarize"], -1])[drawn.choice]  # without colour an image is grey
     arg = jnp.array([0.0, SOLARIZE_FROM, 0.0])[drawn.choice]
     jitter_ops = jnp.array([IDS[name] for name in JITTERED])[drawn.order]
