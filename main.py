@@ -14,6 +14,7 @@ config_flags.DEFINE_config_file("config", None, "A file of configs/, with argume
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, report.")
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_integer("verify", 0, "label: make so many stored batches again and compare.", lower_bound=0)
+flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
 flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
 
 
@@ -27,6 +28,11 @@ def main(_) -> None:
     needs_workdir = mode in ("train", "label", "ablate") or (mode == "evaluate" and not FLAGS.checkpoint)
     if needs_workdir and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
+
+    if mode == "plan":
+        from deit_jax.plan import prepare_environment
+
+        prepare_environment(FLAGS.topology)
 
     import jax
 
@@ -54,7 +60,7 @@ def main(_) -> None:
     elif mode == "plan":
         from deit_jax.plan import plan
 
-        plan(config)
+        plan(config, FLAGS.topology)
     elif mode == "benchmark":
         from deit_jax.benchmark import benchmark
 

@@ -1,0 +1,48 @@
+"""What is known of machines: peak rates and memory of accelerators, and which of several ways is best on which."""
+
+from typing import NamedTuple
+
+GIB = 2**30
+
+
+class Accelerator(NamedTuple):
+    """peak: dense bfloat16 FLOP/s; memory: bytes a device."""
+
+    peak: float
+    memory: float
+
+
+# By a part of jax's `device_kind`, the first that matches. H100 and H200: what their power limit leaves of the data
+# sheet's 989 TFLOP/s in long dense products; the goals of benchmarks/README.md are shares of it.
+ACCELERATORS = {
+    "H200": Accelerator(790e12, 139 * GIB),
+    "H100": Accelerator(790e12, 79 * GIB),
+    "A100-SXM4-80GB": Accelerator(312e12, 79 * GIB),
+    "A100 80GB": Accelerator(312e12, 79 * GIB),
+    "A100": Accelerator(312e12, 39 * GIB),
+    "TPU v4": Accelerator(275e12, 32 * GIB),
+    "TPU v5 lite": Accelerator(197e12, 16 * GIB),
+    "TPU v5": Accelerator(459e12, 95 * GIB),
+    "TPU v6": Accelerator(918e12, 32 * GIB),
+}
+
+
+def accelerator(device_kind: str) -> Accelerator | None:
+    """The table's entry for a jax device's `device_kind`; None where there is none (a CPU, another GPU)."""
+    return next((known for part, known in ACCELERATORS.items() if part in device_kind), None)
+
+
+# What "auto" means, a setting and platform.
+BEST = {
+    "dtype": {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"},
+}
+
+
+def settle(config, platform: str):
+    """A copy of `config` in which every "auto" of the model and the teacher is what is best on `platform`."""
+    config = config.copy_and_resolve_references()
+    for group in (config.model, config.teacher):
+        for name, best in BEST.items():
+            if group.get(name) == "auto":
+                group[name] = best[platform]
+    return config

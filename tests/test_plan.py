@@ -1,0 +1,195 @@
+"""Plans against what the arrays must take, on eight simulated devices; TPU topologies where libtpu is installed."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from deit_jax import hardware, plan, sharding
+from deit_jax.collectives import Collective, collectives
+from deit_jax.config import default_config, deit, resolve
+from deit_jax.errors import UserError
+from deit_jax.flops import count_flops
+from deit_jax.train import make_student
+
+HLO = """\
+HloModule jit_step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%cond (c: (s32[], f32[8,128])) -> pred[] {
+  %twelve = s32[]{:T(128)} constant(12)
+  %i = s32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%i, %twelve), direction=LT
+}
+
+%body (b: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %g = bf16[1,128]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%b), index=1
+  %gathered = bf16[8,128]{1,0} all-gather(%g), channel_id=1, dimensions={0}
+}
+
+%chain (p: f32[8,128]) -> f32[8,128] {
+  ROOT %again = f32[8,128]{1,0} all-reduce(%p), channel_id=2, to_apply=%add
+}
+
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %loop = (s32[], f32[8,128]) while(%t), condition=%cond, body=%body
+  %known = (s32[], f32[8,128]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %reduced = f32[8,128]{1,0} all-reduce(%a), channel_id=2, to_apply=%add
+  %fused = f32[8,128]{1,0} fusion(%a), kind=kLoop, calls=%chain
+  %pair = (f32[4]{0}, f32[]) all-reduce(%u, %v), to_apply=%add
+  %start = (f32[8,128]{1,0}, f32[64,128]{1,0}) all-gather-start(%a), dimensions={0}
+  %done = f32[64,128]{1,0} all-gather-done(%start)
+  ROOT %scattered = f32[1,128]{1,0} reduce-scatter(%a), to_apply=%add
+}
+"""
+
+
+def test_collectives_of_a_text_by_hand():
+    found = collectives(HLO)
+    # one computation runs at its loop's rounds; the body's channel is one collective, run 12 times at most
+    assert found["all-gather"] == Collective(12 + 1, 12 * 8 * 128 * 2 + 64 * 128 * 4)
+    assert found["all-reduce"] == Collective(2, 8 * 128 * 4 + 5 * 4)  # channel 2 is one, though written twice
+    assert found["reduce-scatter"] == Collective(1, 8 * 128 * 4)
+    assert "all-to-all" not in found
+
+
+def small_config(**changes):
+    config = default_config()
+    config.model.name, config.model.num_classes, config.batch_size = "deit_digits_distilled_patch4_16", 10, 64
+    config.augment.policy, config.augment.mixup, config.augment.cutmix = "none", 0.0, 0.0
+    config.augment.erasing = 0.0
+    config.distill.kind, config.distill.labels = "hard", "somewhere"  # so that both heads learn
+    config.update(changes)
+    return resolve(config)
+
+
+def size_of(config) -> int:
+    _, state, _, _ = plan.abstract_step(config)
+    return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+
+
+def test_a_plan_of_eight_devices(capsys):
+    config = small_config()
+    p = plan.plan(config)
+    assert p.devices == 8
+    assert p.parameters == size_of(config)
+    state = 4 * 4 * p.parameters  # parameters, two moments, average
+    batch = (64 // 8) * (16 * 16 * 3 + 5 * 4)
+    assert p.arguments == pytest.approx(state + batch, rel=0.001)
+    # data parallelism: every gradient is summed once, and little else is sent
+    assert set(p.collectives) == {"all-reduce"}
+    assert 0 <= p.collectives["all-reduce"].bytes - 4 * p.parameters < 100
+    printed = capsys.readouterr().out
+    assert f"{p.parameters:,} parameters" in printed
+    assert "optimizer.per                epoch          step / epoch" in printed
+
+
+def test_parameters_split_over_devices_take_their_share():
+    config = small_config(sharding="fsdp")
+    parts, mesh = plan.abstract_step(config), sharding.make_mesh()
+    places = sharding.place_params(parts.state, mesh, "fsdp")
+    shard = lambda x, place: 4 * int(np.prod(place.shard_shape(x.shape)))  # noqa: E731
+    state = sum(jax.tree.leaves(jax.tree.map(shard, parts.state, places)))
+    compiled, _ = plan.compile_step(config, mesh)
+    arguments = compiled.memory_analysis().argument_size_in_bytes
+    assert arguments == pytest.approx(state + (64 // 8) * (16 * 16 * 3 + 5 * 4), rel=0.001)
+    assert arguments < 0.25 * 16 * size_of(config)
+    assert "all-gather" in collectives(compiled.as_text())
+
+
+def test_arithmetic_of_a_step_by_hand():
+    config = small_config()
+    depth, dim, tokens, patches = 4, 96, 18, 16
+    block = 12 * tokens * dim**2 + 2 * tokens**2 * dim
+    heads = 2 * dim * 10
+    embedding = patches * 48 * dim  # whose images need no gradient
+    assert plan.step_flops(config) == 2 * 64 * (3 * (depth * block + heads) + 2 * embedding)
+    config.model.remat = "full"
+    assert plan.step_flops(config) == 2 * 64 * (3 * (depth * block + heads) + 2 * embedding)
+
+
+def test_a_teacher_adds_its_forward_pass():
+    config = small_config()
+    alone = plan.step_flops(config)
+    config.distill.labels, config.teacher.name = "", "regnety_digits"
+    teacher = config.copy_and_resolve_references()
+    teacher.model.name = "regnety_digits"
+    student = make_student(teacher, 10)
+    _, state, _, _ = plan.abstract_step(teacher)
+    images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.float32)
+    forward = lambda params, stats, images: nnx.merge(student.graphdef, params, stats)(images)  # noqa: E731
+    assert plan.step_flops(config) - alone == count_flops(forward, state["params"], state["stats"], images)
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("hard", {"teacher"}), ("soft", {"teacher", "teacher_probability"})])
+def test_stored_labels_come_with_the_batch(kind, keys):
+    config = small_config()
+    config.distill.kind, config.distill.labels = kind, "somewhere"
+    parts = plan.abstract_step(config)
+    assert parts.batch.keys() - {"image", "label", "index", "epoch", "repeat"} == keys
+    jax.eval_shape(*parts)
+    assert parts.teacher_arrays == []
+
+
+def test_only_what_paper_and_release_disagree_on_is_listed():
+    paper, released = resolve(deit("base")), resolve(deit("base"))
+    paper.recipe = "paper"
+    paper = resolve(paper)
+    names = [name for name, *_ in plan.recipe_choices(released)]
+    assert "optimizer.per" in names
+    assert "optimizer.warmup_epochs" not in names
+
+
+def test_the_batch_must_fit_the_topology():
+    with pytest.raises(UserError, match="60 is not divisible by 8 devices: use --config.batch_size=64"):
+        plan.plan(small_config(batch_size=60))
+
+
+def test_a_step_that_does_not_fit_says_so_in_a_line():
+    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded"
+    message = plan.does_not_fit(small_config(), 16, "TPU v5 lite", said)
+    assert "batch_size 64 does not fit 16 x TPU v5 lite (21.50G of 15.75G)" in message
+    assert "model.remat=full" in message
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [("pod", "name chip and grid, as v5e:4x4"), ("v5e", "name chip and grid"), ("v5e:2x2", "pip install libtpu")],
+)
+def test_topologies_that_cannot_be_planned(topology, message, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
+    with pytest.raises(UserError, match=message):
+        plan.prepare_environment(topology)
+
+
+def test_devices_are_known_by_their_kind():
+    assert hardware.accelerator("NVIDIA H100 80GB HBM3").peak == 790e12
+    assert hardware.accelerator("TPU v5 lite").peak == 197e12
+    assert hardware.accelerator("TPU v5p").peak == hardware.accelerator("TPU v5").peak == 459e12
+    assert hardware.accelerator("cpu") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu")
+def test_a_tpu_that_is_not_here():
+    root = Path(__file__).parents[1]
+    flags = ["--config=configs/digits.py", "--mode=plan", "--topology=v5e:2x2", "--config.distill.kind=none"]
+    done = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True)
+    assert "4 x TPU v5 lite" in done.stdout, done.stderr
+    assert "all-reduce" in done.stdout
+
+
+def test_one_device_sends_nothing():
+    compiled, seconds = plan.compile_step(small_config(), sharding.make_mesh(jax.devices()[:1]))
+    assert collectives(compiled.as_text()) == {}
+    assert seconds > 0
