@@ -141,6 +141,7 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     """Make the chunks that are missing. one: (batch, step) → labels; batches: first step → stream of batches."""
     header, batch_size = store.header, store.header["batch_size"]
     missing = store.missing(total)
+    wait_for_all("labels counted")  # before anyone adds to them
     mine = my_share(missing, jax.process_index(), jax.process_count())
     progress = Progress(len(mine), batch_size)
     size = size_forecast(total * batch_size, header["kind"], header["k"], header["dtype"])
