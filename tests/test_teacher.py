@@ -1,5 +1,7 @@
 """The teacher: averaged, with its own normalization, input size and compute type, and what is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +23,12 @@ HALF = (0.5, 0.5, 0.5)
 
 def save(name: str, path, seed: int, num_classes: int = 10):
     """Random weights of a small model as a file; the model itself."""
-    model = models.create_model(name, num_classes=num_classes, rngs=seed)
-    _, params, stats = nnx.split(model, nnx.Param, ...)
-    tree = {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+    build = models.constructor(name, num_classes=num_classes)
+    params, stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(seed))
+    model = nnx.merge(models.abstract(build)[0], params, stats)
+    tree = {"params": params, "stats": stats}
     module, config = models.find(name)
-    architecture = Architecture(module, {"num_classes": num_classes, **config}, name)
+    architecture = Architecture(name, module, {"num_classes": num_classes, **config})
     save_timm(Weights(name, architecture, jax.tree.map(np.asarray, tree)), path)
     return model
 
@@ -44,10 +47,8 @@ def make(config, img_size=16, num_classes=10, dtype=jnp.float32):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    made = {
-        n: (folder / f"{n}.safetensors", save(n, folder / f"{n}.safetensors", i)) for i, n in enumerate([VIT, CONV])
-    }
-    return made
+    files = {name: folder / f"{name}.safetensors" for name in (VIT, CONV)}
+    return {name: (file, save(name, file, seed)) for seed, (name, file) in enumerate(files.items())}
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,8 @@ def test_its_normalization_is_what_its_weights_say(weights, pixels, tmp_path):
     """A timm folder's config.json names mean and deviation; no setting is needed."""
     file, model = weights[VIT]
     (tmp_path / "model.safetensors").write_bytes(file.read_bytes())
-    (tmp_path / "config.json").write_text(
-        '{"architecture": "%s", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}' % VIT
-    )
+    about = {"architecture": VIT, "pretrained_cfg": {"mean": HALF, "std": HALF}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
     config = taught(**{"teacher.name": VIT, "teacher.init": str(tmp_path)})
     teacher, arrays = make(config)
     ours = normalize(pixels, config.augment.mean, config.augment.std)
