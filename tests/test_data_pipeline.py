@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.config import default_config, resolve
-from deit_jax.data import images, order, pipeline, sources
+from deit_jax.data import images, order, pipeline, prepare, sources
 from deit_jax.errors import UserError
 
 SIZE = 24
@@ -124,9 +124,9 @@ def test_views_of_an_image_differ_between_repeats_and_epochs(source):
     assert len(seen) == 160
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("batch", [16, 90, 100])
+@pytest.mark.parametrize(
+    ("workers", "processes", "batch"), [(0, 1, 16), (0, 1, 90), (0, 2, 16), (0, 2, 100), (2, 1, 16)]
+)
 def test_evaluation_shows_every_image_once(source, workers, processes, batch):
     config = settings(data__eval_batch_size=batch, data__workers=workers)
     parts = [
@@ -258,3 +258,14 @@ def test_fast_resize_takes_the_same_crops(source):
         difference = np.abs(a["image"].astype(int) - b["image"])
         assert difference.max() > 0
         assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_make_the_folders_batches(photos, tmp_path, workers):
+    prepare.prepare(photos, tmp_path / "shards")
+    config = settings(data__root=str(tmp_path / "shards"), data__workers=workers)
+    ours, held = sources.open_sources(config)
+    config.data.root = str(photos)
+    theirs, _ = sources.open_sources(config)
+    assert len(held) == 9
+    assert_same(take(6, config, ours), take(6, config, theirs))

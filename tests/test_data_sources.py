@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import pickle
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -444,6 +447,32 @@ def test_doctor_finds_broken_and_repeated_files(split_folder):
     assert "1 unreadable images" in text
     assert "1 classes have no image in evaluation" in text
     assert "2 files occur more than once, 1 of them in different classes, 1 both in training and evaluation" in text
+
+
+def tool(name: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"deit_jax.data.{name}", *map(str, arguments)]
+    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+
+
+def test_the_tools_on_the_command_line(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    done = tool("prepare", split_folder, target)
+    assert done.returncode == 0, done.stderr
+    train, validation = done.stdout.splitlines()
+    assert train == "train: 15 images in 1 shards, 3 classes"
+    assert validation == "val: 2 images in 1 shards, 3 classes"
+    assert "17/17 images" in done.stderr
+    healthy = tool("doctor", target)
+    assert healthy.returncode == 0, healthy.stderr
+    assert "0 unreadable images" in healthy.stdout
+    (split_folder / "train" / "ant" / "1.jpg").write_bytes(b"no image")
+    ill = tool("doctor", split_folder)
+    assert ill.returncode == 1
+    assert "ant/1.jpg (cannot identify image file" in ill.stdout
+    for done in (tool("doctor", tmp_path / "nowhere"), tool("prepare", tmp_path / "nowhere", target)):
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
 
 
 # --- TFDS
