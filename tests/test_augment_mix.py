@@ -86,6 +86,22 @@ def test_cutmix_off_is_mixup_always_and_alpha_counts():
     assert stats.kstest(mix.lam, stats.beta(0.5, 0.5).cdf).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("alpha", [1.0, 2.5])
+def test_alpha_of_one_and_above(alpha):
+    mix = draws(cfg(cutmix=0.0, mixup=alpha))
+    assert stats.kstest(mix.lam, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_both_off_mixes_nothing():
+    assert np.all(draws(cfg(cutmix=0.0, mixup=0.0)).lam == 1)
+
+
+def test_tiny_alpha_stays_finite():
+    lam = draws(cfg(cutmix=0.0, mixup=0.01)).lam
+    assert np.isfinite(lam).all()
+    assert 0.45 < lam.mean() < 0.55
+
+
 def test_mix_prob_leaves_groups_alone():
     mix = draws(cfg(mix_prob=0.25))
     assert stats.binomtest(int((mix.lam < 1).sum()), DRAWS, 0.25).pvalue > 1e-4  # a box may be empty: lam 1

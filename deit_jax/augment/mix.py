@@ -20,11 +20,11 @@ class Mix(NamedTuple):
 
 def draw_mix(key: jax.Array, cfg: Any, height: int, width: int) -> Mix:
     """The mixing of one group. `cfg` has mixup, cutmix (alphas; 0: off), mix_switch and mix_prob (probabilities)."""
-    key_coins, key_mixup, key_cutmix = jax.random.split(key, 3)
+    key_coins, key_lam = jax.random.split(key)
     applied, switch, y, x = jax.random.uniform(key_coins, (4,))
     either = cfg.mixup > 0 and cfg.cutmix > 0
     cutmix = switch < cfg.mix_switch if either else jnp.asarray(cfg.cutmix > 0)
-    lam = jnp.where(cutmix, draw_beta(key_cutmix, cfg.cutmix), draw_beta(key_mixup, cfg.mixup))
+    lam = draw_beta(key_lam, jnp.where(cutmix, cfg.cutmix, cfg.mixup), largest=max(cfg.cutmix, cfg.mixup))
     lam = jnp.where(applied < cfg.mix_prob, lam, 1.0)
 
     half = jnp.sqrt(1 - lam) * jnp.asarray([height, width])
@@ -37,15 +37,15 @@ def draw_mix(key: jax.Array, cfg: Any, height: int, width: int) -> Mix:
     return Mix(jnp.where(cutmix, corrected, lam), cutmix, Box(top, bottom, left, right))
 
 
-def draw_beta(key: jax.Array, alpha: float) -> Float[Array, ""]:
-    """Beta(alpha, alpha); 1 where alpha is 0 (nothing is mixed).
+def draw_beta(key: jax.Array, alpha: Float[Array, ""], largest: float) -> Float[Array, ""]:
+    """Beta(alpha, alpha), for an alpha up to `largest`; 1 where that is 0 (nothing is mixed).
 
     Up to 1 by Jöhnk's method, the first of 32 pairs that it accepts (it accepts half or more): jax.random.beta's nested
     loops take a second to compile, and a device to synchronise at each turn.
     """
-    if alpha == 0:
+    if largest == 0:
         return jnp.ones(())
-    if alpha > 1:
+    if largest > 1:
         return jax.random.beta(key, alpha, alpha)
     log_a, log_b = jnp.log(jax.random.uniform(key, (2, 32), minval=2**-24)) / alpha
     first = jnp.argmax(jnp.logaddexp(log_a, log_b) <= 0)
