@@ -26,8 +26,9 @@ def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tu
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple) -> dict[str, jax.Array]:
-    """A head: (top-1 right, top-5 right, summed cross-entropy, images) of a batch; padding (mask 0) does not count."""
+def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple) -> tuple[dict, dict]:
+    """A head: (top-1 right, top-5 right, summed cross-entropy, images) of a batch, where padding (mask 0) does not
+    count; and a head: its decision for each row, int32 (rows,)."""
 
     def count(logits):
         label, mask = batch["label"], batch["mask"]
@@ -39,22 +40,37 @@ def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple)
         return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
 
     logits = head_logits(graphdef, weights, batch["image"], mean, std)
-    return {name: count(x) for name, x in logits.items()}
+    return {name: count(x) for name, x in logits.items()}, {name: x.argmax(-1) for name, x in logits.items()}
 
 
-def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, mesh, mean, std, fusion: str = "logits") -> dict:
+def evaluate(
+    graphdef,
+    weights: dict,
+    batches: Iterable[dict],
+    *,
+    mesh,
+    mean,
+    std,
+    fusion: str = "logits",
+    decisions: dict[str, list] | None = None,
+) -> dict:
     """Evaluate `weights` ({"params", "stats"}) over `batches` of `data.eval_batches`.
 
     Returns {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}; accuracies in percent, loss
     the mean cross-entropy. The first three are the model's joint prediction, fused as `fusion` says.
-    mean, std: of the pixels the model knows.
+    mean, std: of the pixels the model knows. decisions: where given, gets each head's decisions, an array (images,) a
+    batch; `mesh` must then lie on this process.
     """
     mean, std = tuple(mean), tuple(std)
     totals: dict[str, np.ndarray] = {}
     pending = []
     for batch in batches:
         placed = sharding.place_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh)
-        pending.append(count_correct(graphdef, weights, placed, mean, std))
+        counts, decided = count_correct(graphdef, weights, placed, mean, std)
+        pending.append(counts)
+        if decisions is not None:
+            for name, values in jax.device_get(decided).items():
+                decisions.setdefault(name, []).append(values[batch["mask"] > 0])
         if len(pending) > 2:  # a little ahead of the device, not a dataset ahead
             add(totals, pending.pop(0))
     for counts in pending:

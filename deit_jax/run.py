@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from deit_jax import models, plots, report, sharding
+from deit_jax import agreement, models, plots, report, sharding
 from deit_jax.augment import normalize
 from deit_jax.checkpoint import claim_workdir, read_weights
 from deit_jax.config import default_config, flat
@@ -80,7 +80,9 @@ def run(config, workdir: str | Path) -> dict:
     results = {k: v for k, v in results.items() if v is not None}
     if jax.process_index() == 0:
         draw_attention(config, workdir)
-        write_report(config, workdir, results, time.perf_counter() - begun)
+        taught = config.distill.kind in ("soft", "hard")
+        found = agreement.study(config, workdir, teacher_folder, not config.distill.labels) if taught else None
+        write_report(config, workdir, results, time.perf_counter() - begun, found)
     return results
 
 
@@ -108,8 +110,11 @@ def draw_attention(config, workdir: Path, count: int = 8) -> None:
     plots.attention(workdir / "attention.png", images, maps, captions, model.grid)
 
 
-def write_report(config, workdir: Path, results: dict, seconds: float) -> None:
-    """report.md: what was trained, how well it does, the pictures, the settings. Printed as well."""
+def write_report(config, workdir: Path, results: dict, seconds: float, agreed: dict | None = None) -> None:
+    """report.md: what was trained, how well it does, the pictures, the settings. Printed as well.
+
+    agreed: what `agreement.study` found.
+    """
     names = {"teacher": config.teacher.name, "plain": f"{plain_name(config.model.name)}, no teacher",
              "student": f"{config.model.name}, {config.distill.kind} distillation"}  # fmt: skip
     if config.distill.kind == "none":
@@ -130,6 +135,7 @@ def write_report(config, workdir: Path, results: dict, seconds: float) -> None:
         f"This command took {report.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
         accuracy,
         *pictures,
+        *([agreement.section(agreed)] if agreed else []),
         "## Settings that differ from the defaults",
         "```\n" + "\n".join(changed) + "\n```",
     ]
