@@ -5,6 +5,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from deit_jax import host_memory
 from deit_jax.config import check_config_file, check_override, resolve, validate
 from deit_jax.errors import UserError, nearest
 
@@ -34,6 +35,7 @@ def main(_) -> None:
 
         prepare_environment(FLAGS.topology)
 
+    host_memory.keep_freed_memory()
     import jax
 
     from deit_jax import sharding
