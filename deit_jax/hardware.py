@@ -12,8 +12,8 @@ class Accelerator(NamedTuple):
     memory: float
 
 
-# By a part of jax's `device_kind`, the first that matches. H100 and H200: what their power limit leaves of the data
-# sheet's 989 TFLOP/s in long dense products; the goals of benchmarks/README.md are shares of it.
+# By a part of jax's `device_kind`, the first that matches. Data sheets' rates, but for H100 and H200, whose 989 TFLOP/s
+# no power limit allows for long: there it is what large products of random numbers reach.
 ACCELERATORS = {
     "H200": Accelerator(790e12, 139 * GIB),
     "H100": Accelerator(790e12, 79 * GIB),

@@ -19,7 +19,7 @@ from deit_jax.collectives import Collective, collectives
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, RECIPES, flat, validate
 from deit_jax.errors import UserError
 from deit_jax.flops import count_flops
-from deit_jax.teacher import make_teacher, teacher_members, teacher_of
+from deit_jax.teacher import Member, make_teacher, teacher_members, teacher_of
 from deit_jax.train import compute_dtype, init_state, make_step, make_student
 
 NO_LIBTPU = (
@@ -72,13 +72,13 @@ def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return batch
 
 
-def abstract_teacher(config, **sizes) -> tuple[Callable, list]:
-    """(teacher, shapes of its arrays) that `config` asks for; a live one without its weights."""
+def unloaded_teacher(config, **sizes) -> tuple[Callable, list[Member]]:
+    """(teacher, the models it runs live) that `config` asks for, no weights read."""
     sizes["dtype"] = compute_dtype(config.teacher.dtype)
     if config.distill.kind not in ("soft", "hard") or config.distill.labels:
         return make_teacher(config, **sizes)
     members = teacher_members(config, **sizes)
-    return teacher_of(config, members), [models.abstract(member.build)[1:] for member in members]
+    return teacher_of(config, members), members
 
 
 class Step(NamedTuple):
@@ -94,7 +94,8 @@ def abstract_step(config, num_devices: int = 1) -> Step:
     """The train step of a resolved config on ImageNet's schedule, nothing allocated."""
     classes = config.model.num_classes or 1000
     student = make_student(config, classes)
-    teacher, teacher_arrays = abstract_teacher(config, img_size=student.img_size, num_classes=classes)
+    teacher, members = unloaded_teacher(config, img_size=student.img_size, num_classes=classes)
+    teacher_arrays = [models.abstract(member.build)[1:] for member in members]
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     step = make_step(student, teacher, config, per_epoch, shards=num_devices)
     state = jax.eval_shape(lambda: init_state(student, config))

@@ -1,0 +1,249 @@
+"""`--mode=benchmark`: how fast a run's parts are on this machine, and which of them is the limit.
+
+Weights and, for all but the input, images are random: speed does not depend on them.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deit_jax import hardware, models, sharding
+from deit_jax.augment import augment_train
+from deit_jax.config import validate
+from deit_jax.errors import UserError
+from deit_jax.evaluate import head_logits
+from deit_jax.flops import count_flops
+from deit_jax.plan import step_flops, unloaded_teacher
+from deit_jax.randomness import purpose_key
+from deit_jax.train import Student, init_state, make_step, make_student
+
+SAMPLES = 5  # timed stretches
+STRETCH = 1.0  # seconds each lasts at least
+
+
+class Timing(NamedTuple):
+    """Seconds a call: the quickest, the median and the slowest of the timed stretches."""
+
+    minimum: float
+    median: float
+    maximum: float
+
+
+def timing(seconds: list[float]) -> Timing:
+    return Timing(min(seconds), statistics.median(seconds), max(seconds))
+
+
+def stretch(call: Callable[[], Any], count: int) -> float:
+    """Seconds a call, of `count` calls in a row whose results are awaited once, at the end."""
+    begun = time.perf_counter()
+    for _ in range(count):
+        out = call()
+    jax.block_until_ready(out)
+    return (time.perf_counter() - begun) / count
+
+
+def calls_within(call: Callable[[], Any], seconds: float = STRETCH) -> int:
+    """How many calls make a stretch of so many seconds. The first call, which compiles, is not counted."""
+    stretch(call, 1)
+    return max(1, round(seconds / max(stretch(call, 2), 1e-6)))
+
+
+def time_calls(call: Callable[[], Any], samples: int = SAMPLES, seconds: float = STRETCH) -> Timing:
+    """Time a function that returns arrays of the device."""
+    count = calls_within(call, seconds)
+    return timing([stretch(call, count) for _ in range(samples)])
+
+
+def random_batch(config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
+    """A training batch of noise, on the host; with decisions or distributions of a teacher where labels are stored."""
+    rng, rows = np.random.default_rng(seed), config.batch_size
+    size, classes, k = student.img_size, student.num_classes, config.label.k
+    batch = {
+        "image": rng.integers(0, 256, (rows, size, size, 3), np.uint8),
+        "label": rng.integers(0, classes, rows, np.int32),
+        "index": np.arange(rows, dtype=np.int32),
+        "epoch": np.zeros(rows, np.int32),
+        "repeat": np.zeros(rows, np.int32),
+    }
+    if config.distill.labels and config.distill.kind == "hard":
+        batch["teacher"] = rng.integers(0, classes, rows, np.int32)
+    if config.distill.labels and config.distill.kind == "soft":
+        batch["teacher"] = np.tile(np.arange(k, dtype=np.int32), (rows, 1))
+        batch["teacher_probability"] = np.full((rows, k), 1 / (k + 1), np.float32)
+    return batch
+
+
+class Workload:
+    """A run's student, state, batch and functions on this machine's devices, ready to be timed.
+
+    Attributes: `train` () → metrics, one step on the batch in memory; `forward` () → logits in evaluation mode;
+    `augment` () → images and targets; `step` the compiled train step; `flops`, `forward_flops` of one call;
+    `compile_seconds` of the step.
+    """
+
+    def __init__(self, config, num_classes: int = 1000):
+        config = config.copy_and_resolve_references()
+        config.model.num_classes = config.model.num_classes or num_classes
+        self.config, self.mesh = config, sharding.make_mesh()
+        self.student = make_student(config, config.model.num_classes)
+        sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
+        teacher, members = unloaded_teacher(config, **sizes)
+        everywhere = sharding.everywhere(self.mesh)
+        random_weights = jax.jit(
+            lambda seed: [models.init_arrays(m.build, jax.random.key(seed)) for m in members], out_shardings=everywhere
+        )
+        self.teacher_arrays = random_weights(1)
+        shapes = jax.eval_shape(lambda: init_state(self.student, config))
+        places = sharding.place_params(shapes, self.mesh, config.sharding)
+        self.state = jax.jit(lambda: init_state(self.student, config), out_shardings=places)()
+        self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
+
+        step = jax.jit(make_step(self.student, teacher, config, 1000), donate_argnums=0)
+        begun = time.perf_counter()
+        self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
+        self.compile_seconds = time.perf_counter() - begun
+        augment = lambda batch, key, step: augment_train(batch, key, step, config.augment, sizes["num_classes"])  # noqa: E731
+        self._augment, self._key = jax.jit(augment), purpose_key(0, "augment")
+        self.pixels = tuple(config.augment.mean), tuple(config.augment.std)
+
+    def train(self) -> dict[str, jax.Array]:
+        return self.train_on(self.batch)
+
+    def train_on(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        self.state, metrics = self.step(self.state, batch, self.teacher_arrays)
+        return metrics
+
+    def forward(self) -> dict[str, jax.Array]:
+        weights = {"params": self.state["params"], "stats": self.state["stats"]}
+        return head_logits(self.student.graphdef, weights, self.batch["image"], *self.pixels)
+
+    def augment(self):
+        return self._augment(self.batch, self._key, 0)
+
+    @property
+    def flops(self) -> int:
+        return step_flops(self.config)
+
+    @property
+    def forward_flops(self) -> int:
+        weights = {"params": self.state["params"], "stats": self.state["stats"]}
+        run = lambda weights, images: head_logits(self.student.graphdef, weights, images, *self.pixels)  # noqa: E731
+        return count_flops(run, weights, self.batch["image"])
+
+
+class Input(NamedTuple):
+    """Images a second of the host's input pipeline: on one core, on all it may use (`threads`)."""
+
+    one_core: float
+    all_cores: float
+    threads: int
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def time_input(config, source, size: int, seconds: float = 5.0) -> float:
+    """Images a second of the training stream alone, from its second batch on."""
+    from deit_jax.data import pipeline
+
+    stream = pipeline.train_batches(config, source, size=size)
+    next(stream)
+    count, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        count += len(next(stream)["label"])
+    rate = count / (time.perf_counter() - begun)
+    stream.close()
+    return rate
+
+
+def measure_input(config, source, size: int) -> Input:
+    single = config.copy_and_resolve_references()
+    single.data.threads, single.data.workers, single.data.prefetch = 1, 0, 1
+    threads = config.data.threads or min(16, cores())
+    return Input(time_input(single, source, size), time_input(config, source, size), threads)
+
+
+def share_of_waiting(workload: Workload, source, seconds: float = 10.0) -> float:
+    """The share of its time that a training loop fed from `source` waits for its next batch (0..1)."""
+    from deit_jax.data import pipeline
+
+    stream = pipeline.train_batches(workload.config, source, size=workload.student.img_size)
+    place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)  # noqa: E731
+    jax.block_until_ready(workload.train_on(place()))
+    waited, ahead, begun = 0.0, [], time.perf_counter()
+    while time.perf_counter() - begun < seconds or len(ahead) < 3:
+        mark = time.perf_counter()
+        batch = place()
+        waited += time.perf_counter() - mark
+        ahead.append(workload.train_on(batch)["loss"])
+        if len(ahead) > 2:  # as in training: two steps ahead
+            ahead[-3].block_until_ready()
+    jax.block_until_ready(ahead)
+    share = waited / (time.perf_counter() - begun)
+    stream.close()
+    return share
+
+
+def benchmark(config) -> dict[str, Any]:
+    """`--mode=benchmark`: time a resolved config's parts, print a table and say what limits the run.
+
+    Returns {"input": Input or None, "augment", "forward", "train": Timing of a batch, "waiting": share or None,
+    "mfu": {"train", "forward"} shares of the devices' peak or None where it is not known}.
+    """
+    validate(config, num_devices=jax.device_count())
+    try:
+        from deit_jax.data import sources
+
+        source, why_not = sources.open_sources(config)[0], ""
+    except (UserError, ImportError) as error:
+        source, why_not = None, str(error)
+    work = Workload(config, source.num_classes if source else 1000)
+    result: dict[str, Any] = {"input": None, "waiting": None}
+    if source is not None and config.distill.labels:
+        why_not = "with stored labels the stream is that of the run they were made for"
+    elif source is not None:
+        result["input"] = measure_input(config, source, work.student.img_size)
+        result["waiting"] = share_of_waiting(work, source)
+    for name in ("augment", "forward", "train"):
+        result[name] = time_calls(getattr(work, name))
+    known = hardware.accelerator(jax.devices()[0].device_kind)
+    peak = known.peak * jax.device_count() if known else None
+    flops = {"train": work.flops, "forward": work.forward_flops}
+    result["mfu"] = {name: count / result[name].median / peak if peak else None for name, count in flops.items()}
+    if jax.process_index() == 0:
+        print(describe(result, config, work, why_not))
+    return result
+
+
+def describe(result: dict[str, Any], config, work: Workload, why_not: str) -> str:
+    """A benchmark, for people."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    lines = [
+        f"{config.model.name}, {work.student.img_size} px, batch {config.batch_size} on {device}, {cores()} CPU cores;"
+        f" train step compiled in {work.compile_seconds:.1f} s",
+        f"{'':26}{'images/s':>10}  {'ms a batch: median (min .. max)':34}share of peak",
+    ]
+    for name, title in (("augment", "augmentation on the device"), ("forward", "forward"), ("train", "train step")):
+        t = result[name]
+        spread = f"{1e3 * t.median:.1f} ({1e3 * t.minimum:.1f} .. {1e3 * t.maximum:.1f})"
+        share = result["mfu"].get(name)
+        shown = f"{share:.1%}" if share else "not known" if name in result["mfu"] else ""
+        lines.append(f"{title:26}{config.batch_size / t.median:10,.0f}  {spread:34}{shown}".rstrip())
+    if result["input"] is None:
+        return "\n".join([*lines, f"input: not measured: {why_not}"])
+    stream, step = result["input"], config.batch_size / result["train"].median
+    lines.append(f"{'input, one core':26}{stream.one_core:10,.0f}")
+    lines.append(f"{f'input, {stream.threads} threads':26}{stream.all_cores:10,.0f}")
+    limit = "input" if stream.all_cores < step else "step"
+    lines.append(f"waiting for data: {result['waiting']:.0%} of a training loop; the {limit} is the limit")
+    if limit == "input":
+        wanted = math.ceil(step / stream.one_core)
+        lines.append(f"  {wanted} cores would keep up with the step: see data.threads, data.workers, data.resize")
+    return "\n".join(lines)
