@@ -44,7 +44,10 @@ def main(_) -> None:
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
     if mode == "train":
-        from deit_jax.run import run
+        if config.finetune.epochs:
+            from deit_jax.chain import chain as run
+        else:
+            from deit_jax.run import run
 
         run(config, FLAGS.workdir)
     elif mode == "ablate":

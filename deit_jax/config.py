@@ -76,6 +76,8 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {
         "lr": S(5e-4, "learning rate per `lr_batch` images: used is lr x batch_size / lr_batch"),
         "lr_batch": S(512, "the batch `lr` is given for"),
+        "name": S("adamw", "AdamW, or SGD with Nesterov's momentum and coupled decay", ("adamw", "sgd")),
+        "momentum": S(0.9, "SGD"),
         "schedule": S("cosine", "after warm-up", ("cosine", "constant")),
         "warmup_epochs": S(None, "linear rise from warmup_lr", kind=float),
         "warmup_lr": S(1e-6, "learning rate at step 0"),
@@ -147,6 +149,15 @@ SETTINGS: dict[str, Any] = {
     },
     "sharding": S("replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"),
                   runtime=True),
+    "finetune": {
+        "epochs": S(0, "fine-tune at another size afterwards, for so many epochs (deit_jax/chain.py); 0: do not"),
+        "img_size": S(384, "pixels a side of it"),
+        "batch_size": S(512, "images a step of it"),
+        "lr": S(5e-6, "its learning rate per 512 images, constant after warm-up"),
+        "warmup_epochs": S(5.0, "its warm-up"),
+        "weight_decay": S(1e-8, "its weight decay"),
+        "labels": S("", "its stored teacher labels; '': the live teacher"),
+    },
     "ablate": {
         "seeds": S((0, 1, 2), "seeds of --mode=ablate"),
         "arms": S(("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/ablate.py"),
@@ -264,6 +275,32 @@ def resolve(config):
     return config
 
 
+def recipe_differences(config) -> list[str]:
+    """What of a resolved config is decided where paper and released code differ, or differs from both: a line each.
+
+    Settings without effect in this run (a second head's, soft distillation's) are left out.
+    """
+    values, idle = flat(config), set()
+    if "_distilled" not in config.model.name:
+        idle |= {"optimizer.decay_dist_token", "evaluate.fusion"}
+    if config.distill.kind != "soft":
+        idle.add("distill.normalization")
+    lines = []
+    for path, released in RECIPES["released"].items():
+        paper, ours = RECIPES["paper"][path], values[path]
+        if path in idle or ours == paper == released:
+            continue
+        if paper == released:
+            lines.append(f"{path} = {ours} (paper and release: {paper})")
+        elif ours == released:
+            lines.append(f"{path} = {ours}, as released (paper: {paper})")
+        elif ours == paper:
+            lines.append(f"{path} = {ours}, as in the paper (release: {released})")
+        else:
+            lines.append(f"{path} = {ours} (paper: {paper}, release: {released})")
+    return lines
+
+
 def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
     """Check a resolved config by itself: choices, ranges, divisibility. Raises UserError with the mend."""
     values = flat(config)
@@ -276,7 +313,7 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
             raise UserError(f"{path} is {value}: it cannot be negative")
     at_least_one = (
         "batch_size accumulate augment.mix_group augment.repeats model.scan_unroll log.every evaluate.every"
-        " checkpoint.every checkpoint.keep optimizer.lr_batch label.k"
+        " checkpoint.every checkpoint.keep optimizer.lr_batch label.k finetune.img_size finetune.batch_size"
     ).split()
     for path in at_least_one:
         if values[path] < 1:
@@ -286,6 +323,7 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
     probabilities = (
         "augment.flip augment.rand_prob augment.erasing augment.mix_switch augment.mix_prob augment.label_smoothing"
         " distill.alpha data.holdout data.crop data.max_broken model.drop_rate model.drop_path_rate optimizer.ema_decay"
+        " optimizer.momentum"
     ).split()
     for path in probabilities:
         if values[path] > 1:

@@ -1,4 +1,4 @@
-"""AdamW as DeiT uses it: which parameters decay, the learning rate at each step, the averaged weights."""
+"""AdamW (and SGD) as DeiT uses it: which parameters decay, the learning rate at each step, the averaged weights."""
 
 import math
 from collections.abc import Callable
@@ -24,14 +24,14 @@ def decay_mask(params: dict, decay_dist_token: bool = True) -> dict:
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """Gradient → step direction: clipping, Adam, decoupled decay. The train step multiplies it by -learning rate."""
+    """Gradient → step direction: clipping, Adam, decoupled decay; or decay, momentum (SGD, as PyTorch orders them).
+    The train step multiplies it by -learning rate."""
     o = config.optimizer
-    parts = [
-        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
-        optax.scale_by_adam(o.beta1, o.beta2, o.eps),
-        optax.add_decayed_weights(o.weight_decay, lambda params: decay_mask(params, o.decay_dist_token)),
-    ]
-    return optax.chain(*parts)
+    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
+    decay = optax.add_decayed_weights(o.weight_decay, lambda params: decay_mask(params, o.decay_dist_token))
+    if o.name == "sgd":
+        return optax.chain(clip, decay, optax.trace(o.momentum, nesterov=True))
+    return optax.chain(clip, optax.scale_by_adam(o.beta1, o.beta2, o.eps), decay)
 
 
 def num_steps(config, steps_per_epoch: int) -> int:

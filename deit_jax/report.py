@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from deit_jax import plots
+from deit_jax.config import recipe_differences
 
 HEAD_NAMES = {
     "cls": "class head",
@@ -88,6 +89,9 @@ class Log:
         )
         for note in notes:
             self.say(f"  {note}")
+        if student.num_classes == 1000:  # ImageNet: what is compared with published numbers
+            for line in recipe_differences(c):
+                self.say(f"  {line}")
         if self.start:
             done = "complete, evaluating again" if self.start >= self.total else f"going on from step {self.start}"
             self.say(f"{self.title}: {done}")
