@@ -150,10 +150,10 @@ def evaluate_checkpoint(config, source: str) -> dict:
     The model is what the weights are; `config` gives data, crop and size (0: the weights' own).
     """
     weights = load_weights(source)
-    train_source, eval_source = sources.open_sources(config)
-    if weights.num_classes != train_source.num_classes:
+    eval_source = sources.open_eval_source(config)
+    if weights.num_classes != eval_source.num_classes:
         raise UserError(
-            f"{source} has {weights.num_classes} classes, the data {train_source.num_classes}:"
+            f"{source} has {weights.num_classes} classes, the data {eval_source.num_classes}:"
             " evaluate it on data of its classes"
         )
     default = models.find(config.model.name)[1].get("img_size", 224)  # a ConvNet's weights do not tell

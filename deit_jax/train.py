@@ -158,7 +158,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     from deit_jax import report  # here: the step above needs neither data nor files
     from deit_jax.checkpoint import Checkpoints, claim_workdir
     from deit_jax.data import pipeline, sources
-    from deit_jax.evaluate import evaluate
+    from deit_jax.evaluate import evaluate_sets
     from deit_jax.label_reader import open_labels
     from deit_jax.teacher import make_teacher
 
@@ -199,14 +199,11 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
 
     def evaluate_all(state: dict) -> dict:
         sets = {"params": {"params": state["params"], "stats": state["stats"]}, "ema": state["ema"]}
-        results = {}
-        for name, weights in sets.items():
-            if weights:
-                views = pipeline.eval_batches(config, eval_source, size=student.img_size, **process)
-                results[name] = evaluate(
-                    student.graphdef, weights, views, mesh=mesh, **pixels, fusion=config.evaluate.fusion
-                )
-        return results
+        views = pipeline.eval_batches(config, eval_source, size=student.img_size, **process)
+        return evaluate_sets(
+            student.graphdef, {name: weights for name, weights in sets.items() if weights}, views,
+            mesh=mesh, **pixels, fusion=config.evaluate.fusion,
+        )  # fmt: skip
 
     step, offset, rollbacks, results = int(state["step"]), int(state["offset"]), 0, None
     log = report.Log(workdir, title=title, config=config, start=step, total=total, per_epoch=per_epoch)

@@ -63,3 +63,23 @@ def test_fusions():
     np.testing.assert_array_equal(fuse(cls, None), cls)
     with pytest.raises(UserError, match="use logits or probabilities"):
         fuse(cls, dist, "sum")
+
+
+def test_any_of_several_labels_is_right():
+    from deit_jax.evaluate import count_correct
+
+    model = models.create_model("regnety_digits", num_classes=10)
+    from flax import nnx
+
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+    weights = {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    guess = np.asarray(model(normalize(jnp.asarray(images), *PIXELS.values())).argmax(-1))
+    other = (guess + 1) % 10
+    labels = np.stack([other, guess, np.full(6, -1)], axis=1).astype(np.int32)
+    labels[0, 1] = -1  # the first image's guess is no longer among its labels
+    batch = {"image": images, "label": other.astype(np.int32), "labels": labels, "mask": np.ones(6, np.float32)}
+    counts, decided = count_correct(graphdef, weights, batch, *PIXELS.values())
+    assert counts["cls"][0] == 5
+    assert count_correct(graphdef, weights, batch | {"labels": labels[:, :1]}, *PIXELS.values())[0]["cls"][0] == 0
+    np.testing.assert_array_equal(decided["cls"], guess)
