@@ -20,13 +20,9 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from deit_jax.augment import augment_train
+from deit_jax.config import SETTINGS
 
-# The released recipe, as deit_jax/config.py has it (which needs ml_collections).
-RECIPE = {
-    "flip": 0.5, "rand_ops": 2, "rand_magnitude": 9.0, "rand_magnitude_std": 0.5, "rand_prob": 0.5,
-    "color_jitter": 0.3, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "mix_switch": 0.5, "mix_prob": 1.0,
-    "mix_group": 64, "label_smoothing": 0.1, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-}  # fmt: skip
+RECIPE = {name: setting.default for name, setting in SETTINGS["augment"].items()}
 
 
 def random_batch(size: int, batch: int) -> dict[str, jax.Array]:
@@ -42,7 +38,7 @@ def random_batch(size: int, batch: int) -> dict[str, jax.Array]:
 
 def measure(batch: dict[str, jax.Array], policy: str, rounds: int) -> dict:
     """Milliseconds a batch (min, median, max), and seconds to compile."""
-    cfg = SimpleNamespace(policy=policy, **RECIPE)
+    cfg = SimpleNamespace(**RECIPE | {"policy": policy})
     step = jax.jit(lambda batch, key, step: augment_train(batch, key, step, cfg, 1000, shards=1))
     key, start = jax.random.key(1), time.perf_counter()
     jax.block_until_ready(step(batch, key, 0))

@@ -102,6 +102,7 @@ SETTINGS: dict[str, Any] = {
         "rand_magnitude": S(9.0, "RandAugment: mean magnitude, of 10"),
         "rand_magnitude_std": S(0.5, "RandAugment: its deviation"),
         "rand_prob": S(0.5, "RandAugment: probability that a drawn op is applied"),
+        "rand_resampling": S("bicubic", "RandAugment: of warps; random: a coin", ("bicubic", "bilinear", "random")),
         "color_jitter": S(0.3, "3-Augment: brightness, contrast, saturation"),
         "erasing": S(0.25, "probability of random erasing"),
         "mixup": S(0.8, "alpha of mixup's Beta; 0: off"),

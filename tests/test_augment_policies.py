@@ -40,7 +40,7 @@ def draws(function, settings, count=DRAWS, seed=1):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draws(draw_rand_augment, cfg())
+    return draws(draw_rand_augment, cfg(rand_resampling="random"))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,11 @@ def test_magnitude_is_a_normal_cut_at_ten(drawn):
     assert draws(draw_rand_augment, cfg(rand_magnitude=0.5, rand_magnitude_std=2.0)).magnitude.min() == 0
 
 
-def test_resampling_is_a_coin(drawn):
+def test_resampling_is_as_set(drawn):
     assert stats.binomtest(int(drawn.cubic.sum()), 2 * DRAWS, 0.5).pvalue > 1e-3
+    assert cfg().rand_resampling == "bicubic"
+    assert draws(draw_rand_augment, cfg(), 100).cubic.all()
+    assert not draws(draw_rand_augment, cfg(rand_resampling="bilinear"), 100).cubic.any()
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -99,7 +102,7 @@ def apply_rand(images, ops, shards=1):
 
 @pytest.mark.parametrize("shards", [1, 8])
 def test_rand_augment_is_pil_op_by_op(photos, shards):
-    ops = draws(draw_rand_augment, cfg(rand_prob=0.8), len(photos))
+    ops = draws(draw_rand_augment, cfg(rand_prob=0.8, rand_resampling="random"), len(photos))
     got = apply_rand(photos, ops, shards)
     for i, image in enumerate(photos):
         for j in range(2):
@@ -110,7 +113,7 @@ def test_rand_augment_is_pil_op_by_op(photos, shards):
 
 
 def test_another_number_of_ops(photos):
-    ops = draws(draw_rand_augment, cfg(rand_ops=4), len(photos))
+    ops = draws(draw_rand_augment, cfg(rand_ops=4, rand_resampling="random"), len(photos))
     assert ops.op.shape == (len(photos), 4)
     none = ops._replace(applied=np.zeros_like(ops.applied))
     np.testing.assert_array_equal(apply_rand(photos, none), photos)

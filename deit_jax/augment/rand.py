@@ -27,14 +27,16 @@ class RandAugment(NamedTuple):
 
 
 def draw_rand_augment(key: jax.Array, cfg: Any) -> RandAugment:
-    """Draw one image's ops: with replacement, each applied with rand_prob, magnitude normal and cut to 0..10, sign and
-    resampling (bilinear, bicubic) by a coin. `cfg` has rand_ops, rand_prob, rand_magnitude, rand_magnitude_std."""
+    """Draw one image's ops: with replacement, each applied with rand_prob, magnitude normal and cut to 0..10, sign by a
+    coin. `cfg` has rand_ops, rand_prob, rand_magnitude, rand_magnitude_std and rand_resampling: the released command
+    hands its crops' bicubic on to RandAugment; timm left to itself tosses a coin ("random")."""
     op, applied, negative, cubic, deviation = jax.random.uniform(key, (5, cfg.rand_ops), minval=2**-24)
     op = jnp.floor(op * len(OPS)).astype(jnp.int32)
     normal = math.sqrt(2) * jax.lax.erf_inv(2 * deviation - 1)
     magnitude = jnp.clip(cfg.rand_magnitude + cfg.rand_magnitude_std * normal, 0, MAX_MAGNITUDE)
     arg = argument(op, magnitude, negative < 0.5)
-    return RandAugment(op, applied < cfg.rand_prob, magnitude, arg, cubic < 0.5)
+    share = {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[cfg.rand_resampling]
+    return RandAugment(op, applied < cfg.rand_prob, magnitude, arg, cubic < share)
 
 
 def argument(op: Array, magnitude: Array, negative: Array) -> Float[Array, "..."]:
