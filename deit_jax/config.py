@@ -263,6 +263,7 @@ def deit(size: str, text: str | None = ""):
     if not epochs.isdigit():
         raise UserError(f"config argument epochs={epochs} is no number: use epochs=300")
     c.epochs = int(epochs)
+    c.data.resize = "fast"  # three times what timm's loader gives a core
     return c
 
 

@@ -52,6 +52,7 @@ class Log:
         self.tty = sys.stdout.isatty()
         self.waited, self.mark, self.mark_step = 0.0, time.perf_counter(), start
         self.first = None
+        self.broken = 0  # training images that could not be read and were replaced, so far
         self.events = None
         if self.writes:
             kept = [r for r in read_log(workdir) if r["step"] <= start]
@@ -127,7 +128,8 @@ class Log:
                 f"waiting for data {100 * speed['wait_share']:.0f} %",
                 passing=True,
             )
-        self.write(step, **values, **speed)
+        broken = {"broken_images": self.broken} if self.broken else {}
+        self.write(step, **values, **speed, **broken)
         self.reset(step)
         return values
 

@@ -195,7 +195,12 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
             stream = pipeline.train_batches(
                 config, train_source, size=student.img_size, start=start, labels=labels, **process
             )
-            yield from itertools.islice(stream, total - start)
+            try:
+                for batch in itertools.islice(stream, total - start):
+                    log.broken = stream.broken
+                    yield batch
+            finally:
+                stream.close()
 
     def evaluate_all(state: dict) -> dict:
         sets = {"params": {"params": state["params"], "stats": state["stats"]}, "ema": state["ema"]}
@@ -233,6 +238,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
                 state["offset"] = jax.device_put(jnp.asarray(offset, jnp.int32), places["offset"])
                 log.rolled_back(step, int(state["step"]))
                 step = int(state["step"])
+                stream.close()
                 stream = batches((step + offset) % total)
                 continue
 
@@ -245,6 +251,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
                 log.evaluation(step, results)
             if due(config.checkpoint.every) or stop.asked(checkpoints.manager, step):
                 checkpoints.save(state, meta, scores)
+    stream.close()
     checkpoints.close()
     if step < total:
         log.close()

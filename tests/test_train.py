@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from seeded import GOLDEN, checkpoint, images
+from test_main import folder_of_images
 
 from deit_jax import models, sharding
 from deit_jax.config import default_config, resolve
@@ -178,13 +179,21 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
     take = pipeline.train_batches
 
-    def dying(*args, start, **options):
-        for i, batch in enumerate(take(*args, start=start, **options)):
-            if start + i == 30:
-                raise RuntimeError("killed")
-            yield batch
+    class Dying:
+        def __init__(self, *args, start, **options):
+            self.stream, self.step, self.close = take(*args, start=start, **options), start, lambda: None
+            self.broken = 0
 
-    monkeypatch.setattr(pipeline, "train_batches", dying)
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.step == 30:
+                raise RuntimeError("killed")
+            self.step += 1
+            return next(self.stream)
+
+    monkeypatch.setattr(pipeline, "train_batches", Dying)
     with pytest.raises(RuntimeError, match="killed"):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
@@ -213,3 +222,15 @@ def test_runtime_settings_may_change_between_a_run_and_its_continuation(tmp_path
     first = train(config, tmp_path)
     config.log.every, config.data.prefetch = 1, 2
     assert train(config, tmp_path) == first
+
+
+def test_unreadable_training_images_are_replaced_and_counted(tmp_path, caplog):
+    data = folder_of_images(tmp_path / "data" / "train", images=16)
+    folder_of_images(tmp_path / "data" / "val", images=4)
+    (data / "class0" / "3.png").write_bytes(b"no image")
+    config = small_config("deit_digits_patch4_16")
+    config.data.root, config.batch_size, config.epochs, config.log.every = str(data.parent), 16, 2, 1
+    train(config, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert max(r.get("broken_images", 0) for r in records) == 2  # once an epoch
+    assert "class0/3.png" in caplog.text
