@@ -10,7 +10,7 @@ import sys
 
 # <malloc.h>: options of mallopt
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-LARGEST = 2**31 - 1
+NEVER = -1  # glibc's manual: a threshold of -1 switches trimming off; 2**31 - 1 still gives back a step of 2 GiB
 
 
 def keep_freed_memory() -> bool:
@@ -24,4 +24,4 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     # blocks above 64 MiB fit in no arena but the first
-    return all([libc.mallopt(M_ARENA_MAX, 1), libc.mallopt(M_MMAP_MAX, 0), libc.mallopt(M_TRIM_THRESHOLD, LARGEST)])
+    return all([libc.mallopt(M_ARENA_MAX, 1), libc.mallopt(M_MMAP_MAX, 0), libc.mallopt(M_TRIM_THRESHOLD, NEVER)])
