@@ -1,5 +1,5 @@
-"""Training, fine-tuning at another resolution, evaluation, in one command: the path of the paper's best model
-(distilled DeiT-B at 384 px, 85.2 %), whose weights were never released.
+"""Training, fine-tuning at another resolution, evaluation, in one command: the way to the paper's best model (distilled
+DeiT-B at 384 px, 85.2 %), which its code never showed.
 
     WORKDIR/            the training, as without `finetune`
     WORKDIR/finetune/   the fine-tuning, a run of its own, begun from the training's best weights
