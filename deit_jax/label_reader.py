@@ -77,12 +77,14 @@ def teacher_changes(config, theirs: dict[str, Any], img_size: int, num_classes: 
     """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is taken
     on trust."""
     t = config.teacher
-    ours: dict[str, Any] = {"teacher.name": t.name, "teacher.img_size": t.img_size or img_size}
+    ours: dict[str, Any] = {"teacher.img_size": t.img_size or img_size}
+    if t.name and theirs["teacher.name"]:  # without a name it is what its weights are
+        ours["teacher.name"] = t.name
     if t.dtype != "auto":
         ours["teacher.dtype"] = t.dtype
     for name in ("mean", "std"):
         if t[name]:
-            ours[f"teacher.{name}"] = [list(t[name])] * len(t.name.split(","))
+            ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
     if is_local(t.init):  # the bytes count, wherever they lie
         size = {"img_size": img_size, "num_classes": num_classes, "dtype": compute_dtype(t.dtype)}
         ours["teacher.weights"] = weights_digest(load_teacher(config, **size)[1])
@@ -103,7 +105,8 @@ def check_identity(folder, header: dict, config, source, student: Student, teach
     else:
         names = sorted(n for n in teacher.keys() | header["teacher"].keys() if teacher.get(n) != there.get(n))
         if "teacher.weights" not in names:  # the same weights from elsewhere are the same teacher
-            names = [n for n in names if n not in ("teacher.init", "teacher.epochs", "teacher.lr")]
+            same = "init name epochs lr drop_path_rate".split()
+            names = [n for n in names if n.removeprefix("teacher.") not in same]
     changed += names
     if changed:
         here = images | teacher

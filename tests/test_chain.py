@@ -1,0 +1,97 @@
+"""Training at 16 px, fine-tuning at 32 px, evaluation of both: the chain, on digits."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deit_jax.chain import chain
+from deit_jax.checkpoint import read_weights
+from deit_jax.config import default_config, flat, resolve
+from deit_jax.errors import UserError
+from deit_jax.finetune import stages
+from deit_jax.pos_embed import resize_pos_embed
+
+
+def digits(**changes):
+    from configs.digits import get_config
+
+    c = get_config()
+    c.epochs, c.teacher.epochs, c.compare, c.evaluate.every, c.checkpoint.every = 10, 6, False, 99, 99
+    c.optimizer.ema_decay, c.optimizer.warmup_epochs, c.log.tensorboard = 0.0, 1.0, False
+    c.teacher.name, c.teacher.lr = "deit_digits_patch4_16", 8e-3  # quicker than a RegNet
+    f = c.finetune
+    f.epochs, f.img_size, f.batch_size, f.lr, f.warmup_epochs, f.weight_decay = 1, 32, 64, 2e-3, 0.3, 1e-8
+    c.update_from_flattened_dict(changes)
+    return resolve(c)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    return folder, chain(digits(), folder)
+
+
+def test_both_stages_run_and_are_reported(finished, capsys):
+    folder, results = finished
+    first, then = results["train"]["student"]["params"], results["finetune"]["student"]["params"]
+    assert {"cls", "dist"} <= set(then["heads"])
+    text = (folder / "chain.md").read_text()
+    assert f"{first['top1']:.2f}" in text
+    assert f"{then['top1']:.2f}" in text
+    assert json.loads((folder / "chain.json").read_text()) == results
+    for report in (folder / "report.md", folder / "finetune" / "report.md"):
+        assert "## Agreement" in report.read_text(), "the teacher is in both stages"
+    meta, _ = read_weights(folder / "finetune")
+    assert meta["model"]["img_size"] == 32
+    assert meta["config"]["teacher"]["img_size"] == 16, "the teacher stays at its own resolution"
+    assert meta["config"]["distill"]["kind"] == "hard"
+
+
+def test_fine_tuning_goes_on_from_what_was_learned(finished):
+    """Larger images, the same weights but for the position embedding: it starts where the training ended."""
+    folder, results = finished
+    before, after = (read_weights(f)[1]["params"] for f in (folder, folder / "finetune"))
+    assert before["pos_embed"].shape == (1, 18, 96)
+    assert after["pos_embed"].shape == (1, 66, 96)
+    resized = np.asarray(resize_pos_embed(before["pos_embed"], (8, 8), prefix_tokens=2))
+    alike = np.corrcoef(resized[0, 2:].ravel(), after["pos_embed"][0, 2:].ravel())[0, 1]
+    assert alike > 0.7
+    first, then = (results[s]["student"]["params"] for s in ("train", "finetune"))
+    assert first["top1"] > 40, "there was something to go on from"
+    assert then["loss"] < first["loss"]
+    assert then["top1"] > first["top1"] - 1
+
+
+def test_the_same_command_finds_everything_done(finished, capsys):
+    folder, results = finished
+    again = chain(digits(), folder)
+    assert again["finetune"]["student"] == results["finetune"]["student"]
+    assert capsys.readouterr().out.count("complete, evaluating again") == 3
+
+
+def test_the_training_is_that_of_a_run_without_fine_tuning(tmp_path):
+    first, then = stages(digits(), tmp_path)
+    plain = digits(**{f"finetune.{k}": v for k, v in default_config().finetune.items()})
+    assert flat(first) == flat(plain), "a finished run can be fine-tuned later"
+    assert first.finetune.epochs == then.finetune.epochs == 0
+    assert then.init == str(tmp_path)
+    assert then.teacher.init == str(tmp_path / "teacher")
+    assert then.teacher.epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune.img_size": 30}, "img_size 30 is not a multiple of patch_size 4"),
+        ({"finetune.batch_size": 60}, "batch_size 60 is not divisible by 8 devices"),
+        ({"finetune.batch_size": 1600}, "batch_size 1600 is more than the 1438 training images"),
+        ({"distill.labels": "labels", "teacher.epochs": 0}, "--config.teacher.init= or --config.finetune.labels="),
+    ],
+)
+def test_what_is_wrong_with_the_second_stage_is_said_before_the_first(tmp_path, changes, message):
+    with pytest.raises(UserError) as error:
+        chain(digits(**changes), tmp_path / "run")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
