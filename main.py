@@ -19,8 +19,10 @@ flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '
 flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise UserError(f"argument '{argv[1]}' is not a flag: write --{argv[1].lstrip('-')}")
     mode = FLAGS.mode
     if mode not in MODES:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
@@ -35,7 +37,8 @@ def main(_) -> None:
 
         prepare_environment(FLAGS.topology)
 
-    host_memory.keep_freed_memory()
+    if host_memory.cpu_only():
+        host_memory.keep_freed_memory()
     import jax
 
     from deit_jax import sharding
@@ -55,9 +58,9 @@ def main(_) -> None:
 
         ablate(config, FLAGS.workdir)
     elif mode == "evaluate":
-        from deit_jax.run import evaluate_checkpoint
+        from deit_jax.run import evaluate_checkpoint, own_checkpoint
 
-        evaluate_checkpoint(config, FLAGS.checkpoint or FLAGS.workdir)
+        evaluate_checkpoint(config, FLAGS.checkpoint or own_checkpoint(FLAGS.workdir))
     elif mode == "label":
         from deit_jax.label import label
 
@@ -72,8 +75,22 @@ def main(_) -> None:
         benchmark(config)
 
 
+def join_values(argv: list[str]) -> list[str]:
+    """`--config FILE` and `--config.a.b VALUE` as `--config=FILE` and `--config.a.b=VALUE`."""
+    out: list[str] = []
+    for argument in argv:
+        before = out[-1] if out else ""
+        waits = before.startswith("--config") and "=" not in before and not argument.startswith("--")
+        if waits:
+            out[-1] = f"{before}={argument}"
+        else:
+            out.append(argument)
+    return out
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's flags; what a user can mend is said in one line, before absl's own checks where those would be many."""
+    argv = join_values(argv)
     for argument in argv[1:]:
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and equals:
@@ -103,6 +120,9 @@ def entry() -> None:
         sys.exit(2)
     except Interrupted as stop:
         print(stop)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("stopped")
         sys.exit(130)
 
 

@@ -3,7 +3,7 @@
     python main.py --config=configs/cifar10.py:scale=cpu --mode=ablate --workdir=runs/cifar10
 
 CIFAR-10 comes from TFDS, or from an image folder by `--config.data.root=`. `scale=gpu` (default) is the full study:
-all images, 100 epochs, five seeds; `scale=cpu` a small one for two cores: fewer images, fewer epochs, a smaller student.
+all images, 100 epochs, five seeds; `scale=cpu` a small one for two cores: fewer epochs and seeds, smaller models.
 """
 
 from deit_jax.config import arguments, default_config

@@ -16,6 +16,8 @@ def get_config(text: str = ""):
     c.batch_size, c.epochs, c.compare = 128, 40, True
     c.model.name = "deit_digits_distilled_patch4_16"
     c.distill.kind = given.get("distill", "hard")
+    if c.distill.kind == "none":
+        c.model.name, c.compare = "deit_digits_patch4_16", False
     if c.distill.kind == "soft":
         c.distill.alpha, c.distill.tau, c.distill.normalization = 0.1, 3.0, "paper"
     c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_digits", 16, 0.03

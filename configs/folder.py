@@ -5,12 +5,12 @@
     python main.py --config=configs/folder.py:data=photos,teacher=runs/regnety_160 --workdir=runs/photos_distilled
 
 `data` holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which a tenth is then held out. The second
-command makes a teacher that knows your classes, the third distils from it (its folder is called like its model). Cost:
+command makes a teacher that knows your classes, the third distils from it. Cost:
 30 passes over your images; what it reaches depends on them. Arguments: data=FOLDER, model=NAME, init=WEIGHTS or none
 (train from scratch: raise epochs to 300 or more), teacher=WEIGHTS, epochs=N.
 """
 
-from deit_jax.config import arguments, default_config
+from deit_jax.config import arguments, default_config, model_of
 from deit_jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ def get_config(text: str = ""):
     c.init = given.get("init", published).replace("none", "")
     if taught:
         c.distill.kind, c.teacher.init = "hard", given["teacher"]
-        c.teacher.name = c.teacher.init.rstrip("/").split("/")[-1].split(".")[0]
+        c.teacher.name = model_of(c.teacher.init)
 
     # few steps: a short memory for the averaged weights, views of more images instead of more views of an image
     c.optimizer.lr, c.optimizer.per, c.optimizer.warmup_epochs, c.optimizer.ema_decay = 5e-5, "step", 3.0, 0.999

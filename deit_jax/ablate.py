@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from deit_jax import plots, report
@@ -81,9 +82,9 @@ def ablate(config, workdir: str | Path) -> dict:
         )
     base = config.copy_and_resolve_references()
     hard(base)
-    workdir = check(base, workdir)
     for arm in config.ablate.arms:
         validate(arm_config(base, arm, 0))
+    workdir = check(base, workdir)
     teacher_folder, teacher = train_teacher(base, workdir)
 
     scores: dict[str, dict[str, list[float]]] = {}
@@ -97,7 +98,8 @@ def ablate(config, workdir: str | Path) -> dict:
             for head, r in result["params"]["heads"].items():
                 scores.setdefault(arm, {}).setdefault(head, []).append(r["top1"])
             logs.setdefault(arm, report.read_log(folder))
-    write_study(workdir, config, teacher, scores, logs, time.perf_counter() - begun)
+    if jax.process_index() == 0:
+        write_study(workdir, config, teacher, scores, logs, time.perf_counter() - begun)
     return scores
 
 

@@ -79,6 +79,8 @@ def score(weights: Weights, name: str, source: Source, crop: float, batch_size: 
         )
     config = default_config()
     config.batch_size, config.data.crop = batch_size, crop
+    if batch_size % jax.device_count():
+        raise UserError(f"--batch_size {batch_size} is not divisible by {jax.device_count()} devices")
     size = models.find(name)[1].get("img_size", 224)
     build = models.constructor(name, num_classes=weights.num_classes, img_size=size)
     params, stats, _ = fit_weights(weights, build, new_parts=False)

@@ -37,8 +37,13 @@ def claim_workdir(workdir: str | os.PathLike, config, fingerprint: str) -> Path:
     record = folder / "config.json"
     ours = json.loads(json.dumps(flat(config)))
     if record.exists():
-        theirs = json.loads(record.read_text())
-        seen = theirs.pop("data.fingerprint")
+        try:
+            theirs = json.loads(record.read_text())
+            seen = theirs.pop("data.fingerprint")
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(
+                f"workdir {workdir} holds a config.json that is no run's: choose another --workdir"
+            ) from None
         changed = differences(ours, theirs)
         if changed:
             shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])

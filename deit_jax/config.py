@@ -5,6 +5,7 @@ only what is particular to its run. A default of None means "as `recipe` says" (
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "epochs": S(300, "passes; with repeated augmentation still len(dataset) views a pass"),
     "steps": S(0, "steps of training; 0: as many as `epochs` makes"),
     "accumulate": S(1, "parts a batch is cut into, one after the other, to save memory"),
-    "compare": S(False, "also train the same student without a teacher, for the report"),
+    "compare": S(False, "also train the same student without a teacher, for the report", runtime=True),
     "model": {
         "name": S("deit_base_patch16_224", "a name of deit_jax.list_models()"),
         "num_classes": S(0, "0: the dataset's"),
@@ -49,7 +50,7 @@ SETTINGS: dict[str, Any] = {
         "scan_unroll": S(1, "blocks a scan iteration holds", runtime=True),
     },
     "distill": {
-        "kind": S("none", "objective", ("none", "soft", "hard")),
+        "kind": S("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls")),
         "alpha": S(0.5, "weight of the teacher's term; the paper's soft lambda is 0.1"),
         "tau": S(1.0, "temperature of soft distillation; the paper's is 3"),
         "normalization": S(None, "of the soft term: batch mean (paper) or also / classes (released)",
@@ -57,7 +58,8 @@ SETTINGS: dict[str, Any] = {
         "labels": S("", "folder of stored teacher labels (--mode=label makes one); '' runs the teacher live"),
     },
     "teacher": {
-        "name": S("regnety_160", "a name of deit_jax.list_models(); several, comma-separated, are averaged"),
+        "name": S("regnety_160", "a name of deit_jax.list_models(), several, comma-separated, are averaged; '': what "
+                  "its weights are"),
         "init": S("", "its weights, as `init`; several, comma-separated"),
         "epochs": S(0, "train the teacher on the same data first, for so many epochs; 0: `teacher.init` has it"),
         "lr": S(0.0, "learning rate of that training, per 512 images; 0: the student's"),
@@ -117,7 +119,8 @@ SETTINGS: dict[str, Any] = {
     },
     "data": {
         "name": S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards"),
-        "root": S("", "image folder (class by folder), .csv of path,label, ArrayRecord folder, or TFDS data_dir"),
+        "root": S("", "image folder (class by folder), .csv of path,label, ArrayRecord folder, or TFDS data_dir",
+                  runtime=True),  # what it holds is known by its fingerprint
         "train_split": S("train", "folder or TFDS split to train on"),
         "eval_split": S("", "split to evaluate on; '': validation, val or test, whichever exists"),
         "holdout": S(0.1, "share held out for evaluation where the data has no such split"),
@@ -134,7 +137,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {
         "every": S(1, "epochs between evaluations; the last epoch always is", runtime=True),
         "fusion": S(None, "of the two heads: mean of logits (released) or of probabilities (paper)",
-                    ("logits", "probabilities"), kind=str),
+                    ("logits", "probabilities"), kind=str, runtime=True),
     },
     "checkpoint": {
         "every": S(1, "epochs between checkpoints", runtime=True),
@@ -160,8 +163,8 @@ SETTINGS: dict[str, Any] = {
         "labels": S("", "its stored teacher labels; '': the live teacher"),
     },
     "ablate": {
-        "seeds": S((0, 1, 2), "seeds of --mode=ablate"),
-        "arms": S(("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/ablate.py"),
+        "seeds": S((0, 1, 2), "seeds of --mode=ablate", runtime=True),
+        "arms": S(("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/ablate.py", runtime=True),
     },
 }  # fmt: skip
 
@@ -244,6 +247,14 @@ def arguments(text: str | None, allowed: tuple[str, ...]) -> dict[str, str]:
     return out
 
 
+def model_of(weights: str) -> str:
+    """The registry name that weights' own name starts with (`timm/regnety_160.deit_in1k`), or "": what they are."""
+    from deit_jax.models import list_models
+
+    stem = weights.rstrip("/").split("/")[-1].split(".")[0]
+    return stem if stem in list_models() else ""
+
+
 def deit(size: str, text: str | None = ""):
     """The config of a DeiT on ImageNet-1k: `size` tiny, small or base; `text` the arguments of `--config=FILE:text`.
 
@@ -258,7 +269,7 @@ def deit(size: str, text: str | None = ""):
         c.distill.alpha, c.distill.tau = 0.1, 3.0
     if kind != "none":
         c.teacher.init = given.get("teacher", "timm/regnety_160.deit_in1k")
-        c.teacher.name = c.teacher.init.split("/")[-1].split(".")[0]
+        c.teacher.name = model_of(c.teacher.init)
     epochs = given.get("epochs", "300")
     if not epochs.isdigit():
         raise UserError(f"config argument epochs={epochs} is no number: use epochs=300")
@@ -269,6 +280,10 @@ def deit(size: str, text: str | None = ""):
 
 def resolve(config):
     """A copy in which every setting left to the recipe has the recipe's value."""
+    if config.recipe not in RECIPES:
+        raise UserError(
+            f"recipe is '{config.recipe}'{nearest(config.recipe, RECIPES)}: use one of {', '.join(RECIPES)}"
+        )
     config = config.copy_and_resolve_references()
     for path, value in RECIPES[config.recipe].items():
         group, name = path.split(".")
@@ -303,7 +318,22 @@ def recipe_differences(config) -> list[str]:
     return lines
 
 
-def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
+def check_tuple(path: str, value: tuple, default: tuple) -> None:
+    """Raise UserError unless `value` has the elements its default shows: as many numbers, or any number of names or
+    seeds; three numbers where the default is empty."""
+    if path.startswith("ablate."):
+        kind, what = type(default[0]), {int: "whole numbers, as (0, 1, 2)", str: "names, as ('none', 'hard')"}
+        right = len(value) > 0 and all(type(x) is kind for x in value)
+        what = what[kind]
+    else:
+        lengths = (len(default),) if default else (0, 3)
+        right = len(value) in lengths and all(isinstance(x, int | float) and math.isfinite(x) for x in value)
+        what = f"{lengths[-1]} numbers" + (f", as {default}" if default else "")
+    if not right:
+        raise UserError(f"{path} is {value}: it must be {what}")
+
+
+def validate(config, *, num_devices: int = 1) -> None:
     """Check a resolved config by itself: choices, ranges, divisibility. Raises UserError with the mend."""
     values = flat(config)
     for path, setting in flat(SETTINGS).items():
@@ -311,8 +341,10 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
         if setting.choices and value not in setting.choices:
             hint = nearest(str(value), setting.choices)
             raise UserError(f"{path} is '{value}'{hint}: use one of {', '.join(setting.choices)}")
-        if isinstance(value, int | float) and value < 0:
-            raise UserError(f"{path} is {value}: it cannot be negative")
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise UserError(f"{path} is {value}: it must be a number from 0 on")
+        if isinstance(setting.default, tuple):
+            check_tuple(path, value, setting.default)
     at_least_one = (
         "batch_size accumulate augment.mix_group augment.repeats model.scan_unroll log.every evaluate.every"
         " checkpoint.every checkpoint.keep optimizer.lr_batch label.k finetune.img_size finetune.batch_size"
@@ -325,7 +357,7 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
     probabilities = (
         "augment.flip augment.rand_prob augment.erasing augment.mix_switch augment.mix_prob augment.label_smoothing"
         " distill.alpha data.holdout data.crop data.max_broken model.drop_rate model.drop_path_rate optimizer.ema_decay"
-        " optimizer.momentum"
+        " optimizer.momentum optimizer.beta1 optimizer.beta2 teacher.drop_path_rate"
     ).split()
     for path in probabilities:
         if values[path] > 1:
@@ -338,6 +370,18 @@ def validate(config, *, num_devices: int = 1, num_processes: int = 1) -> None:
         unit = num_devices * parts
         near = max(unit, round(batch / unit) * unit)
         raise UserError(f"batch_size {batch} is not divisible by {at}: use --config.batch_size={near}")
+    rows = config.data.eval_batch_size
+    if rows % num_devices:
+        near = max(num_devices, round(rows / num_devices) * num_devices)
+        raise UserError(
+            f"data.eval_batch_size {rows} is not divisible by {num_devices} devices:"
+            f" use --config.data.eval_batch_size={near}"
+        )
+    if config.distill.kind == "none" and "_distilled" in config.model.name:
+        raise UserError(
+            f"distill.kind none leaves the distillation head of {config.model.name} untrained: use "
+            f"--config.model.name={config.model.name.replace('_distilled', '')}, or kind second_cls"
+        )
     if config.distill.kind != "none" and config.distill.tau <= 0:
         raise UserError(f"distill.tau is {config.distill.tau}: it must be above 0")
 

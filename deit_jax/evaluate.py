@@ -39,7 +39,8 @@ def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple)
         # a tie goes to the class that comes first, as argmax decides
         before = jnp.arange(logits.shape[1]) < labels[..., None]
         rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
-        rank = jnp.where(labels < 0, logits.shape[1], rank).min(1)
+        # no comparison holds with NaN: without this, a model that has diverged would be right everywhere
+        rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
         return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
 

@@ -6,11 +6,21 @@ small DeiT's step (`benchmarks/host_memory.py`). Accelerators keep their own poo
 """
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 # <malloc.h>: options of mallopt
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 NEVER = -1  # glibc's manual: a threshold of -1 switches trimming off; 2**31 - 1 still gives back a step of 2 GiB
+
+
+def cpu_only() -> bool:
+    """Whether jax will run on CPU here, as far as can be told before it starts."""
+    devices = [
+        path for pattern in ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*") for path in Path("/dev").glob(pattern)
+    ]
+    return os.environ.get("JAX_PLATFORMS") == "cpu" or not devices
 
 
 def keep_freed_memory() -> bool:

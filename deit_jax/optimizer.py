@@ -17,7 +17,7 @@ def decay_mask(params: dict, decay_dist_token: bool = True) -> dict:
     """
 
     def decays(path, _):
-        name = str(path[-1].key)
+        name = next(str(entry.key) for entry in reversed(path) if hasattr(entry, "key"))  # nnx.State ends in a value
         return name == "kernel" or (name == "dist_token" and decay_dist_token)
 
     return jax.tree_util.tree_map_with_path(decays, params)

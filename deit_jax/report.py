@@ -55,13 +55,19 @@ class Log:
         self.broken = 0  # training images that could not be read and were replaced, so far
         self.events = None
         if self.writes:
-            kept = [r for r in read_log(workdir) if r["step"] <= start]
-            (workdir / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-            self.file = open(workdir / "log.jsonl", "a", buffering=1)  # noqa: SIM115  lives as long as the run
+            self.rewind(start)
             if config.log.tensorboard:
                 from tensorboardX import SummaryWriter
 
-                self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start or None)
+                self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged past `step`, in a way that a kill at any moment leaves a whole log."""
+        kept = [r for r in read_log(self.workdir) if r["step"] <= step]
+        part, whole = self.workdir / "log.jsonl.part", self.workdir / "log.jsonl"
+        part.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        part.replace(whole)
+        self.file = open(whole, "a", buffering=1)  # noqa: SIM115  lives as long as the run
 
     def say(self, text: str, *, passing: bool = False) -> None:
         """Print a line; a `passing` one is overwritten by the next on a terminal."""
@@ -153,13 +159,15 @@ class Log:
     def rolled_back(self, step: int, to: int) -> None:
         bad = self.config.stability.patience
         self.say(f"{self.title}: {bad} non-finite steps in a row at step {step}: back to step {to}, with other data")
-        self.write(step, rolled_back_to=to)
+        if self.writes:
+            self.file.close()
+            self.rewind(to)
+        self.write(to, rolled_back_from=step)
         self.reset(to)
 
-    def end(self, results: dict) -> None:
+    def end(self) -> None:
         if not self.writes:
             return
-        (self.workdir / "results.json").write_text(json.dumps(results, indent=1))
         plots.curves(self.workdir / "curves.png", {self.title: read_log(self.workdir)})
         self.close()
 

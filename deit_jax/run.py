@@ -13,12 +13,15 @@ from flax import nnx
 
 from deit_jax import agreement, models, plots, report, sharding
 from deit_jax.augment import normalize
-from deit_jax.checkpoint import claim_workdir, read_weights
+from deit_jax.checkpoint import claim_workdir, find_step, read_weights
 from deit_jax.config import default_config, flat
 from deit_jax.data import pipeline, sources
 from deit_jax.errors import UserError
 from deit_jax.evaluate import evaluate, head_logits
-from deit_jax.train import compute_dtype, make_student, train
+from deit_jax.label_reader import open_labels
+from deit_jax.optimizer import num_steps
+from deit_jax.teacher import make_teacher
+from deit_jax.train import compute_dtype, load_init, make_student, train
 from deit_jax.weights import fit_weights, load_weights
 
 
@@ -49,21 +52,35 @@ def plain_name(name: str) -> str:
 
 
 def check(config, workdir: str | Path) -> Path:
-    """Everything that can be wrong with a run and its data, before the first compile. Returns the claimed folder."""
+    """Everything that can be wrong with a run, its data, weights and teacher, before the first compile and before
+    anything is written. Returns the claimed folder."""
     train_source, _ = sources.open_sources(config)
-    make_student(config, train_source.num_classes)
-    pipeline.steps_per_epoch(config, train_source)
-    if config.teacher.epochs:
+    student = make_student(config, train_source.num_classes)
+    per_epoch = pipeline.steps_per_epoch(config, train_source)
+    if trains_teacher(config):
+        if config.teacher.init:
+            raise UserError(
+                "teacher.init and teacher.epochs are both given: use the weights, or train the teacher here"
+            )
         make_student(teacher_config(config), train_source.num_classes)
+    elif find_step(Path(workdir)) is None:  # a run that goes on has proved its teacher
+        sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
+        make_teacher(config, **sizes, dtype=compute_dtype(config.teacher.dtype))
+    if find_step(Path(workdir)) is None:
+        load_init(config, student)
+    open_labels(config, train_source, student, num_steps(config, per_epoch))
     return claim_workdir(workdir, config, train_source.fingerprint)
+
+
+def trains_teacher(config) -> bool:
+    """Whether the teacher is trained here, on the same data, before the student."""
+    return bool(config.teacher.epochs and config.distill.kind in ("soft", "hard") and not config.distill.labels)
 
 
 def train_teacher(config, workdir: Path) -> tuple[str, dict | None]:
     """(folder of the teacher's weights, its results), trained in WORKDIR/teacher; ("", None) where none is trained."""
-    if not (config.teacher.epochs and config.distill.kind in ("soft", "hard")) or config.distill.labels:
+    if not trains_teacher(config):
         return "", None
-    if config.teacher.init:
-        raise UserError("teacher.init and teacher.epochs are both given: use the weights, or train the teacher here")
     folder = workdir / "teacher"
     return str(folder), train(teacher_config(config), folder, title="teacher")
 
@@ -72,6 +89,8 @@ def run(config, workdir: str | Path) -> dict:
     """`--mode=train`. Returns {"teacher", "plain", "student"}: the evaluations of what was trained."""
     begun = time.perf_counter()
     workdir = check(config, workdir)
+    finished = workdir / "results.json"
+    spent = json.loads(finished.read_text())["seconds"] if finished.exists() else 0.0
     results = {}
     teacher_folder, results["teacher"] = train_teacher(config, workdir)
     if config.compare:
@@ -82,7 +101,7 @@ def run(config, workdir: str | Path) -> dict:
         draw_attention(config, workdir)
         taught = config.distill.kind in ("soft", "hard")
         found = agreement.study(config, workdir, teacher_folder, not config.distill.labels) if taught else None
-        write_report(config, workdir, results, time.perf_counter() - begun, found)
+        write_report(config, workdir, results, spent or time.perf_counter() - begun, found)
     return results
 
 
@@ -132,7 +151,7 @@ def write_report(config, workdir: Path, results: dict, seconds: float, agreed: d
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
         f"Evaluated on {results['student']['params']['images']} held-out images. "
-        f"This command took {report.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
+        f"This took {report.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
         accuracy,
         *pictures,
         *([agreement.section(agreed)] if agreed else []),
@@ -140,8 +159,15 @@ def write_report(config, workdir: Path, results: dict, seconds: float, agreed: d
         "```\n" + "\n".join(changed) + "\n```",
     ]
     (workdir / "report.md").write_text("\n\n".join(text) + "\n")
-    (workdir / "results.json").write_text(json.dumps(results, indent=1))
+    (workdir / "results.json").write_text(json.dumps({**results, "seconds": round(seconds, 1)}, indent=1))
     print(f"\n{accuracy}\n\nreport: {workdir / 'report.md'}")
+
+
+def own_checkpoint(workdir: str) -> str:
+    """The workdir, after making sure that it is one: else its name might be taken for a hub's."""
+    if find_step(Path(workdir)) is None:
+        raise UserError(f"workdir {workdir} holds no checkpoint: train there first, or give --checkpoint=")
+    return workdir
 
 
 def evaluate_checkpoint(config, source: str) -> dict:
@@ -162,9 +188,12 @@ def evaluate_checkpoint(config, source: str) -> dict:
     params, stats, notes = fit_weights(weights, build, new_parts=False)
     mesh = sharding.make_mesh()
     arrays = jax.device_put({"params": params, "stats": stats}, sharding.everywhere(mesh))
-    batches = pipeline.eval_batches(config, eval_source, size=size)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = pipeline.eval_batches(config, eval_source, size=size, **process)
     pixels = {"mean": weights.mean, "std": weights.std}
     result = evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, **pixels, fusion=config.evaluate.fusion)
+    if jax.process_index():
+        return result
     for note in notes:
         print(note)
     rows = report.accuracy_rows(weights.name or source, {"params": result})

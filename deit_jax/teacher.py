@@ -104,23 +104,25 @@ def load_teacher(config, init: str = "", *, img_size: int, num_classes: int, dty
             f"teacher {config.teacher.name} has no weights: give --config.teacher.init= a hub name, file or workdir,"
             " or train it here with --config.teacher.epochs="
         )
-    members = teacher_members(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
-    given = init.split(",")
-    if len(given) != len(members):
-        raise UserError(f"teacher.name has {len(members)} entries, teacher.init {len(given)}: give one each")
-    arrays = []
-    for i, source in enumerate(given):
+    sources = init.split(",")
+    names = config.teacher.name.split(",") if config.teacher.name else [""] * len(sources)
+    if len(sources) != len(names):
+        raise UserError(f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each")
+    size = config.teacher.img_size or img_size
+    options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
+    members, arrays = [], []
+    for name, source in zip(names, sources, strict=True):
         weights = load_weights(source)
         if weights.num_classes != num_classes:
             raise UserError(
                 f"teacher {source} has {weights.num_classes} classes, the data {num_classes}:"
                 " give a teacher of these classes"
             )
-        params, stats, _ = fit_weights(weights, members[i].build)
+        build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
+        params, stats, _ = fit_weights(weights, build)
         arrays.append((params, stats))
-        members[i] = members[i]._replace(
-            mean=tuple(config.teacher.mean or weights.mean), std=tuple(config.teacher.std or weights.std)
-        )
+        mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
+        members.append(Member(build, size, mean, std))
     return members, arrays
 
 

@@ -169,7 +169,6 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
     teacher, teacher_arrays = make_teacher(config, teacher_init, **sizes, dtype=compute_dtype(config.teacher.dtype))
     labels = open_labels(config, train_source, student, total)
-    weights, notes = load_init(config, student)
     workdir = claim_workdir(workdir, config, train_source.fingerprint)
 
     mesh = sharding.make_mesh()
@@ -178,9 +177,12 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
     new_state = jax.jit(lambda weights, seed: init_state(student, config, weights, seed=seed), out_shardings=places)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    weights, notes = load_init(config, student) if checkpoints.latest() is None else (None, [])
     state = new_state(weights, config.seed) if checkpoints.latest() is None else checkpoints.restore(wanted)
+    del weights  # the arrays on the host
     teacher_arrays = jax.device_put(teacher_arrays, sharding.everywhere(mesh))
-    step_fn = jax.jit(make_step(student, teacher, config, per_epoch), donate_argnums=0)
+    step_fn = make_step(student, teacher, config, per_epoch)
+    step_fn = jax.jit(step_fn, out_shardings=(places, None), donate_argnums=0)  # the state stays where it lies
     pixels = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
     meta = {
         "model": {"name": config.model.name, **sizes},
@@ -233,7 +235,10 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
                         f"{title} diverges: {int(values['bad_in_row'])} non-finite steps in a row at step {step}, "
                         f"after {rollbacks - 1} roll-backs: lower --config.optimizer.lr"
                     )
-                state = new_state(weights, config.seed) if back is None else checkpoints.roll_back(back, wanted)
+                if back is None:
+                    state = new_state(load_init(config, student)[0], config.seed)
+                else:
+                    state = checkpoints.roll_back(back, wanted)
                 offset += step - int(state["step"])
                 state["offset"] = jax.device_put(jnp.asarray(offset, jnp.int32), places["offset"])
                 log.rolled_back(step, int(state["step"]))
@@ -249,15 +254,19 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
                 results = evaluate_all(state)
                 scores = results["params"]
                 log.evaluation(step, results)
-            if due(config.checkpoint.every) or stop.asked(checkpoints.manager, step):
+            if due(config.checkpoint.every):
                 checkpoints.save(state, meta, scores)
     stream.close()
+    if step < total:
+        checkpoints.save(state, meta)
     checkpoints.close()
     if step < total:
         log.close()
         raise Interrupted(f"{title}: stopped at step {step} of {total}, saved; the same command goes on from there")
     results = results or evaluate_all(state)
-    log.end(results)
+    log.end()
+    if stop.signal is not None:  # it came in the last step: what would follow waits for the next start
+        raise Interrupted(f"{title}: complete and saved; the same command goes on from there")
     return results
 
 

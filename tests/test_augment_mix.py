@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deit_jax.augment import Box, Mix, draw_mix, group_size, mix_images, mix_targets, soft_targets
+from deit_jax.augment import Box, Mix, draw_mix, group_size, mix_images, mix_targets
+from deit_jax.losses import soft_targets
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "mixup.npz")
 DRAWS = 20_000

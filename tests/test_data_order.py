@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deit_jax.augment import group_size
 from deit_jax.data import order
 
 
@@ -17,19 +18,11 @@ def epoch_views(epoch: int, *, length=1000, batch=64, **kwargs):
     return np.concatenate([i for _, i, _ in taken]), np.concatenate([r for _, _, r in taken])
 
 
-@pytest.mark.parametrize(
-    ("batch", "mix_group", "size"),
-    [(1024, 64, 64), (64, 64, 64), (96, 64, 48), (16, 64, 16), (100, 64, 50), (67, 64, 1), (9, 64, 9), (1, 64, 1)],
-)
-def test_group_size_divides_the_batch(batch, mix_group, size):
-    assert order.group_size(batch, mix_group) == size
-
-
 @pytest.mark.parametrize("batch", [1024, 256, 128, 64, 96, 100, 16, 12, 9, 8])
 @pytest.mark.parametrize("repeats", [2, 3, 4])
 def test_copies_of_an_image_are_never_mixed_with_each_other(batch, repeats):
     length = 3 * batch + 5
-    size = order.group_size(batch, 64)
+    size = group_size(batch, 64)
     for step in range(9):
         _, index, _ = views(step, length=length, batch=batch, repeats=repeats)
         groups = index.reshape(-1, size)

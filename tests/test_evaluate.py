@@ -55,6 +55,17 @@ def test_counts_are_those_by_hand(model):
     assert result["top1"] == result["heads"]["fused_logits"]["top1"]
 
 
+def test_a_diverged_model_is_right_nowhere(model):
+    from flax import nnx
+
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(lambda x: x * jnp.nan, nnx.to_pure_dict(params))
+    images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.int32)
+    weights = {"params": params, "stats": nnx.to_pure_dict(stats)}
+    result = evaluate(graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)
+    assert result["top1"] == result["top5"] == 0
+
+
 def test_fusions():
     cls, dist = jnp.array([[0.0, 3.0, 1.0]]), jnp.array([[2.0, 0.0, 1.0]])
     np.testing.assert_allclose(fuse(cls, dist), [[1.0, 1.5, 1.0]])

@@ -1,5 +1,6 @@
 """The command line: one clear line for what a user can mend, before anything is compiled or written."""
 
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,12 @@ def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
         ([DIGITS, "--config.batch_size=2000"], "batch_size 2000 is more than the"),
         ([DIGITS, "--config.model.num_classes=7"], "digits has 10 classes"),
         (["--config=configs/deit_ti.py", "--config.data.root=/nowhere"], "/nowhere"),
+        ([DIGITS, "--config.recipe=papper"], "recipe is 'papper' (did you mean paper?)"),
+        ([DIGITS, "config.batch_size=7"], "argument 'config.batch_size=7' is not a flag: write --config.batch_size=7"),
+        (["--config", "configs/digit.py"], "configs/digit.py does not exist (did you mean configs/digits.py?)"),
+        ([DIGITS, "--config.batch_size", "many"], "config.batch_size is 'many': it must be a whole number"),
+        ([DIGITS, "--config.teacher.epochs=0"], "teacher regnety_digits has no weights"),
+        ([DIGITS, "--mode=evaluate"], "holds no checkpoint"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
@@ -109,15 +116,24 @@ def test_an_unreadable_image_in_evaluation_is_named(tmp_path):
     assert "val/class1/3.png" in run.stderr.strip().splitlines()[-1]
 
 
-def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
-    arguments = ["--config=configs/digits.py:distill=none", "--config.model.name=deit_digits_patch4_16",
-                 "--config.compare=False", "--config.log.tensorboard=False", "--config.log.every=1"]  # fmt: skip
-    command = [sys.executable, "main.py", *arguments, "--config.epochs=1000", f"--workdir={tmp_path / 'run'}"]
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """A plain digits run in `folder`, its lines to be read."""
+    command = [sys.executable, "main.py", "--config=configs/digits.py:distill=none", "--config.log.tensorboard=False",
+               "--config.log.every=1", *arguments, f"--workdir={folder}"]  # fmt: skip
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen, text: str) -> None:
     for line in process.stdout:
-        if "step 3/" in line:
-            break
+        if text in line:
+            return
+    raise AssertionError(f"ended before it said {text}")
+
+
+def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
+    process = start(tmp_path / "run", "--config.epochs=1000")
+    read_until(process, "step 3/")
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     rest = process.stdout.read()
@@ -125,3 +141,22 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
     assert time.monotonic() - begun < 60
     assert "saved; the same command goes on from there" in rest
     assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_killed_runs_complete_as_if_nothing_had_been(tmp_path):
+    arguments = ["--config.epochs=3", "--config.evaluate.every=1", "--config.checkpoint.every=1"]
+    for moment in ("step 2/", "step 12/", "step 22/"):  # before, at and after a checkpoint is being written
+        process = start(tmp_path / "run", *arguments)
+        read_until(process, moment)
+        process.kill()
+        process.wait()
+    for folder in ("run", "whole"):
+        process = start(tmp_path / folder, *arguments)
+        assert "report:" in process.stdout.read()
+        assert process.wait() == 0
+    logs = []
+    for folder in ("run", "whole"):
+        records = map(json.loads, (tmp_path / folder / "log.jsonl").read_text().splitlines())
+        logs.append([(r["step"], r.get("loss"), r.get("eval/top1")) for r in records])
+    assert logs[0] == logs[1]
+    assert len({step for step, _, _ in logs[0]}) == 33

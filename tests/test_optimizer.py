@@ -79,6 +79,14 @@ def test_distillation_token_decays_only_as_released():
     assert not decay_mask(params, decay_dist_token=False)["dist_token"]
 
 
+def test_decay_mask_takes_what_flax_hands_out():
+    from flax import nnx
+
+    model = models.create_model("deit_digits_distilled_patch4_16")
+    by_state = jax.tree.leaves(decay_mask(nnx.state(model, nnx.Param)))
+    assert by_state == jax.tree.leaves(decay_mask(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+
+
 def test_regnet_decays_kernels_alone():
     _, params, _ = models.abstract(models.constructor("regnety_digits"))
     for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params)):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.ablate import ARMS, LABELS, ablate, arm_config, mean_and_deviation, paired
-from deit_jax.config import resolve
+from deit_jax.config import resolve, validate
 from deit_jax.errors import UserError
 from deit_jax.run import evaluate_checkpoint, plain_config, run, teacher_config
 
@@ -36,7 +36,9 @@ def test_a_run_leaves_what_it_promises(finished):
         assert name in report
     for value in (r["top1"] for r in results["student"]["params"]["heads"].values()):
         assert f"{value:.2f}" in report
-    assert json.loads((folder / "results.json").read_text()) == results
+    recorded = json.loads((folder / "results.json").read_text())
+    assert recorded.pop("seconds") > 0
+    assert recorded == results
     for picture in ("curves.png", "attention.png"):
         width, height = Image.open(folder / picture).size
         assert width > 500
@@ -97,6 +99,16 @@ def test_ablation_compares_arms_over_seeds(tmp_path):
     assert json.loads((tmp_path / "ablation.json").read_text())["scores"] == scores
 
 
+@pytest.mark.parametrize(("setting", "message"), [("teacher.init", "nowhere"), ("init", "nowhere")])
+def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, message):
+    config = digits()
+    config.teacher.epochs = 0 if setting == "teacher.init" else 1
+    config.update_from_flattened_dict({setting: str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_arms_are_named(tmp_path):
     config = digits()
     config.ablate.arms = ("hart",)
@@ -107,6 +119,8 @@ def test_unknown_arms_are_named(tmp_path):
 def test_arms_differ_only_as_they_should():
     config = digits()
     configs = {arm: arm_config(config, arm, 3) for arm in ARMS}
+    for arm in ARMS:
+        validate(configs[arm])
     assert all(c.seed == 3 and not c.compare for c in configs.values())
     assert configs["second_cls"].model.name == config.model.name
     assert configs["hard_no_token"].model.name == "deit_digits_patch4_16"

@@ -255,6 +255,21 @@ def test_truncated_and_corrupt_files(tmp_path, small):
         assert "\n" not in str(error.value)
 
 
+def test_a_published_model_without_its_last_block_does_not_pass_for_a_shallower_one(tmp_path):
+    state = state_of("deit_tiny_patch16_224", num_classes=3)
+    cut = {k: v for k, v in state.items() if not k.startswith("blocks.11.")}
+    save_file(cut, tmp_path / "deit_tiny_patch16_224.safetensors")
+    with pytest.raises(UserError, match=r"lacks blocks 11\.\.11 of 12"):
+        load_weights(tmp_path / "deit_tiny_patch16_224.safetensors")
+    save_file(cut, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 12, "pretrained_cfg": null}')
+    with pytest.raises(UserError, match=r"lacks blocks 11\.\.11 of 12"):
+        load_weights(tmp_path)
+    (tmp_path / "config.json").write_text('{"image_size": "big"}')
+    with pytest.raises(UserError, match="image_size 'big': it must be a number of pixels"):
+        load_weights(tmp_path)
+
+
 def test_missing_extra_and_wrongly_shaped_keys_are_each_named(tmp_path, small):
     bad = dict(small[1])
     del bad["cls_token"], bad["blocks.2.norm1.bias"]

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from deit_jax.augment.erasing import Box
 
@@ -55,11 +55,6 @@ def draw_beta(key: jax.Array, alpha: Float[Array, ""], largest: float) -> Float[
 def group_size(batch: int, wanted: int) -> int:
     """Images that are mixed among themselves: the largest divisor of `batch` that is at most `wanted`."""
     return next(size for size in range(min(batch, wanted), 0, -1) if batch % size == 0)
-
-
-def soft_targets(labels: Int[Array, "batch"], num_classes: int, smoothing: float) -> Float[Array, "batch classes"]:
-    """One-hot targets with label smoothing as timm's: off = smoothing / classes, on = 1 - smoothing + off."""
-    return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 
 def _pairs(x: Array, groups: int) -> tuple[Array, Array]:

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float
 
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
-from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets, soft_targets
+from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets
 from deit_jax.augment.pixels import choose, on_chosen, pack, unpack
 from deit_jax.augment.rand import draw_rand_augment, passes_needed, rand_augment
 from deit_jax.augment.three import BLUR, draw_three_augment, three_augment
 from deit_jax.errors import UserError
+from deit_jax.losses import soft_targets
 
 
 def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from deit_jax.augment.mix import group_size
 from deit_jax.randomness import PURPOSES
 
 
@@ -16,11 +17,6 @@ def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0, repeat: i
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """int64 (length,): the images of one epoch, shuffled."""
     return generator(seed, "order", epoch).permutation(length)
-
-
-def group_size(batch: int, mix_group: int) -> int:
-    """Images that are mixed among themselves: `mix_group`, or the largest divisor of the batch that is no larger."""
-    return next(size for size in range(min(batch, mix_group), 0, -1) if batch % size == 0)
 
 
 @functools.lru_cache(maxsize=8)

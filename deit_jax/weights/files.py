@@ -71,7 +71,7 @@ def open_safetensors(path: Path) -> Tensors:
             end = stop
         if size != 8 + length + end:
             raise ValueError(f"{size} bytes where its header says {8 + length + end}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no readable .safetensors file ({reason(error)}): {AGAIN}") from error
 
     def read(key: str) -> np.ndarray:

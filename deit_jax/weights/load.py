@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from deit_jax import models
+from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError
 from deit_jax.weights import files
 from deit_jax.weights.names import COUNTER, Naming, Timm, counter_keys, entries, naming_of, timm_shapes
 from deit_jax.weights.recognise import Architecture, check_keys, recognise
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclasses.dataclass
@@ -29,8 +28,8 @@ class Weights:
     source: str
     architecture: Architecture
     tree: dict
-    mean: tuple[float, ...] = IMAGENET["mean"]
-    std: tuple[float, ...] = IMAGENET["std"]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     class_names: list[str] | None = None
     counters: dict[str, int] | None = None
     metadata: dict[str, str] | None = None
@@ -78,11 +77,14 @@ def read_file(path: Path, source: str) -> Weights:
     tensors = files.open_file(path)
     config = files.read_json(path.parent / "config.json")
     naming = naming_of(tensors.shapes)
-    timm_config = config.get("pretrained_cfg", {})
+    timm_config = config.get("pretrained_cfg") or {}
     hint = config.get("architecture") or source.split("/")[-1].split(".")[0].replace("-", "_")
     said = config.get("image_size") or tuple(timm_config.get("input_size", ())[1:]) or None
     said = tuple(said) if isinstance(said, list) else said
+    if not isinstance(said, int | tuple | None):
+        raise UserError(f"{path.parent / 'config.json'} says image_size {said!r}: it must be a number of pixels")
     found = recognise(timm_shapes(tensors.shapes, naming), source, hint=hint, img_size=said)
+    check_depth(found, source, config.get("num_hidden_layers"), hint)
     empty = allocate(found, tensors.shapes, naming, source)
     for entry in entries(empty, naming):
         entry.view(empty)[...] = tensors.read(entry.key)
@@ -94,12 +96,27 @@ def read_file(path: Path, source: str) -> Weights:
         source,
         found,
         empty,
-        mean=tuple(timm_config.get("mean") or processor.get("image_mean") or IMAGENET["mean"]),
-        std=tuple(timm_config.get("std") or processor.get("image_std") or IMAGENET["std"]),
+        mean=tuple(timm_config.get("mean") or processor.get("image_mean") or IMAGENET_MEAN),
+        std=tuple(timm_config.get("std") or processor.get("image_std") or IMAGENET_STD),
         class_names=None if not names or any(name.startswith("LABEL_") for name in names) else names,
         counters=counters,
         metadata=tensors.metadata,
     )
+
+
+def check_depth(found: Architecture, source: str, said: int | None, hint: str) -> None:
+    """Raise UserError where a ViT lacks its last blocks: it would pass for a shallower one. said: the depth its
+    configuration gives; hint: its name."""
+    depth = found.config.get("depth")
+    if depth is None:
+        return
+    if said is None and hint in models.list_models():
+        said = models.find(hint)[1].get("depth", 12)
+    if said is not None and depth < said:
+        raise UserError(
+            f"{source} lacks blocks {depth}..{said - 1} of {said} (blocks.{depth}.norm1.weight and what follows):"
+            " it was cut short: download it again"
+        )
 
 
 def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> dict:
@@ -154,8 +171,8 @@ def read_orbax(source: str, weights: str) -> Weights:
         source,
         found,
         tree,
-        mean=tuple(more.get("mean", IMAGENET["mean"])),
-        std=tuple(more.get("std", IMAGENET["std"])),
+        mean=tuple(more.get("mean", IMAGENET_MEAN)),
+        std=tuple(more.get("std", IMAGENET_STD)),
         class_names=more.get("class_names"),
         counters=more.get("counters"),
         metadata=more.get("metadata", {"format": "pt"}),
