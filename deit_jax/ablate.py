@@ -80,6 +80,10 @@ def ablate(config, workdir: str | Path) -> dict:
         raise UserError(
             f"model.name {config.model.name} has no distillation token: ablate starts from a distilled model"
         )
+    if config.distill.labels:
+        raise UserError(
+            "distill.labels belong to one seed, ablate trains several: leave it empty, the teacher runs live"
+        )
     base = config.copy_and_resolve_references()
     hard(base)
     for arm in config.ablate.arms:

@@ -16,8 +16,9 @@ from deit_jax.convert import save_timm
 from deit_jax.errors import UserError
 from deit_jax.finetune import at_size, finetune_config, named_size
 from deit_jax.optimizer import make_optimizer
-from deit_jax.report import read_log
-from deit_jax.train import train
+from deit_jax.report import Log, read_log
+from deit_jax.sharding import make_mesh
+from deit_jax.train import make_student, train
 from deit_jax.weights.load import Weights
 from deit_jax.weights.recognise import Architecture
 
@@ -208,6 +209,18 @@ def test_differences_between_paper_and_release_are_told():
     config.recipe, config.distill.kind, config.model.name = "released", "none", "deit_base_patch16_224"
     plain = {line.split(" = ")[0] for line in recipe_differences(resolve(config))}
     assert plain == {"optimizer.per", "optimizer.scale_floors"}, "only what has an effect"
+
+
+def test_an_imagenet_run_begins_with_its_choices(tmp_path, capsys):
+    config = resolve(get_config("deit_ti"))
+    config.log.tensorboard = False
+    log = Log(tmp_path, title="student", config=config, start=0, total=10, per_epoch=5)
+    for classes in (1000, 10):
+        student = make_student(config, classes)
+        log.begin(student, {"weight": np.zeros(3)}, teacher="", notes=[], mesh=make_mesh())
+        said = capsys.readouterr().out
+        assert ("optimizer.per = epoch, as released (paper: step)" in said) == (classes == 1000)
+    log.close()
 
 
 def test_sgd_is_pytorchs_with_nesterov():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from deit_jax import label as making
+from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import pipeline, sources
 from deit_jax.errors import UserError
@@ -252,6 +253,11 @@ def test_what_is_no_store(store, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(header))
     with pytest.raises(UserError, match="changed by hand"):
         opened(tmp_path)
+
+
+def test_a_study_of_several_seeds_has_no_stored_labels(store, tmp_path):
+    with pytest.raises(UserError, match=r"distill.labels belong to one seed"):
+        ablate(digits(**{"distill.labels": str(store)}), tmp_path)
 
 
 def test_a_damaged_chunk_is_named_when_it_is_read(tmp_path):
