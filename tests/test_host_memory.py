@@ -12,9 +12,9 @@ from deit_jax.host_memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 @jax.jit
-def f(x):  # 160 MB of temporaries
-    return jax.lax.fori_loop(0, 2, lambda i, y: jnp.sin(y)[::-1], jnp.broadcast_to(x, (40, 1_000_000))).sum()
-for _ in range(5):
+def f(x):  # 80 MB of temporaries
+    return jax.lax.fori_loop(0, 2, lambda i, y: jnp.sin(y)[::-1], jnp.broadcast_to(x, (40, 500_000))).sum()
+for _ in range(20):  # until the heap is as large as it gets
     f(1.0).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
