@@ -45,6 +45,8 @@ SETTINGS: dict[str, Any] = {
         "drop_path_rate": S(None, "of the last block; rises linearly from 0 over the depth", kind=float),
         "drop_rate": S(0.0, "dropout after attention's and the MLP's projections"),
         "dtype": S("auto", "compute type; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16")),
+        "attention": S("auto", "by two products, kept or computed again in the backward pass, or fused; auto: the best",
+                       ("auto", "einsum", "recompute", "cudnn"), runtime=True),
         "remat": S("none", "what the backward pass recomputes: nothing, all but products, whole blocks",
                    ("none", "dots", "full"), runtime=True),
         "scan_unroll": S(1, "blocks a scan iteration holds", runtime=True),

@@ -35,6 +35,7 @@ def accelerator(device_kind: str) -> Accelerator | None:
 # What "auto" means, a setting and platform.
 BEST = {
     "dtype": {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"},
+    "attention": {"cpu": "recompute", "gpu": "cudnn", "tpu": "recompute"},
 }
 
 

@@ -105,7 +105,7 @@ def abstract_step(config, num_devices: int = 1) -> Step:
 def step_flops(config) -> int:
     """Arithmetic of one train step (forward, backward, teacher), without what remat computes again."""
     plain = config.copy_and_resolve_references()
-    plain.model.remat = "none"
+    plain.model.remat, plain.model.attention = "none", "einsum"
     return count_flops(*abstract_step(plain))
 
 

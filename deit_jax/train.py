@@ -44,7 +44,7 @@ def make_student(config, num_classes: int) -> Student:
     options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
     options["dtype"] = compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):
-        options |= {k: m[k] for k in ("drop_rate", "drop_path_rate", "remat", "scan_unroll")}
+        options |= {k: m[k] for k in ("drop_rate", "drop_path_rate", "attention", "remat", "scan_unroll")}
     if config.distill.kind == "second_cls" and not defaults.get("distilled"):
         raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use its distilled namesake")
     build = models.constructor(m.name, **options)

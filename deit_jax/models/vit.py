@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.errors import UserError
+from deit_jax.models import kernels
 from deit_jax.models.inputs import check_images
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
@@ -72,30 +73,34 @@ def dense(features_in: int, features_out: int, dtype, rngs: nnx.Rngs) -> nnx.Lin
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V a head, heads joined and projected (Eq. 1)."""
+    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V a head, heads joined and projected (Eq. 1).
 
-    def __init__(self, dim: int, num_heads: int, *, drop_rate: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+    attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass;
+    "cudnn", fused; "auto", fused where the device can and else recomputed.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs):
         if dim % num_heads:
             raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
         self.qkv = dense(dim, 3 * dim, dtype, rngs)
         self.proj = dense(dim, dim, dtype, rngs)
-        self.num_heads, self.drop_rate = num_heads, drop_rate
+        self.num_heads, self.drop_rate, self.attention = num_heads, drop_rate, attention
 
-    def split(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "3 batch_heads tokens head_dim"]:
-        """Queries, keys and values, heads folded into the batch axis."""
+    def split(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Array:
+        """Queries, keys and values (k = 3); by default with the heads folded into the batch axis."""
         qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
-        return einops.rearrange(qkv, "(b n) (k h d) -> k (b h) n d", b=x.shape[0], k=3, h=self.num_heads)
-
-    @staticmethod
-    def weights(q: Array, k: Array) -> Float[Array, "batch_heads tokens tokens"]:
-        """Attention of every token (rows) to every token, float32: DeiT-B diverges with half-precision scores."""
-        scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+        return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
 
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
-        q, k, v = self.split(x)
-        heads = jnp.einsum("bqk,bkd->bqd", self.weights(q, k).astype(v.dtype), v)
-        joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
+        how = self.attention
+        if how == "auto":
+            how = "cudnn" if kernels.has_fused_attention(self.qkv.dtype) else "recompute"
+        if how == "cudnn":
+            heads = kernels.fused_attention(*self.split(x, "k b n h d"))
+            joined = einops.rearrange(heads, "b n h d -> (b n) (h d)")
+        else:
+            heads = (kernels.attention if how == "einsum" else kernels.attention_recomputed)(*self.split(x))
+            joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
         out = self.proj(joined).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
@@ -109,8 +114,7 @@ class Mlp(nnx.Module):
         self.drop_rate = drop_rate
 
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
-        hidden = jax.nn.gelu(self.fc1(x.reshape(-1, x.shape[-1])), approximate=False)
-        out = self.fc2(hidden).reshape(x.shape)
+        out = self.fc2(kernels.gelu(self.fc1(x.reshape(-1, x.shape[-1])))).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
 
@@ -121,14 +125,18 @@ class Block(nnx.Module):
         dim, num_heads, mlp_ratio: width, heads, hidden width of the MLP over `dim`.
         drop_rate: dropout after each branch's projection.
         dtype: of the products; parameters stay float32.
+        attention: as of `Attention`.
 
     Calling it with `key` trains: dropout acts, and each branch is dropped a sample with probability `drop_path`
     (stochastic depth, Huang et al. 2016). Without `key` it evaluates.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, drop_rate=0.0, dtype=jnp.float32, rngs):
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *,
+        drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.norm1 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
         self.norm2 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
@@ -164,7 +172,7 @@ def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, ins
         seen = None
         if inspect:
             q, k, _ = block.attn.split(block.norm1(x))
-            weights = block.attn.weights(q[:, :inspect], k)
+            weights = kernels.attention_weights(q[:, :inspect], k)
             seen = einops.rearrange(weights, "(b h) p n -> b h p n", b=x.shape[0])
         x = block(x, drop_path=rate, key=key)
         return x, (x, seen) if inspect else None
@@ -182,6 +190,7 @@ class ViT(nnx.Module):
         distilled: tokens [cls, dist, patches] and two heads instead of [cls, patches] and one.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
         dtype: compute type. Parameters are float32 in any case.
+        attention: "einsum", "recompute", "cudnn" or "auto", as of `Attention`.
         remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
         scan_unroll: blocks an iteration of the scan holds.
 
@@ -202,6 +211,7 @@ class ViT(nnx.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dtype=jnp.float32,
+        attention: str = "auto",
         remat: str = "none",
         scan_unroll: int = 1,
         rngs: nnx.Rngs,
@@ -226,7 +236,8 @@ class ViT(nnx.Module):
         self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim)))
 
         def block(rngs):
-            return Block(embed_dim, num_heads, mlp_ratio, drop_rate=drop_rate, dtype=self.dtype, rngs=rngs)
+            options = {"drop_rate": drop_rate, "dtype": self.dtype, "attention": attention, "rngs": rngs}
+            return Block(embed_dim, num_heads, mlp_ratio, **options)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
         self.norm = nnx.LayerNorm(embed_dim, epsilon=1e-6, dtype=self.dtype, rngs=rngs)

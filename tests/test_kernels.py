@@ -1,0 +1,168 @@
+"""GELU and attention against plain definitions: values, derivatives, what is kept for the backward pass."""
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from flax import nnx
+
+import deit_jax
+from deit_jax import models
+from deit_jax.errors import UserError
+from deit_jax.models import kernels, vit
+
+X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
+
+
+def exact(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(GELU, its slope) in float64."""
+    cdf = 0.5 * scipy.special.erfc(-x / np.sqrt(2))
+    return x * cdf, cdf + x * np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+
+
+@pytest.mark.parametrize(("dtype", "ulp"), [(jnp.float32, 2.5e-7), (jnp.bfloat16, 2**-8), (jnp.float16, 2**-11)])
+def test_gelu_is_the_exact_one(dtype, ulp):
+    x = jnp.asarray(X, dtype)
+    value, slope = exact(np.asarray(x, np.float64))
+    assert kernels.gelu(x).dtype == dtype
+    scale = np.maximum(np.abs(np.asarray(x, np.float64)), 1)
+    assert (np.abs(np.asarray(kernels.gelu(x), np.float64) - value) / scale).max() < ulp
+    ours = jax.vmap(jax.grad(kernels.gelu))(x)
+    assert ours.dtype == dtype
+    assert (np.abs(np.asarray(ours, np.float64) - slope) / scale).max() < ulp
+
+
+def test_gelu_in_float64_is_that_exact():
+    with jax.enable_x64(True):
+        x = jnp.asarray(X, jnp.float64)
+        value, slope = exact(X)
+        np.testing.assert_allclose(kernels.gelu(x), value, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(jax.vmap(jax.grad(kernels.gelu))(x), slope, rtol=1e-12, atol=1e-14)
+
+
+def test_gelu_stays_finite():
+    x = jnp.asarray([np.inf, -1e38, 1e38, 3e38], jnp.float32)
+    np.testing.assert_array_equal(kernels.gelu(x), np.asarray([np.inf, 0, 1e38, 3e38], np.float32))
+    np.testing.assert_array_equal(jax.vmap(jax.grad(kernels.gelu))(x[1:]), [0, 1, 1])
+    assert np.isnan(kernels.gelu(jnp.float32(np.nan)))
+
+
+def draw(*shape, seed=0, scale=1.0, dtype=np.float32):
+    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def plain_attention(q, k, v):
+    scores = jnp.einsum("bqd,bkd->bqk", q, k, precision="highest") / q.shape[-1] ** 0.5
+    return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores, axis=-1), v, precision="highest")
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("attention", [kernels.attention, kernels.attention_recomputed], ids=["kept", "recomputed"])
+def test_attention_and_its_gradient(attention, scale):
+    q, k, v, upstream = (draw(6, 37, 64, seed=i, scale=scale) for i in range(4))
+    ours, pull = jax.vjp(attention, q, k, v)
+    theirs, plain_pull = jax.vjp(plain_attention, q, k, v)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    for a, b in zip(pull(upstream), plain_pull(upstream), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_attention_scores_are_float32_whatever_the_type():
+    q, k = (draw(2, 9, 64, seed=i, scale=8.0, dtype=jnp.bfloat16) for i in range(2))
+    weights = kernels.attention_weights(q, k)
+    assert weights.dtype == jnp.float32
+    wide = kernels.attention_weights(q.astype(jnp.float32), k.astype(jnp.float32))
+    np.testing.assert_allclose(weights, wide, atol=1e-5)  # rounded to bfloat16, scores of 100 would be off by 0.5
+
+
+def test_attention_in_bfloat16_is_near_and_keeps_its_type():
+    q, k, v, upstream = (draw(6, 37, 64, seed=i) for i in range(4))
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    ours, pull = jax.vjp(kernels.attention_recomputed, *half)
+    exact_, plain_pull = jax.vjp(plain_attention, q, k, v)
+    assert ours.dtype == jnp.bfloat16
+    assert float(jnp.abs(ours - exact_).max() / jnp.abs(exact_).max()) < 0.02
+    for a, b in zip(pull(upstream.astype(jnp.bfloat16)), plain_pull(upstream), strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert float(jnp.abs(a - b).max() / jnp.abs(b).max()) < 0.03
+
+
+class Plain(nnx.Module):
+    """The model's blocks, written once more without scan, checkpoint or own derivative."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def logits(self, images):
+        m = self.model
+        x = m.embed(images)
+        graphdef, stacked = nnx.split(m.blocks)
+        for i in range(m.depth):
+            block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
+            qkv = einops.rearrange(
+                block.attn.qkv(block.norm1(x)), "b n (k h d) -> k (b h) n d", k=3, h=block.attn.num_heads
+            )
+            heads = einops.rearrange(plain_attention(*qkv), "(b h) n d -> b n (h d)", b=len(x))
+            x = x + block.attn.proj(heads)
+            x = x + block.mlp.fc2(jax.nn.gelu(block.mlp.fc1(block.norm2(x)), approximate=False))
+        return m.head(m.norm(x)[:, 0])
+
+
+def gradients(graphdef, params, images, logits):
+    return jax.grad(lambda p: (jax.nn.log_softmax(logits(nnx.merge(graphdef, p, {}), images)) ** 2).mean())(params)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_models_gradient_is_the_plain_ones(remat):
+    build = models.constructor("deit_digits_patch4_16", num_classes=10, remat=remat)
+    graphdef, _, _ = models.abstract(build)
+    params, _ = models.init_arrays(build, jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.05 * draw(*p.shape, seed=p.size), params)  # so that attention is not flat
+    images = draw(4, 16, 16, 3)
+    ours = gradients(graphdef, params, images, lambda model, x: model.heads(x)[0])
+    plain = gradients(graphdef, params, images, lambda model, x: Plain(model).logits(x))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+def test_forward_derivatives_work():
+    model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10)
+    images, direction = draw(2, 16, 16, 3), draw(2, 16, 16, 3, seed=1)
+    _, tangent = jax.jvp(model, (images,), (direction,))
+    step = 1e-2
+    numeric = (model(images + step * direction) - model(images - step * direction)) / (2 * step)
+    np.testing.assert_allclose(tangent, numeric, atol=2e-3 * np.abs(tangent).max())
+
+
+def kept_bytes(**options) -> int:
+    """Memory the backward pass of a loss takes, from the compiled program."""
+    graphdef, params, _ = models.abstract(models.constructor("deit_tiny_patch16_224", **options))
+    images = jax.ShapeDtypeStruct((8, 224, 224, 3), np.float32)
+    loss = lambda p, x: nnx.merge(graphdef, p, {}).heads(x)[0].sum()  # noqa: E731
+    return jax.jit(jax.grad(loss)).lower(params, images).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_no_layers_attention_weights_are_kept():
+    # a layer: its input, normalized halves, queries, keys and values, heads; GELU and its slope; and little else
+    tokens, dim, depth = 8 * 197, 192, 12
+    a_layer = 4 * tokens * (7 * dim + 3 * dim + 2 * 4 * dim)
+    weights = 4 * 8 * 3 * 197**2
+    assert kept_bytes() < depth * a_layer + 4 * weights + 2**26
+    assert kept_bytes(attention="einsum") > kept_bytes() + depth * weights
+
+
+@pytest.mark.parametrize("how", ["einsum", "recompute"])
+def test_attention_is_a_choice(how):
+    model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention=how)
+    images = draw(2, 16, 16, 3)
+    expected = deit_jax.create_model("deit_digits_patch4_16", num_classes=10)(images)
+    np.testing.assert_array_equal(model(images), expected)
+
+
+def test_cpu_has_no_fused_attention():
+    assert not kernels.has_fused_attention(jnp.bfloat16)
+    with pytest.raises(UserError, match="embed_dim 100 is not a multiple of num_heads 3"):
+        vit.Attention(100, 3, rngs=nnx.Rngs(0))
