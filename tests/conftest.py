@@ -3,11 +3,26 @@
 import os
 import tempfile
 
+import pytest
+
 # many tests, and the commands they start, compile the same small models: once a session is enough
-cache = tempfile.TemporaryDirectory(prefix="deit_jax_compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="deit_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402  reads the environment
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite runs in two processes, a file at a time, where pytest-xdist is there and nothing else is asked.
+
+    Most of it is compilation, which keeps one core busy.
+    """
+    option = config.option
+    whole = config.args_source == config.ArgsSource.TESTPATHS
+    if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
+        option.numprocesses, option.dist = 2, "loadfile"
