@@ -11,7 +11,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
-import jax  # noqa: E402  reads the environment
+import jax  # after the environment it reads is set
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -23,6 +23,7 @@ def pytest_cmdline_main(config):
     Most of it is compilation, which keeps one core busy.
     """
     option = config.option
-    whole = config.args_source == config.ArgsSource.TESTPATHS
+    worker = "PYTEST_XDIST_WORKER" in os.environ
+    whole = config.args_source == config.ArgsSource.TESTPATHS and not worker
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
         option.numprocesses, option.dist = 2, "loadfile"
