@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from deit_jax.errors import UserError
+
 # Abramowitz & Stegun 1964, 7.1.26: erfc(z) = t (A1 + t (A2 + …)) exp(-z^2) + e, |e| < 1.5e-7, t = 1 / (1 + P z), z >= 0
 P = 0.3275911
 A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -60,15 +62,40 @@ def attention(q: Float[Array, "batch_heads tokens head_dim"], k: Array, v: Array
 attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
-def fused_attention(q: Float[Array, "batch tokens heads head_dim"], k: Array, v: Array) -> Array:
+def fused_attention(
+    q: Float[Array, "batch tokens heads head_dim"], k: Array, v: Array, implementation: str = "cudnn"
+) -> Array:
     """The same by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
-    scores are float32 inside."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    scores are float32 inside.
+
+    jax refuses to differentiate cuDNN's attention over an odd number of tokens (a plain ViT has 197): one more is put
+    behind them, and masked.
+    """
+    batch, tokens = q.shape[:2]
+    if tokens % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    real = jnp.full(batch, tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=real, key_value_seq_lengths=real, implementation=implementation
+    )
+    return out[:, :tokens]
 
 
-def has_fused_attention(dtype) -> bool:
-    """Whether the default device can run `fused_attention` on this type."""
-    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
+def choose_attention(how: str, dtype, head_dim: int) -> str:
+    """einsum, recompute or cudnn for a setting of `model.attention`. Raises UserError for cudnn where there is none."""
+    fused = has_fused_attention(dtype, head_dim)
+    if how == "cudnn" and not fused:
+        raise UserError(
+            f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
+            f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use auto"
+        )
+    return how if how != "auto" else "cudnn" if fused else "recompute"
+
+
+def has_fused_attention(dtype, head_dim: int) -> bool:
+    """Whether the default device can run `fused_attention` on this type and size of heads."""
+    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
         return False
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; AMD's is a name
     return capability[:1].isdigit() and float(capability) >= 8.0

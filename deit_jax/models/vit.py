@@ -92,9 +92,7 @@ class Attention(nnx.Module):
         return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
 
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
-        how = self.attention
-        if how == "auto":
-            how = "cudnn" if kernels.has_fused_attention(self.qkv.dtype) else "recompute"
+        how = kernels.choose_attention(self.attention, self.qkv.dtype, x.shape[-1] // self.num_heads)
         if how == "cudnn":
             heads = kernels.fused_attention(*self.split(x, "k b n h d"))
             joined = einops.rearrange(heads, "b n h d -> (b n) (h d)")
