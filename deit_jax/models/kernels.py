@@ -90,7 +90,7 @@ def choose_attention(how: str, dtype, head_dim: int) -> str:
             f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
             f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use auto"
         )
-    return how if how != "auto" else "cudnn" if fused else "recompute"
+    return "recompute" if how == "auto" else how  # cudnn is not the default before it was timed on a GPU
 
 
 def has_fused_attention(dtype, head_dim: int) -> bool:
