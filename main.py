@@ -42,7 +42,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from deit_jax import sharding
+    from deit_jax.compile_cache import use_compile_cache
 
+    if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
+        use_compile_cache()
     sharding.start_processes()
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
