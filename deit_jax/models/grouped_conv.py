@@ -1,8 +1,8 @@
 """A grouped convolution that is quick on CPU too.
 
-XLA's CPU code runs a grouped convolution's gradient 10 to 20 times slower than a dense one of the same size
+XLA's CPU code runs a grouped convolution's gradient 3 to 35 times slower than that of a dense one of the same channels
 (`benchmarks/grouped_conv.py`). So there, groups are gathered into pieces of some 128 channels, each a dense convolution
-whose kernel is zero between groups. Accelerators have their own and keep it.
+whose kernel is zero between groups: 36 to 105 times quicker. Accelerators have their own and keep it.
 """
 
 import functools

@@ -1,0 +1,69 @@
+"""What `deit_jax/models/grouped_conv.py` is for: grouped convolutions on CPU, by XLA's own code and by dense pieces.
+
+    python benchmarks/grouped_conv.py [--batch=8] [--rounds=7] [--output=FILE]
+
+Forward pass and gradient of the 3x3 convolution of a block in several RegNetY, at its image size, both ways in turn;
+dense is a convolution of the same channels without groups.
+"""
+
+import argparse
+import time
+
+from common import save, spread, table  # also lets deit_jax be imported from the checkout
+
+# model: (pixels a side, channels, channels a group) of its third stage, where most of its arithmetic is
+LAYERS = {"regnety_002": (14, 152, 8), "regnety_016": (14, 336, 24), "regnety_160": (14, 1232, 112)}
+
+
+def main() -> None:
+    import jax
+
+    from deit_jax.models.grouped_conv import in_pieces
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", default="")
+    flags = parser.parse_args()
+    options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def native(x, w, groups):
+        return jax.lax.conv_general_dilated(x, w, feature_group_count=groups, **options)
+
+    def pieces(x, w, groups):
+        return in_pieces(x, w, groups=groups, **options)
+
+    rows, seconds = [], {}
+    for model, (size, width, group) in LAYERS.items():
+        groups = width // group
+        x = jax.random.normal(jax.random.key(0), (flags.batch, size, size, width))
+        grouped = jax.random.normal(jax.random.key(1), (3, 3, group, width))
+        dense = jax.random.normal(jax.random.key(2), (3, 3, width, width))
+        ways = {"XLA's grouped": (native, grouped, groups), "in pieces": (pieces, grouped, groups)}
+        ways["dense"] = (native, dense, 1)
+        for kind in ("forward", "gradient"):
+            calls = {}
+            for name, (conv, kernel, count) in ways.items():
+                run = lambda x, w, conv=conv, count=count: conv(x, w, count)  # noqa: E731
+                if kind == "gradient":
+                    run = jax.grad(lambda x, w, run=run: (run(x, w) ** 2).sum(), (0, 1))
+                calls[name] = (jax.jit(run), kernel)
+                jax.block_until_ready(calls[name][0](x, kernel))
+            times: dict[str, list[float]] = {name: [] for name in calls}
+            for _ in range(flags.rounds):
+                for name, (call, kernel) in calls.items():
+                    begun = time.perf_counter()
+                    jax.block_until_ready(call(x, kernel))
+                    times[name].append(1e3 * (time.perf_counter() - begun))
+            best = {name: spread(values) for name, values in times.items()}
+            cells = [f"{best[n]['median']:.1f} ({best[n]['min']:.1f} .. {best[n]['max']:.1f})" for n in ways]
+            ratio = best["XLA's grouped"]["median"] / best["in pieces"]["median"]
+            rows.append([f"{model}: {size} px, {groups} x {group}", kind, *cells, f"{ratio:.1f}x"])
+            seconds[f"{model} {kind}"] = times
+    print(f"{jax.devices()[0].device_kind}, batch {flags.batch}; milliseconds, median (min .. max)")
+    print(table(["convolution", "", *ways, "won"], rows))
+    save(flags.output, batch=flags.batch, milliseconds=seconds)
+
+
+if __name__ == "__main__":
+    main()
