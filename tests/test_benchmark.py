@@ -1,6 +1,10 @@
 """What is timed is what runs; the figures fit each other."""
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -85,3 +89,46 @@ def test_without_data_the_rest_is_measured(quick, tmp_path, capsys):
     assert "input: not measured: " in printed
     assert "missing" in printed or "nowhere" in printed
     assert "not known" in printed  # the peak of a CPU
+
+
+BARE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, "benchmarks")
+import json
+from common import settings
+from deit_jax.benchmark import Workload
+config = settings({"model.name": "deit_digits_distilled_patch4_16", "batch_size": 8, "distill.kind": "hard",
+                   "teacher.name": "regnety_digits"})
+work = Workload(config, num_classes=10)
+print(json.dumps({"loss": float(work.train()["loss"]), "flops": work.flops}))
+assert not set(sys.argv[1].split()) & set(sys.modules)
+"""
+MISSING = (
+    "grain tensorflow_datasets ml_collections array_record simplejpeg sklearn tensorboardX huggingface_hub matplotlib"
+)
+
+
+def test_a_bare_machine_can_train_and_be_measured():
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", BARE, MISSING], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(json.loads(done.stdout)["loss"])
+
+
+def test_settings_without_ml_collections_are_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from common import settings
+
+    from deit_jax.config import flat
+
+    ours = settings({"model.name": "deit_tiny_patch16_224", "batch_size": 32})
+    config = resolve(default_config())
+    config.model.name, config.batch_size = "deit_tiny_patch16_224", 32
+    assert flat(ours) == flat(config)
+    with pytest.raises(AttributeError, match="nonsense"):
+        settings({"model.nonsense": 1})

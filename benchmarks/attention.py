@@ -1,0 +1,91 @@
+"""Which attention: two products kept for the backward pass, the same computed again, cuDNN's; value, gradient and time.
+
+    python benchmarks/attention.py [--dtype=bfloat16] [--images=256] [--heads=12] [--rounds=7] [--output=FILE]
+
+Also says how far each lies from float32 products of the same rounded arguments, so that a fused kernel is checked
+where it runs. Token counts: a plain and a distilled DeiT at 224 px, and a plain one at 384.
+"""
+
+import argparse
+import json
+
+from common import save, spread, table
+
+TOKENS = (197, 198, 577)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", default="")
+    flags = parser.parse_args()
+
+    import einops
+    import jax
+    import jax.numpy as jnp
+
+    from deit_jax.benchmark import calls_within, stretch
+    from deit_jax.models import kernels
+
+    dtype = jnp.dtype(flags.dtype)
+
+    def folded(attention):
+        def run(qkv):
+            q, k, v = einops.rearrange(qkv, "b n (k h d) -> k (b h) n d", k=3, h=flags.heads)
+            return einops.rearrange(attention(q, k, v), "(b h) n d -> b n (h d)", h=flags.heads)
+
+        return run
+
+    def cudnn(qkv):
+        q, k, v = einops.rearrange(qkv, "b n (k h d) -> k b n h d", k=3, h=flags.heads)
+        return einops.rearrange(kernels.fused_attention(q, k, v), "b n h d -> b n (h d)")
+
+    ways = {"einsum": folded(kernels.attention), "recompute": folded(kernels.attention_recomputed)}
+    if kernels.has_fused_attention(dtype, 64):
+        ways["cudnn"] = cudnn
+    rows, results = [], {}
+    for tokens in TOKENS:
+        images = max(1, flags.images * 197**2 // tokens**2)
+        qkv = jax.random.normal(jax.random.key(0), (images, tokens, 3 * 64 * flags.heads)).astype(dtype)
+        upstream = jax.random.normal(jax.random.key(1), (images, tokens, 64 * flags.heads)).astype(dtype)
+        exact = folded(kernels.attention)(qkv[:2].astype(jnp.float32))
+        gradient = lambda run: lambda x, g: jax.vjp(run, x)[1](g)[0]  # noqa: E731
+        exact_grad = gradient(folded(kernels.attention))(qkv[:2].astype(jnp.float32), upstream[:2].astype(jnp.float32))
+        calls, times = {}, {}
+        for name, run in ways.items():
+            forward, both = jax.jit(run), jax.jit(gradient(run))
+            off = float(jnp.abs(forward(qkv)[:2] - exact).max() / jnp.abs(exact).max())
+            off_grad = float(jnp.abs(both(qkv, upstream)[:2] - exact_grad).max() / jnp.abs(exact_grad).max())
+            results[f"{name} {tokens}"] = {"error": off, "gradient_error": off_grad}
+            calls[name] = {
+                "forward": lambda forward=forward, qkv=qkv: forward(qkv),
+                "gradient": lambda both=both, qkv=qkv, upstream=upstream: both(qkv, upstream),
+            }
+            times[name] = {"forward": [], "gradient": []}
+        counts = {(n, kind): calls_within(calls[n][kind], 0.2) for n in calls for kind in calls[n]}
+        for _ in range(flags.rounds):
+            for name, kinds in calls.items():
+                for kind, call in kinds.items():
+                    times[name][kind].append(1e3 * stretch(call, counts[name, kind]))
+        for name in ways:
+            cells = []
+            for kind in ("forward", "gradient"):
+                s = spread(times[name][kind])
+                cells.append(f"{s['median']:.2f} ({s['min']:.2f} .. {s['max']:.2f})")
+            found = results[f"{name} {tokens}"]
+            rows.append(
+                [f"{name}, {images} x {tokens}", *cells, f"{found['error']:.1e}", f"{found['gradient_error']:.1e}"]
+            )
+            found["milliseconds"] = times[name]
+    print(f"{jax.devices()[0].device_kind}, {dtype}, {flags.heads} heads of 64; milliseconds, median (min .. max)")
+    header = ["attention, images x tokens", "forward", "forward and backward", "error", "of the gradient"]
+    print(table(header, rows))
+    print(json.dumps(results))
+    save(flags.output, flags=vars(flags), results=results)
+
+
+if __name__ == "__main__":
+    main()
