@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
                        ("auto", "einsum", "recompute", "cudnn"), runtime=True),
         "remat": S("none", "what the backward pass recomputes: nothing, all but products, whole blocks",
                    ("none", "dots", "full"), runtime=True),
-        "scan_unroll": S(1, "blocks a scan iteration holds", runtime=True),
+        "scan_unroll": S(0, "blocks an iteration of the scan holds; 0: on CPU all, elsewhere one", runtime=True),
     },
     "distill": {
         "kind": S("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls")),
@@ -348,7 +348,7 @@ def validate(config, *, num_devices: int = 1) -> None:
         if isinstance(setting.default, tuple):
             check_tuple(path, value, setting.default)
     at_least_one = (
-        "batch_size accumulate augment.mix_group augment.repeats model.scan_unroll log.every evaluate.every"
+        "batch_size accumulate augment.mix_group augment.repeats log.every evaluate.every"
         " checkpoint.every checkpoint.keep optimizer.lr_batch label.k finetune.img_size finetune.batch_size"
     ).split()
     for path in at_least_one:

@@ -32,18 +32,24 @@ def accelerator(device_kind: str) -> Accelerator | None:
     return next((known for part, known in ACCELERATORS.items() if part in device_kind), None)
 
 
-# What "auto" means, a setting and platform.
+# What "auto" and 0 mean, by setting and platform.
 BEST = {
     "dtype": {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"},
     "attention": dict.fromkeys(("cpu", "gpu", "tpu"), "recompute"),  # cudnn: not yet run on a GPU
+    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers: a sixth of a step on CPU
+    "scan_unroll": {"cpu": 64, "gpu": 1, "tpu": 1},
 }
 
 
+def best(setting: str, value, platform: str):
+    """`value`, or, where it is left open ("auto" or 0), what is best on `platform` (jax.default_backend())."""
+    return BEST[setting].get(platform, BEST[setting]["gpu"]) if value in ("auto", 0) else value
+
+
 def settle(config, platform: str):
-    """A copy of `config` in which every "auto" of the model and the teacher is what is best on `platform`."""
+    """A copy of `config` in which all that model and teacher leave open is what is best on `platform`."""
     config = config.copy_and_resolve_references()
     for group in (config.model, config.teacher):
-        for name, best in BEST.items():
-            if group.get(name) == "auto":
-                group[name] = best[platform]
+        for name in BEST.keys() & group.keys():
+            group[name] = best(name, group[name], platform)
     return config

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from deit_jax import models, sharding
+from deit_jax import hardware, models, sharding
 from deit_jax.augment import augment_train
 from deit_jax.errors import UserError
 from deit_jax.interrupt import Interrupted, Stop
@@ -34,7 +34,7 @@ class Student(NamedTuple):
 
 def compute_dtype(name: str):
     """The compute type a config names; "auto" is bfloat16 on accelerators and float32 on CPU."""
-    return jnp.dtype(("float32" if jax.default_backend() == "cpu" else "bfloat16") if name == "auto" else name)
+    return jnp.dtype(hardware.best("dtype", name, jax.default_backend()))
 
 
 def make_student(config, num_classes: int) -> Student:
@@ -45,6 +45,7 @@ def make_student(config, num_classes: int) -> Student:
     options["dtype"] = compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):
         options |= {k: m[k] for k in ("drop_rate", "drop_path_rate", "attention", "remat", "scan_unroll")}
+        options["scan_unroll"] = hardware.best("scan_unroll", m.scan_unroll, jax.default_backend())
     if config.distill.kind == "second_cls" and not defaults.get("distilled"):
         raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use its distilled namesake")
     build = models.constructor(m.name, **options)
