@@ -1,21 +1,21 @@
-"""`--mode=ablate`: the paper's Table 3 on any data. Every arm over every seed, resumable run by run, with one teacher.
+"""`--mode=ablate`: the paper's Tables 2 and 3 on any data. Every arm over every seed, resumable run by run.
 
-An arm is a change to the config; to add one, add it to ARMS.
+An arm is a change to the config; to add one, add it to ARMS. `ARM@MODEL:EPOCHS` is an arm taught by another teacher,
+trained here for so many epochs (`hard@deit_nano_patch4_32:6`: a transformer teaches). The command may be started
+several times on one workdir: the processes share out the runs.
 """
 
-import json
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from deit_jax import plots, report
+from deit_jax import ablate_report, jobs, models
 from deit_jax.config import validate
 from deit_jax.errors import UserError, nearest
-from deit_jax.run import check, plain_config, plain_name, train_teacher
+from deit_jax.label import label
+from deit_jax.run import check, plain_config, plain_name, teacher_config, trains_teacher
 from deit_jax.train import train
 
 
@@ -29,7 +29,7 @@ def hard(config) -> None:
     config.distill.kind, config.distill.alpha = "hard", 0.5
 
 
-def without_token(config) -> None:
+def hard_without_token(config) -> None:
     """The one head learns both terms."""
     hard(config)
     config.model.name = plain_name(config.model.name)
@@ -48,111 +48,153 @@ def second_cls(config) -> None:
 ARMS: dict[str, Callable] = {
     "none": lambda config: None,
     "soft": soft,
-    "hard": hard,
     "soft_no_token": soft_without_token,
-    "hard_no_token": without_token,
+    "hard": hard,
+    "hard_no_token": hard_without_token,
     "second_cls": second_cls,
+    "hard_live": hard,
 }
 TAUGHT = set(ARMS) - {"none", "second_cls"}
-LABELS = {
-    "none": "no distillation", "soft": "soft, with token", "hard": "hard, with token",
-    "soft_no_token": "soft, no token", "hard_no_token": "hard, no token", "second_cls": "second class token",
-}  # fmt: skip
+LIVE = "hard_live"  # although `ablate.store_labels`: what stored labels are checked against, for the first seed
+
+
+class Arm(NamedTuple):
+    """An arm by its parts: `kind` of ARMS; model and epochs of its own teacher, "" and 0 for the study's."""
+
+    kind: str
+    teacher: str = ""
+    epochs: int = 0
+
+
+def parse_arm(text: str) -> Arm:
+    """Raises UserError for an arm, or a teacher's model, that is not known."""
+    kind, at, teacher = text.partition("@")
+    name, _, epochs = teacher.partition(":")
+    if kind not in ARMS:
+        raise UserError(f"ablate.arms has '{kind}'{nearest(kind, ARMS)}: known are {', '.join(ARMS)}")
+    if not at:
+        return Arm(kind)
+    if kind not in TAUGHT or not epochs.isdigit() or int(epochs) < 1:
+        raise UserError(f"ablate.arms has '{text}': another teacher is given as hard@MODEL:EPOCHS")
+    models.find(name)
+    return Arm(kind, name, int(epochs))
+
+
+def with_teacher(config, arm: Arm):
+    """The config with the arm's own teacher; one of another model than the study's learns at the student's rate."""
+    c = config.copy_and_resolve_references()
+    if arm.teacher:
+        c.teacher.lr = c.teacher.lr if arm.teacher == c.teacher.name else 0.0
+        c.teacher.init, c.teacher.name, c.teacher.epochs = "", arm.teacher, arm.epochs
+    return c
 
 
 def arm_config(config, arm: str, seed: int):
     """The config of one run of the study; where no teacher shapes the run, none is part of its identity."""
-    c = config.copy_and_resolve_references() if arm in TAUGHT else plain_config(config)
-    if arm == "second_cls":
+    parsed = parse_arm(arm)
+    c = with_teacher(config, parsed) if parsed.kind in TAUGHT else plain_config(config)
+    if parsed.kind == "second_cls":
         c.model.name = config.model.name
     c.seed, c.compare = seed, False
-    ARMS[arm](c)
+    ARMS[parsed.kind](c)
     return c
 
 
-def ablate(config, workdir: str | Path) -> dict:
-    """Run the study; returns {arm: {head: [top-1 a seed]}} and writes it as table, bar plot, curves and JSON."""
-    begun = time.perf_counter()
-    for arm in config.ablate.arms:
-        if arm not in ARMS:
-            raise UserError(f"ablate.arms has '{arm}'{nearest(arm, ARMS)}: known are {', '.join(ARMS)}")
+def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]]:
+    """Run the study, or what is left of it; returns {arm: {seed: {head: top-1}}}.
+
+    WORKDIR/results holds it as tables, bar plot, curves and JSON, written anew after every run; see ablate_report.
+    """
+    arms = {name: parse_arm(name) for name in config.ablate.arms}
     if "_distilled" not in config.model.name:
         raise UserError(
             f"model.name {config.model.name} has no distillation token: ablate starts from a distilled model"
         )
     if config.distill.labels:
         raise UserError(
-            "distill.labels belong to one seed, ablate trains several: leave it empty, the teacher runs live"
+            "distill.labels belong to one seed, ablate trains several: leave it empty; with"
+            " --config.ablate.store_labels=True each seed has its own"
         )
     base = config.copy_and_resolve_references()
     hard(base)
-    for arm in config.ablate.arms:
-        validate(arm_config(base, arm, 0))
+    for name in arms:
+        validate(arm_config(base, name, 0))
     workdir = check(base, workdir)
-    teacher_folder, teacher = train_teacher(base, workdir)
 
-    scores: dict[str, dict[str, list[float]]] = {}
-    logs = {}
-    for seed in config.ablate.seeds:  # seed by seed, so that an unfinished study compares whole rows
-        for arm in config.ablate.arms:
-            folder = workdir / f"{arm}-{seed}"
-            result = train(
-                arm_config(base, arm, seed), folder, title=f"{arm}, seed {seed}", teacher_init=teacher_folder
-            )
-            for head, r in result["params"]["heads"].items():
-                scores.setdefault(arm, {}).setdefault(head, []).append(r["top1"])
-            logs.setdefault(arm, report.read_log(folder))
+    def write() -> dict:
+        scores = collect(workdir, config)
+        if jax.process_index() == 0:
+            with jobs.claimed(workdir / "results") as mine:
+                if mine:
+                    ablate_report.write(workdir, config, scores)
+        return scores
+
+    jobs.run_jobs(plan_jobs(base, workdir, arms), write)
+    scores = write()
     if jax.process_index() == 0:
-        write_study(workdir, config, teacher, scores, logs, time.perf_counter() - begun)
+        print(f"\n{ablate_report.text(workdir, config, scores)}\n\nreport: {workdir / 'results/ablation.md'}")
     return scores
 
 
-def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for one value)."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[jobs.Job]:
+    """Teacher by teacher, and seed by seed, so that an unfinished study compares whole rows."""
+    planned = []
+    for teacher in dict.fromkeys(arm[1:] for arm in arms.values()):
+        group = {name: arm for name, arm in arms.items() if arm[1:] == teacher}
+        taught = [name for name, arm in group.items() if arm.kind in TAUGHT]
+        config = with_teacher(base, next(iter(group.values())))
+        folder = teacher_folder(workdir, Arm("hard", *teacher)) if trains_teacher(config) else None
+        if taught and folder:
+            planned.append(jobs.Job(folder, (), lambda c=config, f=folder: train_one(teacher_config(c), f)))
+        for seed in base.ablate.seeds:
+            store = workdir / "labels" / f"{folder.name if folder else 'teacher'}-{seed}"
+            stored = [name for name in taught if base.ablate.store_labels and group[name].kind != LIVE]
+            if stored:
+                soft_one = next((name for name in stored if group[name].kind.startswith("soft")), stored[0])
+                c = from_folder(arm_config(base, soft_one, seed), folder)  # a store of probabilities has decisions, too
+                needs = (folder,) if folder else ()
+                planned.append(jobs.Job(store, needs, lambda c=c, s=store: label(c, s)))
+            for name, arm in group.items():
+                if arm.kind == LIVE and seed != base.ablate.seeds[0]:
+                    continue  # equality wants no statistics
+                c, needs = arm_config(base, name, seed), ()
+                if name in stored:
+                    c = from_folder(c, folder)
+                    c.distill.labels, needs = str(store), (store,)
+                elif name in taught:
+                    needs = (folder,) if folder else ()
+                run = workdir / run_name(name, seed)
+                planned.append(jobs.Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
+    return planned
 
 
-def paired(values: list[float], others: list[float]) -> tuple[float, float, float]:
-    """(mean difference, its standard error, two-sided p of Student's paired t-test) over seeds, values - others."""
-    from scipy import stats
-
-    difference = np.subtract(values, others)
-    if len(difference) < 2 or not difference.std():
-        return float(difference.mean()), math.nan, math.nan
-    test = stats.ttest_rel(values, others)
-    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))), float(test.pvalue)
+def teacher_folder(workdir: Path, arm: Arm) -> Path:
+    return workdir / (f"teacher-{arm.teacher}-{arm.epochs}" if arm.teacher else "teacher")
 
 
-def write_study(workdir: Path, config, teacher, scores, logs, seconds: float) -> None:
-    """ablation.md, ablation.json, ablation.png, curves.png."""
-    cells = {}
-    for arm, heads in scores.items():
-        cells[arm] = {head: mean_and_deviation(values) for head, values in heads.items()}
-    show = lambda cell: f"{cell[0]:.2f} ± {cell[1]:.2f}" if cell else ""  # noqa: E731
-    fused = f"fused_{config.evaluate.fusion}"
-    rows = [[LABELS[arm], *(show(c.get(head)) for head in ("cls", "dist", fused))] for arm, c in cells.items()]
-    table = report.table(["arm", "class head", "distillation head", "fused"], rows)
-    best = lambda arm: scores[arm].get(fused, scores[arm]["cls"])  # noqa: E731
-    tests = []
-    if "none" in scores:
-        for arm in scores:
-            if arm != "none":
-                mean, error, p = paired(best(arm), best("none"))
-                tests.append([LABELS[arm], f"{mean:+.2f}", f"{error:.2f}", f"{p:.3f}"])
-    compared = report.table(["against no distillation", "difference", "standard error", "p (paired t-test)"], tests)
-    taught = f"Teacher {config.teacher.name}: {teacher['params']['top1']:.2f} %. " if teacher else ""
-    seeds = ", ".join(map(str, config.ablate.seeds))
-    text = [
-        f"# {config.model.name}: ablation",
-        f"{taught}Top-1 in percent, mean ± standard deviation over seeds {seeds}; {report.duration(seconds)}.",
-        table,
-        *([compared] if tests else []),
-        "![bars](ablation.png)",
-        "![curves](curves.png)",
-    ]
-    (workdir / "ablation.md").write_text("\n\n".join(text) + "\n")
-    record = {"scores": scores, "teacher": teacher and teacher["params"]["top1"], "seeds": list(config.ablate.seeds)}
-    (workdir / "ablation.json").write_text(json.dumps(record, indent=1))
-    plots.bars(workdir / "ablation.png", {LABELS[arm]: mean_and_deviation(best(arm)) for arm in scores})
-    plots.curves(workdir / "curves.png", {LABELS[arm]: log for arm, log in logs.items()})
-    print(f"\n{table}\n\n{compared}\n\nreport: {workdir / 'ablation.md'}")
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm.replace(':', '-')}-{seed}"
+
+
+def from_folder(config, folder: Path | None):
+    """The config with a teacher that was trained before, in `folder`, in place of one to be trained."""
+    if folder:
+        config.teacher.init, config.teacher.epochs, config.teacher.lr = str(folder), 0, 0.0
+    return config
+
+
+def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
+    """Train one run; returns {"heads": {head: top-1}} of its last weights."""
+    found = train(config, folder, title=folder.name, teacher_init=str(teacher or ""))
+    return {"heads": {head: r["top1"] for head, r in found["params"]["heads"].items()}}
+
+
+def collect(workdir: Path, config) -> dict[str, dict[int, dict[str, float]]]:
+    """{arm: {seed: {head: top-1}}} of the runs that are done."""
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    for arm in config.ablate.arms:
+        for seed in config.ablate.seeds:
+            found = jobs.result(workdir / run_name(arm, seed))
+            if found:
+                scores.setdefault(arm, {})[seed] = found["heads"]
+    return scores

@@ -66,6 +66,8 @@ SETTINGS: dict[str, Any] = {
         "epochs": S(0, "train the teacher on the same data first, for so many epochs; 0: `teacher.init` has it"),
         "lr": S(0.0, "learning rate of that training, per 512 images; 0: the student's"),
         "drop_path_rate": S(0.0, "drop path of that training"),
+        "augment": S("student", "of that training: the student's, or its crops and flips alone (fewer epochs do)",
+                     ("student", "light")),
         "img_size": S(0, "input size of the teacher; 0: the student's"),
         "mean": S((), "pixel mean the teacher was trained with; (): what its weights say"),
         "std": S((), "pixel deviation the teacher was trained with; (): what its weights say"),
@@ -167,6 +169,7 @@ SETTINGS: dict[str, Any] = {
     "ablate": {
         "seeds": S((0, 1, 2), "seeds of --mode=ablate", runtime=True),
         "arms": S(("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/ablate.py", runtime=True),
+        "store_labels": S(False, "store the teacher's labels once a seed, for all its arms", runtime=True),
     },
 }  # fmt: skip
 

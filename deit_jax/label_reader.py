@@ -59,7 +59,7 @@ def teacher_identity(config, img_size: int, members: list[Member], arrays: list,
 
 def training_identity(config) -> dict[str, Any]:
     """The settings of a teacher that is trained by the run itself; {} where it is not."""
-    names = ("epochs", "lr", "drop_path_rate") if config.teacher.epochs else ()
+    names = ("epochs", "lr", "drop_path_rate", "augment") if config.teacher.epochs else ()
     return {f"teacher.{name}": config.teacher[name] for name in names}
 
 
@@ -105,7 +105,7 @@ def check_identity(folder, header: dict, config, source, student: Student, teach
     else:
         names = sorted(n for n in teacher.keys() | header["teacher"].keys() if teacher.get(n) != there.get(n))
         if "teacher.weights" not in names:  # the same weights from elsewhere are the same teacher
-            same = "init name epochs lr drop_path_rate".split()
+            same = "init name epochs lr drop_path_rate augment".split()
             names = [n for n in names if n.removeprefix("teacher.") not in same]
     changed += names
     if changed:

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 INK, GRID = "#333333", "#dddddd"
-COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96"]
+COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96", "#e8a200", "#0c8599", "#5c3d2e"]
 
 
 def tidy(axis, xlabel: str, ylabel: str) -> None:

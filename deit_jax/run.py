@@ -33,6 +33,9 @@ def teacher_config(config):
     c.model.drop_path_rate, c.model.dtype = t.drop_path_rate, t.dtype
     c.optimizer.lr = t.lr or c.optimizer.lr
     c.augment.mean, c.augment.std = t.mean or c.augment.mean, t.std or c.augment.std
+    if t.augment == "light":
+        a = c.augment
+        a.policy, a.erasing, a.mixup, a.cutmix, a.repeats = "none", 0.0, 0.0, 0.0, 1
     c.distill.update(default_config().distill)
     c.distill.kind, c.distill.normalization = "none", config.distill.normalization
     c.teacher.update(default_config().teacher)

@@ -1,12 +1,12 @@
-"""The first command and the ablation, whole but short: teacher, plain and distilled student, tables, pictures."""
+"""The first command, whole but short: teacher, plain and distilled student, tables, pictures."""
 
 import json
 
 import pytest
 from PIL import Image
 
-from deit_jax.ablate import ARMS, LABELS, ablate, arm_config, mean_and_deviation, paired
-from deit_jax.config import resolve, validate
+from configs.cifar10 import get_config
+from deit_jax.config import resolve
 from deit_jax.errors import UserError
 from deit_jax.run import evaluate_checkpoint, plain_config, run, teacher_config
 
@@ -76,27 +76,20 @@ def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():
         assert derived.seed == config.seed
 
 
+def test_a_light_teacher_sees_crops_and_flips_alone():
+    config = resolve(get_config())
+    config.teacher.augment = "light"
+    light, a = teacher_config(config).augment, config.augment
+    assert (light.policy, light.erasing, light.mixup, light.cutmix, light.repeats) == ("none", 0, 0, 0, 1)
+    assert (light.crop_scale, light.flip, light.label_smoothing) == (a.crop_scale, a.flip, a.label_smoothing)
+    assert a.policy == "rand"
+
+
 def test_a_teacher_is_given_or_trained_not_both(tmp_path):
     config = digits()
     config.teacher.init = "somewhere"
     with pytest.raises(UserError, match="teacher.init and teacher.epochs are both given"):
         run(config, tmp_path)
-
-
-def test_ablation_compares_arms_over_seeds(tmp_path):
-    config = digits()
-    config.ablate.seeds, config.ablate.arms = (0, 1), ("none", "hard")
-    scores = ablate(config, tmp_path)
-    assert {arm: {h: len(v) for h, v in heads.items()} for arm, heads in scores.items()} == {
-        "none": {"cls": 2},
-        "hard": {"cls": 2, "dist": 2, "fused_logits": 2, "fused_probabilities": 2},
-    }
-    text = (tmp_path / "ablation.md").read_text()
-    assert LABELS["hard"] in text
-    mean, deviation = mean_and_deviation(scores["hard"]["dist"])
-    assert f"{mean:.2f} ± {deviation:.2f}" in text
-    assert (tmp_path / "ablation.png").stat().st_size > 5000
-    assert json.loads((tmp_path / "ablation.json").read_text())["scores"] == scores
 
 
 @pytest.mark.parametrize(("setting", "message"), [("teacher.init", "nowhere"), ("init", "nowhere")])
@@ -107,29 +100,3 @@ def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, mes
     with pytest.raises(UserError, match=message):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_unknown_arms_are_named(tmp_path):
-    config = digits()
-    config.ablate.arms = ("hart",)
-    with pytest.raises(UserError, match="did you mean hard"):
-        ablate(config, tmp_path)
-
-
-def test_arms_differ_only_as_they_should():
-    config = digits()
-    configs = {arm: arm_config(config, arm, 3) for arm in ARMS}
-    for arm in ARMS:
-        validate(configs[arm])
-    assert all(c.seed == 3 and not c.compare for c in configs.values())
-    assert configs["second_cls"].model.name == config.model.name
-    assert configs["hard_no_token"].model.name == "deit_digits_patch4_16"
-    assert (configs["soft"].distill.alpha, configs["soft"].distill.tau) == (0.1, 3.0)
-    assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
-
-
-def test_paired_difference():
-    mean, error, p = paired([2.0, 3.0, 4.0], [1.0, 1.0, 4.0])
-    assert mean == 1.0
-    assert error == pytest.approx(1 / 3**0.5)
-    assert 0.2 < p < 0.3

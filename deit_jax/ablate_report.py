@@ -1,0 +1,186 @@
+"""What a study found: ablation.md (tables, paired tests, where and from what), ablation.json, bars and curves."""
+
+import datetime
+import itertools
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deit_jax import jobs, plots, report
+from deit_jax.config import default_config, flat
+
+Scores = dict[str, dict[int, dict[str, float]]]  # arm, seed, head → top-1
+
+LABELS = {
+    "none": "no distillation", "soft": "soft, with token", "soft_no_token": "soft, no token",
+    "hard": "hard, with token", "hard_no_token": "hard, no token", "second_cls": "second class token",
+    "hard_live": "hard, teacher live",
+}  # fmt: skip
+
+# What the paper compares, (arm, head) - (arm, head), and by how much it differs for its DeiT-S on ImageNet (Table 3).
+COMPARISONS: list[tuple[tuple[str, str], tuple[str, str], str]] = [
+    (("soft", "fused"), ("none", "fused"), ""),
+    (("soft_no_token", "cls"), ("none", "cls"), "0.0"),
+    (("hard_no_token", "cls"), ("none", "cls"), "+1.1"),
+    (("hard", "fused"), ("none", "fused"), "+1.4"),
+    (("second_cls", "fused"), ("none", "fused"), "no change"),
+    (("hard", "fused"), ("soft", "fused"), ""),
+    (("hard", "fused"), ("soft_no_token", "cls"), "+1.4"),
+    (("hard", "fused"), ("hard_no_token", "cls"), "+0.3"),
+    (("hard", "fused"), ("second_cls", "fused"), ""),
+    (("hard", "dist"), ("hard", "cls"), "+0.2"),
+    (("hard", "fused"), ("hard", "dist"), "+0.1"),
+    (("hard_live", "fused"), ("hard", "fused"), ""),
+]
+HEADS = {"cls": "class head", "dist": "distillation head", "fused": "fused"}
+
+
+def arm_label(arm: str) -> str:
+    kind, _, teacher = arm.partition("@")
+    name, _, epochs = teacher.partition(":")
+    return LABELS[kind] + (f"; teacher {name}, {epochs} epochs" if teacher else "")
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def paired(values: list[float], others: list[float]) -> tuple[float, float, float]:
+    """(mean difference, its standard error, two-sided p of Student's paired t-test) over seeds, values - others."""
+    from scipy import stats
+
+    difference = np.subtract(values, others)
+    if len(difference) < 2 or not difference.std():
+        return float(difference.mean()), math.nan, math.nan
+    test = stats.ttest_rel(values, others)
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))), float(test.pvalue)
+
+
+def by_head(runs: dict[int, dict[str, float]], head: str, fusion: str) -> dict[int, float]:
+    """{seed: top-1} of a head; the fused prediction of a model with one head is that head's. {} where there is none."""
+    key = f"fused_{fusion}" if head == "fused" else head
+    return {seed: heads.get(key, heads["cls"] if head == "fused" else None) for seed, heads in runs.items()
+            if key in heads or head == "fused"}  # fmt: skip
+
+
+def scores_table(scores: Scores, fusion: str) -> str:
+    rows = []
+    for arm, runs in scores.items():
+        cells = []
+        for head in HEADS:
+            alone = head == "fused" and not by_head(runs, "dist", fusion)
+            values = [] if alone else list(by_head(runs, head, fusion).values())
+            cells.append("{:.2f} ± {:.2f}".format(*mean_and_deviation(values)) if values else "")
+        rows.append([arm_label(arm), *cells, ", ".join(map(str, runs))])
+    return report.table(["arm", *HEADS.values(), "seeds"], rows)
+
+
+def comparisons(scores: Scores, fusion: str) -> list[dict]:
+    """The paired tests: of what COMPARISONS lists, and between teachers; each over the seeds that both arms have."""
+    taught = [arm for arm in scores if "@" in arm]
+    pairs = [(((a, "fused"), ("none", "fused")), "") for a in taught]
+    pairs += [(((a, "fused"), (b, "fused")), "") for a, b in itertools.combinations(taught, 2)]
+    found = []
+    for ((arm, head), (other, other_head)), paper in [((a, b), paper) for a, b, paper in COMPARISONS] + pairs:
+        a = by_head(scores.get(arm, {}), head, fusion)
+        b = by_head(scores.get(other, {}), other_head, fusion)
+        seeds = sorted(a.keys() & b.keys())
+        if seeds:
+            mean, error, p = paired([a[s] for s in seeds], [b[s] for s in seeds])
+            sides = [(x, h) for x, h in ((arm, head), (other, other_head))]
+            found.append({"compared": sides, "difference": mean, "error": error, "p": p, "seeds": len(seeds),
+                          "paper": paper})  # fmt: skip
+    return found
+
+
+def comparisons_table(found: list[dict]) -> str:
+    shown = lambda x, form: format(x, form) if math.isfinite(x) else ""  # noqa: E731
+    rows = []
+    for c in found:
+        (arm, head), (other, other_head) = c["compared"]
+        if arm == other:
+            name = f"{arm_label(arm)}: {HEADS[head]} - {HEADS[other_head]}"
+        else:
+            name = f"{arm_label(arm)} - {arm_label(other)}"
+        rows.append([name, f"{c['difference']:+.2f}", shown(c["error"], ".2f"), shown(c["p"], ".3f"), str(c["seeds"]),
+                     c["paper"]])  # fmt: skip
+    header = ["difference in top-1 (fused where there are two heads)", "points", "standard error", "p (paired t-test)"]
+    return report.table([*header, "seeds", "paper, DeiT-S"], rows)
+
+
+def teachers(workdir: Path) -> list[tuple[str, float, float]]:
+    """(folder's name, top-1, seconds) of every teacher that was trained."""
+    found = [(folder.name, jobs.result(folder)) for folder in sorted(workdir.glob("teacher*"))]
+    return [(name, r["heads"]["cls"], r["seconds"]) for name, r in found if r]
+
+
+def commit() -> str:
+    """The commit of the code that runs, "" where it is no git checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def text(workdir: Path, config, scores: Scores) -> str:
+    """ablation.md."""
+    fusion = config.evaluate.fusion
+    trained = teachers(workdir)
+    done = [jobs.result(path.parent) for path in workdir.glob("**/done.json")]
+    seconds = sum(r["seconds"] for r in done)
+    device = jax.devices()[0]
+    at = f"{os.cpu_count()} cores" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    facts = [
+        f"{datetime.date.today()}, {at}, jax {jax.__version__}" + (f", code {commit()}" if commit() else ""),
+        f"{len(done)} runs (teachers, labels, students), {seconds / 60:.0f} minutes of runs, some side by side",
+        *(f"{name}: {top1:.2f} %, {spent / 60:.0f} minutes" for name, top1, spent in trained),
+    ]
+    default = flat(default_config())
+    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
+    parts = [
+        f"# {config.model.name}: ablation",
+        f"`{shlex.join(['python', *sys.argv])}`",
+        "\n".join(f"- {fact}" for fact in facts),
+        "Top-1 in percent on the held-out images, last weights, mean ± standard deviation over the seeds.",
+        scores_table(scores, fusion),
+        "Differences are paired by seed; p is not corrected for the number of comparisons.",
+        comparisons_table(comparisons(scores, fusion)),
+        "![bars](ablation.png)",
+        "![curves](curves.png)",
+        "Settings that differ from the defaults:",
+        "```\n" + "\n".join(changed) + "\n```",
+    ]
+    return "\n\n".join(parts)
+
+
+def write(workdir: Path, config, scores: Scores) -> None:
+    """WORKDIR/results: ablation.md, ablation.json, ablation.png, curves.png (of the first seed)."""
+    from deit_jax.ablate import run_name
+
+    if not scores:
+        return
+    folder, fusion = workdir / "results", config.evaluate.fusion
+    folder.mkdir(exist_ok=True)
+    (folder / "ablation.md").write_text(text(workdir, config, scores) + "\n")
+    record = {
+        "scores": scores,
+        "comparisons": comparisons(scores, fusion),
+        "teachers": {name: top1 for name, top1, _ in teachers(workdir)},
+        "seconds": {str(p.parent.relative_to(workdir)): jobs.result(p.parent)["seconds"]
+                    for p in sorted(workdir.glob("**/done.json"))},
+        "config": json.loads(config.to_json_best_effort()),
+    }  # fmt: skip
+    jobs.write_whole(folder / "ablation.json", record)
+    best = {arm: list(by_head(runs, "fused", fusion).values()) for arm, runs in scores.items()}
+    plots.bars(folder / "ablation.png", {arm_label(arm): mean_and_deviation(v) for arm, v in best.items()})
+    logs = {arm: report.read_log(workdir / run_name(arm, min(runs))) for arm, runs in scores.items()}
+    plots.curves(folder / "curves.png", {arm_label(arm): log for arm, log in logs.items()})
