@@ -42,6 +42,7 @@ step base 128 --variant=model.attention=cudnn --variant=model.attention=cudnn,mo
 step small 256 --variant=model.attention=cudnn
 run fits 60 "$python" benchmarks/model_step.py --model=deit_base_patch16_224 --batch=1024 --contestants=ours --rounds=2 \
   --output="$out/fits.json"
+run profile 50 "$python" benchmarks/profile_step.py --model=deit_small_patch16_224 --batch=256 --output="$out/profile.json"
 run teacher 80 "$python" benchmarks/teacher.py --rounds=3 --seconds=1 --output="$out/teacher.json"
 run augment 40 "$python" benchmarks/augment.py --batch=512 --policies=rand --output="$out/augment.json"
 step tiny 512 --variant=model.attention=cudnn

@@ -16,7 +16,7 @@ import numpy as np
 
 from deit_jax import hardware, models, sharding
 from deit_jax.collectives import Collective, collectives
-from deit_jax.config import IMAGENET_TRAIN_IMAGES, RECIPES, flat, validate
+from deit_jax.config import IMAGENET_TRAIN_IMAGES, recipe_differences, validate
 from deit_jax.errors import UserError
 from deit_jax.flops import count_flops
 from deit_jax.teacher import Member, make_teacher, teacher_members, teacher_of
@@ -122,12 +122,6 @@ def compile_step(config, mesh) -> tuple[jax.stages.Compiled, float]:
     return compiled, time.perf_counter() - begun
 
 
-def recipe_choices(config) -> list[tuple[str, object, object, object]]:
-    """(setting, in force, the paper's, the released code's) wherever the two differ."""
-    paper, released, force = RECIPES["paper"], RECIPES["released"], flat(config)
-    return [(name, force[name], paper[name], released[name]) for name in paper if paper[name] != released[name]]
-
-
 class Plan(NamedTuple):
     """What `plan` found. Bytes are a device's; `collectives` by kind."""
 
@@ -214,9 +208,7 @@ def describe(p: Plan, config) -> str:
     lines += ["", "communication a step and device" + ("" if p.collectives else ": none")]
     lines += [f"  {name:18} {c.count:5} times, {amount(c.bytes)} in all" for name, c in p.collectives.items()]
     lines += ["", f"recipe {config.recipe}: where paper and released code differ"]
-    lines += [f"  {'setting':28} {'in force':14} paper / released"]
-    for name, force, paper, released in recipe_choices(config):
-        lines.append(f"  {name:28} {force!s:14} {paper} / {released}")
+    lines += [f"  {line}" for line in recipe_differences(config)]
     return "\n".join(lines)
 
 

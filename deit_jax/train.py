@@ -80,7 +80,8 @@ def make_update(student: Student, teacher: Callable, config, rate: Callable) -> 
     tx, d, parts = make_optimizer(config), config.distill, config.accumulate
 
     def loss_fn(params, stats, teacher_arrays, part, key):
-        teacher_logits = teacher(teacher_arrays, part, part["image"])
+        with jax.named_scope("teacher"):
+            teacher_logits = teacher(teacher_arrays, part, part["image"])
         model = nnx.merge(student.graphdef, params, stats)
         cls, dist = model.heads(part["image"], train=True, key=key)
         loss = distillation_loss(
@@ -109,12 +110,14 @@ def make_update(student: Student, teacher: Callable, config, rate: Callable) -> 
 
     def update(state: dict, batch: dict, teacher_arrays, key: jax.Array) -> tuple[dict, dict]:
         loss, stats, grads = gradients(state, teacher_arrays, batch, key)
-        norm, lr = optax.global_norm(grads), rate(state["step"])
-        direction, opt = tx.update(grads, state["opt"], state["params"])
-        params = jax.tree.map(lambda p, u: p - lr * u, state["params"], direction)
+        with jax.named_scope("optimizer"):
+            norm, lr = optax.global_norm(grads), rate(state["step"])
+            direction, opt = tx.update(grads, state["opt"], state["params"])
+            params = jax.tree.map(lambda p, u: p - lr * u, state["params"], direction)
         ema = state["ema"]
         if ema:
-            ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1 - config.optimizer.ema_decay)
+            with jax.named_scope("ema"):
+                ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1 - config.optimizer.ema_decay)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = {"params": params, "stats": stats, "opt": opt, "ema": ema}
@@ -141,7 +144,8 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int,
     def step(state: dict, batch: dict, teacher_arrays) -> tuple[dict, dict]:
         position = (state["step"] + state["offset"]) % total
         key = purpose_key(state["seed"], "augment")
-        images, targets = augment_train(batch, key, position, config.augment, student.num_classes, shards)
+        with jax.named_scope("augment"):
+            images, targets = augment_train(batch, key, position, config.augment, student.num_classes, shards)
         key = jax.random.fold_in(purpose_key(state["seed"], "drop"), position)
         return update(state, {**batch, "image": images, "target": targets}, teacher_arrays, key)
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from deit_jax import hardware, plan, sharding
 from deit_jax.collectives import Collective, collectives
-from deit_jax.config import default_config, deit, resolve
+from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
 from deit_jax.flops import count_flops
 from deit_jax.train import make_student
@@ -139,15 +139,6 @@ def test_stored_labels_come_with_the_batch(kind, keys):
     assert parts.batch.keys() - {"image", "label", "index", "epoch", "repeat"} == keys
     jax.eval_shape(*parts)
     assert parts.teacher_arrays == []
-
-
-def test_only_what_paper_and_release_disagree_on_is_listed():
-    paper, released = resolve(deit("base")), resolve(deit("base"))
-    paper.recipe = "paper"
-    paper = resolve(paper)
-    names = [name for name, *_ in plan.recipe_choices(released)]
-    assert "optimizer.per" in names
-    assert "optimizer.warmup_epochs" not in names
 
 
 def test_the_batch_must_fit_the_topology():
