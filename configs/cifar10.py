@@ -36,10 +36,10 @@ def get_config(text: str = ""):
         c.model.name = "deit_nano_distilled_patch4_32"
         c.batch_size, c.steps, c.ablate.seeds = 128, 1000, (0, 1, 2)
         c.optimizer.lr, c.optimizer.ema_decay, c.optimizer.warmup_epochs = 4e-3, 0.99, 0.5
-        c.augment.crop_scale = (0.5, 1.0)
+        c.augment.crop_scale, c.augment.mix_prob = (0.5, 1.0), 0.5  # all mixed, 1,000 steps teach too little
         c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_cifar_small", 8, 8e-3
         c.teacher.augment = "light"
         c.evaluate.every = 4
-        others = ("hard@deit_nano_patch4_32:6", "hard@regnety_cifar_small:2")
+        others = ("hard@deit_nano_patch4_32:5", "hard@regnety_cifar_small:1")
     c.ablate.arms = arms + others
     return c
