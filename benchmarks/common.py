@@ -84,9 +84,8 @@ def answer(prepare: Callable[[], dict[str, Callable[[], Any]]], facts: Callable[
     try:
         begun = time.perf_counter()
         calls = prepare()
-        for _ in range(3):  # the first compiles, the next ones take their memory from the system
-            for call in calls.values():
-                call(wait=True)
+        for call in calls.values():
+            call(wait=True)
         seconds = time.perf_counter() - begun
         print(json.dumps({"ready": sorted(calls), "prepared_s": seconds, **facts()}), file=out, flush=True)
     except Exception as error:
@@ -156,15 +155,19 @@ class Contestant:
 def take_turns(
     contestants: list[Contestant], what: list[str], rounds: int, seconds: float, patience: float = 0.0
 ) -> dict[str, dict]:
-    """{contestant: {what: [seconds a call, a round each]}}: every round asks all, in an order that alternates.
+    """{contestant: {what: [seconds a call, a round each]}}: every round asks all, in an order that alternates. One round
+    more comes first and is not counted: what lay idle has lost its memory to the system.
 
     patience: seconds, in all, to wait for a machine that nobody else uses and to measure again what was disturbed.
     """
     times: dict[str, dict] = {c.name: {w: [] for w in what} for c in contestants}
     until = time.monotonic() + patience
-    for turn in range(rounds):
+    for turn in range(-1, rounds):
         for c in contestants if turn % 2 == 0 else reversed(contestants):
             for name in set(what) & set(c.facts["ready"]):
+                if turn < 0:
+                    c.time(name, seconds)
+                    continue
                 wait_until_idle(until)
                 found = c.time(name, seconds)
                 while found and found[1] > DISTURBED and time.monotonic() < until:

@@ -35,8 +35,9 @@ def accelerator(device_kind: str) -> Accelerator | None:
 # What "auto" and 0 mean, by setting and platform.
 BEST = {
     "dtype": {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"},
-    "attention": dict.fromkeys(("cpu", "gpu", "tpu"), "recompute"),  # cudnn: not yet run on a GPU
-    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers: a sixth of a step on CPU
+    # cudnn: not yet run on a GPU. On CPU, without a loop over the blocks, nothing is won by computing weights twice
+    "attention": {"cpu": "einsum", "gpu": "recompute", "tpu": "recompute"},
+    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers: a tenth of a step on CPU
     "scan_unroll": {"cpu": 64, "gpu": 1, "tpu": 1},
 }
 

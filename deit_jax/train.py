@@ -45,7 +45,8 @@ def make_student(config, num_classes: int) -> Student:
     options["dtype"] = compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):
         options |= {k: m[k] for k in ("drop_rate", "drop_path_rate", "attention", "remat", "scan_unroll")}
-        options["scan_unroll"] = hardware.best("scan_unroll", m.scan_unroll, jax.default_backend())
+        for name in ("attention", "scan_unroll"):
+            options[name] = hardware.best(name, m[name], jax.default_backend())
     if config.distill.kind == "second_cls" and not defaults.get("distilled"):
         raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use its distilled namesake")
     build = models.constructor(m.name, **options)

@@ -76,7 +76,7 @@ class Attention(nnx.Module):
     """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V a head, heads joined and projected (Eq. 1).
 
     attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass;
-    "cudnn", fused, on NVIDIA GPUs; "auto", what was measured as best, "recompute".
+    "cudnn", fused, on NVIDIA GPUs; "auto", what is best in a loop over blocks, "recompute".
     """
 
     def __init__(self, dim: int, num_heads: int, *, drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs):
