@@ -91,7 +91,7 @@ def test_a_plan_of_eight_devices(capsys):
     assert 0 <= p.collectives["all-reduce"].bytes - 4 * p.parameters < 100
     printed = capsys.readouterr().out
     assert f"{p.parameters:,} parameters" in printed
-    assert "optimizer.per                epoch          step / epoch" in printed
+    assert "optimizer.per = epoch, as released (paper: step)" in printed
 
 
 def test_parameters_split_over_devices_take_their_share():
