@@ -155,9 +155,9 @@ class Contestant:
 def take_turns(
     contestants: list[Contestant], what: list[str], rounds: int, seconds: float, patience: float = 0.0
 ) -> dict[str, dict]:
-    """{contestant: {what: [seconds a call, a round each]}}: every round asks all, in an order that alternates. One round
-    more comes first and is not counted: what lay idle has lost its memory to the system.
+    """{contestant: {what: [seconds a call, a round each]}}: every round asks all, in an order that alternates.
 
+    One round more comes first and is not counted: what lay idle has lost its memory to the system.
     patience: seconds, in all, to wait for a machine that nobody else uses and to measure again what was disturbed.
     """
     times: dict[str, dict] = {c.name: {w: [] for w in what} for c in contestants}

@@ -1,4 +1,5 @@
-"""Every test sees eight simulated devices, so that what works on one also works on many; what is compiled is kept."""
+"""Every test sees eight simulated devices, so that what works on one also works on many; what is compiled is kept, and
+compiled with little optimization: compiling is most of what the suite does."""
 
 import os
 import tempfile
@@ -10,6 +11,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.TemporaryDirectory(prefix="deit_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import jax  # after the environment it reads is set
 
