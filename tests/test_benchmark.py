@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -132,3 +133,22 @@ def test_settings_without_ml_collections_are_the_same(monkeypatch):
     assert flat(ours) == flat(config)
     with pytest.raises(AttributeError, match="nonsense"):
         settings({"model.nonsense": 1})
+
+
+def test_a_steps_instructions_are_known_by_part_and_kind(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from profile_step import instructions
+
+    def step(w, x):
+        with jax.named_scope("augment"):
+            x = jnp.tanh(x)
+        grads = jax.grad(lambda w: ((x @ w) ** 2).sum())(w)
+        with jax.named_scope("optimizer"):
+            return w - 0.1 * jnp.sign(grads)
+
+    hlo = jax.jit(step).lower(jnp.ones((64, 32)), jnp.ones((16, 64))).compile().as_text()
+    found = list(instructions(hlo).values())
+    assert {part for part, _, _ in found} >= {"augment", "forward", "backward", "optimizer"}
+    products = [part for part, kind, _ in found if kind == "matrix products"]
+    assert {"forward", "backward"} <= set(products)
+    assert not any(name.startswith("while") for name in instructions(hlo))
