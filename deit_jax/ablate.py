@@ -1,8 +1,8 @@
 """`--mode=ablate`: the paper's Tables 2 and 3 on any data. Every arm over every seed, resumable run by run.
 
 An arm is a change to the config; to add one, add it to ARMS. `ARM@MODEL:EPOCHS` is an arm taught by another teacher,
-trained here for so many epochs (`hard@deit_nano_patch4_32:6`: a transformer teaches). The command may be started
-several times on one workdir: the processes share out the runs.
+trained here for so many epochs (`hard@deit_nano_patch4_32:5`: a transformer teaches). The command may be started
+several times on one workdir: the processes share out the runs (deit_jax/jobs.py).
 """
 
 from collections.abc import Callable
@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import jax
 
 from deit_jax import ablate_report, jobs, models
+from deit_jax.checkpoint import claim_workdir, find_step, read_meta
 from deit_jax.config import validate
+from deit_jax.data import sources
 from deit_jax.errors import UserError, nearest
+from deit_jax.jobs import Job
 from deit_jax.label import label
-from deit_jax.run import check, plain_config, plain_name, teacher_config, trains_teacher
+from deit_jax.run import check_models, plain_config, plain_name, teacher_config, trains_teacher
 from deit_jax.train import train
 
 
@@ -74,9 +77,11 @@ def parse_arm(text: str) -> Arm:
         raise UserError(f"ablate.arms has '{kind}'{nearest(kind, ARMS)}: known are {', '.join(ARMS)}")
     if not at:
         return Arm(kind)
-    if kind not in TAUGHT or not epochs.isdigit() or int(epochs) < 1:
+    if kind not in TAUGHT or not epochs.isdecimal() or epochs.startswith("0"):
         raise UserError(f"ablate.arms has '{text}': another teacher is given as hard@MODEL:EPOCHS")
     models.find(name)
+    if "/" in name:
+        raise UserError(f"ablate.arms has '{text}': the teacher is trained here, give a name of deit_jax.list_models()")
     return Arm(kind, name, int(epochs))
 
 
@@ -106,20 +111,26 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
     WORKDIR/results holds it as tables, bar plot, curves and JSON, written anew after every run; see ablate_report.
     """
     arms = {name: parse_arm(name) for name in config.ablate.arms}
-    if "_distilled" not in config.model.name:
-        raise UserError(
-            f"model.name {config.model.name} has no distillation token: ablate starts from a distilled model"
-        )
     if config.distill.labels:
         raise UserError(
             "distill.labels belong to one seed, ablate trains several: leave it empty; with"
             " --config.ablate.store_labels=True each seed has its own"
         )
+    if "_distilled" not in config.model.name:
+        raise UserError(
+            f"model.name {config.model.name} has no distillation token: ablate starts from a distilled model, as"
+            " --config=configs/deit_s.py:distill=hard gives"
+        )
     base = config.copy_and_resolve_references()
     hard(base)
+    source, _ = sources.open_sources(base)
     for name in arms:
-        validate(arm_config(base, name, 0))
-    workdir = check(base, workdir)
+        for seed in config.ablate.seeds:
+            validate(arm_config(base, name, seed))
+    for name in {(arm[1:], arm.kind in TAUGHT): name for name, arm in arms.items()}.values():  # one a teacher
+        check_models(arm_config(base, name, 0), source.num_classes)
+    base.label.k = min(base.label.k, source.num_classes)
+    workdir = claim_workdir(workdir, base, source.fingerprint)
 
     def write() -> dict:
         scores = collect(workdir, config)
@@ -136,51 +147,37 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
     return scores
 
 
-def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[jobs.Job]:
+def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
     """Teacher by teacher, and seed by seed, so that an unfinished study compares whole rows."""
     planned = []
     for teacher in dict.fromkeys(arm[1:] for arm in arms.values()):
         group = {name: arm for name, arm in arms.items() if arm[1:] == teacher}
         taught = [name for name, arm in group.items() if arm.kind in TAUGHT]
-        config = with_teacher(base, next(iter(group.values())))
-        folder = teacher_folder(workdir, Arm("hard", *teacher)) if trains_teacher(config) else None
-        if taught and folder:
-            planned.append(jobs.Job(folder, (), lambda c=config, f=folder: train_one(teacher_config(c), f)))
+        stored = [name for name in taught if base.ablate.store_labels and group[name].kind != LIVE]
+        config, folder = with_teacher(base, Arm("hard", *teacher)), None
+        name = f"teacher-{config.teacher.name}-{teacher[1]}" if teacher[0] else "teacher"
+        if taught and trains_teacher(config):
+            folder = workdir / name
+            planned.append(Job(folder, (), lambda c=config, f=folder: train_the_teacher(c, f)))
+        needs_teacher = (folder,) if folder else ()
         for seed in base.ablate.seeds:
-            store = workdir / "labels" / f"{folder.name if folder else 'teacher'}-{seed}"
-            stored = [name for name in taught if base.ablate.store_labels and group[name].kind != LIVE]
+            store = None
             if stored:
-                soft_one = next((name for name in stored if group[name].kind.startswith("soft")), stored[0])
-                c = from_folder(arm_config(base, soft_one, seed), folder)  # a store of probabilities has decisions, too
-                needs = (folder,) if folder else ()
-                planned.append(jobs.Job(store, needs, lambda c=c, s=store: label(c, s)))
-            for name, arm in group.items():
-                if arm.kind == LIVE and seed != base.ablate.seeds[0]:
+                soft_ones = [arm for arm in stored if group[arm].kind.startswith("soft")]
+                c = arm_config(base, (soft_ones or stored)[0], seed)
+                c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
+                store = workdir / "labels" / f"{name}-{seed}-{c.label.kind}"
+                work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))  # noqa: E731
+                planned.append(Job(store, needs_teacher, work))
+            for arm in group:
+                if group[arm].kind == LIVE and seed != base.ablate.seeds[0]:
                     continue  # equality wants no statistics
-                c, needs = arm_config(base, name, seed), ()
-                if name in stored:
-                    c = from_folder(c, folder)
+                c, run = arm_config(base, arm, seed), workdir / ablate_report.run_name(arm, seed)
+                needs = needs_teacher if arm in taught else ()
+                if arm in stored:
                     c.distill.labels, needs = str(store), (store,)
-                elif name in taught:
-                    needs = (folder,) if folder else ()
-                run = workdir / run_name(name, seed)
-                planned.append(jobs.Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
+                planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
     return planned
-
-
-def teacher_folder(workdir: Path, arm: Arm) -> Path:
-    return workdir / (f"teacher-{arm.teacher}-{arm.epochs}" if arm.teacher else "teacher")
-
-
-def run_name(arm: str, seed: int) -> str:
-    return f"{arm.replace(':', '-')}-{seed}"
-
-
-def from_folder(config, folder: Path | None):
-    """The config with a teacher that was trained before, in `folder`, in place of one to be trained."""
-    if folder:
-        config.teacher.init, config.teacher.epochs, config.teacher.lr = str(folder), 0, 0.0
-    return config
 
 
 def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
@@ -189,12 +186,18 @@ def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, An
     return {"heads": {head: r["top1"] for head, r in found["params"]["heads"].items()}}
 
 
+def train_the_teacher(config, folder: Path) -> dict[str, Any]:
+    """As `train_one`, with the top-1 of the checkpoint that will teach, which is the best on the held-out images."""
+    found = train_one(teacher_config(config), folder)
+    return found | {"teaches_with": read_meta(find_step(folder))["metrics"].get("top1", found["heads"]["cls"])}
+
+
 def collect(workdir: Path, config) -> dict[str, dict[int, dict[str, float]]]:
     """{arm: {seed: {head: top-1}}} of the runs that are done."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
     for arm in config.ablate.arms:
         for seed in config.ablate.seeds:
-            found = jobs.result(workdir / run_name(arm, seed))
+            found = jobs.result(workdir / ablate_report.run_name(arm, seed))
             if found:
                 scores.setdefault(arm, {})[seed] = found["heads"]
     return scores

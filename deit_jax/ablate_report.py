@@ -1,16 +1,12 @@
 """What a study found: ablation.md (tables, paired tests, where and from what), ablation.json, bars and curves."""
 
-import datetime
 import itertools
 import json
 import math
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from deit_jax import jobs, plots, report
@@ -30,7 +26,7 @@ COMPARISONS: list[tuple[tuple[str, str], tuple[str, str], str]] = [
     (("soft_no_token", "cls"), ("none", "cls"), "0.0"),
     (("hard_no_token", "cls"), ("none", "cls"), "+1.1"),
     (("hard", "fused"), ("none", "fused"), "+1.4"),
-    (("second_cls", "fused"), ("none", "fused"), "no change"),
+    (("second_cls", "fused"), ("none", "fused"), ""),
     (("hard", "fused"), ("soft", "fused"), ""),
     (("hard", "fused"), ("soft_no_token", "cls"), "+1.4"),
     (("hard", "fused"), ("hard_no_token", "cls"), "+0.3"),
@@ -48,6 +44,11 @@ def arm_label(arm: str) -> str:
     return LABELS[kind] + (f"; teacher {name}, {epochs} epochs" if teacher else "")
 
 
+def run_name(arm: str, seed: int) -> str:
+    """The folder of a run, in the study's."""
+    return f"{arm.replace(':', '-')}-{seed}"
+
+
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (0 for one value)."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -57,8 +58,8 @@ def paired(values: list[float], others: list[float]) -> tuple[float, float, floa
     """(mean difference, its standard error, two-sided p of Student's paired t-test) over seeds, values - others."""
     from scipy import stats
 
-    difference = np.subtract(values, others)
-    if len(difference) < 2 or not difference.std():
+    difference = np.round(np.subtract(values, others), 6)  # equal differences are equal, whatever their last bits
+    if len(difference) < 2 or not np.ptp(difference):
         return float(difference.mean()), math.nan, math.nan
     test = stats.ttest_rel(values, others)
     return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))), float(test.pvalue)
@@ -78,16 +79,18 @@ def scores_table(scores: Scores, fusion: str) -> str:
         for head in HEADS:
             alone = head == "fused" and not by_head(runs, "dist", fusion)
             values = [] if alone else list(by_head(runs, head, fusion).values())
-            cells.append("{:.2f} ± {:.2f}".format(*mean_and_deviation(values)) if values else "")
+            spread = f" ± {mean_and_deviation(values)[1]:.2f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.2f}{spread}" if values else "")
         rows.append([arm_label(arm), *cells, ", ".join(map(str, runs))])
     return report.table(["arm", *HEADS.values(), "seeds"], rows)
 
 
 def comparisons(scores: Scores, fusion: str) -> list[dict]:
     """The paired tests: of what COMPARISONS lists, and between teachers; each over the seeds that both arms have."""
-    taught = [arm for arm in scores if "@" in arm]
-    pairs = [(((a, "fused"), ("none", "fused")), "") for a in taught]
-    pairs += [(((a, "fused"), (b, "fused")), "") for a, b in itertools.combinations(taught, 2)]
+    pairs = [(((a, "fused"), ("none", "fused")), "") for a in scores if "@" in a]
+    for a, b in itertools.combinations(scores, 2):  # who teaches better?
+        if "@" in a + b and a.partition("@")[0] == b.partition("@")[0]:
+            pairs.append((((a, "fused"), (b, "fused")), ""))
     found = []
     for ((arm, head), (other, other_head)), paper in [((a, b), paper) for a, b, paper in COMPARISONS] + pairs:
         a = by_head(scores.get(arm, {}), head, fusion)
@@ -96,13 +99,16 @@ def comparisons(scores: Scores, fusion: str) -> list[dict]:
         if seeds:
             mean, error, p = paired([a[s] for s in seeds], [b[s] for s in seeds])
             sides = [(x, h) for x, h in ((arm, head), (other, other_head))]
-            found.append({"compared": sides, "difference": mean, "error": error, "p": p, "seeds": len(seeds),
-                          "paper": paper})  # fmt: skip
+            found.append({"compared": sides, "difference": mean, "error": finite(error), "p": finite(p),
+                          "seeds": len(seeds), "paper": paper})  # fmt: skip
     return found
 
 
+def finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
 def comparisons_table(found: list[dict]) -> str:
-    shown = lambda x, form: format(x, form) if math.isfinite(x) else ""  # noqa: E731
     rows = []
     for c in found:
         (arm, head), (other, other_head) = c["compared"]
@@ -110,8 +116,9 @@ def comparisons_table(found: list[dict]) -> str:
             name = f"{arm_label(arm)}: {HEADS[head]} - {HEADS[other_head]}"
         else:
             name = f"{arm_label(arm)} - {arm_label(other)}"
-        rows.append([name, f"{c['difference']:+.2f}", shown(c["error"], ".2f"), shown(c["p"], ".3f"), str(c["seeds"]),
-                     c["paper"]])  # fmt: skip
+        error = "" if c["error"] is None else f"{c['error']:.2f}"
+        p = "" if c["p"] is None else "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}"
+        rows.append([name, f"{c['difference']:+.2f}", error, p, str(c["seeds"]), c["paper"]])
     header = ["difference in top-1 (fused where there are two heads)", "points", "standard error", "p (paired t-test)"]
     return report.table([*header, "seeds", "paper, DeiT-S"], rows)
 
@@ -119,38 +126,35 @@ def comparisons_table(found: list[dict]) -> str:
 def teachers(workdir: Path) -> list[tuple[str, float, float]]:
     """(folder's name, top-1, seconds) of every teacher that was trained."""
     found = [(folder.name, jobs.result(folder)) for folder in sorted(workdir.glob("teacher*"))]
-    return [(name, r["heads"]["cls"], r["seconds"]) for name, r in found if r]
+    return [(name, r["teaches_with"], r["seconds"]) for name, r in found if r]
 
 
-def commit() -> str:
-    """The commit of the code that runs, "" where it is no git checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def finished(workdir: Path) -> dict[str, dict]:
+    """{folder: result} of all that is done."""
+    folders = sorted(path.parent for pattern in ("*", "labels/*") for path in workdir.glob(f"{pattern}/done.json"))
+    return {folder.relative_to(workdir).as_posix(): jobs.result(folder) for folder in folders}
 
 
 def text(workdir: Path, config, scores: Scores) -> str:
     """ablation.md."""
     fusion = config.evaluate.fusion
     trained = teachers(workdir)
-    done = [jobs.result(path.parent) for path in workdir.glob("**/done.json")]
-    seconds = sum(r["seconds"] for r in done)
-    device = jax.devices()[0]
-    at = f"{os.cpu_count()} cores" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    done = finished(workdir)
+    seconds = sum(r["seconds"] for r in done.values())
     facts = [
-        f"{datetime.date.today()}, {at}, jax {jax.__version__}" + (f", code {commit()}" if commit() else ""),
-        f"{len(done)} runs (teachers, labels, students), {seconds / 60:.0f} minutes of runs, some side by side",
-        *(f"{name}: {top1:.2f} %, {spent / 60:.0f} minutes" for name, top1, spent in trained),
-    ]
+        *sorted({r["where"] for r in done.values()}),
+        f"{len(done)} runs (teachers, labels, students), {seconds / 60:.0f} minutes together, side by side if shared",
+        *(f"{name}: {top1:.2f} % (the best on the held-out images teaches), {spent / 60:.0f} minutes"
+          for name, top1, spent in trained),
+    ]  # fmt: skip
     default = flat(default_config())
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
     parts = [
         f"# {config.model.name}: ablation",
         f"`{shlex.join(['python', *sys.argv])}`",
         "\n".join(f"- {fact}" for fact in facts),
-        "Top-1 in percent on the held-out images, last weights, mean ± standard deviation over the seeds.",
+        "Top-1 in percent on the held-out images, last weights, mean ± standard deviation over the seeds. Soft arms"
+        " have the paper's lambda 0.1 and temperature 3.",
         scores_table(scores, fusion),
         "Differences are paired by seed; p is not corrected for the number of comparisons.",
         comparisons_table(comparisons(scores, fusion)),
@@ -164,8 +168,6 @@ def text(workdir: Path, config, scores: Scores) -> str:
 
 def write(workdir: Path, config, scores: Scores) -> None:
     """WORKDIR/results: ablation.md, ablation.json, ablation.png, curves.png (of the first seed)."""
-    from deit_jax.ablate import run_name
-
     if not scores:
         return
     folder, fusion = workdir / "results", config.evaluate.fusion
@@ -175,8 +177,7 @@ def write(workdir: Path, config, scores: Scores) -> None:
         "scores": scores,
         "comparisons": comparisons(scores, fusion),
         "teachers": {name: top1 for name, top1, _ in teachers(workdir)},
-        "seconds": {str(p.parent.relative_to(workdir)): jobs.result(p.parent)["seconds"]
-                    for p in sorted(workdir.glob("**/done.json"))},
+        "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
     jobs.write_whole(folder / "ablation.json", record)

@@ -54,7 +54,7 @@ def claim_workdir(workdir: str | os.PathLike, config, fingerprint: str) -> Path:
         if seen != fingerprint:
             raise UserError(f"the training data changed since the run in {workdir} began: choose another --workdir")
     elif jax.process_index() == 0:
-        written = record.with_suffix(".part")
+        written = record.with_suffix(f".{os.getpid()}.part")  # several may begin at once
         written.write_text(json.dumps(ours | {"data.fingerprint": fingerprint}, indent=1))
         written.replace(record)  # a killed process leaves no half a record
     return folder

@@ -57,7 +57,8 @@ SETTINGS: dict[str, Any] = {
         "tau": S(1.0, "temperature of soft distillation; the paper's is 3"),
         "normalization": S(None, "of the soft term: batch mean (paper) or also / classes (released)",
                            ("paper", "released"), kind=str),
-        "labels": S("", "folder of stored teacher labels (--mode=label makes one); '' runs the teacher live"),
+        "labels": S("", "folder of stored teacher labels (--mode=label makes one); '' runs the teacher live",
+                    runtime=True),  # they say themselves what they are of
     },
     "teacher": {
         "name": S("regnety_160", "a name of deit_jax.list_models(), several, comma-separated, are averaged; '': what "
@@ -164,7 +165,7 @@ SETTINGS: dict[str, Any] = {
         "lr": S(5e-6, "its learning rate per 512 images, constant after warm-up"),
         "warmup_epochs": S(5.0, "its warm-up"),
         "weight_decay": S(1e-8, "its weight decay"),
-        "labels": S("", "its stored teacher labels; '': the live teacher"),
+        "labels": S("", "its stored teacher labels; '': the live teacher", runtime=True),
     },
     "ablate": {
         "seeds": S((0, 1, 2), "seeds of --mode=ablate", runtime=True),

@@ -1,15 +1,23 @@
-"""The runs of a study, shared out: the same command, started several times (once a GPU, once a core), takes the next
-run that nobody is at. A run that ended badly is taken up again by whoever comes next."""
+"""The runs of a study, shared out: the same command, started several times, takes the next run that nobody is at. A run
+that ended badly is taken up again by whoever comes next.
+
+Each start has its own core (`taskset -c 0`, `-c 1`, …) or GPU (`CUDA_VISIBLE_DEVICES=0`, `=1`, …).
+"""
 
 import contextlib
+import datetime
 import fcntl
+import functools
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 POLL = 2.0  # seconds between looks at what others are doing
@@ -24,7 +32,7 @@ class Job(NamedTuple):
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """What the job of `folder` found, with the `seconds` it took; None where it is not done."""
+    """What the job of `folder` found, the `seconds` it took and `where` it ran; None where it is not done."""
     try:
         return json.loads((folder / "done.json").read_text())
     except FileNotFoundError:
@@ -62,7 +70,28 @@ def finish(job: Job) -> None:
         if jax.process_index() == 0 and job.folder.exists():
             write_whole(spent, seconds)
     if jax.process_index() == 0:
-        write_whole(job.folder / "done.json", {**found, "seconds": seconds})
+        write_whole(job.folder / "done.json", {**found, "seconds": seconds, "where": where()})
+
+
+@functools.cache
+def where() -> str:
+    """Day, machine, jax and commit of what runs here."""
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    at = commit()
+    return f"{datetime.date.today()}, {machine}, jax {jax.__version__}" + (f", commit {at}" if at else "")
+
+
+def commit() -> str:
+    """The commit of this checkout, "" where the package lies in none."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return ""
 
 
 def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:
@@ -71,9 +100,9 @@ def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:
     after: called after each job of this process. The processes of one multi-process run stay together, job by job.
     """
     if jax.process_count() > 1:
-        todo = [job for job in jobs if result(job.folder) is None]
-        multihost_utils.sync_global_devices("jobs are counted")
-        for job in todo:
+        done = np.array([result(job.folder) is not None for job in jobs])
+        done = multihost_utils.broadcast_one_to_all(done)  # a network disk may show it late
+        for job in (job for job, d in zip(jobs, done, strict=True) if not d):
             finish(job)
             if jax.process_index() == 0:
                 after()

@@ -65,9 +65,10 @@ def make_header(config, source, student: Student, teacher: dict) -> dict[str, An
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 
 
-def label(config, workdir: str | Path, *, verify: int = 0) -> dict[str, Any]:
+def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "") -> dict[str, Any]:
     """Store the teacher's labels of the run that `config` (resolved and valid) describes in `workdir`, or finish the
-    store it holds. With `verify`, make that many batches again instead and compare.
+    store it holds. With `verify`, make that many batches again instead and compare. teacher_init: weights of a teacher
+    that was trained just before, as `train`'s.
 
     Every process makes its own share of the chunks, whole batches on its own devices. Returns what was done. Raises
     UserError for bad input and a full disk (what was written stays usable), Interrupted after a signal.
@@ -88,7 +89,7 @@ def label(config, workdir: str | Path, *, verify: int = 0) -> dict[str, Any]:
         check_identity(folder, header, config, source, student, header["teacher"])
     make_folder(folder)
 
-    trained, _ = train_teacher(config, folder)
+    trained = teacher_init or train_teacher(config, folder)[0]
     sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
     members, arrays = load_teacher(config, trained, **sizes, dtype=compute_dtype(config.teacher.dtype))
     init = config.teacher.init or "trained for it"

@@ -1,5 +1,6 @@
 """Pictures of a run: curves, attention, bars. Each function writes one PNG."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -84,7 +85,7 @@ def bars(path: str | Path, values: dict[str, tuple[float, float]], ylabel: str =
     high = max(m + d for m, d in zip(means, deviations, strict=True))
     room = max(high - low, 0.5)
     axis.set_ylim(max(0.0, low - room), high + 0.3 * room)
-    axis.set_xticks(range(len(values)), list(values), fontsize=8)
+    axis.set_xticks(range(len(values)), [textwrap.fill(label, 18) for label in values], fontsize=8)
     for x, (mean, deviation) in enumerate(values.values()):
         axis.text(x, mean + deviation, f"{mean:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
     tidy(axis, "", ylabel)

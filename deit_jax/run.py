@@ -14,14 +14,14 @@ from flax import nnx
 from deit_jax import agreement, models, plots, report, sharding
 from deit_jax.augment import normalize
 from deit_jax.checkpoint import claim_workdir, find_step, read_weights
-from deit_jax.config import default_config, flat
+from deit_jax.config import default_config, flat, validate
 from deit_jax.data import pipeline, sources
 from deit_jax.errors import UserError
 from deit_jax.evaluate import evaluate, head_logits
 from deit_jax.label_reader import open_labels
 from deit_jax.optimizer import num_steps
 from deit_jax.teacher import make_teacher
-from deit_jax.train import compute_dtype, load_init, make_student, train
+from deit_jax.train import Student, compute_dtype, load_init, make_student, train
 from deit_jax.weights import fit_weights, load_weights
 
 
@@ -29,7 +29,7 @@ def teacher_config(config):
     """The config of training `teacher.name` on the student's data, by the `teacher.*` settings."""
     c, t = config.copy_and_resolve_references(), config.teacher
     c.model.name, c.epochs, c.steps, c.init, c.compare = t.name, t.epochs, 0, "", False
-    c.model.img_size = t.img_size or c.model.img_size
+    c.model.img_size = t.img_size or c.model.img_size or models.find(config.model.name)[1].get("img_size", 224)
     c.model.drop_path_rate, c.model.dtype = t.drop_path_rate, t.dtype
     c.optimizer.lr = t.lr or c.optimizer.lr
     c.augment.mean, c.augment.std = t.mean or c.augment.mean, t.std or c.augment.std
@@ -58,21 +58,36 @@ def check(config, workdir: str | Path) -> Path:
     """Everything that can be wrong with a run, its data, weights and teacher, before the first compile and before
     anything is written. Returns the claimed folder."""
     train_source, _ = sources.open_sources(config)
-    student = make_student(config, train_source.num_classes)
-    per_epoch = pipeline.steps_per_epoch(config, train_source)
+    student = check_models(config, train_source.num_classes, begun=find_step(Path(workdir)) is not None)
+    open_labels(config, train_source, student, num_steps(config, pipeline.steps_per_epoch(config, train_source)))
+    return claim_workdir(workdir, config, train_source.fingerprint)
+
+
+def check_models(config, num_classes: int, *, begun: bool = False) -> Student:
+    """Raise UserError for a student, teacher or weights that cannot be. begun: a run that goes on has proved its own.
+
+    Returns the student.
+    """
+    student = make_student(config, num_classes)
     if trains_teacher(config):
         if config.teacher.init:
             raise UserError(
                 "teacher.init and teacher.epochs are both given: use the weights, or train the teacher here"
             )
-        make_student(teacher_config(config), train_source.num_classes)
-    elif find_step(Path(workdir)) is None:  # a run that goes on has proved its teacher
-        sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
+        teacher = teacher_config(config)
+        if "_distilled" in teacher.model.name:
+            raise UserError(
+                f"teacher {teacher.model.name} would be trained without a teacher of its own:"
+                f" use {plain_name(teacher.model.name)}"
+            )
+        validate(teacher)
+        make_student(teacher, num_classes)
+    elif not begun:
+        sizes = {"img_size": student.img_size, "num_classes": num_classes}
         make_teacher(config, **sizes, dtype=compute_dtype(config.teacher.dtype))
-    if find_step(Path(workdir)) is None:
+    if not begun:
         load_init(config, student)
-    open_labels(config, train_source, student, num_steps(config, per_epoch))
-    return claim_workdir(workdir, config, train_source.fingerprint)
+    return student
 
 
 def trains_teacher(config) -> bool:

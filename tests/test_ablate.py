@@ -1,7 +1,10 @@
-"""The study, whole but short: arms, teachers, stored labels, the report; two processes that share out its runs."""
+"""The study, whole but short: arms, teachers, stored labels, the report; how its runs are shared out."""
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +60,8 @@ def test_its_report_says_what_was_found(study):
     record = json.loads((folder / "results/ablation.json").read_text())
     assert record["scores"] == json.loads(json.dumps(scores))
     assert set(record["teachers"]) == {"teacher", "teacher-deit_digits_patch4_16-1"}
+    assert "NaN" not in (folder / "results/ablation.json").read_text()
+    assert jobs.where() in text
     for picture in ("ablation.png", "curves.png"):
         assert (folder / "results" / picture).stat().st_size > 5000
 
@@ -73,9 +78,9 @@ def test_teachers_and_labels_come_before_who_needs_them(tmp_path):
         name: parse_arm(name) for name in config.ablate.arms})}  # fmt: skip
     needs = lambda name: [f.relative_to(tmp_path).as_posix() for f in planned[name].needs]  # noqa: E731
     assert needs("none-0") == needs("teacher") == []
-    assert needs("labels/teacher-2") == needs("hard_live-0") == ["teacher"]
-    assert needs("hard-2") == ["labels/teacher-2"]
-    assert needs("hard@deit_digits_patch4_16-1-2") == ["labels/teacher-deit_digits_patch4_16-1-2"]
+    assert needs("labels/teacher-2-hard") == needs("hard_live-0") == ["teacher"]
+    assert needs("hard-2") == ["labels/teacher-2-hard"]
+    assert needs("hard@deit_digits_patch4_16-1-2") == ["labels/teacher-deit_digits_patch4_16-1-2-hard"]
     assert "hard_live-1" not in planned
 
 
@@ -100,13 +105,29 @@ def test_arms_differ_only_as_they_should():
         ("hart", "did you mean hard"),
         ("none@regnety_digits:1", "another teacher is given as hard@MODEL:EPOCHS"),
         ("hard@regnety_digits", "another teacher is given as hard@MODEL:EPOCHS"),
+        ("hard@regnety_digits:0", "another teacher is given as hard@MODEL:EPOCHS"),
+        ("hard@regnety_digits:²", "another teacher is given as hard@MODEL:EPOCHS"),
         ("hard@regnety_digit:3", "did you mean regnety_digits"),
+        ("hard@timm/regnety_digits:3", "give a name of deit_jax.list_models"),
+        ("hard@deit_digits_distilled_patch4_16:3", "use deit_digits_patch4_16"),
     ],
 )
 def test_unknown_arms_are_named(tmp_path, arm, message):
     with pytest.raises(UserError, match=message):
         ablate(digits(**{"ablate.arms": (arm,)}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plain_model_is_no_study(tmp_path):
+    config = digits(**{"model.name": "deit_digits_patch4_16", "distill.kind": "none"})
+    with pytest.raises(UserError, match="configs/deit_s.py:distill=hard"):
+        ablate(config, tmp_path)
+
+
+def test_without_taught_arms_no_teacher_is_asked_for(tmp_path):
+    arms = {"none": parse_arm("none"), "second_cls": parse_arm("second_cls")}
+    planned = plan_jobs(digits(**{"ablate.store_labels": True}), tmp_path, arms)
+    assert {job.folder.name for job in planned} == {f"{arm}-{seed}" for arm in arms for seed in (0, 1, 2)}
 
 
 def test_every_arm_has_a_name_for_people():
@@ -118,6 +139,7 @@ def test_paired_is_students_test():
     assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
     assert p == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 at two degrees of freedom, from a table
     assert all(math.isnan(x) for x in paired([1.0], [0.5])[1:])
+    assert all(math.isnan(x) for x in paired([40.1, 50.3, 60.7], [30.1, 40.3, 50.7])[1:])  # 10, but for rounding
 
 
 def test_comparisons_are_over_the_seeds_both_arms_have():
@@ -130,6 +152,10 @@ def test_comparisons_are_over_the_seeds_both_arms_have():
     assert (against_none["difference"], against_none["seeds"]) == (12.5, 2)
     assert found[("hard", "dist"), ("hard", "cls")]["difference"] == 0.5
     assert len(found) == 3
+    scores["hard@other:5"] = {0: {"cls": 70.0, "dist": 70.0, "fused_logits": 61.0}}
+    more = {tuple(c["compared"]): c for c in comparisons(scores, "logits")}
+    assert more[("hard", "fused"), ("hard@other:5", "fused")]["difference"] == 1.0
+    assert more[("hard@other:5", "fused"), ("none", "fused")]["p"] is None
     assert by_head(scores["none"], "dist", "logits") == {}
     assert "| no distillation | 64.00 ± 22.54 |  |  | 0, 1, 2 |" in scores_table(scores, "logits")
 
@@ -163,6 +189,29 @@ def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
 
         jobs.run_jobs([work("first"), work("second")], other_finishes)
     assert seen == ["second"]
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+from deit_jax import jobs
+root = Path(sys.argv[1])
+jobs.POLL = 0.02
+def work(name):
+    with open(root / "log", "a") as log:
+        log.write(name + "\\n")
+    time.sleep(0.1)
+    return {}
+names = [f"run{i}" for i in range(8)]
+jobs.run_jobs([jobs.Job(root / n, (root / "run0",) if n != "run0" else (), lambda n=n: work(n)) for n in names], str)
+"""
+
+
+def test_processes_share_the_runs_out(tmp_path):
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    running = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(2)]
+    assert [process.wait(120) for process in running] == [0, 0]
+    assert sorted((tmp_path / "log").read_text().split()) == [f"run{i}" for i in range(8)]
 
 
 def test_seconds_of_a_run_in_pieces_add_up(tmp_path):
