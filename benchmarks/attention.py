@@ -46,19 +46,25 @@ def main() -> None:
     ways = {"einsum": folded(kernels.attention), "recompute": folded(kernels.attention_recomputed)}
     if kernels.has_fused_attention(dtype, 64):
         ways["cudnn"] = cudnn
+    gradient = lambda run: lambda x, g: jax.vjp(run, x)[1](g)[0]  # noqa: E731
     rows, results = [], {}
     for tokens in TOKENS:
         images = max(1, flags.images * 197**2 // tokens**2)
         qkv = jax.random.normal(jax.random.key(0), (images, tokens, 3 * 64 * flags.heads)).astype(dtype)
         upstream = jax.random.normal(jax.random.key(1), (images, tokens, 64 * flags.heads)).astype(dtype)
-        exact = folded(kernels.attention)(qkv[:2].astype(jnp.float32))
-        gradient = lambda run: lambda x, g: jax.vjp(run, x)[1](g)[0]  # noqa: E731
-        exact_grad = gradient(folded(kernels.attention))(qkv[:2].astype(jnp.float32), upstream[:2].astype(jnp.float32))
+        few, few_upstream = (a[:2].astype(jnp.float32) for a in (qkv, upstream))
+        with jax.default_matmul_precision("highest"):
+            plain = folded(kernels.attention)
+            exact, exact_grad = plain(few), gradient(plain)(few, few_upstream)
         calls, times = {}, {}
         for name, run in ways.items():
             forward, both = jax.jit(run), jax.jit(gradient(run))
-            off = float(jnp.abs(forward(qkv)[:2] - exact).max() / jnp.abs(exact).max())
-            off_grad = float(jnp.abs(both(qkv, upstream)[:2] - exact_grad).max() / jnp.abs(exact_grad).max())
+            try:
+                off = float(jnp.abs(forward(qkv)[:2] - exact).max() / jnp.abs(exact).max())
+                off_grad = float(jnp.abs(both(qkv, upstream)[:2] - exact_grad).max() / jnp.abs(exact_grad).max())
+            except Exception as error:  # a kernel that does not run here; the others shall be heard
+                print(f"left out: {name}, {tokens} tokens: {type(error).__name__}: {error}"[:300])
+                continue
             results[f"{name} {tokens}"] = {"error": off, "gradient_error": off_grad}
             calls[name] = {
                 "forward": lambda forward=forward, qkv=qkv: forward(qkv),
@@ -70,7 +76,7 @@ def main() -> None:
             for name, kinds in calls.items():
                 for kind, call in kinds.items():
                     times[name][kind].append(1e3 * stretch(call, counts[name, kind]))
-        for name in ways:
+        for name in calls:
             cells = []
             for kind in ("forward", "gradient"):
                 s = spread(times[name][kind])

@@ -115,7 +115,7 @@ class Contestant:
 
     def __init__(self, name: str, command: list[str], log: Path | None = None):
         self.name, self.facts = name, {}
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"} | os.environ
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         errors = open(log, "w") if log else subprocess.DEVNULL  # noqa: SIM115  lives as long as the process
         self.process = subprocess.Popen(
@@ -127,8 +127,8 @@ class Contestant:
         return json.loads(line) if line else None
 
     def ready(self) -> bool:
-        """Wait until it is prepared. False where it cannot be: `facts["missing"]` says why."""
-        self.facts = self.read() or {"missing": "it ended early"}
+        """Wait until it is prepared. False where it cannot be: `facts["missing"]` says why. May be asked again."""
+        self.facts = self.facts or self.read() or {"missing": "it ended early"}
         return "missing" not in self.facts
 
     def time(self, what: str, seconds: float) -> tuple[float, float] | None:

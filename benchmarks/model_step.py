@@ -11,6 +11,7 @@ is a process; they take turns. `--variant` adds one of ours with other settings.
 
 import argparse
 import sys
+from pathlib import Path
 
 from common import Contestant, answer, changes_of, machine, on_gpu, ratios, save, settings, spread, table, take_turns
 
@@ -132,22 +133,27 @@ def main() -> None:
 
     kinds = {NAMES[k]: (k, k) for k in flags.contestants.split(",")}
     kinds |= {f"deit_jax, {text}": ("ours", f"ours:{text}") for text in flags.variant}
-    running = []
-    for name, (kind, served) in kinds.items():  # all start together: compiling one leaves cores to the others
+    running: dict[str, Contestant] = {}
+    for name, (kind, served) in sorted(kinds.items(), key=lambda item: item[1][0] == "ours"):
         python = sys.executable if kind == "ours" else flags.torch_python
         what = [f"--model={flags.model}", f"--batch={flags.batch}", f"--serve={served}"]
-        running.append(Contestant(name, [python, __file__, *what]))
+        log = Path(f"{flags.output}.{len(running)}.log") if flags.output else None
+        running[name] = Contestant(name, [python, __file__, *what], log)
+        if kind == "ours" and on_gpu():  # XLA times kernels while it compiles: one at a time; elsewhere all together
+            running[name].ready()
     ready = []
-    for c in running:
+    for c in (running[name] for name in kinds):
         if c.ready():
             ready.append(c)
         else:
-            print(f"left out: {c.name}: {c.facts['missing']}", file=sys.stderr)
+            print(f"left out: {c.name}: {c.facts['missing']}")
+    if not ready:
+        sys.exit(1)
     times = take_turns(ready, ["train", "forward", "augment"], flags.rounds, flags.seconds, flags.patience)
-    for c in running:
+    for c in running.values():
         c.stop()
     print(describe(flags, ready, times))
-    facts = {c.name: c.facts for c in running}
+    facts = {name: c.facts for name, c in running.items()}
     save(flags.output, model=flags.model, batch=flags.batch, contestants=facts, seconds=times)
 
 

@@ -9,6 +9,7 @@ several cores they exceed the clock's; shares are what to read. NAME=VALUE are s
 
 import argparse
 import collections
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -21,9 +22,12 @@ PARTS = ("augment", "teacher", "optimizer", "ema")
 
 def kind_of(opcode: str, text: str) -> str:
     """The kind of an instruction; text: its line and, of a fusion, the lines of its computation."""
-    if "dot(" in text or "gemm" in text or opcode == "dot":
-        return "batched products (attention)" if "lhs_batch_dims" in text else "matrix products"
-    if "convolution(" in text or "conv" in opcode:
+    if "fmha" in text or "flash" in text:
+        return "fused attention"
+    if "dot(" in text or "gemm" in text or "__cublas" in text or opcode == "dot":
+        batched = re.search(r'lhs_batch_dims=|"lhs_batch_dimensions":\["', text)
+        return "batched products (attention)" if batched else "matrix products"
+    if "convolution(" in text or "__cudnn$conv" in text:
         return "convolutions"
     if opcode in ("copy", "transpose", "bitcast") or re.fullmatch(r"(copy|transpose|bitcast)[\w_]*fusion", opcode):
         return "copies, transpositions"
@@ -77,7 +81,9 @@ def main() -> None:
 
     from deit_jax import host_memory
 
-    if not on_gpu():
+    if on_gpu():  # kernels that are started as one graph have no names
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+    else:
         host_memory.keep_freed_memory()
     import jax
 
@@ -95,7 +101,8 @@ def main() -> None:
 
     known = instructions(work.step.as_text())
     seconds: collections.Counter = collections.Counter()
-    for plane in profile.planes:
+    planes = list(profile.planes)
+    for plane in [p for p in planes if p.name.startswith("/device:")] or planes:
         for line in plane.lines:
             for event in line.events:
                 op = dict(event.stats).get("hlo_op")
