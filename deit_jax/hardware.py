@@ -37,7 +37,7 @@ BEST = {
     "dtype": {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"},
     # cudnn: not yet run on a GPU. On CPU, without a loop over the blocks, nothing is won by computing weights twice
     "attention": {"cpu": "einsum", "gpu": "recompute", "tpu": "recompute"},
-    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers: a tenth of a step on CPU
+    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers, about a tenth of a step
     "scan_unroll": {"cpu": 64, "gpu": 1, "tpu": 1},
 }
 

@@ -1,8 +1,7 @@
 """GELU and attention as quick as they come, with less to keep for the backward pass.
 
 What jax derives by itself keeps every intermediate of the forward pass, and the scan over the blocks copies all of that
-into arrays of all layers. Here GELU keeps its slope and attention its arguments: two fifths less memory a DeiT-Ti step
-(docs/performance.md).
+into arrays of all layers. Here GELU keeps its slope and attention its arguments; see docs/performance.md.
 """
 
 import math
@@ -58,7 +57,8 @@ def attention(q: Float[Array, "batch_heads tokens head_dim"], k: Array, v: Array
 
 
 # The weights are the largest arrays of a block and one of its eighteen products: the backward pass computes them again.
-# prevent_cse: within the scan over the blocks nothing can undo that, and the barriers against it would cost time.
+# prevent_cse: within the scan over the blocks nothing can undo that, and the barriers against it would cost time. Where
+# the scan is unrolled XLA does undo it; there "einsum" is the setting.
 attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
