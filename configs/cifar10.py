@@ -3,8 +3,9 @@
     python main.py --config=configs/cifar10.py:scale=cpu --mode=ablate --workdir=runs/cifar10
 
 CIFAR-10 comes from TFDS, or from an image folder by `--config.data.root=`. `scale=gpu` (default) is the full study:
-100 epochs, five seeds; `scale=cpu` a small one for two cores: smaller models, 1,000 steps a run, three seeds. Start the
-command twice, each on its own core (`taskset -c 0`, `taskset -c 1`), and the two share out the runs.
+100 epochs, five seeds; nobody has run it yet. `scale=cpu` is a small one for two cores: smaller models, 1,000 steps a
+run, three seeds. Start the command twice, each on its own core (`taskset -c 0`, `taskset -c 1`), and the two share out
+the runs: about two hours, which gave results/cifar10. `--config.steps=` makes it longer and the students better.
 """
 
 from deit_jax.config import arguments, default_config

@@ -1,5 +1,6 @@
 """Pictures of a run: curves, attention, bars. Each function writes one PNG."""
 
+import itertools
 import textwrap
 from pathlib import Path
 
@@ -27,21 +28,31 @@ def save(figure, path: Path) -> None:
 
 
 def curves(path: str | Path, logs: dict[str, list[dict]]) -> None:
-    """Training loss and evaluation top-1 over epochs, a line a run. logs: {run: records of its log.jsonl}."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-    for color, (name, records) in zip(COLORS * 3, logs.items(), strict=False):
+    """Training loss and evaluation top-1 over epochs, a line a run. logs: {run: records of its log.jsonl}.
+
+    Averaged weights are shown where the runs are few; accuracy, where a run was evaluated more than once.
+    """
+    styles = {"eval/top1": "-", "eval_ema/top1": ":"} if len(logs) <= 3 else {"eval/top1": "-"}
+    scores = {
+        (name, key): [(r["epoch"], r[key]) for r in records if key in r]
+        for name, records in logs.items() for key in styles
+    }  # fmt: skip
+    both = any(len(points) > 1 for points in scores.values())
+    figure, axes = plt.subplots(1, 1 + both, figsize=(10 if both else 6.5, 3.4), squeeze=False)
+    for color, (name, records) in zip(itertools.cycle(COLORS), logs.items(), strict=False):
         losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
         if losses:
-            left.plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5)
-        for key, style in (("eval/top1", "-"), ("eval_ema/top1", ":")):
-            scores = [(r["epoch"], r[key]) for r in records if key in r]
-            if scores:
+            axes[0, 0].plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5)
+        for key, style in styles.items():
+            points = scores[name, key]
+            if both and points:
                 label = name if style == "-" else f"{name}, averaged weights"
-                marker = "o" if len(scores) == 1 else None
-                right.plot(*zip(*scores, strict=True), style, color=color, label=label, linewidth=1.5, marker=marker)
-    tidy(left, "epoch", "training loss")
-    tidy(right, "epoch", "top-1, %")
-    for axis in (left, right):
+                marker = "o" if len(points) == 1 else None
+                axes[0, 1].plot(
+                    *zip(*points, strict=True), style, color=color, label=label, linewidth=1.5, marker=marker
+                )
+    for axis, ylabel in zip(axes[0], ("training loss", "top-1, %"), strict=False):
+        tidy(axis, "epoch", ylabel)
         if axis.lines:
             axis.legend(frameon=False, fontsize=8)
     save(figure, Path(path))
@@ -77,15 +88,15 @@ def attention(
 
 
 def bars(path: str | Path, values: dict[str, tuple[float, float]], ylabel: str = "top-1, %") -> None:
-    """A bar with its deviation for each {label: (mean, deviation)}."""
+    """A bar with its deviation for each {label: (mean, deviation)}; from 0 on, unless the bars would look alike."""
     figure, axis = plt.subplots(figsize=(max(4.0, 1.25 * len(values)), 3.4))
     means, deviations = zip(*values.values(), strict=True)
     axis.bar(range(len(values)), means, yerr=deviations, capsize=4, color=COLORS[0], width=0.62, ecolor=INK)
     low = min(m - d for m, d in zip(means, deviations, strict=True))
     high = max(m + d for m, d in zip(means, deviations, strict=True))
     room = max(high - low, 0.5)
-    axis.set_ylim(max(0.0, low - room), high + 0.3 * room)
-    axis.set_xticks(range(len(values)), [textwrap.fill(label, 18) for label in values], fontsize=8)
+    axis.set_ylim(0.0 if room > 0.1 * high else low - room, high + 0.3 * room)
+    axis.set_xticks(range(len(values)), [textwrap.fill(label, 16) for label in values], fontsize=8)
     for x, (mean, deviation) in enumerate(values.values()):
         axis.text(x, mean + deviation, f"{mean:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
     tidy(axis, "", ylabel)
