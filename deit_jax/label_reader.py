@@ -21,7 +21,7 @@ from deit_jax.label_store import LabelStore
 from deit_jax.teacher import Member, is_local, load_teacher
 from deit_jax.train import Student, compute_dtype
 
-FORMAT = 1  # of the images: to be raised when deit_jax.augment or deit_jax.data makes other pixels of the same settings
+FORMAT = 2  # of the images: to be raised when deit_jax.augment or deit_jax.data makes other pixels of the same settings
 PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from deit_jax.augment import draw_erasing, erase
+from deit_jax.augment.erasing import normal_of_bits
 
 DRAWS = 20_000
 
@@ -58,6 +59,13 @@ def test_share_of_erased_images(prob):
     box = draws(prob).box
     erased = int((box.bottom > box.top).sum())
     assert stats.binomtest(erased, DRAWS, prob).pvalue > 1e-3
+
+
+def test_no_bits_make_an_infinite_pixel():
+    edges = jnp.asarray([0, 1, 2**9, 2**31 - 1, 2**31, 2**32 - 2**9, 2**32 - 2**8, 2**32 - 1], jnp.uint32)
+    values = np.asarray(jax.jit(normal_of_bits)(edges))
+    assert np.isfinite(values).all()
+    assert values[0] == -values[-1] < -5  # the ends of the distribution, as far as 23 bits reach
 
 
 def test_noise_is_standard_normal_and_each_pixels_own():

@@ -61,8 +61,16 @@ def noise(seed: UInt32[Array, "batch 2"], height: int, width: int) -> Float[Arra
     """
     position = jnp.arange(height * width * 3, dtype=jnp.uint32).reshape(height, width, 3)
     a, b = (seed[:, i, None, None, None] for i in range(2))
-    bits = _mix_bits(_mix_bits(position * jnp.uint32(0x9E3779B9) ^ a) ^ b)
-    centred = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-23 - 1
+    return normal_of_bits(_mix_bits(_mix_bits(position * jnp.uint32(0x9E3779B9) ^ a) ^ b))
+
+
+def normal_of_bits(bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
+    """A standard normal number of 32 random bits.
+
+    23 of them: with the half they fill float32's 24. One more would round up to 1 once in 2^24 pixels, whose normal
+    number is infinite: every other batch of ImageNet.
+    """
+    centred = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1  # within -1..1, both excluded
     return math.sqrt(2) * jax.lax.erf_inv(centred)
 
 
