@@ -78,7 +78,9 @@ def where() -> str:
     """Day, machine, jax and commit of what runs here."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    machine = f"{jax.device_count()} x {device.device_kind}"
+    if device.platform == "cpu":
+        machine = f"{cores} CPU core{'s' * (cores > 1)}"
     at = commit()
     return f"{datetime.date.today()}, {machine}, jax {jax.__version__}" + (f", commit {at}" if at else "")
 
