@@ -87,7 +87,7 @@ def tiny(config, photos: Path, weights: dict[str, Path]):
     if c.distill.kind in ("soft", "hard"):
         c.teacher.name, c.teacher.init, c.teacher.epochs = "regnety_digits", str(weights["regnety_digits"]), 0
         c.teacher.img_size = 16
-    c.data.root, c.batch_size, c.epochs, c.data.limit = str(photos), 8, 1, 0
+    c.data.root, c.batch_size, c.epochs, c.steps, c.data.limit = str(photos), 8, 1, 0, 0
     c.finetune.epochs, c.finetune.img_size, c.finetune.batch_size = min(1, c.finetune.epochs), 32, 8
     if c.model.name != "deit_digits_patch4_16":  # RandAugment takes longest to compile: the plain students keep it
         c.augment.policy = "none"
