@@ -90,7 +90,7 @@ def main() -> None:
     from deit_jax.benchmark import Workload
 
     work = Workload(settings({"model.name": flags.model, "batch_size": flags.batch, **changes_of(flags.settings)}))
-    for _ in range(3):
+    for _ in range(6):  # the first ones take their memory from the system
         jax.block_until_ready(work.train())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
