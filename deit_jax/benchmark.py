@@ -4,7 +4,6 @@ Weights and, for all but the input, images are random: speed does not depend on 
 """
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -148,10 +147,6 @@ class Input(NamedTuple):
     threads: int
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def time_input(config, source, size: int, seconds: float = 5.0) -> float:
     """Images a second of the training stream alone, from its second batch on."""
     from deit_jax.data import pipeline
@@ -169,7 +164,7 @@ def time_input(config, source, size: int, seconds: float = 5.0) -> float:
 def measure_input(config, source, size: int) -> Input:
     single = config.copy_and_resolve_references()
     single.data.threads, single.data.workers, single.data.prefetch = 1, 0, 1
-    threads = config.data.threads or min(16, cores())
+    threads = config.data.threads or min(16, hardware.cores())
     return Input(time_input(single, source, size), time_input(config, source, size), threads)
 
 
@@ -227,9 +222,9 @@ def benchmark(config) -> dict[str, Any]:
 
 def describe(result: dict[str, Any], config, work: Workload, why_not: str) -> str:
     """A benchmark, for people."""
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    device, cores = f"{jax.device_count()} x {jax.devices()[0].device_kind}", hardware.cores()
     lines = [
-        f"{config.model.name}, {work.student.img_size} px, batch {config.batch_size} on {device}, {cores()} CPU cores;"
+        f"{config.model.name}, {work.student.img_size} px, batch {config.batch_size} on {device}, {cores} CPU cores;"
         f" train step compiled in {work.compile_seconds:.1f} s",
         f"{'':26}{'images/s':>10}  {'ms a batch: median (min .. max)':34}share of peak",
     ]

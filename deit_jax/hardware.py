@@ -1,5 +1,6 @@
 """What is known of machines: peak rates and memory of accelerators, and which of several ways is best on which."""
 
+import os
 from typing import NamedTuple
 
 GIB = 2**30
@@ -30,6 +31,11 @@ ACCELERATORS = {
 def accelerator(device_kind: str) -> Accelerator | None:
     """The table's entry for a jax device's `device_kind`; None where there is none (a CPU, another GPU)."""
     return next((known for part, known in ACCELERATORS.items() if part in device_kind), None)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # What "auto" and 0 mean, by setting and platform.

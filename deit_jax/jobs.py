@@ -9,7 +9,6 @@ import datetime
 import fcntl
 import functools
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from deit_jax import hardware
 
 POLL = 2.0  # seconds between looks at what others are doing
 
@@ -77,7 +78,7 @@ def finish(job: Job) -> None:
 def where() -> str:
     """Day, machine, jax and commit of what runs here."""
     device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = hardware.cores()
     machine = f"{jax.device_count()} x {device.device_kind}"
     if device.platform == "cpu":
         machine = f"{cores} CPU core{'s' * (cores > 1)}"

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from deit_jax import hardware
 from deit_jax.data import images, order
 from deit_jax.data.sources import Source
 from deit_jax.errors import UserError
@@ -118,8 +118,7 @@ def process_rows(batch: int, process_index: int, process_count: int) -> slice:
 
 
 def _threads(config: ml_collections.ConfigDict) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.data.threads or max(1, min(16, cores // max(1, config.data.workers)))
+    return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
 def _ahead(config: ml_collections.ConfigDict, make: Callable, start: int, stop: int) -> Iterator[Any]:
