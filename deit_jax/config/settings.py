@@ -9,6 +9,7 @@ from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
 
@@ -129,6 +130,7 @@ SETTINGS: dict[str, Any] = {
         "resize": S("exact", "of training crops: PIL's, or cykooz-resizer's, 5 times as fast and 0.03 levels off",
                     ("exact", "fast")),
         "crop": S(0.875, "evaluation: centre crop's side / resized short side"),
+        "interpolation": S("bicubic", "evaluation: of that resizing", INTERPOLATIONS),
         "eval_batch_size": S(0, "0: batch_size", runtime=True),
         "workers": S(0, "processes that decode and crop; 0: threads of this process", runtime=True),
         "threads": S(0, "decoding threads a process; 0: one a core, 16 at most", runtime=True),
@@ -137,6 +139,8 @@ SETTINGS: dict[str, Any] = {
     },
     "evaluate": {
         "every": S(1, "epochs between evaluations; the last epoch always is", runtime=True),
+        "limit": S(0, "use so many evaluation images, the same ones each time, evenly over the classes; 0: all",
+                   runtime=True),
         "fusion": S(None, "of the two heads: mean of logits (released) or of probabilities (paper)",
                     ("logits", "probabilities"), kind=str, runtime=True),
     },

@@ -30,6 +30,8 @@ class Weights:
     tree: dict
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop: float | None = None
+    interpolation: str = ""
     class_names: list[str] | None = None
     counters: dict[str, int] | None = None
     metadata: dict[str, str] | None = None
@@ -173,6 +175,7 @@ def read_orbax(source: str, weights: str) -> Weights:
         tree,
         mean=tuple(more.get("mean", IMAGENET_MEAN)),
         std=tuple(more.get("std", IMAGENET_STD)),
+        crop=meta.get("config", {}).get("data", {}).get("crop"),
         class_names=more.get("class_names"),
         counters=more.get("counters"),
         metadata=more.get("metadata", {"format": "pt"}),
