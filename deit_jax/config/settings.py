@@ -95,6 +95,7 @@ SETTINGS: dict[str, Any] = {
         "eps": S(1e-8, "AdamW"),
         "clip_norm": S(None, "largest global gradient norm; 0: no clipping", kind=float),
         "ema_decay": S(0.99996, "of the averaged weights, which are evaluated too; 0: none"),
+        "ema_warmup": S(False, "raise that decay from 0.1 on as (1 + step) / (10 + step): for short runs"),
     },
     "augment": {
         "crop_scale": S((0.08, 1.0), "share of the image's area a training crop covers"),

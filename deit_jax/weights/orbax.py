@@ -1,5 +1,6 @@
 """Weights in an Orbax checkpoint of a run, or of `deit_jax.convert`: which step, its metadata, its arrays."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from etils import epath
 
 from deit_jax.errors import UserError
 
+SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
 
 def find_step(folder: Path) -> Path | None:
     """The checkpoint a folder stands for: itself, or the best (else newest) of a workdir or its `checkpoints`."""
@@ -26,7 +28,10 @@ def find_step(folder: Path) -> Path | None:
 
 def read_meta(step_folder: Path) -> dict:
     """The JSON beside a checkpoint's arrays: model, step, metrics, config."""
-    return json.loads((step_folder / "meta" / "metadata").read_text())
+    meta = json.loads((step_folder / "meta" / "metadata").read_text())
+    with contextlib.suppress(OSError, ValueError):
+        meta["metrics"] = json.loads((step_folder / SCORES).read_text())
+    return meta
 
 
 def saved_shapes(item: Path) -> dict:
