@@ -1,0 +1,207 @@
+"""`--mode=ablate`: the paper's Tables 2 and 3 on any data. Every arm over every seed, resumable run by run.
+
+An arm is a change to the config; to add one, add it to ARMS. `ARM@MODEL:EPOCHS` is an arm taught by another teacher,
+trained here for so many epochs (`hard@deit_nano_patch4_32:5`: a transformer teaches). The command may be started
+several times on one workdir: the processes share out the runs (deit_jax/study/jobs.py).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from deit_jax import models
+from deit_jax.config import validate
+from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
+from deit_jax.data import sources
+from deit_jax.distill.label import label
+from deit_jax.errors import UserError, nearest
+from deit_jax.run import check_models
+from deit_jax.study import jobs
+from deit_jax.study import report as ablate_report
+from deit_jax.study.jobs import Job
+from deit_jax.train.loop import train
+from deit_jax.train.workdir import claim_workdir
+from deit_jax.weights.orbax import find_step, read_meta
+
+
+def soft(config) -> None:
+    """The paper's setting: lambda 0.1, temperature 3, KL a batch mean."""
+    d = config.distill
+    d.kind, d.alpha, d.tau, d.normalization = "soft", 0.1, 3.0, "paper"
+
+
+def hard(config) -> None:
+    config.distill.kind, config.distill.alpha = "hard", 0.5
+
+
+def hard_without_token(config) -> None:
+    """The one head learns both terms."""
+    hard(config)
+    config.model.name = plain_name(config.model.name)
+
+
+def soft_without_token(config) -> None:
+    soft(config)
+    config.model.name = plain_name(config.model.name)
+
+
+def second_cls(config) -> None:
+    """The paper's control: a second token that learns the true labels, too."""
+    config.distill.kind, config.distill.alpha = "second_cls", 0.5
+
+
+ARMS: dict[str, Callable] = {
+    "none": lambda config: None,
+    "soft": soft,
+    "soft_no_token": soft_without_token,
+    "hard": hard,
+    "hard_no_token": hard_without_token,
+    "second_cls": second_cls,
+    "hard_live": hard,
+}
+TAUGHT = set(ARMS) - {"none", "second_cls"}
+LIVE = "hard_live"  # although `ablate.store_labels`: what stored labels are checked against, for the first seed
+
+
+class Arm(NamedTuple):
+    """An arm by its parts: `kind` of ARMS; model and epochs of its own teacher, "" and 0 for the study's."""
+
+    kind: str
+    teacher: str = ""
+    epochs: int = 0
+
+
+def parse_arm(text: str) -> Arm:
+    """Raises UserError for an arm, or a teacher's model, that is not known."""
+    kind, at, teacher = text.partition("@")
+    name, _, epochs = teacher.partition(":")
+    if kind not in ARMS:
+        raise UserError(f"ablate.arms has '{kind}'{nearest(kind, ARMS)}: known are {', '.join(ARMS)}")
+    if not at:
+        return Arm(kind)
+    if kind not in TAUGHT or not epochs.isdecimal() or epochs.startswith("0"):
+        raise UserError(f"ablate.arms has '{text}': another teacher is given as hard@MODEL:EPOCHS")
+    models.find(name)
+    if "/" in name:
+        raise UserError(f"ablate.arms has '{text}': the teacher is trained here, give a name of deit_jax.list_models()")
+    return Arm(kind, name, int(epochs))
+
+
+def with_teacher(config, arm: Arm):
+    """The config with the arm's own teacher; one of another model than the study's learns at the student's rate."""
+    c = config.copy_and_resolve_references()
+    if arm.teacher:
+        c.teacher.lr = c.teacher.lr if arm.teacher == c.teacher.name else 0.0
+        c.teacher.init, c.teacher.name, c.teacher.epochs = "", arm.teacher, arm.epochs
+    return c
+
+
+def arm_config(config, arm: str, seed: int):
+    """The config of one run of the study; where no teacher shapes the run, none is part of its identity."""
+    parsed = parse_arm(arm)
+    c = with_teacher(config, parsed) if parsed.kind in TAUGHT else plain_config(config)
+    if parsed.kind == "second_cls":
+        c.model.name = config.model.name
+    c.seed, c.train_baseline = seed, False
+    ARMS[parsed.kind](c)
+    return c
+
+
+def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]]:
+    """Run the study, or what is left of it; returns {arm: {seed: {head: top-1}}}.
+
+    WORKDIR/results holds it as tables, bar plot, curves and JSON, written anew after every run; see ablate_report.
+    """
+    arms = {name: parse_arm(name) for name in config.ablate.arms}
+    if config.distill.labels:
+        raise UserError(
+            "distill.labels belong to one seed, ablate trains several: leave it empty; with"
+            " --config.ablate.store_labels=True each seed has its own"
+        )
+    if "_distilled" not in config.model.name:
+        raise UserError(
+            f"model.name {config.model.name} has no distillation token: ablate starts from a distilled model, as"
+            " --config=configs/deit_s.py:distill=hard gives"
+        )
+    base = config.copy_and_resolve_references()
+    hard(base)
+    source, _ = sources.open_sources(base)
+    for name in arms:
+        for seed in config.ablate.seeds:
+            validate(arm_config(base, name, seed))
+    for name in {(arm[1:], arm.kind in TAUGHT): name for name, arm in arms.items()}.values():  # one a teacher
+        check_models(arm_config(base, name, 0), source.num_classes)
+    base.label.k = min(base.label.k, source.num_classes)
+    workdir = claim_workdir(workdir, base, source.fingerprint)
+
+    def write() -> dict:
+        scores = collect(workdir, config)
+        if jax.process_index() == 0:
+            with jobs.claimed(workdir / "results") as mine:
+                if mine:
+                    ablate_report.write(workdir, config, scores)
+        return scores
+
+    jobs.run_jobs(plan_jobs(base, workdir, arms), write)
+    scores = write()
+    if jax.process_index() == 0:
+        print(f"\n{ablate_report.text(workdir, config, scores)}\n\nreport: {workdir / 'results/ablation.md'}")
+    return scores
+
+
+def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
+    """Teacher by teacher, and seed by seed, so that an unfinished study compares whole rows."""
+    planned = []
+    for teacher in dict.fromkeys(arm[1:] for arm in arms.values()):
+        group = {name: arm for name, arm in arms.items() if arm[1:] == teacher}
+        taught = [name for name, arm in group.items() if arm.kind in TAUGHT]
+        stored = [name for name in taught if base.ablate.store_labels and group[name].kind != LIVE]
+        config, folder = with_teacher(base, Arm("hard", *teacher)), None
+        name = f"teacher-{config.teacher.name}-{teacher[1]}" if teacher[0] else "teacher"
+        if taught and trains_teacher(config):
+            folder = workdir / name
+            planned.append(Job(folder, (), lambda c=config, f=folder: train_the_teacher(c, f)))
+        needs_teacher = (folder,) if folder else ()
+        for seed in base.ablate.seeds:
+            store = None
+            if stored:
+                soft_ones = [arm for arm in stored if group[arm].kind.startswith("soft")]
+                c = arm_config(base, (soft_ones or stored)[0], seed)
+                c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
+                store = workdir / "labels" / f"{name}-{seed}-{c.label.kind}"
+                work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))  # noqa: E731
+                planned.append(Job(store, needs_teacher, work))
+            for arm in group:
+                if group[arm].kind == LIVE and seed != base.ablate.seeds[0]:
+                    continue  # equality wants no statistics
+                c, run = arm_config(base, arm, seed), workdir / ablate_report.run_name(arm, seed)
+                needs = needs_teacher if arm in taught else ()
+                if arm in stored:
+                    c.distill.labels, needs = str(store), (store,)
+                planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
+    return planned
+
+
+def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
+    """Train one run; returns {"heads": {head: top-1}} of its last weights."""
+    found = train(config, folder, title=folder.name, teacher_init=str(teacher or ""))
+    return {"heads": {head: r["top1"] for head, r in found["params"]["heads"].items()}}
+
+
+def train_the_teacher(config, folder: Path) -> dict[str, Any]:
+    """As `train_one`, with the top-1 of the checkpoint that will teach, which is the best on the held-out images."""
+    found = train_one(teacher_config(config), folder)
+    return found | {"teaches_with": read_meta(find_step(folder))["metrics"].get("top1", found["heads"]["cls"])}
+
+
+def collect(workdir: Path, config) -> dict[str, dict[int, dict[str, float]]]:
+    """{arm: {seed: {head: top-1}}} of the runs that are done."""
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    for arm in config.ablate.arms:
+        for seed in config.ablate.seeds:
+            found = jobs.result(workdir / ablate_report.run_name(arm, seed))
+            if found:
+                scores.setdefault(arm, {})[seed] = found["heads"]
+    return scores
