@@ -17,6 +17,7 @@ import numpy as np
 
 from deit_jax.errors import UserError
 from deit_jax.models import vit
+from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.runtime import atomic
 from deit_jax.weights import Weights, load_weights
 from deit_jax.weights.names import HuggingFace, Naming, Timm, counter_keys, entries
@@ -76,7 +77,10 @@ def save_timm(weights: Weights, path: Path) -> None:
     if counters is None:  # trained here; PyTorch's batch normalization counts from 0
         counters = dict.fromkeys(counter_keys(weights.tree), 0)
     content = tensors(weights.tree, Timm()) | {key: np.array(count, np.int64) for key, count in counters.items()}
-    write_file(content, weights.metadata, path)
+    metadata = weights.metadata
+    if weights.architecture.module is EfficientNet and not weights.architecture.guessed:
+        metadata = {**(metadata or {}), "architecture": weights.name}  # the tensors do not tell it from its namesake
+    write_file(content, metadata, path)
 
 
 def save_huggingface(weights: Weights, path: Path) -> None:
