@@ -183,9 +183,7 @@ def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, s
     return results
 
 
-def roll_back(
-    run: Run, program: Program, state: State, checkpoints: Checkpoints, log: Log, rollbacks: int
-) -> State:
+def roll_back(run: Run, program: Program, state: State, checkpoints: Checkpoints, log: Log, rollbacks: int) -> State:
     """The newest healthy state before the run diverged, or a new one, to go on with data that was not seen yet.
 
     rollbacks: how many this one makes. Raises UserError where that is more than `stability.rollbacks`.
