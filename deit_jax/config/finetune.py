@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from deit_jax.config import default_config
+from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
 
 
@@ -47,7 +48,7 @@ def stages(config, workdir: Path):
     first = config.copy_and_resolve_references()
     first.finetune.update(default_config().finetune)
     then = finetune_config(config, str(workdir))
-    taught = config.distill.kind in ("soft", "hard")
+    taught = has_teacher(config)
     if taught and config.teacher.epochs and not config.distill.labels:
         then.teacher.init, then.teacher.epochs = str(workdir / "teacher"), 0
     elif taught and not (config.teacher.init or config.finetune.labels):

@@ -2,19 +2,24 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 
 class Events:
-    """Scalars of a run in TENSORBOARD's own format; a resumed run hides what was written past its start.
+    """Scalars of a run as TensorBoard reads them; a resumed run hides what was written past its start.
 
     Every method may raise OSError; none blocks.
     """
 
     def __init__(self, folder: Path, start: int):
         # tensorboardX takes 0.3 s to import, and only process 0 needs it
+        from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
 
+        self.messages: Any = event_pb2  # made at run time: its classes are unknown to type checkers
+        self.scalar = summary.scalar
+        Event, SessionLog = self.messages.Event, self.messages.SessionLog
         folder.mkdir(parents=True, exist_ok=True)
         self.writer = EventsWriter(str(folder / "events"))
         for event in (
@@ -25,11 +30,8 @@ class Events:
 
     def write(self, step: int, values: dict[str, float], time: float) -> None:
         """Add scalars at `step`. time: seconds since 1970."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
         for name, value in values.items():
-            self.writer.write_event(Event(wall_time=time, step=step, summary=scalar(name, value)))
+            self.writer.write_event(self.messages.Event(wall_time=time, step=step, summary=self.scalar(name, value)))
 
     def flush(self) -> None:
         self.writer.flush()

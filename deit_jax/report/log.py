@@ -269,7 +269,7 @@ class Log:
         try:
             plots.curves(self.workdir / "curves.png", {self.title: read_log(self.workdir)})
         except Exception as error:
-            self.say(f"{self.title}: curves.png could not be drawn ({type(error).__name__}: {str(error):.160})")
+            self.say(f"{self.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
 
     def close(self) -> None:
         if self.lines:

@@ -116,17 +116,24 @@ def predict_classes(
     mesh: Mesh,
     mean: Iterable[float],
     std: Iterable[float],
+    outputs: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """({head: predicted class}, label), int arrays over all images whose mask is 1.
 
-    Arguments as `evaluate_sets`; `mesh` must be of this process's devices.
+    Arguments as `evaluate_sets`; `mesh` must be of this process's devices. outputs: per class of the data, the index of
+    the model's logit; None: they are numbered alike.
     """
+    mean, std = tuple(mean), tuple(std)
     predicted: dict[str, list[np.ndarray]] = {}
     labels = []
     for host, batch in placed(batches, mesh):
         real = host["mask"] > 0
         labels.append(host["label"][real])
-        _, classes = count_correct(graphdef, weights, batch, tuple(mean), tuple(std))
+        if outputs is None:
+            _, classes = count_correct(graphdef, weights, batch, mean, std)
+        else:
+            logits = head_logits(graphdef, weights, batch["image"], mean, std)
+            classes = {head: x[:, outputs].argmax(-1) for head, x in logits.items()}
         for head, values in jax.device_get(classes).items():
             predicted.setdefault(head, []).append(values[real])
     return {head: np.concatenate(parts) for head, parts in predicted.items()}, np.concatenate(labels)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from deit_jax.config import IMAGENET_TRAIN_IMAGES, resolve
 HELD_BY_AVERAGE = 0.1  # share of the first weights in the final average above which a run says so
 
 
-def decay_mask(params: dict, decay_dist_token: bool = True) -> dict:
+def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
     """True for each parameter that weight decay shrinks: kernels, and `dist_token` as in the released code.
 
     Decided by name, since stacked biases have two axes. params: pure nested dictionary; the mask has its form.

@@ -38,6 +38,9 @@ class Init(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+NO_INIT = Init()
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A config, resolved into what it means.
@@ -64,7 +67,7 @@ class Run:
     total_steps: int
     teacher: Teacher = NO_TEACHER
     labels: Any = None
-    init: Init = Init()
+    init: Init = NO_INIT
     lr_setting: str = "optimizer.lr"
     command_folder: Path | None = None
     mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
@@ -122,7 +125,7 @@ def compare_fingerprints(gathered: np.ndarray) -> None:
 def load_init(config, student: Student) -> Init:
     """The weights `config.init` names, fitted to the student. Raises UserError where they do not fit."""
     if not config.init:
-        return Init()
+        return NO_INIT
 
     params, batch_stats, notes = fit_weights(load_weights(config.init), student.build)
     return Init({"params": params, "batch_stats": batch_stats}, tuple(notes))
