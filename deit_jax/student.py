@@ -47,8 +47,6 @@ def make_student(config, num_classes: int) -> Student:
         for name in ("attention", "scan_unroll"):
             options[name] = hardware.best(name, m[name], jax.default_backend())
     if config.distill.kind == "second_cls" and not defaults.get("distilled"):
-        raise UserError(
-            f"distill.kind second_cls needs two heads, {m.name} has one: use the distilled one"
-        )
+        raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use the distilled one")
     build = models.constructor(m.name, **options)
     return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
