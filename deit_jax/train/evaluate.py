@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
+SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
 USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
 
 Batch = dict[str, np.ndarray]
@@ -38,9 +40,16 @@ def head_logits(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
 def count_correct(
-    graphdef: nnx.GraphDef, weights: Weights, batch: dict, mean: tuple[float, ...], std: tuple[float, ...]
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batch: dict,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    subset: Bool[np.ndarray, " classes"] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Score one evaluation batch.
+
+    subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
 
     Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1; and,
     per head, each row's argmax, int32 (rows,).
@@ -57,10 +66,14 @@ def count_correct(
         # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
         rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
-        return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
+        counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
+        return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
 
     logits = head_logits(graphdef, weights, batch["image"], mean, std)
-    return {name: count(x) for name, x in logits.items()}, {name: x.argmax(-1) for name, x in logits.items()}
+    counts = {name: count(x) for name, x in logits.items()}
+    if subset is not None:
+        counts |= {f"{SUBSET}{name}": count(jnp.where(subset, x, -jnp.inf)) for name, x in logits.items()}
+    return counts, {name: x.argmax(-1) for name, x in logits.items()}
 
 
 def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
@@ -83,6 +96,7 @@ def evaluate_sets(
     mean: Iterable[float],
     std: Iterable[float],
     fusion: str = "logits",
+    subset: Bool[np.ndarray, " classes"] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate several sets of weights of one model in a single pass over the data.
 
@@ -92,15 +106,19 @@ def evaluate_sets(
         mesh: the devices.
         mean, std: the model's normalization statistics.
         fusion: how the joint prediction combines both heads, "logits" or "probabilities".
+        subset: which of the model's classes the data has, where it lacks some.
 
     Returns, per name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}: accuracies in
-    percent, loss the mean cross-entropy; the first three are of the joint prediction.
+    percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
+    same of decisions between its classes alone.
     """
     mean, std = tuple(mean), tuple(std)
     totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
     pending = []
     for _, batch in placed(batches, mesh):
-        pending += [(name, count_correct(graphdef, weights, batch, mean, std)[0]) for name, weights in sets.items()]
+        pending += [
+            (name, count_correct(graphdef, weights, batch, mean, std, subset)[0]) for name, weights in sets.items()
+        ]
         while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
             add_counts(totals, *pending.pop(0))
     for name, counts in pending:
@@ -147,9 +165,12 @@ def add_counts(totals: dict[str, dict[str, np.ndarray]], name: str, counts: dict
 
 def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict[str, Any]:
     """The result of `evaluate` from its totals per head."""
+    whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
+    part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
+        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in whole.items())
     }
     joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
+    result = {**heads[joint], "heads": heads, "images": int(whole["cls"][3])}
+    return result | {"subset": accuracies(part, fusion)} if part else result
