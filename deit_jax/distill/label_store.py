@@ -60,7 +60,9 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error!r:.80}): make labels in another folder") from error
     if not intact:
-        raise UserError(f"{path} was changed by hand (its hash does not fit): restore it, or make labels in another folder")
+        raise UserError(
+            f"{path} was changed by hand (its hash does not fit): restore it, or make labels in another folder"
+        )
     return header
 
 

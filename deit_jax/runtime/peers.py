@@ -120,9 +120,7 @@ class Peers:
         """Let all processes stop after the same step, which none has passed yet."""
         with stop.lock:  # meanwhile no process begins another step
             self.client.key_value_set(f"{STEP}{self.index}", str(stop.step))
-            steps = [
-                int(self.client.blocking_key_value_get(f"{STEP}{i}", AGREEMENT * 1000)) for i in range(self.count)
-            ]
+            steps = [int(self.client.blocking_key_value_get(f"{STEP}{i}", AGREEMENT * 1000)) for i in range(self.count)]
             stop.last = max(steps) + 1
             stop.signal = stop.signal or signal.SIGTERM
 
