@@ -119,7 +119,8 @@ def fit_heads(
             reason = f"as many, but other ones ({error})"
         else:
             if matched.is_identity:
-                return Fitted(dict(arrays), set(), [])
+                by_position = matched.how.startswith("position")
+                return Fitted(dict(arrays), set(), [f"classes matched by {matched.how}"] if by_position else [])
             ordered = {path: array[..., matched.outputs] for path, array in arrays.items() if path[1] in HEADS}
             return Fitted(arrays | ordered, set(), [f"outputs put into the order of the data's classes ({matched.how})"])
     names = " and ".join(sorted({path[1] for path in heads}))
