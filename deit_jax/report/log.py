@@ -12,6 +12,7 @@ import numpy as np
 from deit_jax.config import recipe_differences
 from deit_jax.report import plots
 from deit_jax.report.tables import duration
+from deit_jax.runtime import atomic
 
 
 def read_log(workdir: str | Path) -> list[dict]:
@@ -51,10 +52,9 @@ class Log:
     def rewind(self, step: int) -> None:
         """Drop what was logged past `step`, in a way that a kill at any moment leaves a whole log."""
         kept = [r for r in read_log(self.workdir) if r["step"] <= step]
-        part, whole = self.workdir / "log.jsonl.part", self.workdir / "log.jsonl"
-        part.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        part.replace(whole)
-        self.file = open(whole, "a", buffering=1)  # noqa: SIM115  lives as long as the run
+        path = self.workdir / "log.jsonl"
+        atomic.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115  lives as long as the run
 
     def say(self, text: str, *, passing: bool = False) -> None:
         """Print a line; a `passing` one is overwritten by the next on a terminal."""

@@ -18,6 +18,7 @@ from deit_jax.data import sources
 from deit_jax.distill.label import label
 from deit_jax.errors import UserError, nearest
 from deit_jax.run import check_models
+from deit_jax.runtime import lock
 from deit_jax.study import jobs
 from deit_jax.study import report as ablate_report
 from deit_jax.study.jobs import Job
@@ -139,8 +140,8 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
     def write() -> dict:
         scores = collect(workdir, config)
         if jax.process_index() == 0:
-            with jobs.claimed(workdir / "results") as mine:
-                if mine:
+            with lock.try_hold(workdir / "results") as other:
+                if other is None:
                     ablate_report.write(workdir, config, scores)
         return scores
 
