@@ -51,7 +51,7 @@ def activations(model: nnx.Module, images) -> dict[str, np.ndarray]:
     with recording(model, "", seen):
         x = model.norm(x)
         model.head(x[:, 0])
-        if model.distilled:
+        if model.dist_head:
             model.head_dist(x[:, 1])
     return seen
 
@@ -161,8 +161,8 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
         import torch
     except Exception as error:  # torchvision's import fails in its own ways
         raise UserError(f"--timm needs torch and timm, which cannot be imported ({error}): pip install timm") from error
-    from deit_jax.convert import tensors
     from deit_jax.weights.names import Timm
+    from deit_jax.weights.write import tensors
 
     size = {} if name.startswith("regnet") else {"img_size": images.shape[1:3]}
     theirs = timm.create_model(name, num_classes=num_classes, **size)

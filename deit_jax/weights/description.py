@@ -1,7 +1,7 @@
 """What is known of weights beside their tensors: heads, epsilon, image size, pixels, evaluation view, class names.
 
-It is read from three places, the first that says something winning: the safetensors header as our exports write it
-(under HEADER_KEY), config.json (timm's or Hugging Face's), preprocessor_config.json (Hugging Face's).
+It is read from three places, the first that says something winning: config.json (timm's or Hugging Face's),
+preprocessor_config.json (Hugging Face's), the safetensors header as our exports write it (under HEADER_KEY).
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ def names(value) -> list[str]:
         value = [value.get(str(i)) for i in range(len(value))]
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError('a list of names, or {"0": name, "1": name, …}')
-    return value
+    return [str(name) for name in value]
 
 
 def truth(value) -> bool:
@@ -196,7 +196,7 @@ def describe(folder: Path, metadata: Mapping[str, str] | None, file: str) -> Des
     config = Source(read_json(folder / "config.json"), str(folder / "config.json"))
     processor = Source(read_json(folder / "preprocessor_config.json"), str(folder / "preprocessor_config.json"))
     known = Description()
-    for said in (from_header(metadata, file), from_timm(config), from_hugging_face(config), from_processor(processor)):
+    for said in (from_timm(config), from_hugging_face(config), from_processor(processor), from_header(metadata, file)):
         for field in FIELDS:
             if getattr(known, field) in (None, ""):
                 setattr(known, field, getattr(said, field))

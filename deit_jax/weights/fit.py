@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
@@ -22,10 +23,13 @@ HEADS = ("head", "head_dist")
 TOKEN = ("dist_token", "head_dist")  # what only a distilled model has
 
 
+Arrays = dict[Path, Any]  # numpy arrays, or their shapes
+
+
 class Fitted(NamedTuple):
     """A step's result: arrays by path, the paths that must be drawn anew, and a note per change."""
 
-    arrays: dict[Path, np.ndarray]
+    arrays: Arrays
     fresh: set[Path]
     notes: list[str]
 
@@ -63,10 +67,10 @@ def fit_weights(
         target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=img_size)
     graphdef, params, batch_stats = models.abstract(target)
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
-    needed = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
+    needed = flatten({"params": params, "batch_stats": batch_stats})
 
     notes = check_computation(weights, model)
-    fitted = fit_heads(traverse_util.flatten_dict(weights.tree), needed, weights, model, class_names)
+    fitted = fit_heads(flatten(weights.tree), needed, weights, model, class_names)
     if isinstance(model, ViT) and POS in fitted.arrays:
         fitted = fit_tokens(fitted, needed, weights, model)
     notes += fitted.notes
@@ -75,6 +79,11 @@ def fit_weights(
     check_shapes(fitted, needed, weights)
     tree = traverse_util.unflatten_dict(draw_fresh(fitted, needed, target, seed))
     return tree["params"], tree.get("batch_stats", {}), notes
+
+
+def flatten(tree: dict) -> Arrays:
+    """{path: array} of a nested dictionary."""
+    return dict(traverse_util.flatten_dict(tree))
 
 
 def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
@@ -100,10 +109,10 @@ def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
 
 
 def fit_heads(
-    arrays: dict[Path, np.ndarray],
-    needed: dict[Path, Any],
+    arrays: Arrays,
+    needed: Arrays,
     weights: Weights,
-    model: nnx.Module,
+    model: Any,
     class_names: Sequence[str] | None,
 ) -> Fitted:
     """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be drawn anew."""
@@ -122,13 +131,15 @@ def fit_heads(
                 by_position = matched.how.startswith("position")
                 return Fitted(dict(arrays), set(), [f"classes matched by {matched.how}"] if by_position else [])
             ordered = {path: array[..., matched.outputs] for path, array in arrays.items() if path[1] in HEADS}
-            return Fitted(arrays | ordered, set(), [f"outputs put into the order of the data's classes ({matched.how})"])
+            return Fitted(
+                arrays | ordered, set(), [f"outputs put into the order of the data's classes ({matched.how})"]
+            )
     names = " and ".join(sorted({path[1] for path in heads}))
     kept = {path: array for path, array in arrays.items() if path[1] not in HEADS}
     return Fitted(kept, set(heads), [f"{names} newly made with {wanted} classes: the weights have {reason}"])
 
 
-def fit_tokens(fitted: Fitted, needed: dict[Path, Any], weights: Weights, model: ViT) -> Fitted:
+def fit_tokens(fitted: Fitted, needed: Arrays, weights: Weights, model: ViT) -> Fitted:
     """The position embedding on the model's grid, and the distillation token and head dropped or to be drawn."""
     arrays, fresh, notes = dict(fitted.arrays), set(fitted.fresh), list(fitted.notes)
     distilled = weights.architecture.config["distilled"]
@@ -158,7 +169,7 @@ def fit_positions(pos: np.ndarray, weights: Weights, model: ViT) -> tuple[np.nda
     patches, grid = pos.shape[1] - prefix, model.grid
     if pos.shape[-1] != model.embed_dim:
         return pos, []  # a model of another width: told by its shapes
-    if size is None or "img_size" in weights.architecture.assumed and grid[0] * grid[1] == patches:
+    if size is None or ("img_size" in weights.architecture.assumed and grid[0] * grid[1] == patches):
         if grid[0] * grid[1] != patches:
             raise UserError(
                 f"{weights.source}: pos_embed has {patches} patch positions, which are not a square: load them into a"
@@ -170,11 +181,11 @@ def fit_positions(pos: np.ndarray, weights: Weights, model: ViT) -> tuple[np.nda
     old = (height // patch, width // patch)
     if old == grid:
         return pos, []
-    resized = np.asarray(resize_pos_embed(pos, grid, prefix_tokens=prefix, old_grid=old))
+    resized = np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=prefix, old_grid=old))
     return resized, [f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches"]
 
 
-def check_shapes(fitted: Fitted, needed: dict[Path, Any], weights: Weights) -> None:
+def check_shapes(fitted: Fitted, needed: Arrays, weights: Weights) -> None:
     """Raise UserError naming the arrays that are missing, unknown or of another shape, in dotted form."""
     dotted = lambda path: ".".join(path[1:])  # noqa: E731
     check_keys(
@@ -186,7 +197,7 @@ def check_shapes(fitted: Fitted, needed: dict[Path, Any], weights: Weights) -> N
     )
 
 
-def draw_fresh(fitted: Fitted, needed: dict[Path, Any], build: functools.partial, seed: int) -> dict[Path, Any]:
+def draw_fresh(fitted: Fitted, needed: Arrays, build: functools.partial, seed: int) -> Arrays:
     """The arrays by path in the order of `needed`, the fresh ones as a new model has them."""
     if not fitted.fresh:
         return {path: fitted.arrays[path] for path in needed}
@@ -198,13 +209,13 @@ def draw_fresh(fitted: Fitted, needed: dict[Path, Any], build: functools.partial
     return {path: drawn[path] if path in drawn else fitted.arrays[path] for path in needed}
 
 
-def new_arrays(build: functools.partial, seed: int, paths: set[Path]) -> dict[Path, np.ndarray]:
+def new_arrays(build: functools.partial, seed: int, paths: set[Path]) -> Arrays:
     """The arrays at `paths` of a newly initialized model; no other is ever computed (the compiler drops them)."""
 
     @jax.jit
     def draw(key):
         params, batch_stats = models.init_arrays(build, key)
-        arrays = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
+        arrays = flatten({"params": params, "batch_stats": batch_stats})
         return [arrays[path] for path in sorted(paths)]
 
     return {path: np.array(a) for path, a in zip(sorted(paths), draw(jax.random.key(seed)), strict=True)}

@@ -29,6 +29,7 @@ from deit_jax.weights.recognise import Architecture, check_keys, listed, recogni
 from deit_jax.weights.tensors import Tensors
 
 # what is noted where it had to be assumed
+IMAGENET_PIXELS = ("deit_", "regnety_")  # published with ImageNet's normalization statistics; vit_ with several
 ASSUMABLE = {"num_heads": "attention heads", "img_size": "image size", "mean": "pixel mean", "std": "pixel deviation"}
 
 
@@ -119,7 +120,7 @@ def read_file(path: Path, source: str, weights: str = "params") -> Weights:
     said = describe(path.parent, tensors.metadata, source)
     naming = naming_of(tensors.shapes)
     said.name = said.name or tensors.name or source.rstrip("/").split("/")[-1]
-    if isinstance(naming, HuggingFace) and naming.head == "classifier" and said.dist_head is None:
+    if isinstance(naming, HuggingFace) and "classifier.weight" in tensors.shapes and said.dist_head is None:
         said.dist_head = False  # DeiTForImageClassification: the distillation token has no head of its own
     tensors = cover_tokens(tensors, naming, said)
     found = recognise(timm_shapes(tensors.shapes, naming), source, said)
@@ -138,10 +139,10 @@ def tell(loaded: Weights, said: Description) -> None:
     """Fill in what is said of the weights beside their tensors, and note what had to be assumed."""
     loaded.mean, loaded.std = said.mean or loaded.mean, said.std or loaded.std
     loaded.crop, loaded.interpolation = said.crop, said.interpolation or ""
-    loaded.assumed = (
-        *loaded.architecture.assumed,
-        *(field for field in ("mean", "std", "crop", "interpolation") if getattr(said, field) is None),
-    )
+    fields = [field for field in ("mean", "std", "crop", "interpolation") if getattr(said, field) is None]
+    if "name" not in loaded.architecture.assumed and loaded.name.startswith(IMAGENET_PIXELS):
+        fields = [field for field in fields if field not in ("mean", "std")]
+    loaded.assumed = (*loaded.architecture.assumed, *fields)
     if said.class_names is not None and loaded.num_classes:
         if len(said.class_names) == loaded.num_classes:
             loaded.class_names = said.class_names
@@ -174,7 +175,7 @@ def cover_tokens(tensors: Tensors, naming: Naming, said: Description) -> Tensors
     height, width = said.img_size if isinstance(said.img_size, tuple) else (said.img_size or 0,) * 2
     patches = (height // patch) * (width // patch)
     square = lambda n: n > 0 and math.isqrt(n) ** 2 == n  # noqa: E731
-    covered = shape[1] - prefix in (patches,) or square(shape[1] - prefix) and shape[1] != patches
+    covered = shape[1] - prefix == patches or (square(shape[1] - prefix) and shape[1] != patches)
     if covered or not (shape[1] == patches or square(shape[1])):
         return tensors
     note = "pos_embed covers the patches alone (no_embed_class): the other tokens' positions are zeros"

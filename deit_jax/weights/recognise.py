@@ -65,7 +65,7 @@ class Architecture:
         return f"{self.name} ({text})" if self.name else f"a {text}"
 
 
-def most_common(values: Iterable, default=None):
+def most_common(values: Iterable[int], default: int = 0) -> int:
     """The value most tensors agree on, so that one broken tensor does not mislead."""
     counts = Counter(values).most_common()
     # of a head's weight and bias that disagree, ImageNet's 1000 is the likelier number
@@ -94,7 +94,9 @@ def recognise(shapes: Shapes, source: str, said: Description) -> Architecture:
         )
     known = ACTIVATIONS[found.module.__name__]
     if said.activation not in (None, *known):
-        raise UserError(f"{source} has activation '{said.activation}': {known[0]} is implemented for {found.describe()}")
+        raise UserError(
+            f"{source} has activation '{said.activation}': {known[0]} is implemented for {found.describe()}"
+        )
     return found
 
 
@@ -133,8 +135,8 @@ def recognise_vit(shapes: Shapes, source: str, said: Description) -> Architectur
     if said.norm_eps is None and named not in alike:
         assumed.append("norm_eps")
 
-    positions = most_common(shape[1] for key, shape in shapes.items() if key == "pos_embed" and len(shape) == 3)
-    patches = None if positions is None else max(1, positions - (2 if distilled else 1))
+    pos = shapes.get("pos_embed", ())
+    patches = max(1, pos[1] - (2 if distilled else 1)) if len(pos) == 3 else None
     size = said.img_size or (vit.CONFIGS[named]["img_size"] if named in alike else None)
     img_size = image_size(patches, patch, size)
     if size is None or img_size != size:
@@ -174,7 +176,9 @@ def depth_of(shapes: Shapes, source: str, said: Description) -> int:
         raise UserError(f"{source} has blocks.{depth - 1} but not blocks.{gap}: it was cut short, or is not a ViT")
     name = registered_name(said.name)
     if said.depth and depth > said.depth:
-        raise UserError(f"{source} holds {depth} blocks, its configuration says {said.depth}: they are not of one model")
+        raise UserError(
+            f"{source} holds {depth} blocks, its configuration says {said.depth}: they belong to two models"
+        )
     expected = said.depth or (models.find(name)[1].get("depth", 12) if name.startswith(("deit", "vit")) else depth)
     if depth < expected:
         raise UserError(

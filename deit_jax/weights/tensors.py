@@ -49,7 +49,9 @@ def unwrap(tensors: Tensors, path: Any) -> Tensors:
         if bare in original:
             raise UserError(f"{path} holds {bare} twice, as {original[bare]} and as {key}: keep one of the two models")
         original[bare] = key
-    idle = {bare: what for bare in original for end, what in IDLE.items() if re.search(rf"(^|\.){re.escape(end)}$", bare)}
+    idle = {
+        bare: what for bare in original for end, what in IDLE.items() if re.search(rf"(^|\.){re.escape(end)}$", bare)
+    }
     notes = [f"left out {', '.join(sorted(set(idle.values())))}: it takes no part in classification"] if idle else []
     return dataclasses.replace(
         tensors,
