@@ -53,8 +53,6 @@ def convert(
     if not path.absolute().parent.is_dir():
         raise UserError(f"DST {destination} cannot be written: the folder {path.parent} does not exist")
     loaded = load_weights(source, weights=weights)
-    for note in loaded.notes:
-        print(f"{source}: {note}", file=sys.stderr)
     FORMATS[to](loaded, path)
     return path
 

@@ -12,14 +12,15 @@ from flax import nnx, traverse_util
 from deit_jax import models
 from deit_jax.data.classes import match_classes
 from deit_jax.errors import UserError
+from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.models.vit import ViT
 from deit_jax.weights.load import Weights
+from deit_jax.weights.names import HEADS
 from deit_jax.weights.recognise import check_keys
 
 Path = tuple[str, ...]
 POS, DIST = ("params", "pos_embed"), ("params", "dist_token")
-HEADS = ("head", "head_dist")
 TOKEN = ("dist_token", "head_dist")  # what only a distilled model has
 
 
@@ -94,6 +95,12 @@ def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
     found = weights.architecture
     if not isinstance(model, found.module):
         raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
+    if isinstance(model, EfficientNet) and "name" not in found.assumed and model.tf_style != found.config["tf_style"]:
+        own, other = ("TensorFlow's", "symmetric")[:: 1 if found.config["tf_style"] else -1]
+        raise UserError(
+            f"{weights.source} holds {found.describe()} of {own} padding, the model has {other} padding and another"
+            f" batch-norm eps: use the model {found.name}"
+        )
     if not isinstance(model, ViT):
         return []
     heads = found.config.get("num_heads")

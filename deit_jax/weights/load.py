@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -12,11 +13,13 @@ import numpy as np
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError
+from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.weights import hub
 from deit_jax.weights.description import FIELDS, Description, Source, describe, first_line
 from deit_jax.weights.files import open_file, weight_file
 from deit_jax.weights.names import (
     COUNTER,
+    HEADS,
     HuggingFace,
     Naming,
     Timm,
@@ -28,8 +31,8 @@ from deit_jax.weights.names import (
 from deit_jax.weights.recognise import Architecture, check_keys, listed, recognise
 from deit_jax.weights.tensors import Tensors
 
+log = logging.getLogger("deit_jax")
 # what is noted where it had to be assumed
-IMAGENET_PIXELS = ("deit_", "regnety_")  # published with ImageNet's normalization statistics; vit_ with several
 ASSUMABLE = {"num_heads": "attention heads", "img_size": "image size", "mean": "pixel mean", "std": "pixel deviation"}
 
 
@@ -106,6 +109,8 @@ def load_weights(source: str | os.PathLike, *, weights: str = "params") -> Weigh
         raise UserError(
             f"{name} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
         )
+    for note in loaded.notes:
+        log.warning("%s: %s", name, note)
     return loaded
 
 
@@ -137,11 +142,11 @@ def read_file(path: Path, source: str, weights: str = "params") -> Weights:
 
 def tell(loaded: Weights, said: Description) -> None:
     """Fill in what is said of the weights beside their tensors, and note what had to be assumed."""
+    mean, std = (None, None) if "name" in loaded.architecture.assumed else published_pixels(loaded.name, said.name)
+    said = dataclasses.replace(said, mean=said.mean or mean, std=said.std or std)
     loaded.mean, loaded.std = said.mean or loaded.mean, said.std or loaded.std
     loaded.crop, loaded.interpolation = said.crop, said.interpolation or ""
     fields = [field for field in ("mean", "std", "crop", "interpolation") if getattr(said, field) is None]
-    if "name" not in loaded.architecture.assumed and loaded.name.startswith(IMAGENET_PIXELS):
-        fields = [field for field in fields if field not in ("mean", "std")]
     loaded.assumed = (*loaded.architecture.assumed, *fields)
     if said.class_names is not None and loaded.num_classes:
         if len(said.class_names) == loaded.num_classes:
@@ -150,7 +155,13 @@ def tell(loaded: Weights, said: Description) -> None:
             loaded.notes.append(
                 f"its {len(said.class_names)} class names are not used: the head has {loaded.num_classes} outputs"
             )
-    config = loaded.architecture.config
+    found, config = loaded.architecture, loaded.architecture.config
+    if found.module is EfficientNet and "name" in found.assumed:
+        other = f"tf_{found.name}"
+        loaded.notes.append(
+            f"does not say whether it is {found.name} or {other}, whose tensors are the same: it is taken for"
+            f" {found.name} where no model is named (a file named {other}.safetensors would say so)"
+        )
     values = {"mean": loaded.mean, "std": loaded.std} | {key: config.get(key) for key in ("num_heads", "img_size")}
     assumed = [f"{what} {values[key]}" for key, what in ASSUMABLE.items() if key in loaded.assumed and values[key]]
     if assumed:
@@ -158,6 +169,15 @@ def tell(loaded: Weights, said: Description) -> None:
             f"nothing says these, they are assumed: {', '.join(assumed)} (a config.json beside the weights can say"
             " them, see docs/weights.md)"
         )
+
+
+def published_pixels(name: str, file: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and deviation that the published weights of model `name` were trained with: ImageNet's, but for the
+    EfficientNets that timm tags `ap` (AdvProp) or `ra4`, whose pixels lay in -1..1. (None, None) for plain ViTs, which
+    were published with either. file: the file's own name, with its tag."""
+    if "efficientnet" in name and re.search(r"b\d[._-](ap|ra4)(?![a-z0-9])", file):
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return (None, None) if name.startswith("vit_") or not name else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def cover_tokens(tensors: Tensors, naming: Naming, said: Description) -> Tensors:
@@ -222,7 +242,7 @@ def needed_shapes(found: Architecture) -> dict:
             overrides["img_size"] = (patch, found.positions * patch)
     _, params, batch_stats = models.abstract(found.constructor(**overrides))
     if not found.config["num_classes"]:
-        params = {k: v for k, v in params.items() if k not in ("head", "head_dist")}
+        params = {k: v for k, v in params.items() if k not in HEADS}
     return {"params": params, "batch_stats": batch_stats}
 
 

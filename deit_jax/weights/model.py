@@ -49,7 +49,7 @@ def load_model(
         raise UserError(f"{source} has no classification head: give num_classes=, and a new one is drawn")
     build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
     model, notes = build_model(loaded, build, seed=rngs)
-    for note in [*loaded.notes, *notes]:
+    for note in notes:
         log.warning("%s: %s", source, note)
     return model
 

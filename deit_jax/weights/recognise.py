@@ -11,7 +11,7 @@ from flax import nnx
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.models import regnet, vit
+from deit_jax.models import efficientnet, regnet, vit
 from deit_jax.weights.description import ACTIVATIONS, Description
 
 HEAD_SIZE = 64  # of every published ViT and DeiT; the weights do not show it
@@ -61,7 +61,7 @@ class Architecture:
             mark = "distilled " if self.config["distilled"] else ""
             text = "{}ViT of width {embed_dim}, depth {depth}, patch {patch_size}".format(mark, **self.config)
         else:
-            text = "RegNet"
+            text = self.module.__name__
         return f"{self.name} ({text})" if self.name else f"a {text}"
 
 
@@ -78,19 +78,22 @@ def recognise(shapes: Shapes, source: str, said: Description) -> Architecture:
     Args:
         shapes: name → PyTorch shape.
         source: for the error message.
-        said: what the files say; `said.name` decides among registry names of the same shape (`vit_…` and `deit_…`).
+        said: what the files say; `said.name` decides among registry names of the same shape (`vit_…` and `deit_…`,
+            `efficientnet_…` and `tf_efficientnet_…`).
 
     Raises UserError where the layout is unknown, or what is said does not fit the tensors or is not implemented.
     """
-    if any(re.match(r"blocks\.\d+\.", key) for key in shapes):
+    if any(re.match(r"blocks\.\d+\.\d+\.", key) for key in shapes):
+        found = recognise_efficientnet(shapes, source, said)
+    elif any(re.match(r"blocks\.\d+\.", key) for key in shapes):
         found = recognise_vit(shapes, source, said)
     elif any(re.match(r"s\d+\.b\d+\.", key) for key in shapes):
         found = recognise_regnet(shapes, source, said)
     else:
         shown = ", ".join(list(shapes)[:3]) or "nothing"
         raise UserError(
-            f"{source} has an unknown layout (it holds {shown}, …): neither timm's names of a ViT, DeiT or RegNetY,"
-            " nor Hugging Face's of a ViT or DeiT"
+            f"{source} has an unknown layout (it holds {shown}, …): neither timm's names of a ViT, DeiT, RegNetY or"
+            " EfficientNet, nor Hugging Face's of a ViT or DeiT"
         )
     known = ACTIVATIONS[found.module.__name__]
     if said.activation not in (None, *known):
@@ -215,8 +218,37 @@ def recognise_regnet(shapes: Shapes, source: str, said: Description) -> Architec
             heads = [shape[0] for key, shape in shapes.items() if key.startswith("head.fc.") and shape]
             assumed = () if registered_name(said.name) == name else ("name",)
             return Architecture(name, regnet.RegNet, config | {"num_classes": most_common(heads, 0)}, assumed=assumed)
-    shown = ", ".join(f"{depth} x {width}" for width, depth, _ in stages)
+    shown = listed([f"{depth} x {width}" for width, depth, _ in stages])
     raise UserError(f"{source} has an unknown layout: a RegNet of stages {shown} is none of deit_jax.list_models()")
+
+
+def recognise_efficientnet(shapes: Shapes, source: str, said: Description) -> Architecture:
+    """Of the two names of a size, whose tensors are the same, the one that is said; else the one without `tf_`."""
+    blocks = {tuple(map(int, m.groups())) for m in (re.match(r"blocks\.(\d+)\.(\d+)\.", key) for key in shapes) if m}
+    stages = []
+    for stage in sorted({stage for stage, _ in blocks}):
+        last = "bn3" if stage else "bn2"
+        start = rf"blocks\.{stage}\.\d+\.{last}\.(weight|bias)"
+        width = most_common(shape[0] for key, shape in shapes.items() if re.fullmatch(start, key) and shape)
+        stages.append((width, 1 + max(block for at, block in blocks if at == stage)))
+    alike = []
+    for name, config in efficientnet.CONFIGS.items():
+        scaled = efficientnet.scaled_stages(config["width_coefficient"], config["depth_coefficient"])
+        if [(width, depth) for *_, width, depth in scaled] == stages:
+            alike.append(name)
+    if not alike:
+        shown = listed([f"{depth} x {width}" for width, depth in stages])
+        raise UserError(
+            f"{source} has an unknown layout: an EfficientNet of stages {shown} is none of deit_jax.list_models()"
+        )
+    plain, tf = sorted(alike)
+    named = next((name for name in (said.name, source) if "efficientnet" in name), "")
+    name = tf if "tf_efficientnet" in named else plain
+    heads = [shape[0] for key, shape in shapes.items() if key.startswith("classifier.") and shape]
+    config = efficientnet.CONFIGS[name] | {"num_classes": most_common(heads, 0)}
+    if said.img_size:
+        config |= {"img_size": said.img_size}
+    return Architecture(name, efficientnet.EfficientNet, config, assumed=() if named else ("name",))
 
 
 def check_keys(found: Shapes, needed: Shapes, source: str, what: str) -> None:
