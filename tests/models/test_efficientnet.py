@@ -1,5 +1,6 @@
 """EfficientNet against timm: logits on seeded weights, sizes, names; training; and depthwise convolutions."""
 
+import json
 import logging
 import math
 
@@ -149,8 +150,8 @@ def test_the_name_of_a_file_tells_which_of_two_models_it_is(tmp_path, b0, caplog
 
 def test_timms_config_file_tells_too(tmp_path, b0):
     (tmp_path / "model.safetensors").symlink_to(b0[0])
-    said = '{"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"input_size": [3, 256, 256], "mean": [0.5, 0.5, 0.5]}}'
-    (tmp_path / "config.json").write_text(said)
+    said = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"input_size": [3, 256, 256], "mean": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
     weights = load_weights(tmp_path)
     assert (weights.name, weights.mean) == (TF_B0, (0.5, 0.5, 0.5))
     assert weights.architecture.config["img_size"] == 256
