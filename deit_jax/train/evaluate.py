@@ -1,18 +1,20 @@
 """Accuracy of each head and of their fusion over a whole dataset."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
+SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes
 USED = ("image", "label", "labels", "mask")  # of a batch; names stay on the host
 
 
@@ -27,14 +29,23 @@ def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tu
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple) -> tuple[dict, dict]:
-    """A head: (top-1 right, top-5 right, summed cross-entropy, images) of a batch, where padding (mask 0) does not
-    count; and a head: its decision for each row, int32 (rows,)."""
+def count_correct(
+    graphdef, weights: dict, batch: dict, mean: tuple, std: tuple, subset: jax.Array | None = None
+) -> tuple[dict, dict]:
+    """Counts over the unmasked rows of a batch, and each row's decision.
 
-    # an image of several right labels (ImageNet-ReaL; padded by -1) counts as right where any is found
-    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
+    Args:
+        batch: of `data.eval_batches`; with `labels` (B, n), an image is right where any of its labels is found.
+        mean, std: pixel normalization of the model.
+        subset: bool (classes,): count a second time with the other classes' logits left out.
 
-    def count(logits):
+    Returns:
+        ({head: [top-1 correct, top-5 correct, summed cross-entropy, images] (4,)}, {head: classes int32 (B,)}); the
+        counts of the subset stand under "subset/HEAD".
+    """
+    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]  # -1 pads the labels
+
+    def count(logits: jax.Array) -> jax.Array:
         own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
         # a tie goes to the class that comes first, as argmax decides
         before = jnp.arange(logits.shape[1]) < labels[..., None]
@@ -42,16 +53,21 @@ def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple)
         # no comparison holds with NaN: without this, a model that has diverged would be right everywhere
         rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
-        return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
+        counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
+        return jnp.where(mask > 0, counted, 0).sum(1)  # padding's loss may be infinite: 0 x inf is not 0
 
     logits = head_logits(graphdef, weights, batch["image"], mean, std)
-    return {name: count(x) for name, x in logits.items()}, {name: x.argmax(-1) for name, x in logits.items()}
+    counts = {name: count(x) for name, x in logits.items()}
+    if subset is not None:
+        counts |= {f"{SUBSET}{name}": count(jnp.where(subset, x, -jnp.inf)) for name, x in logits.items()}
+    return counts, {name: x.argmax(-1) for name, x in logits.items()}
 
 
 def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, decisions: dict | None = None, **options) -> dict:
     """`evaluate_sets` of one set of weights: its result.
 
-    decisions: where given, gets each head's decisions, (images,) a batch; `mesh` must then lie on this process.
+    decisions: where given, gets each head's decisions, a list of (images,) per batch; `mesh` must then lie on this
+        process.
     """
     kept = None if decisions is None else {"": decisions}
     return evaluate_sets(graphdef, {"": weights}, batches, decisions=kept, **options)[""]
@@ -62,17 +78,25 @@ def evaluate_sets(
     sets: dict[str, dict],
     batches: Iterable[dict],
     *,
-    mesh,
-    mean,
-    std,
+    mesh: Mesh,
+    mean: Sequence[float],
+    std: Sequence[float],
     fusion: str = "logits",
+    subset: np.ndarray | None = None,
     decisions: dict[str, dict] | None = None,
 ) -> dict[str, dict]:
     """Evaluate each of `sets` ({name: {"params", "batch_stats"}}) in one pass over `batches` of `data.eval_batches`.
 
-    Returns, a name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}; accuracies in
-    percent, loss the mean cross-entropy. The first three are the model's joint prediction, fused as `fusion` says.
-    mean, std: of the pixels the model knows. decisions: see `evaluate`, by name.
+    Args:
+        mean, std: pixel normalization of the model.
+        fusion: which fusion of the two heads is the model's joint prediction, "logits" or "probabilities".
+        subset: bool (classes,), which of the model's classes the data has, where it has not all.
+        decisions: see `evaluate`, by name.
+
+    Returns:
+        {name: {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}}; accuracies in percent,
+        loss the mean cross-entropy; the first three are of the joint prediction. With a subset, also "subset": the
+        same, the decision being between its classes alone.
     """
     mean, std = tuple(mean), tuple(std)
     totals: dict[str, dict] = {name: {} for name in sets}
@@ -80,7 +104,7 @@ def evaluate_sets(
     for batch in batches:
         placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
         for name, weights in sets.items():
-            counts, decided = count_correct(graphdef, weights, placed, mean, std)
+            counts, decided = count_correct(graphdef, weights, placed, mean, std, subset)
             pending.append((name, counts))
             if decisions is not None:
                 for head, values in jax.device_get(decided).items():
@@ -93,14 +117,19 @@ def evaluate_sets(
 
 
 def add(totals: dict, name: str, counts: dict) -> None:
+    """Add a batch's counts to `totals[name]`, in float64 on the host."""
     for head, values in jax.device_get(counts).items():
         totals[name][head] = totals[name].get(head, 0.0) + values.astype(np.float64)
 
 
 def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict:
+    """The result of one set of weights from its summed counts, see `evaluate_sets`."""
+    whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
+    part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
+        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in whole.items())
     }
     joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
+    result = {**heads[joint], "heads": heads, "images": int(whole["cls"][3])}
+    return result | {"subset": accuracies(part, fusion)} if part else result
