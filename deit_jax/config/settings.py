@@ -13,6 +13,7 @@ from typing import Any, Self
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
 
@@ -175,6 +176,7 @@ class Data(Group):
         ("exact", "fast"),
     )
     crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
+    interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
     eval_batch_size: int = S(0, "0: batch_size", runtime=True)
     workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
     threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
@@ -184,6 +186,9 @@ class Data(Group):
 
 class Evaluate(Group):
     every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
+    limit: int = S(
+        0, "use so many evaluation images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    )
     fusion: str = S(
         None,
         "of the two heads: mean of logits (released) or of probabilities (paper)",

@@ -1,26 +1,36 @@
 """Accuracy of each head and of their fusion over a whole dataset."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
-SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes
-USED = ("image", "label", "labels", "mask")  # of a batch; names stay on the host
+SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
+USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
+
+Batch = dict[str, np.ndarray]
+Weights = dict[str, Any]  # {"params", "batch_stats"}
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tuple) -> dict[str, jax.Array]:
-    """Logits of uint8 images (B, S, S, 3) by every head the model has, in evaluation mode."""
+def head_logits(
+    graphdef: nnx.GraphDef, weights: Weights, images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, jax.Array]:
+    """Logits (B, classes) per head of the model, in evaluation mode.
+
+    images: uint8 (B, S, S, 3). mean, std: the model's normalization statistics.
+    """
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     cls, dist = model.heads(normalize(images, mean, std))
     if dist is None:
@@ -30,31 +40,34 @@ def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tu
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
 def count_correct(
-    graphdef, weights: dict, batch: dict, mean: tuple, std: tuple, subset: jax.Array | None = None
-) -> tuple[dict, dict]:
-    """Counts over the unmasked rows of a batch, and each row's decision.
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batch: dict,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    subset: Bool[np.ndarray, " classes"] | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Score one evaluation batch.
 
-    Args:
-        batch: of `data.eval_batches`; with `labels` (B, n), an image is right where any of its labels is found.
-        mean, std: pixel normalization of the model.
-        subset: bool (classes,): count a second time with the other classes' logits left out.
+    subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
 
-    Returns:
-        ({head: [top-1 correct, top-5 correct, summed cross-entropy, images] (4,)}, {head: classes int32 (B,)}); the
-        counts of the subset stand under "subset/HEAD".
+    Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1; and,
+    per head, each row's argmax, int32 (rows,).
     """
-    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]  # -1 pads the labels
 
-    def count(logits: jax.Array) -> jax.Array:
+    # an image with several right labels (ImageNet-ReaL; padded by -1) is correct where any of them is predicted
+    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
+
+    def count(logits):
         own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
         # a tie goes to the class that comes first, as argmax decides
         before = jnp.arange(logits.shape[1]) < labels[..., None]
         rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
-        # no comparison holds with NaN: without this, a model that has diverged would be right everywhere
+        # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
         rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
         counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
-        return jnp.where(mask > 0, counted, 0).sum(1)  # padding's loss may be infinite: 0 x inf is not 0
+        return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
 
     logits = head_logits(graphdef, weights, batch["image"], mean, std)
     counts = {name: count(x) for name, x in logits.items()}
@@ -63,67 +76,88 @@ def count_correct(
     return counts, {name: x.argmax(-1) for name, x in logits.items()}
 
 
-def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, decisions: dict | None = None, **options) -> dict:
-    """`evaluate_sets` of one set of weights: its result.
+def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
+    """Each batch, and what the devices need of it as global arrays over `mesh`."""
+    for batch in batches:
+        yield batch, sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
 
-    decisions: where given, gets each head's decisions, a list of (images,) per batch; `mesh` must then lie on this
-        process.
-    """
-    kept = None if decisions is None else {"": decisions}
-    return evaluate_sets(graphdef, {"": weights}, batches, decisions=kept, **options)[""]
+
+def evaluate(graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options) -> dict[str, Any]:
+    """`evaluate_sets` of one set of weights: its result."""
+    return evaluate_sets(graphdef, {"": weights}, batches, **options)[""]
 
 
 def evaluate_sets(
-    graphdef,
-    sets: dict[str, dict],
-    batches: Iterable[dict],
+    graphdef: nnx.GraphDef,
+    sets: dict[str, Weights],
+    batches: Iterable[Batch],
     *,
     mesh: Mesh,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Iterable[float],
+    std: Iterable[float],
     fusion: str = "logits",
-    subset: np.ndarray | None = None,
-    decisions: dict[str, dict] | None = None,
-) -> dict[str, dict]:
-    """Evaluate each of `sets` ({name: {"params", "batch_stats"}}) in one pass over `batches` of `data.eval_batches`.
+    subset: Bool[np.ndarray, " classes"] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate several sets of weights of one model in a single pass over the data.
 
     Args:
-        mean, std: pixel normalization of the model.
-        fusion: which fusion of the two heads is the model's joint prediction, "logits" or "probabilities".
-        subset: bool (classes,), which of the model's classes the data has, where it has not all.
-        decisions: see `evaluate`, by name.
+        sets: {name: {"params", "batch_stats"}}.
+        batches: of `data.pipeline.eval_batches`.
+        mesh: the devices.
+        mean, std: the model's normalization statistics.
+        fusion: how the joint prediction combines both heads, "logits" or "probabilities".
+        subset: which of the model's classes the data has, where it lacks some.
 
-    Returns:
-        {name: {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}}; accuracies in percent,
-        loss the mean cross-entropy; the first three are of the joint prediction. With a subset, also "subset": the
-        same, the decision being between its classes alone.
+    Returns, per name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}: accuracies in
+    percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
+    same of decisions between its classes alone.
     """
     mean, std = tuple(mean), tuple(std)
-    totals: dict[str, dict] = {name: {} for name in sets}
+    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
     pending = []
-    for batch in batches:
-        placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
-        for name, weights in sets.items():
-            counts, decided = count_correct(graphdef, weights, placed, mean, std, subset)
-            pending.append((name, counts))
-            if decisions is not None:
-                for head, values in jax.device_get(decided).items():
-                    decisions[name].setdefault(head, []).append(values[batch["mask"] > 0])
+    for _, batch in placed(batches, mesh):
+        pending += [
+            (name, count_correct(graphdef, weights, batch, mean, std, subset)[0]) for name, weights in sets.items()
+        ]
         while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
-            add(totals, *pending.pop(0))
+            add_counts(totals, *pending.pop(0))
     for name, counts in pending:
-        add(totals, name, counts)
+        add_counts(totals, name, counts)
     return {name: accuracies(total, fusion) for name, total in totals.items()}
 
 
-def add(totals: dict, name: str, counts: dict) -> None:
-    """Add a batch's counts to `totals[name]`, in float64 on the host."""
+def predict_classes(
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh,
+    mean: Iterable[float],
+    std: Iterable[float],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({head: predicted class}, label), int arrays over all images whose mask is 1.
+
+    Arguments as `evaluate_sets`; `mesh` must be of this process's devices.
+    """
+    predicted: dict[str, list[np.ndarray]] = {}
+    labels = []
+    for host, batch in placed(batches, mesh):
+        real = host["mask"] > 0
+        labels.append(host["label"][real])
+        _, classes = count_correct(graphdef, weights, batch, tuple(mean), tuple(std))
+        for head, values in jax.device_get(classes).items():
+            predicted.setdefault(head, []).append(values[real])
+    return {head: np.concatenate(parts) for head, parts in predicted.items()}, np.concatenate(labels)
+
+
+def add_counts(totals: dict[str, dict[str, np.ndarray]], name: str, counts: dict[str, jax.Array]) -> None:
+    """Add one batch's counts to the totals of `name`."""
     for head, values in jax.device_get(counts).items():
         totals[name][head] = totals[name].get(head, 0.0) + values.astype(np.float64)
 
 
-def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict:
-    """The result of one set of weights from its summed counts, see `evaluate_sets`."""
+def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict[str, Any]:
+    """The result of `evaluate` from its totals per head."""
     whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
     part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.errors import UserError
 
 HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object of the fields of Description
 LARGEST_JSON = 16 << 20  # bytes; ImageNet-22k's class names fill a tenth of it
 LARGEST_IMAGE = 1 << 16  # pixels per side
-# Pillow's filters, in the order of its numbers, which Hugging Face's `resample` holds
-INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 # each family's activation under the names that configurations use for it
 ACTIVATIONS = {"ViT": ("gelu", "gelu_python"), "RegNet": ("relu",), "EfficientNet": ("silu", "swish")}
 
@@ -34,7 +35,7 @@ class Description:
         img_size: pixels per side, or (height, width).
         mean, std: normalization statistics of the pixels.
         crop: side of the evaluation's centre crop / short side of the resized image.
-        interpolation: one of INTERPOLATIONS, of the evaluation's resizing.
+        interpolation: a name of PIL's Image.Resampling in lower case, of the evaluation's resizing.
         class_names: by output.
         dist_head: False for a distillation token without a head of its own.
         notes: what the files ask for and is done otherwise here, a line each.
@@ -103,8 +104,8 @@ def text(value) -> str:
 
 
 def interpolation(value) -> str:
-    if type(value) is int and 0 <= value < len(INTERPOLATIONS):
-        return INTERPOLATIONS[value]
+    if type(value) is int and 0 <= value < len(Image.Resampling):  # transformers writes Pillow's number
+        return Image.Resampling(value).name.lower()
     if value not in INTERPOLATIONS:
         raise ValueError(f"one of {', '.join(INTERPOLATIONS)}")
     return value

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from deit_jax.errors import UserError
 from deit_jax.models import vit
 from deit_jax.runtime import atomic
-from deit_jax.weights.description import INTERPOLATIONS
 from deit_jax.weights.load import Weights
 from deit_jax.weights.names import HuggingFace
 from deit_jax.weights.write import tensors, write_file
@@ -80,7 +81,7 @@ def processor_config(weights: Weights) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": short} if square else {"height": height, "width": width},
-        "resample": INTERPOLATIONS.index(weights.interpolation or "bicubic"),
+        "resample": Image.Resampling[(weights.interpolation or "bicubic").upper()].value,
         "do_center_crop": square,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,

@@ -15,7 +15,7 @@ from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError
 from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.weights import hub
-from deit_jax.weights.description import FIELDS, Description, Source, describe, first_line
+from deit_jax.weights.description import FIELDS, Description, Source, describe, first_line, text
 from deit_jax.weights.files import open_file, weight_file
 from deit_jax.weights.names import (
     COUNTER,
@@ -46,7 +46,7 @@ class Weights:
         tree: {"params": …, "batch_stats": …} of numpy arrays, in the form of `models.abstract`.
         mean, std: normalization statistics of the pixels they were trained with.
         crop: the evaluation they are meant for, side of the centre crop / resized short side; None: not known.
-        interpolation: of that resizing, one of `description.INTERPOLATIONS`; "": not known.
+        interpolation: of that resizing, a name of PIL's Image.Resampling in lower case; "": not known.
         class_names: by output; None: not known.
         counters, metadata: what a PyTorch file held besides (batch counters; safetensors' header), so that it can be
             written again as it was.
@@ -285,5 +285,5 @@ def from_meta(meta: dict, source: str) -> tuple[Description, dict]:
         if value is not None and field not in assumed:
             setattr(said, field, value)
     if where.content.get("config") and said.crop is None:  # a run's: evaluated as its settings say
-        said.crop, said.interpolation = data.get("crop", FIELDS["crop"]), "bicubic"
+        said.crop, said.interpolation = data.get("crop", FIELDS["crop"]), data.get("interpolation", text) or "bicubic"
     return said, dict(more.content)
