@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         path = convert(args.source, args.destination, to=args.to, weights=args.weights)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"wrote {path}")
 
 

@@ -166,8 +166,8 @@ def tell(loaded: Weights, said: Description) -> None:
     assumed = [f"{what} {values[key]}" for key, what in ASSUMABLE.items() if key in loaded.assumed and values[key]]
     if assumed:
         loaded.notes.append(
-            f"nothing says these, they are assumed: {', '.join(assumed)} (a config.json beside the weights can say"
-            " them, see docs/weights.md)"
+            f"assumed, for nothing says otherwise: {', '.join(assumed)} (a config.json beside the weights can, see"
+            " docs/weights.md)"
         )
 
 
