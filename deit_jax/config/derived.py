@@ -33,6 +33,11 @@ def plain_name(name: str) -> str:
     return name.replace("_distilled", "")
 
 
+def has_teacher(config: Config) -> bool:
+    """Whether the objective has a teacher, live or as stored labels."""
+    return config.distill.kind in ("soft", "hard")
+
+
 def trains_teacher(config: Config) -> bool:
     """Whether the teacher is trained here, on the same data, before the student."""
-    return bool(config.teacher.epochs and config.distill.kind in ("soft", "hard") and not config.distill.labels)
+    return bool(config.teacher.epochs and has_teacher(config) and not config.distill.labels)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deit_jax import models
 from deit_jax.config import Config, default_config
+from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
 
 
@@ -47,7 +48,7 @@ def stages(config: Config, workdir: Path) -> tuple[Config, Config]:
     first = config.copy_and_resolve_references()
     first.finetune.update(default_config().finetune)
     then = finetune_config(config, str(workdir))
-    taught = config.distill.kind in ("soft", "hard")
+    taught = has_teacher(config)
     if taught and config.teacher.epochs and not config.distill.labels:
         then.teacher.init, then.teacher.epochs = str(workdir / "teacher"), 0
     elif taught and not (config.teacher.init or config.finetune.labels):

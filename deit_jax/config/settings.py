@@ -134,6 +134,7 @@ class Optimizer(Group):
     eps: float = S(1e-8, "AdamW")
     clip_norm: float = S(None, "largest global gradient norm; 0: no clipping")
     ema_decay: float = S(0.99996, "of the averaged weights, which are evaluated too; 0: none")
+    ema_warmup: bool = S(False, "raise that decay from 0.1 on as (1 + step) / (10 + step), for short runs")
 
 
 class Augment(Group):

@@ -13,6 +13,18 @@ from deit_jax.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+# how tensorstore and others quote the system's errors
+DISK_TEXTS = (
+    "No space left",
+    "Disk quota",
+    "Read-only file system",
+    "Permission denied",
+    "Operation not permitted",
+    "Input/output error",
+    "No such file or directory",
+    "Stale file handle",
+)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -69,13 +81,17 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
 
     error: an OSError, or a library's error whose text holds the system's. needed: bytes.
     """
-    number = error.errno if isinstance(error, OSError) else None
     text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
-    full = number in FULL or "No space left" in str(error) or "Disk quota" in str(error)
+    full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
     folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
     space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
     mend = f"{space} in {folder}; make room there" if full else f"check that {folder} is there and can be written"
     return UserError(f"{path} cannot be written ({text.splitlines()[0][:160]}): {mend}")
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is the disk's: the system's own, or a library's that quotes it."""
+    return isinstance(error, OSError) or any(text in str(error) for text in DISK_TEXTS)
 
 
 def free_space(folder: str | os.PathLike) -> int:
