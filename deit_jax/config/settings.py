@@ -187,7 +187,9 @@ class Data(Group):
 
 class Evaluate(Group):
     every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
-    limit: int = S(0, "at most so many images, the same ones each time, evenly over the classes; 0: all", runtime=True)
+    limit: int = S(
+        0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    )
     fusion: str = S(
         None,
         "of the two heads: mean of logits (released) or of probabilities (paper)",
