@@ -10,6 +10,7 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
+from deit_jax.runtime.layout import Layout, with_layout
 
 
 class Student(NamedTuple):
@@ -19,6 +20,11 @@ class Student(NamedTuple):
     graphdef: nnx.GraphDef
     img_size: int
     num_classes: int
+
+    def on(self, layout: Layout) -> "Student":
+        """The same student, its computation split over devices as `layout` says."""
+        model = nnx.merge(*models.abstract(self.build))
+        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)))
 
 
 def compute_dtype(name: str):

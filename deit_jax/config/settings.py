@@ -152,8 +152,14 @@ SETTINGS: dict[str, Any] = {
         "patience": S(10, "non-finite steps in a row (each is skipped) before rolling back to the last checkpoint"),
         "rollbacks": S(3, "roll-backs before the run stops"),
     },
-    "sharding": S("replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"),
+    "mesh": {
+        "data": S(-1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave",
                   runtime=True),
+        "fsdp": S(1, "devices that split the batch and store the weights split, gathered block by block; -1: the rest",
+                  runtime=True),
+        "tensor": S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of model's heads",
+                    runtime=True),
+    },
     "finetune": {
         "epochs": S(0, "fine-tune at another size afterwards, for so many epochs (deit_jax/chain.py); 0: do not"),
         "img_size": S(384, "pixels a side of it"),
@@ -172,7 +178,7 @@ SETTINGS: dict[str, Any] = {
 
 
 # former name → name: config files and flags are told the new one, recorded runs are read by it
-RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
+RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:

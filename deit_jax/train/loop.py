@@ -15,6 +15,7 @@ from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
+from deit_jax.runtime.layout import make_layout, place_params
 from deit_jax.student import Student, compute_dtype, make_student
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.evaluate import evaluate_sets
@@ -42,9 +43,11 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     labels = open_labels(config, train_source, student, total)
     workdir = claim_workdir(workdir, config, train_source.fingerprint)
 
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(**config.mesh)
+    layout = make_layout(mesh)
+    student = student.on(layout)
     shapes = jax.eval_shape(lambda: create_state(student, config))
-    state_sharding = sharding.place_params(shapes, mesh, config.sharding)
+    state_sharding = place_params(shapes, layout)
     abstract_state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_sharding
     )
@@ -56,7 +59,7 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
     state = initialize(weights, config.seed) if checkpoints.latest() is None else checkpoints.restore(abstract_state)
     del weights  # the arrays on the host
     teacher_arrays = jax.device_put(teacher_arrays, sharding.replicated(mesh))
-    step_fn = make_step(student, teacher, config, per_epoch)
+    step_fn = make_step(student, teacher, config, per_epoch, shards=layout.batch_shards)
     step_fn = jax.jit(step_fn, out_shardings=(state_sharding, None), donate_argnums=0)  # the state stays where it lies
     pixels = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
     meta = {
