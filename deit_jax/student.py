@@ -11,6 +11,7 @@ from deit_jax import models
 from deit_jax.config import Config
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
+from deit_jax.runtime.layout import Layout, with_layout
 
 
 class Student(NamedTuple):
@@ -27,6 +28,13 @@ class Student(NamedTuple):
     graphdef: nnx.GraphDef
     img_size: int
     num_classes: int
+
+    def on(self, layout: Layout) -> "Student":
+        """The same student, its computation split over devices as `layout` says."""
+        if layout.mesh.size == 1:
+            return self
+        model = nnx.merge(*models.abstract(self.build))
+        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)))
 
 
 def compute_dtype(name: str) -> jnp.dtype:

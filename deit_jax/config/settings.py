@@ -213,6 +213,16 @@ class Stability(Group):
     rollbacks: int = S(3, "roll-backs before the run stops")
 
 
+class Mesh(Group):
+    data: int = S(
+        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", runtime=True
+    )
+    fsdp: int = S(
+        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", runtime=True
+    )
+    tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
+
+
 class Finetune(Group):
     epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/chain.py); 0: do not")
     img_size: int = S(384, "its image size in pixels")
@@ -253,9 +263,7 @@ class Config(Group):
     checkpoint: Checkpoint
     log: Log
     stability: Stability
-    sharding: str = S(
-        "replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"), runtime=True
-    )
+    mesh: Mesh
     finetune: Finetune
     ablate: Ablate
 
@@ -274,7 +282,7 @@ def table(group: type[Group]) -> dict[str, Any]:
 SETTINGS: dict[str, Any] = table(Config)
 
 # former name → name: config files and flags are told the new one, recorded runs are read by it
-RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
+RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ A command resolves its config into a `Run` and hands that on; nothing after it o
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -19,6 +20,7 @@ from deit_jax.data import sources
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
+from deit_jax.runtime.layout import Layout, make_layout
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights
@@ -63,7 +65,6 @@ class Run:
         init: what it starts from where `folder` holds no checkpoint.
         lr_setting, command_folder: the setting of its learning rate and the --workdir (None: `folder`) in the command
             that started it, for messages.
-        mesh: the devices it runs on.
     """
 
     title: str
@@ -78,7 +79,21 @@ class Run:
     init: Init = NO_INIT
     lr_setting: str = "optimizer.lr"
     command_folder: Path | None = None
-    mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The devices it runs on, and what is split over them."""
+        return make_layout(sharding.make_mesh(**self.config.mesh))
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices it runs on."""
+        return self.layout.mesh
+
+    @functools.cached_property
+    def sharded_student(self) -> Student:
+        """The student as it computes on all of these devices; `student` computes wherever its arrays are."""
+        return self.student.on(self.layout)
 
     @property
     def workdir(self) -> Path:
