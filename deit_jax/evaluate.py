@@ -188,8 +188,9 @@ def match_weights(weights: Weights, data: EvalSet, limit: int = 0):
     """`match_source` of a data set and weights."""
     if not weights.num_classes:
         raise UserError(f"{weights.source} has no classification head: it cannot be evaluated")
-    names = {"data": data.name, "model": weights.source}
-    return match_source(data.source, weights.class_names, weights.num_classes, limit=limit, **names)
+    return match_source(
+        data.source, weights.class_names, weights.num_classes, limit=limit, data=data.name, model=weights.source
+    )
 
 
 def evaluate_subject(
