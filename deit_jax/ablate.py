@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from deit_jax import ablate_report, jobs, models
+from deit_jax import ablate_report, agreement, jobs, models
 from deit_jax.checkpoint import claim_workdir, find_step, read_meta
 from deit_jax.config import validate
 from deit_jax.data import sources
@@ -58,6 +59,7 @@ ARMS: dict[str, Callable] = {
     "hard_live": hard,
 }
 TAUGHT = set(ARMS) - {"none", "second_cls"}
+REPORT_SECONDS = 600.0  # the pictures take seconds, as much as some runs' evaluation
 LIVE = "hard_live"  # although `ablate.store_labels`: what stored labels are checked against, for the first seed
 
 
@@ -108,7 +110,7 @@ def arm_config(config, arm: str, seed: int):
 def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]]:
     """Run the study, or what is left of it; returns {arm: {seed: {head: top-1}}}.
 
-    WORKDIR/results holds it as tables, bar plot, curves and JSON, written anew after every run; see ablate_report.
+    WORKDIR/results holds it as tables, pictures and JSON, refreshed every ten minutes and at the end (ablate_report).
     """
     arms = {name: parse_arm(name) for name in config.ablate.arms}
     if config.distill.labels:
@@ -140,7 +142,7 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
                     ablate_report.write(workdir, config, scores)
         return scores
 
-    jobs.run_jobs(plan_jobs(base, workdir, arms), write)
+    jobs.run_jobs(plan_jobs(base, workdir, arms), jobs.at_most_every(REPORT_SECONDS, write))
     scores = write()
     if jax.process_index() == 0:
         print(f"\n{ablate_report.text(workdir, config, scores)}\n\nreport: {workdir / 'results/ablation.md'}")
@@ -148,48 +150,78 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
 
 
 def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
-    """Teacher by teacher, and seed by seed, so that an unfinished study compares whole rows."""
-    planned = []
-    for teacher in dict.fromkeys(arm[1:] for arm in arms.values()):
-        group = {name: arm for name, arm in arms.items() if arm[1:] == teacher}
-        taught = [name for name, arm in group.items() if arm.kind in TAUGHT]
-        stored = [name for name in taught if base.ablate.store_labels and group[name].kind != LIVE]
-        config, folder = with_teacher(base, Arm("hard", *teacher)), None
-        name = f"teacher-{config.teacher.name}-{teacher[1]}" if teacher[0] else "teacher"
-        if taught and trains_teacher(config):
-            folder = workdir / name
-            planned.append(Job(folder, (), lambda c=config, f=folder: train_the_teacher(c, f)))
-        needs_teacher = (folder,) if folder else ()
-        for seed in base.ablate.seeds:
-            store = None
-            if stored:
-                soft_ones = [arm for arm in stored if group[arm].kind.startswith("soft")]
-                c = arm_config(base, (soft_ones or stored)[0], seed)
-                c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
-                store = workdir / "labels" / f"{name}-{seed}-{c.label.kind}"
-                work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))  # noqa: E731
-                planned.append(Job(store, needs_teacher, work))
-            for arm in group:
-                if group[arm].kind == LIVE and seed != base.ablate.seeds[0]:
-                    continue  # equality wants no statistics
-                c, run = arm_config(base, arm, seed), workdir / ablate_report.run_name(arm, seed)
-                needs = needs_teacher if arm in taught else ()
-                if arm in stored:
-                    c.distill.labels, needs = str(store), (store,)
-                planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
+    """Teachers first, then seed by seed: an unfinished study has all arms of the seeds that are done."""
+    teachers = {arm[1:]: with_teacher(base, Arm("hard", *arm[1:])) for arm in arms.values() if arm.kind in TAUGHT}
+    names = {t: f"teacher-{c.teacher.name}-{t[1]}" if t[0] else "teacher" for t, c in teachers.items()}
+    folders = {t: workdir / names[t] if trains_teacher(c) else None for t, c in teachers.items()}
+    planned = [
+        Job(folders[t], (), lambda c=c, f=folders[t]: train_the_teacher(c, f))
+        for t, c in teachers.items() if folders[t]
+    ]  # fmt: skip
+    for seed in base.ablate.seeds:
+        stores = {}
+        for t, folder in folders.items():
+            stored = [a for a, arm in arms.items() if arm[1:] == t and arm.kind in TAUGHT and arm.kind != LIVE]
+            if not (base.ablate.store_labels and stored):
+                continue
+            soft_ones = [a for a in stored if arms[a].kind.startswith("soft")]
+            c = arm_config(base, (soft_ones or stored)[0], seed)
+            c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
+            store = workdir / "labels" / f"{names[t]}-{seed}-{c.label.kind}"
+            work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))  # noqa: E731
+            planned.append(Job(store, (folder,) if folder else (), work))
+            stores |= dict.fromkeys(stored, store)
+        for name, arm in arms.items():
+            if arm.kind == LIVE and seed != base.ablate.seeds[0]:
+                continue  # one seed shows the equality
+            c, run = arm_config(base, name, seed), workdir / ablate_report.run_name(name, seed)
+            folder = folders.get(arm[1:]) if arm.kind in TAUGHT else None
+            needs = (folder,) if folder else ()
+            if name in stores:
+                c.distill.labels, needs = str(stores[name]), (stores[name],)
+            planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
     return planned
 
 
 def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
-    """Train one run; returns {"heads": {head: top-1}} of its last weights."""
-    found = train(config, folder, title=folder.name, teacher_init=str(teacher or ""))
-    return {"heads": {head: r["top1"] for head, r in found["params"]["heads"].items()}}
+    """Train one run and evaluate its last weights. Writes decisions.npz, what each head decides per evaluation image.
+
+    Returns {"heads": {head: top-1}, "ema": the same of the averaged weights}, and "cosine" of a student with two tokens
+    (agreement.token_cosine; last weights).
+    """
+    decisions: dict = {}
+    found = train(config, folder, title=folder.name, teacher_init=str(teacher or ""), decisions=decisions)
+    save_decisions(folder, decisions)
+    out = {"heads": top1(found["params"])}
+    if "ema" in found:
+        out["ema"] = top1(found["ema"])
+    cosine = agreement.tokens_of(config, find_step(folder))
+    return out | ({"cosine": cosine} if cosine else {})
+
+
+def top1(result: dict) -> dict[str, float]:
+    return {head: r["top1"] for head, r in result["heads"].items()}
+
+
+def save_decisions(folder: Path, decisions: dict[str, dict]) -> None:
+    """decisions.npz: "WEIGHTS/HEAD" → classes (images,), in the order of the evaluation images."""
+    if jax.process_index() == 0 and decisions:
+        arrays = {f"{w}/{head}": np.concatenate(x) for w, heads in decisions.items() for head, x in heads.items()}
+        np.savez_compressed(folder / "decisions.npz", **{k: x.astype(np.uint16) for k, x in arrays.items()})
 
 
 def train_the_teacher(config, folder: Path) -> dict[str, Any]:
-    """As `train_one`, with the top-1 of the checkpoint that will teach, which is the best on the held-out images."""
-    found = train_one(teacher_config(config), folder)
-    return found | {"teaches_with": read_meta(find_step(folder))["metrics"].get("top1", found["heads"]["cls"])}
+    """As `train_one`, evaluated on `ablate.teacher_split`; "teaches_with" is the top-1 there of the checkpoint that
+    teaches, the best one there, and "evaluation" the top-1 on the students' evaluation images."""
+    c = teacher_config(config)
+    c.data.eval_split = config.ablate.teacher_split or config.data.eval_split
+    found = train_one(c, folder)
+    found["teaches_with"] = read_meta(find_step(folder))["metrics"].get("top1", found["heads"]["cls"])
+    decisions: dict = {}
+    c.data.eval_split = config.data.eval_split
+    found["evaluation"] = agreement.evaluate_last(c, find_step(folder), decisions)
+    save_decisions(folder, {"params": decisions})
+    return found
 
 
 def collect(workdir: Path, config) -> dict[str, dict[int, dict[str, float]]]:

@@ -12,6 +12,7 @@ from deit_jax import models, report, sharding
 from deit_jax.augment import normalize
 from deit_jax.checkpoint import find_step, read_weights
 from deit_jax.data import pipeline, sources
+from deit_jax.data.images import eval_image
 from deit_jax.evaluate import count_correct, evaluate
 from deit_jax.teacher import load_teacher
 from deit_jax.train import compute_dtype, make_student
@@ -35,6 +36,38 @@ def token_cosine(model: nnx.Module, images: jax.Array) -> np.ndarray:
     tokens = np.concatenate(both)  # (depth + 1, B, 2, D)
     unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
+
+
+def load_student(config, step_folder: Path) -> tuple:
+    """(Student, its weights on this process's devices) of a run's checkpoint."""
+    meta, weights = read_weights(step_folder)
+    student = make_student(config, meta["model"]["num_classes"])
+    return student, jax.device_put(weights, sharding.everywhere(sharding.make_mesh(jax.local_devices())))
+
+
+def tokens_of(config, step_folder: Path, images: int = 256) -> list[float] | None:
+    """`token_cosine` of a checkpoint over evaluation images that are spread over the data; None without two tokens."""
+    student, weights = load_student(config, step_folder)
+    model = nnx.merge(student.graphdef, weights["params"], weights["stats"])
+    if not getattr(model, "distilled", False):
+        return None
+    _, source = sources.open_sources(config)
+    picked = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int)
+    pixels = np.stack([eval_image(source[int(i)]["image"], student.img_size, config.data.crop) for i in picked])
+    cosine = token_cosine(model, normalize(pixels, tuple(config.augment.mean), tuple(config.augment.std)))
+    return [round(float(x), 4) for x in cosine]
+
+
+def evaluate_last(config, step_folder: Path, decisions: dict[str, list]) -> float:
+    """Top-1 of a checkpoint on the evaluation images of `config`; `decisions` gets {head: [classes, …]}."""
+    student, weights = load_student(config, step_folder)
+    _, source = sources.open_sources(config)
+    result = evaluate(
+        student.graphdef, weights, pipeline.eval_batches(config, source, size=student.img_size),
+        mesh=sharding.make_mesh(jax.local_devices()), mean=tuple(config.augment.mean), std=tuple(config.augment.std),
+        decisions=decisions,
+    )  # fmt: skip
+    return result["top1"]
 
 
 def study(config, workdir: Path, teacher_folder: str = "", teacher: bool = True) -> dict:

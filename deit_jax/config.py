@@ -170,7 +170,9 @@ SETTINGS: dict[str, Any] = {
     "ablate": {
         "seeds": S((0, 1, 2), "seeds of --mode=ablate", runtime=True),
         "arms": S(("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/ablate.py", runtime=True),
-        "store_labels": S(False, "store the teacher's labels once a seed, for all its arms", runtime=True),
+        "store_labels": S(False, "store the teacher's labels once per seed, for all its arms", runtime=True),
+        "teacher_split": S("", "split that the study's teachers are evaluated and chosen on, so that the students' "
+                           "evaluation split chooses nothing; '': the same one", runtime=True),
     },
 }  # fmt: skip
 

@@ -153,10 +153,13 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int,
     return step
 
 
-def train(config, workdir: str | Path, *, title: str = "student", teacher_init: str = "") -> dict:
+def train(
+    config, workdir: str | Path, *, title: str = "student", teacher_init: str = "", decisions: dict | None = None
+) -> dict:
     """Train what `config` (resolved and valid) describes, or finish the run that `workdir` holds.
 
-    teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none.
+    teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none. decisions: where
+    given, gets those of the last evaluation, {"params" or "ema": {head: [classes (images,), …]}}.
     Where weights come from: 1. the newest checkpoint in workdir, 2. else `config.init`, 3. else new ones from the seed.
     Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it. Raises UserError for bad input,
     Interrupted once a signal came and the state is saved.
@@ -212,10 +215,13 @@ def train(config, workdir: str | Path, *, title: str = "student", teacher_init: 
 
     def evaluate_all(state: dict) -> dict:
         sets = {"params": {"params": state["params"], "stats": state["stats"]}, "ema": state["ema"]}
+        sets = {name: weights for name, weights in sets.items() if weights}
+        if decisions is not None:
+            decisions.update({name: {} for name in sets})
         views = pipeline.eval_batches(config, eval_source, size=student.img_size, **process)
         return evaluate_sets(
-            student.graphdef, {name: weights for name, weights in sets.items() if weights}, views,
-            mesh=mesh, **pixels, fusion=config.evaluate.fusion,
+            student.graphdef, sets, views,
+            mesh=mesh, **pixels, fusion=config.evaluate.fusion, decisions=decisions,
         )  # fmt: skip
 
     step, offset, rollbacks, results = int(state["step"]), int(state["offset"]), 0, None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.digits import get_config
@@ -13,6 +14,7 @@ from deit_jax import jobs
 from deit_jax.ablate import ARMS, ablate, arm_config, parse_arm, plan_jobs
 from deit_jax.ablate_report import LABELS, by_head, comparisons, mean_and_deviation, paired, scores_table
 from deit_jax.config import resolve, validate
+from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 
 OTHER = "hard@deit_digits_patch4_16:1"
@@ -50,6 +52,21 @@ def test_stored_labels_train_the_same_student(study):
     assert scores[OTHER][0] != scores["hard"][0]
 
 
+def test_runs_record_averaged_weights_decisions_and_token_cosines(study):
+    folder, _, scores = study
+    done = jobs.result(folder / "hard-0")
+    assert done["ema"].keys() == scores["hard"][0].keys()
+    assert len(done["cosine"]) == 5
+    assert "cosine" not in jobs.result(folder / "none-0")
+    decisions = np.load(folder / "hard-0/decisions.npz")
+    truth = open_sources(digits())[1].source.labels[open_sources(digits())[1].positions]
+    for head, top1 in scores["hard"][0].items():
+        assert 100 * (decisions[f"params/{head}"] == truth).mean() == pytest.approx(top1)
+    teacher = jobs.result(folder / "teacher")
+    right = np.load(folder / "teacher/decisions.npz")["params/cls"] == truth
+    assert 100 * right.mean() == pytest.approx(teacher["evaluation"]) == pytest.approx(teacher["teaches_with"])
+
+
 def test_its_report_says_what_was_found(study):
     folder, _, scores = study
     text = (folder / "results/ablation.md").read_text()
@@ -82,6 +99,9 @@ def test_teachers_and_labels_come_before_who_needs_them(tmp_path):
     assert needs("hard-2") == ["labels/teacher-2-hard"]
     assert needs("hard@deit_digits_patch4_16-1-2") == ["labels/teacher-deit_digits_patch4_16-1-2-hard"]
     assert "hard_live-1" not in planned
+    seeds = [name[-1] for name in planned if name.startswith(("none", "hard@"))]
+    assert seeds == ["0", "0", "1", "1", "2", "2"]  # an unfinished study has whole seeds
+    assert list(planned)[:2] == ["teacher", "teacher-deit_digits_patch4_16-1"]
 
 
 def test_arms_differ_only_as_they_should():
@@ -158,6 +178,15 @@ def test_comparisons_are_over_the_seeds_both_arms_have():
     assert more[("hard@other:5", "fused"), ("none", "fused")]["p"] is None
     assert by_head(scores["none"], "dist", "logits") == {}
     assert "| no distillation | 64.00 ± 22.54 |  |  | 0, 1, 2 |" in scores_table(scores, "logits")
+
+
+def test_a_report_is_not_written_after_every_run(monkeypatch):
+    now, calls = 100.0, []
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now)
+    limited = jobs.at_most_every(60, lambda: calls.append(now))
+    for now in (100.0, 130.0, 160.0, 219.0, 220.0):  # noqa: B007
+        limited()
+    assert calls == [100.0, 160.0, 220.0]
 
 
 def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypatch):
