@@ -5,9 +5,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deit_jax import host_memory
 from deit_jax.config import check_config_file, check_override, resolve, validate
 from deit_jax.errors import UserError, nearest
+from deit_jax.runtime import host_memory
 
 MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
 FLAGS = flags.FLAGS
@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
         host_memory.keep_freed_memory()
     import jax
 
-    from deit_jax import sharding
-    from deit_jax.compile_cache import use_compile_cache
+    from deit_jax.runtime import sharding
+    from deit_jax.runtime.compile_cache import use_compile_cache
 
     if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
         use_compile_cache()
@@ -57,15 +57,15 @@ def main(argv: list[str]) -> None:
 
         run(config, FLAGS.workdir)
     elif mode == "ablate":
-        from deit_jax.ablate import ablate
+        from deit_jax.study.ablation import ablate
 
         ablate(config, FLAGS.workdir)
     elif mode == "evaluate":
-        from deit_jax.run import evaluate_checkpoint, own_checkpoint
+        from deit_jax.evaluate import evaluate_checkpoint, own_checkpoint
 
         evaluate_checkpoint(config, FLAGS.checkpoint or own_checkpoint(FLAGS.workdir))
     elif mode == "label":
-        from deit_jax.label import label
+        from deit_jax.distill.label import label
 
         label(config, FLAGS.workdir, verify=FLAGS.verify)
     elif mode == "plan":
@@ -114,7 +114,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def entry() -> None:
     """The command line: what a user can mend ends in one line and exit code 2; an interruption in 130."""
-    from deit_jax.interrupt import Interrupted
+    from deit_jax.runtime.interrupt import Interrupted
 
     try:
         app.run(main, flags_parser=parse)

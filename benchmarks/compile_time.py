@@ -4,7 +4,7 @@
         [NAME=VALUE …]
 
 Each is a process of its own; tracing, lowering and compiling are counted, importing and data are not (startup.py has
-those). The cache is what main.py uses (deit_jax/compile_cache.py).
+those). The cache is what main.py uses (deit_jax/runtime/compile_cache.py).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from common import ROOT, changes_of, save, settings, spread, table
 
 
 def compile_once(flags) -> None:
-    from deit_jax.compile_cache import use_compile_cache
+    from deit_jax.runtime.compile_cache import use_compile_cache
 
     use_compile_cache()
     from deit_jax.benchmark import Workload

@@ -12,14 +12,15 @@ PROGRAM = """
 import json, resource, sys, time
 import jax
 from flax import nnx
-from deit_jax import host_memory, models
+from deit_jax.runtime import host_memory
+from deit_jax import models
 if sys.argv[1] == "keep":
     host_memory.keep_freed_memory()
 build = models.constructor("deit_nano_distilled_patch4_32", num_classes=10)
 graphdef, _, _ = models.abstract(build)
-params, stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(0))
+params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(0))
 images = jax.random.normal(jax.random.key(1), (128, 32, 32, 3))
-step = jax.jit(jax.grad(lambda p, x: (nnx.merge(graphdef, p, stats)(x) ** 2).sum()))
+step = jax.jit(jax.grad(lambda p, x: (nnx.merge(graphdef, p, batch_stats)(x) ** 2).sum()))
 for _ in range(2):
     jax.block_until_ready(step(params, images))
 before, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()

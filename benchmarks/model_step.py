@@ -20,7 +20,7 @@ NAMES = {"ours": "deit_jax", "eager": "timm", "compile": "timm + torch.compile"}
 
 def serve_ours(model: str, batch: int, changes: dict) -> dict:
     """This package, as `main.py` runs it."""
-    from deit_jax import host_memory
+    from deit_jax.runtime import host_memory
 
     if not on_gpu():
         host_memory.keep_freed_memory()
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def describe(flags, ready: list[Contestant], times: dict) -> str:
-    from deit_jax.hardware import accelerator
+    from deit_jax.runtime.hardware import accelerator
 
     ours = next((c for c in ready if c.name == NAMES["ours"]), None)
     known = accelerator(ours.facts["device"]) if ours else None

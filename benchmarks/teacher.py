@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--output", default="")
     flags = parser.parse_args()
 
-    from deit_jax import host_memory
+    from deit_jax.runtime import host_memory
 
     if not on_gpu():
         host_memory.keep_freed_memory()

@@ -9,8 +9,9 @@ It starts from the published weights, or from `init=` a workdir, file or hub nam
 that was adapted to 384, as the paper's was. Arguments: distill=none|soft|hard, teacher=WEIGHTS, init=WEIGHTS, epochs=N.
 """
 
-from deit_jax.config import arguments, deit
 from deit_jax.finetune import finetune_config
+
+from deit_jax.config import arguments, deit
 
 
 def get_config(text: str = ""):

@@ -13,16 +13,16 @@ def get_config(text: str = ""):
     given = arguments(text, ("distill",))
     c = default_config()
     c.data.name = "digits"
-    c.batch_size, c.epochs, c.compare = 128, 40, True
+    c.batch_size, c.epochs, c.train_baseline = 128, 40, True
     c.model.name = "deit_digits_distilled_patch4_16"
     c.distill.kind = given.get("distill", "hard")
     if c.distill.kind == "none":
-        c.model.name, c.compare = "deit_digits_patch4_16", False
+        c.model.name, c.train_baseline = "deit_digits_patch4_16", False
     if c.distill.kind == "soft":
         c.distill.alpha, c.distill.tau, c.distill.normalization = 0.1, 3.0, "paper"
     c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_digits", 16, 0.03
 
-    c.optimizer.lr, c.optimizer.per, c.optimizer.warmup_epochs = 8e-3, "step", 3.0
+    c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 8e-3, "step", 3.0
     c.optimizer.ema_decay = 0.96
     # digits have no mirror images, and a crop of a corner is no digit
     c.augment.flip, c.augment.policy, c.augment.erasing = 0.0, "none", 0.0

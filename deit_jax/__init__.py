@@ -12,15 +12,15 @@ _FROM = {
     "load_weights": "weights",
     "fit_weights": "weights",
     "to_linen": "models.linen",
-    "resize_pos_embed": "pos_embed",
+    "resize_pos_embed": "models.pos_embed",
     "distillation_loss": "losses",
     "fuse": "models.vit",
     "eval_image": "data.images",
     "UserError": "errors",
 }
 _MODULES = (
-    "augment benchmark certify checkpoint compare config convert data errors evaluate imagenet losses models optimizer "
-    "plan pos_embed predict report sharding teacher train weights"
+    "augment benchmark certify compare config convert data distill errors evaluate losses models optimizer plan "
+    "predict report runtime student study train weights"
 ).split()
 
 __all__ = sorted(_FROM)

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deit_jax import hardware, models, sharding
+from deit_jax import models
 from deit_jax.augment import augment_train
 from deit_jax.config import validate
 from deit_jax.errors import UserError
-from deit_jax.evaluate import head_logits
-from deit_jax.flops import count_flops
 from deit_jax.plan import step_flops, unloaded_teacher
 from deit_jax.randomness import purpose_key
-from deit_jax.train import Student, init_state, make_step, make_student
+from deit_jax.runtime import hardware, sharding
+from deit_jax.runtime.flops import count_flops
+from deit_jax.student import Student, make_student
+from deit_jax.train.evaluate import head_logits
+from deit_jax.train.step import create_state, make_step
 
 SAMPLES = 5  # timed stretches
 STRETCH = 1.0  # seconds each lasts at least
@@ -93,14 +95,14 @@ class Workload:
         self.student = make_student(config, config.model.num_classes)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
         teacher, members = unloaded_teacher(config, **sizes)
-        everywhere = sharding.everywhere(self.mesh)
+        everywhere = sharding.replicated(self.mesh)
         random_weights = jax.jit(
             lambda seed: [models.init_arrays(m.build, jax.random.key(seed)) for m in members], out_shardings=everywhere
         )
         self.teacher_arrays = random_weights(1)
-        shapes = jax.eval_shape(lambda: init_state(self.student, config))
+        shapes = jax.eval_shape(lambda: create_state(self.student, config))
         places = sharding.place_params(shapes, self.mesh, config.sharding)
-        self.state = jax.jit(lambda: init_state(self.student, config), out_shardings=places)()
+        self.state = jax.jit(lambda: create_state(self.student, config), out_shardings=places)()
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
 
         step = jax.jit(make_step(self.student, teacher, config, 1000), donate_argnums=0)
@@ -119,7 +121,7 @@ class Workload:
         return metrics
 
     def forward(self) -> dict[str, jax.Array]:
-        weights = {"params": self.state["params"], "stats": self.state["stats"]}
+        weights = {"params": self.state["params"], "batch_stats": self.state["batch_stats"]}
         return head_logits(self.student.graphdef, weights, self.batch["image"], *self.pixels)
 
     def augment(self):
@@ -134,7 +136,7 @@ class Workload:
         plain = self.config.copy_and_resolve_references()
         plain.model.attention = "einsum"  # a fused kernel's arithmetic cannot be seen
         graphdef = make_student(plain, plain.model.num_classes).graphdef
-        weights = {"params": self.state["params"], "stats": self.state["stats"]}
+        weights = {"params": self.state["params"], "batch_stats": self.state["batch_stats"]}
         run = lambda weights, images: head_logits(graphdef, weights, images, *self.pixels)  # noqa: E731
         return count_flops(run, weights, self.batch["image"])
 

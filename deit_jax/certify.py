@@ -13,13 +13,15 @@ from pathlib import Path
 
 import jax
 
-from deit_jax import imagenet, models, report, sharding
+from deit_jax import models
 from deit_jax.config import default_config
-from deit_jax.data import pipeline
+from deit_jax.data import imagenet, pipeline
 from deit_jax.data.base import Source
 from deit_jax.data.folders import scan_folder
 from deit_jax.errors import UserError, nearest
-from deit_jax.evaluate import evaluate
+from deit_jax.report import tables
+from deit_jax.runtime import sharding
+from deit_jax.train.evaluate import evaluate
 from deit_jax.weights import Weights, fit_weights, load_weights
 
 TOLERANCE = 0.05  # points: half the last published digit
@@ -83,9 +85,9 @@ def score(weights: Weights, name: str, source: Source, crop: float, batch_size: 
         raise UserError(f"--batch_size {batch_size} is not divisible by {jax.device_count()} devices")
     size = models.find(name)[1].get("img_size", 224)
     build = models.constructor(name, num_classes=weights.num_classes, img_size=size)
-    params, stats, _ = fit_weights(weights, build, new_parts=False)
+    params, batch_stats, _ = fit_weights(weights, build, new_parts=False)
     mesh = sharding.make_mesh()
-    arrays = jax.device_put({"params": params, "stats": stats}, sharding.everywhere(mesh))
+    arrays = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
     batches = pipeline.eval_batches(config, source, size=size)
     return evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, mean=weights.mean, std=weights.std)
 
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     header = ["model", "crop", "images", "top-1 %", "published %", "difference", f"within {TOLERANCE}"]
-    print(report.table(header, rows))
+    print(tables.table(header, rows))
     if int(rows[0][2]) != IMAGES:
         print(f"\nThe published scores are of all {IMAGES:,} validation images; here are {rows[0][2]}.")
     sys.exit(any(row[-1] == "FAIL" for row in rows))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import jax
 
-from deit_jax import report
 from deit_jax.config import validate
+from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline, sources
-from deit_jax.finetune import stages
+from deit_jax.report import tables
 from deit_jax.run import run
-from deit_jax.train import make_student
+from deit_jax.student import make_student
 
 
 def chain(config, workdir: str | Path) -> dict:
@@ -43,8 +43,8 @@ def write_chain(workdir: Path, configs: dict, results: dict) -> None:
     rows = []
     for stage, config in configs.items():
         name = config.model.name + (f" at {config.model.img_size} px" if config.model.img_size else "")
-        rows += report.accuracy_rows(name, results[stage]["student"])
-    table = report.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
+        rows += tables.accuracy_rows(name, results[stage]["student"])
+    table = tables.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
     links = "[training](report.md), [fine-tuning](finetune/report.md)"
     (workdir / "chain.md").write_text(f"# {configs['finetune'].model.name}\n\n{table}\n\nReports: {links}\n")
     (workdir / "chain.json").write_text(json.dumps(results, indent=1))

@@ -125,7 +125,7 @@ def save_huggingface(weights: Weights, path: Path) -> None:
 
 
 def save_orbax(weights: Weights, path: Path) -> None:
-    """An Orbax folder like one step of a run's checkpoints: `params` ({"params", "stats"}) and `meta` (JSON)."""
+    """An Orbax folder like one step of a run's checkpoints: `params` ({"params", "batch_stats"}) and `meta` (JSON)."""
     import orbax.checkpoint as ocp
 
     config = weights.architecture.config

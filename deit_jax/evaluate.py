@@ -1,106 +1,54 @@
-"""Accuracy of each head and of their fusion over a whole dataset."""
+"""`--mode=evaluate`: any weights on any data."""
 
-import functools
-from collections.abc import Iterable
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-from deit_jax import sharding
-from deit_jax.augment import normalize
-from deit_jax.models.vit import fuse
-
-HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
-USED = ("image", "label", "labels", "mask")  # of a batch; names stay on the host
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tuple) -> dict[str, jax.Array]:
-    """Logits of uint8 images (B, S, S, 3) by every head the model has, in evaluation mode."""
-    model = nnx.merge(graphdef, weights["params"], weights["stats"])
-    cls, dist = model.heads(normalize(images, mean, std))
-    if dist is None:
-        return {"cls": cls}
-    return dict(zip(HEADS, (cls, dist, fuse(cls, dist, "logits"), fuse(cls, dist, "probabilities")), strict=True))
+from deit_jax import models
+from deit_jax.data import pipeline, sources
+from deit_jax.errors import UserError
+from deit_jax.report.tables import accuracy_rows, table
+from deit_jax.runtime import sharding
+from deit_jax.student import compute_dtype
+from deit_jax.train.evaluate import evaluate
+from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights.orbax import find_step
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple) -> tuple[dict, dict]:
-    """A head: (top-1 right, top-5 right, summed cross-entropy, images) of a batch, where padding (mask 0) does not
-    count; and a head: its decision for each row, int32 (rows,)."""
-
-    # an image of several right labels (ImageNet-ReaL; padded by -1) counts as right where any is found
-    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
-
-    def count(logits):
-        own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
-        # a tie goes to the class that comes first, as argmax decides
-        before = jnp.arange(logits.shape[1]) < labels[..., None]
-        rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
-        # no comparison holds with NaN: without this, a model that has diverged would be right everywhere
-        rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
-        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
-        return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
-
-    logits = head_logits(graphdef, weights, batch["image"], mean, std)
-    return {name: count(x) for name, x in logits.items()}, {name: x.argmax(-1) for name, x in logits.items()}
+def own_checkpoint(workdir: str) -> str:
+    """The workdir, after making sure that it is one: else its name might be taken for a hub's."""
+    if find_step(Path(workdir)) is None:
+        raise UserError(f"workdir {workdir} holds no checkpoint: train there first, or give --checkpoint=")
+    return workdir
 
 
-def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, decisions: dict | None = None, **options) -> dict:
-    """`evaluate_sets` of one set of weights: its result.
+def evaluate_checkpoint(config, source: str) -> dict:
+    """`--mode=evaluate`: any weights `load_weights` reads, on the evaluation data of `config`; prints a table.
 
-    decisions: where given, gets each head's decisions, (images,) a batch; `mesh` must then lie on this process.
+    The model is what the weights are; `config` gives data, crop and size (0: the weights' own).
     """
-    kept = None if decisions is None else {"": decisions}
-    return evaluate_sets(graphdef, {"": weights}, batches, decisions=kept, **options)[""]
-
-
-def evaluate_sets(
-    graphdef,
-    sets: dict[str, dict],
-    batches: Iterable[dict],
-    *,
-    mesh,
-    mean,
-    std,
-    fusion: str = "logits",
-    decisions: dict[str, dict] | None = None,
-) -> dict[str, dict]:
-    """Evaluate each of `sets` ({name: {"params", "stats"}}) in one pass over `batches` of `data.eval_batches`.
-
-    Returns, a name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}; accuracies in
-    percent, loss the mean cross-entropy. The first three are the model's joint prediction, fused as `fusion` says.
-    mean, std: of the pixels the model knows. decisions: see `evaluate`, by name.
-    """
-    mean, std = tuple(mean), tuple(std)
-    totals: dict[str, dict] = {name: {} for name in sets}
-    pending = []
-    for batch in batches:
-        placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
-        for name, weights in sets.items():
-            counts, decided = count_correct(graphdef, weights, placed, mean, std)
-            pending.append((name, counts))
-            if decisions is not None:
-                for head, values in jax.device_get(decided).items():
-                    decisions[name].setdefault(head, []).append(values[batch["mask"] > 0])
-        while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
-            add(totals, *pending.pop(0))
-    for name, counts in pending:
-        add(totals, name, counts)
-    return {name: accuracies(total, fusion) for name, total in totals.items()}
-
-
-def add(totals: dict, name: str, counts: dict) -> None:
-    for head, values in jax.device_get(counts).items():
-        totals[name][head] = totals[name].get(head, 0.0) + values.astype(np.float64)
-
-
-def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict:
-    heads = {
-        name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
-    }
-    joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
+    weights = load_weights(source)
+    eval_source = sources.open_eval_source(config)
+    if weights.num_classes != eval_source.num_classes:
+        raise UserError(
+            f"{source} has {weights.num_classes} classes, the data {eval_source.num_classes}:"
+            " evaluate it on data of its classes"
+        )
+    default = models.find(config.model.name)[1].get("img_size", 224)  # a ConvNet's weights do not tell
+    size = config.model.img_size or weights.architecture.config.get("img_size") or default
+    build = weights.architecture.constructor(img_size=size, dtype=compute_dtype(config.model.dtype))
+    params, batch_stats, notes = fit_weights(weights, build, new_parts=False)
+    mesh = sharding.make_mesh()
+    arrays = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = pipeline.eval_batches(config, eval_source, size=size, **process)
+    pixels = {"mean": weights.mean, "std": weights.std}
+    result = evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, **pixels, fusion=config.evaluate.fusion)
+    if jax.process_index():
+        return result
+    for note in notes:
+        print(note)
+    rows = accuracy_rows(weights.name or source, {"params": result})
+    print(table(["model", "head", "weights", "top-1 %", "top-5 %"], rows))
+    print(f"\n{result['images']} images, {size} px, crop {config.data.crop}; cross-entropy {result['loss']:.4f}")
+    return result

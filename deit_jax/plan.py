@@ -14,13 +14,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from deit_jax import hardware, models, sharding
-from deit_jax.collectives import Collective, collectives
+from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, recipe_differences, validate
+from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
 from deit_jax.errors import UserError
-from deit_jax.flops import count_flops
-from deit_jax.teacher import Member, make_teacher, teacher_members, teacher_of
-from deit_jax.train import compute_dtype, init_state, make_step, make_student
+from deit_jax.runtime import hardware, sharding
+from deit_jax.runtime.collectives import Collective, collectives
+from deit_jax.runtime.flops import count_flops
+from deit_jax.student import compute_dtype, make_student
+from deit_jax.train.step import create_state, make_step
 
 NO_LIBTPU = (
     "a plan for a TPU that is not here needs libtpu's compiler: pip install libtpu (Linux, x86-64), or leave --topology"
@@ -72,12 +74,12 @@ def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return batch
 
 
-def unloaded_teacher(config, **sizes) -> tuple[Callable, list[Member]]:
+def unloaded_teacher(config, **sizes) -> tuple[Callable, list[TeacherModel]]:
     """(teacher, the models it runs live) that `config` asks for, no weights read."""
     sizes["dtype"] = compute_dtype(config.teacher.dtype)
     if config.distill.kind not in ("soft", "hard") or config.distill.labels:
         return make_teacher(config, **sizes)
-    members = teacher_members(config, **sizes)
+    members = teacher_models(config, **sizes)
     return teacher_of(config, members), members
 
 
@@ -98,7 +100,7 @@ def abstract_step(config, num_devices: int = 1) -> Step:
     teacher_arrays = [models.abstract(member.build)[1:] for member in members]
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     step = make_step(student, teacher, config, per_epoch, shards=num_devices)
-    state = jax.eval_shape(lambda: init_state(student, config))
+    state = jax.eval_shape(lambda: create_state(student, config))
     return Step(step, state, abstract_batch(config, student.img_size), teacher_arrays)
 
 
@@ -113,9 +115,9 @@ def compile_step(config, mesh) -> tuple[jax.stages.Compiled, float]:
     """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
     step, state, batch, teacher_arrays = abstract_step(config, mesh.devices.size)
     place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)  # noqa: E731
-    everywhere = lambda tree: jax.tree.map(lambda _: sharding.everywhere(mesh), tree)  # noqa: E731
+    everywhere = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)  # noqa: E731
     state = place(state, sharding.place_params(state, mesh, config.sharding))
-    batch = place(batch, jax.tree.map(lambda _: sharding.over_batch(mesh), batch))
+    batch = place(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     teacher_arrays = place(teacher_arrays, everywhere(teacher_arrays))
     begun = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch, teacher_arrays).compile()

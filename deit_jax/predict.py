@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from deit_jax import imagenet
 from deit_jax.augment import normalize
+from deit_jax.data import imagenet
 from deit_jax.data.images import eval_image
 from deit_jax.errors import UserError
 from deit_jax.models.vit import fuse
@@ -104,7 +104,7 @@ def draw_attention(path: str, model: nnx.Module, pixels: np.ndarray, images: jax
     """Attention of the last block, mean over heads, as a picture beside each image."""
     if not hasattr(model, "inspect"):
         raise UserError("--attention needs a ViT or DeiT: a RegNet has no attention")
-    from deit_jax import plots
+    from deit_jax.report import plots
 
     attention = model.inspect(images)["attention"][-1].mean(1)[..., model.prefix_tokens :]
     plots.attention(path, pixels, np.asarray(attention), captions, model.grid)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax import benchmark, hardware
+from deit_jax import benchmark
 from deit_jax.config import default_config, resolve
+from deit_jax.runtime import hardware
 
 
 def digits_config(batch_size=64):

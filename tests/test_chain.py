@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from deit_jax.chain import chain
-from deit_jax.checkpoint import read_weights
 from deit_jax.config import default_config, flat, resolve
+from deit_jax.config.finetune import stages
 from deit_jax.errors import UserError
-from deit_jax.finetune import stages
-from deit_jax.pos_embed import resize_pos_embed
+from deit_jax.models.pos_embed import resize_pos_embed
+from deit_jax.weights.orbax import read_weights
 
 
 def digits(**changes):
     from configs.digits import get_config
 
     c = get_config()
-    c.epochs, c.teacher.epochs, c.compare, c.evaluate.every, c.checkpoint.every = 10, 8, False, 99, 99
+    c.epochs, c.teacher.epochs, c.train_baseline, c.evaluate.every, c.checkpoint.every = 10, 8, False, 99, 99
     c.optimizer.ema_decay, c.optimizer.warmup_epochs, c.log.tensorboard = 0.0, 1.0, False
     c.teacher.name, c.teacher.lr = "deit_digits_patch4_16", 8e-3  # quicker than a RegNet
     c.batch_size, f = 64, c.finetune

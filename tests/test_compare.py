@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import seeded
 from flax import nnx
+from helpers import SMALL, import_timm, state_of
 from safetensors.numpy import save_file
-from test_models import import_timm
-from test_weights import SMALL, state_of
 
 import deit_jax
 from deit_jax import compare

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 import seeded
+from helpers import GOLDEN, SMALL, import_timm, relative, state_of
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_models import LOGITS, import_timm, relative
-from test_weights import SMALL, state_of
 
 import deit_jax
 from deit_jax import convert, models
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
 
+LOGITS = np.load(GOLDEN / "models.npz")
 DISTILLED = "deit_tiny_distilled_patch16_224"
 
 
@@ -94,9 +94,9 @@ def test_a_grid_that_is_no_square_travels(tmp_path):
 
 def test_a_model_of_ours_becomes_timms(tmp_path):
     build = models.constructor("regnety_digits", num_classes=10)
-    params, stats = models.init_arrays(build, jax.random.key(0))
+    params, batch_stats = models.init_arrays(build, jax.random.key(0))
     weights = load_file_of(tmp_path, "regnety_digits")
-    weights.tree, weights.counters = jax.tree.map(np.asarray, {"params": params, "stats": stats}), None
+    weights.tree, weights.counters = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats}), None
     convert.save_timm(weights, tmp_path / "ours.safetensors")
     content = load_file(tmp_path / "ours.safetensors")
     assert content["stem.bn.num_batches_tracked"] == 0

@@ -8,11 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from helpers import ROOT, folder_of_images
 
-ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
 
 
@@ -20,15 +18,6 @@ def main(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "main.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
-def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
-    rng = np.random.default_rng(0)
-    for c in range(classes):
-        (root / f"class{c}").mkdir(parents=True)
-        for i in range(images):
-            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / f"class{c}" / f"{i}.png")
-    return root
 
 
 @pytest.mark.parametrize(

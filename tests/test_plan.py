@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deit_jax import hardware, plan, sharding
-from deit_jax.collectives import Collective, collectives
+from deit_jax import plan
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
-from deit_jax.flops import count_flops
-from deit_jax.train import make_student
+from deit_jax.runtime import hardware, sharding
+from deit_jax.runtime.collectives import Collective, collectives
+from deit_jax.runtime.flops import count_flops
+from deit_jax.student import make_student
 
 HLO = """\
 HloModule jit_step
@@ -91,7 +92,7 @@ def test_a_plan_of_eight_devices(capsys):
     assert 0 <= p.collectives["all-reduce"].bytes - 4 * p.parameters < 100
     printed = capsys.readouterr().out
     assert f"{p.parameters:,} parameters" in printed
-    assert "optimizer.per = epoch, as released (paper: step)" in printed
+    assert "optimizer.lr_update = epoch, as released (paper: step)" in printed
 
 
 def test_parameters_split_over_devices_take_their_share():
@@ -127,8 +128,8 @@ def test_a_teacher_adds_its_forward_pass():
     student = make_student(teacher, 10)
     _, state, _, _ = plan.abstract_step(teacher)
     images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.float32)
-    forward = lambda params, stats, images: nnx.merge(student.graphdef, params, stats)(images)  # noqa: E731
-    assert plan.step_flops(config) - alone == count_flops(forward, state["params"], state["stats"], images)
+    forward = lambda params, batch_stats, images: nnx.merge(student.graphdef, params, batch_stats)(images)  # noqa: E731
+    assert plan.step_flops(config) - alone == count_flops(forward, state["params"], state["batch_stats"], images)
 
 
 @pytest.mark.parametrize(("kind", "keys"), [("hard", {"teacher"}), ("soft", {"teacher", "teacher_probability"})])

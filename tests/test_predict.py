@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 import seeded
+from helpers import SMALL, state_of
 from PIL import Image
 from safetensors.numpy import save_file
-from test_weights import SMALL, state_of
 
 import deit_jax
-from deit_jax import certify, convert, imagenet, predict
+from deit_jax import certify, convert, predict
+from deit_jax.data import imagenet
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
 

@@ -7,8 +7,10 @@ from PIL import Image
 
 from configs.cifar10 import get_config
 from deit_jax.config import resolve
+from deit_jax.config.derived import plain_config, teacher_config
 from deit_jax.errors import UserError
-from deit_jax.run import evaluate_checkpoint, plain_config, run, teacher_config
+from deit_jax.evaluate import evaluate_checkpoint
+from deit_jax.run import run
 
 
 def digits(**changes):

@@ -20,10 +20,10 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from deit_jax import hardware
 from deit_jax.data import images, order
 from deit_jax.data.sources import Source
 from deit_jax.errors import UserError
+from deit_jax.runtime import hardware
 
 Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def train_batches(
 ) -> "TrainBatches":
     """Endless batches of steps start, start + 1, …; starting late costs nothing. `size` is pixels a side.
 
-    labels: a teacher's stored ones (deit_jax.label_reader.BatchLabels), which become entries of the batch.
+    labels: a teacher's stored ones (deit_jax.distill.label_reader.BatchLabels), which become entries of the batch.
 
     The iterator counts unreadable images in `.broken` (of `.seen`), which are replaced by the next ones that can be
     read; it raises UserError above `data.max_broken`. `.close()` ends its threads and processes.

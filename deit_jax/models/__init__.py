@@ -53,22 +53,22 @@ def create_model(
 def abstract(build) -> tuple[nnx.GraphDef, dict, dict]:
     """(graph definition, parameter shapes, statistic shapes) of a `constructor(...)`, nothing allocated.
 
-    The shapes are pure nested dictionaries of jax.ShapeDtypeStruct; `nnx.merge(graphdef, params, stats)` makes a
+    The shapes are pure nested dictionaries of jax.ShapeDtypeStruct; `nnx.merge(graphdef, params, batch_stats)` makes a
     working model of arrays in the same form.
     """
-    graphdef, params, stats = traced(build.func, tuple(sorted(build.keywords.items())))
-    return graphdef, jax.tree.map(lambda leaf: leaf, params), jax.tree.map(lambda leaf: leaf, stats)
+    graphdef, params, batch_stats = traced(build.func, tuple(sorted(build.keywords.items())))
+    return graphdef, jax.tree.map(lambda leaf: leaf, params), jax.tree.map(lambda leaf: leaf, batch_stats)
 
 
 @functools.lru_cache(maxsize=32)
 def traced(module, arguments: tuple) -> tuple[nnx.GraphDef, dict, dict]:
     # kept: tracing a RegNet's constructor takes a second, and reading weights asks for it several times
     model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=nnx.Rngs(0)))
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def init_arrays(build, key: jax.Array) -> tuple[dict, dict]:
     """New (parameters, statistics) of a `constructor(...)` as pure dictionaries; works inside jit."""
-    _, params, stats = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    _, params, batch_stats = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

@@ -92,6 +92,6 @@ def to_linen(name: str, *, num_classes: int | None = None, img_size=None, **over
 
 def linen_variables(model: nnx.Module) -> dict:
     """The Linen variables of an NNX model: {"params": …} and, where it has statistics, {"batch_stats": …}."""
-    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    variables = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    variables = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
     return {collection: tree for collection, tree in variables.items() if tree}

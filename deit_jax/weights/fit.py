@@ -10,7 +10,7 @@ from flax import nnx, traverse_util
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.pos_embed import resize_pos_embed
+from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.weights.load import Weights, load_weights
 from deit_jax.weights.recognise import check_keys
 
@@ -58,10 +58,10 @@ def load_model(
 
 def build_model(weights: Weights, build: functools.partial, *, seed: int = 0) -> tuple[nnx.Module, list[str]]:
     """(model, notes of `fit_weights`); uses `weights` up, so that the arrays are not there twice."""
-    params, stats, notes = fit_weights(weights, build, seed=seed)
+    params, batch_stats, notes = fit_weights(weights, build, seed=seed)
     weights.tree.clear()
     graphdef, _, _ = models.abstract(build)
-    return nnx.merge(graphdef, to_device(params), to_device(stats)), notes
+    return nnx.merge(graphdef, to_device(params), to_device(batch_stats)), notes
 
 
 def to_device(tree: dict) -> dict:
@@ -95,13 +95,13 @@ def fit_weights(
     """
     if isinstance(target, str):
         target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=img_size)
-    graphdef, params, stats = models.abstract(target)
-    model = nnx.merge(graphdef, params, stats)  # of shapes only
+    graphdef, params, batch_stats = models.abstract(target)
+    model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
     if not isinstance(model, weights.architecture.module):
         raise UserError(
             f"{weights.source} holds {weights.architecture.describe()}, the model is a {type(model).__name__}"
         )
-    needed = traverse_util.flatten_dict({"params": params, "stats": stats})
+    needed = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
     arrays = traverse_util.flatten_dict(weights.tree)
     notes: list[str] = []
 
@@ -122,7 +122,7 @@ def fit_weights(
     if DIST in fresh:  # the distillation token's position is new, the others' are not
         arrays[POS] = np.concatenate([arrays[POS][:, :1], made.pop(POS)[:, 1:2], arrays[POS][:, 2:]], axis=1)
     tree = traverse_util.unflatten_dict({path: made.get(path, arrays.get(path)) for path in needed})
-    return tree["params"], tree.get("stats", {}), notes
+    return tree["params"], tree.get("batch_stats", {}), notes
 
 
 def new_heads(arrays: dict, needed: dict, weights: Weights, num_classes: int, notes: list[str]) -> set:
@@ -174,8 +174,8 @@ def new_arrays(build: functools.partial, seed: int, paths: set) -> dict:
 
     @jax.jit
     def make(key):
-        params, stats = models.init_arrays(build, key)
-        arrays = traverse_util.flatten_dict({"params": params, "stats": stats})
+        params, batch_stats = models.init_arrays(build, key)
+        arrays = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
         return [arrays[path] for path in sorted(paths)]
 
     return {path: np.array(a) for path, a in zip(sorted(paths), make(jax.random.key(seed)), strict=True)}

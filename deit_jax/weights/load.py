@@ -19,8 +19,8 @@ from deit_jax.weights.recognise import Architecture, check_keys, recognise
 class Weights:
     """A model's arrays and what is known of them.
 
-    source: where they came from. architecture: what they are. tree: {"params": …, "stats": …} of numpy arrays, in the
-    form of `models.abstract`. mean, std: pixel normalization they were trained with. class_names: by index, where
+    source: where they came from. architecture: what they are. tree: {"params": …, "batch_stats": …} of numpy arrays, in
+    the form of `models.abstract`. mean, std: pixel normalization they were trained with. class_names: by index, where
     known. counters, metadata: what a PyTorch file held besides (batch counters; safetensors' header), so that it can
     be written again as it was.
     """
@@ -131,28 +131,28 @@ def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> 
 
 
 def needed_shapes(found: Architecture) -> dict:
-    """{"params": …, "stats": …} of shapes, without the head where the weights have none."""
+    """{"params": …, "batch_stats": …} of shapes, without the head where the weights have none."""
     overrides = {"num_classes": found.config["num_classes"] or 1}
     if "num_heads" in found.config:  # neither heads nor the grid's sides show in any shape
         overrides |= {"num_heads": found.config["num_heads"] or 1, "img_size": found.config["img_size"]}
         if overrides["img_size"] is None:
             patch = found.config["patch_size"]
             overrides["img_size"] = (patch, found.positions * patch)
-    _, params, stats = models.abstract(found.constructor(**overrides))
+    _, params, batch_stats = models.abstract(found.constructor(**overrides))
     if not found.config["num_classes"]:
         params = {k: v for k, v in params.items() if k not in ("head", "head_dist")}
-    return {"params": params, "stats": stats}
+    return {"params": params, "batch_stats": batch_stats}
 
 
 def read_orbax(source: str, weights: str) -> Weights:
     """The weights of an Orbax folder: our own names and layout."""
-    from deit_jax import checkpoint  # here: reading a file needs no Orbax
+    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
     orbax_log = logging.getLogger("absl")
     level = orbax_log.level
     orbax_log.setLevel(logging.ERROR)  # it warns that one item alone is no whole checkpoint, which is what we want
     try:
-        meta, tree = checkpoint.read_weights(source, weights)
+        meta, tree = orbax.read_weights(source, weights)
     except UserError:
         raise
     except Exception as error:  # tensorstore, Orbax and the JSON reader each have their own

@@ -126,13 +126,13 @@ def timm_shapes(shapes: dict[str, tuple[int, ...]], naming: Naming) -> dict[str,
 
 
 def timm_key(path: tuple[str, ...]) -> str:
-    """timm's name of our array at `path` (params or stats first), the block's number left out."""
+    """timm's name of our array at `path` (params or batch_stats first), the block's number left out."""
     names = ["patch_embed.proj" if name == "patch_embed" else name for name in path[1:-1]]
     return ".".join([*names, LEAVES.get(path[-1], path[-1])])
 
 
 def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
-    """Every tensor of a file in `naming` that holds `tree`, {"params": …, "stats": …} of arrays or shapes."""
+    """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
     for path, array in traverse_util.flatten_dict(tree).items():
         shape, key = tuple(array.shape), timm_key(path)
         stacked = path[1] == "blocks"
@@ -149,4 +149,4 @@ def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
 def counter_keys(tree: dict) -> list[str]:
     """Names of PyTorch's batch counters, one a batch normalization; ours keeps none."""
     paths = traverse_util.flatten_dict(tree)
-    return [timm_key((*path[:-1], COUNTER)) for path in paths if path[0] == "stats" and path[-1] == "mean"]
+    return [timm_key((*path[:-1], COUNTER)) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]

@@ -1,0 +1,84 @@
+"""The recipes: what to do where the paper's text, its released code and later work differ."""
+
+from typing import Any
+
+from deit_jax.config.settings import flat
+from deit_jax.errors import UserError, nearest
+
+# Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
+# what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
+RECIPES: dict[str, dict[str, Any]] = {
+    "released": {
+        "model.drop_path_rate": 0.1,
+        "distill.normalization": "released",
+        "optimizer.warmup_epochs": 5.0,
+        "optimizer.scale_floors": False,
+        "optimizer.lr_update": "epoch",
+        "optimizer.decay_dist_token": True,
+        "optimizer.clip_norm": 0.0,
+        "augment.repeats": 3,
+        "evaluate.fusion": "logits",
+    },
+    "paper": {
+        "model.drop_path_rate": 0.1,
+        "distill.normalization": "paper",
+        "optimizer.warmup_epochs": 5.0,
+        "optimizer.scale_floors": True,
+        "optimizer.lr_update": "step",
+        "optimizer.decay_dist_token": False,
+        "optimizer.clip_norm": 0.0,
+        "augment.repeats": 3,
+        "evaluate.fusion": "probabilities",
+    },
+    "tuned": {
+        "model.drop_path_rate": 0.0,
+        "distill.normalization": "paper",
+        "optimizer.warmup_epochs": 20.0,
+        "optimizer.scale_floors": True,
+        "optimizer.lr_update": "step",
+        "optimizer.decay_dist_token": False,
+        "optimizer.clip_norm": 5.0,
+        "augment.repeats": 1,
+        "evaluate.fusion": "logits",
+    },
+}
+
+
+def resolve(config):
+    """A copy in which every setting left to the recipe has the recipe's value."""
+    if config.recipe not in RECIPES:
+        raise UserError(
+            f"recipe is '{config.recipe}'{nearest(config.recipe, RECIPES)}: use one of {', '.join(RECIPES)}"
+        )
+    config = config.copy_and_resolve_references()
+    for path, value in RECIPES[config.recipe].items():
+        group, name = path.split(".")
+        if config[group][name] is None:
+            config[group][name] = value
+    return config
+
+
+def recipe_differences(config) -> list[str]:
+    """What of a resolved config is decided where paper and released code differ, or differs from both: a line each.
+
+    Settings without effect in this run (a second head's, soft distillation's) are left out.
+    """
+    values, idle = flat(config), set()
+    if "_distilled" not in config.model.name:
+        idle |= {"optimizer.decay_dist_token", "evaluate.fusion"}
+    if config.distill.kind != "soft":
+        idle.add("distill.normalization")
+    lines = []
+    for path, released in RECIPES["released"].items():
+        paper, ours = RECIPES["paper"][path], values[path]
+        if path in idle or ours == paper == released:
+            continue
+        if paper == released:
+            lines.append(f"{path} = {ours} (paper and release: {paper})")
+        elif ours == released:
+            lines.append(f"{path} = {ours}, as released (paper: {paper})")
+        elif ours == paper:
+            lines.append(f"{path} = {ours}, as in the paper (release: {released})")
+        else:
+            lines.append(f"{path} = {ours} (paper: {paper}, release: {released})")
+    return lines

@@ -1,0 +1,92 @@
+"""A contact sheet of training images as the model sees them:
+
+    python -m deit_jax.data.show --config=FILE[:arguments] [--config.a.b=value …] [--output=augmented.png] [--step=0]
+
+The images of one step's batch, cropped, augmented and mixed, with the classes their targets are made of.
+"""
+
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from PIL import Image, ImageDraw, ImageFont
+
+from deit_jax.data.tools.progress import command
+
+COUNT, COLUMNS = 32, 8
+SIDE, GAP, LINE = 160, 6, 15  # pixels
+
+FLAGS = flags.FLAGS
+
+
+def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """One batch of a resolved config as the step trains on it: images uint8 (batch, size, size, 3), targets (batch,
+    classes), class names."""
+    import jax
+
+    from deit_jax import models
+    from deit_jax.augment import augment_train
+    from deit_jax.data import pipeline, sources
+    from deit_jax.randomness import purpose_key
+
+    source, _ = sources.open_sources(config)
+    size = config.model.img_size or models.find(config.model.name)[1].get("img_size", 224)
+    batches = pipeline.train_batches(config, source, size=size, start=step)
+    batch = next(batches)
+    batches.close()
+    augment = jax.jit(lambda batch, key: augment_train(batch, key, step, config.augment, source.num_classes))
+    images, targets = jax.device_get(augment(batch, purpose_key(config.seed, "augment")))
+    pixels = images * np.asarray(config.augment.std) + np.asarray(config.augment.mean)
+    return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8), targets, list(source.class_names)
+
+
+def caption(target: np.ndarray, names: list[str]) -> str:
+    """The classes that stand out of the smoothing, the larger first."""
+    floor = np.median(target) + 0.02
+    chosen = [label for label in np.argsort(-target)[:2] if target[label] > floor]
+    shown = [f"{names[label][:12]}: {target[label]:.2f}" for label in chosen]
+    return " + ".join(shown) or "-"
+
+
+def contact_sheet(images: np.ndarray, captions: list[str]) -> Image.Image:
+    """Images uint8 (n, size, size, 3) side by side, small ones enlarged pixel by pixel."""
+    scale = max(1, SIDE // images.shape[1])
+    side = images.shape[1] * scale
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (side + GAP) + GAP, rows * (side + LINE + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for number, (image, text) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = GAP + column * (side + GAP), GAP + row * (side + LINE + GAP)
+        tile = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(tile, (left, top))
+        while text and draw.textlength(text, font=font) > side:
+            text = text[:-1]
+        draw.text((left, top + side + 1), text, fill="#333333", font=font)
+    return sheet
+
+
+def main(_) -> None:
+    from deit_jax.config import resolve, validate
+    from deit_jax.errors import UserError
+
+    logging.set_verbosity(logging.WARNING)
+    if FLAGS.config is None:
+        raise UserError("no config: give --config=configs/FILE.py")
+    config = resolve(FLAGS.config)
+    validate(config)
+    images, targets, names = augmented(config, FLAGS.step)
+    captions = [caption(target, names) for target in targets[:COUNT]]
+    contact_sheet(images[:COUNT], captions).save(FLAGS.output)
+    print(f"{min(COUNT, len(images))} of {len(images)} images of step {FLAGS.step}: {FLAGS.output}")
+
+
+def run() -> None:
+    config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.")
+    flags.DEFINE_string("output", "augmented.png", "The picture to write.")
+    flags.DEFINE_integer("step", 0, "The step whose batch is shown.")
+    command(lambda: app.run(main))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,189 @@
+"""Reading a teacher's stored labels, and what says whether a run may: the identity of their images and their teacher.
+
+A label belongs to a view, and a view is a pure function of its place in the run (DESIGN 5). So the labels of step k are
+those the teacher would give in step k of any run with the same images; `open_labels` refuses a store of others.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from deit_jax.config import SETTINGS
+from deit_jax.data import pipeline
+from deit_jax.distill.label_store import LabelStore
+from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
+from deit_jax.errors import UserError
+from deit_jax.student import Student, compute_dtype
+
+FORMAT = 2  # of the images: to be raised when deit_jax.augment or deit_jax.data makes other pixels of the same settings
+PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
+
+
+def image_identity(config, source, img_size: int) -> dict[str, Any]:
+    """Everything that shapes the training images, by readable names; values as JSON has them."""
+    shaping = [name for name in SETTINGS["augment"] if name != "label_smoothing"]  # smoothing shapes targets only
+    identity = {
+        "format": FORMAT,
+        "data.fingerprint": source.fingerprint,
+        "data.images": len(source),
+        "data.classes": source.num_classes,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "model.img_size": img_size,
+        "data.resize": config.data.resize,
+        **{f"augment.{name}": config.augment[name] for name in shaping},
+        **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
+    }
+    return json.loads(json.dumps(identity))
+
+
+def teacher_identity(config, img_size: int, members: list[TeacherModel], arrays: list, init: str) -> dict[str, Any]:
+    """Everything that shapes the teacher's answers to given images, by readable names."""
+    identity = {
+        "teacher.name": config.teacher.name,
+        "teacher.weights": weights_digest(arrays),
+        "teacher.init": init,
+        "teacher.img_size": config.teacher.img_size or img_size,
+        "teacher.mean": [m.mean for m in members],
+        "teacher.std": [m.std for m in members],
+        "teacher.dtype": str(compute_dtype(config.teacher.dtype)),
+    } | training_identity(config)
+    return json.loads(json.dumps(identity))
+
+
+def training_identity(config) -> dict[str, Any]:
+    """The settings of a teacher that is trained by the run itself; {} where it is not."""
+    names = ("epochs", "lr", "drop_path_rate", "augment") if config.teacher.epochs else ()
+    return {f"teacher.{name}": config.teacher[name] for name in names}
+
+
+def weights_digest(arrays: list) -> str:
+    """SHA-256 over names, shapes and values of a teacher's arrays."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])):
+        leaf = np.ascontiguousarray(leaf, np.float32)
+        found.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
+        found.update(leaf)
+    return found.hexdigest()
+
+
+def teacher_changes(config, theirs: dict[str, Any], img_size: int, num_classes: int) -> tuple[list[str], dict]:
+    """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is taken
+    on trust."""
+    t = config.teacher
+    ours: dict[str, Any] = {"teacher.img_size": t.img_size or img_size}
+    if t.name and theirs["teacher.name"]:  # without a name it is what its weights are
+        ours["teacher.name"] = t.name
+    if t.dtype != "auto":
+        ours["teacher.dtype"] = t.dtype
+    for name in ("mean", "std"):
+        if t[name]:
+            ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
+    if is_local(t.init):  # the bytes count, wherever they lie
+        size = {"img_size": img_size, "num_classes": num_classes, "dtype": compute_dtype(t.dtype)}
+        ours["teacher.weights"] = weights_digest(load_teacher(config, **size)[1])
+    elif t.init:
+        ours["teacher.init"] = t.init
+    else:
+        ours |= training_identity(config)
+    return [name for name in ours if ours[name] != theirs.get(name)], ours
+
+
+def check_identity(folder, header: dict, config, source, student: Student, teacher: dict | None = None) -> None:
+    """Raise UserError naming what differs between a store and `config`; teacher: its identity, where it is loaded."""
+    images = image_identity(config, source, student.img_size)
+    there = header["images"] | header["teacher"]
+    changed = sorted(name for name in images.keys() | header["images"].keys() if images.get(name) != there.get(name))
+    if teacher is None:
+        names, teacher = teacher_changes(config, header["teacher"], student.img_size, student.num_classes)
+    else:
+        names = sorted(n for n in teacher.keys() | header["teacher"].keys() if teacher.get(n) != there.get(n))
+        if "teacher.weights" not in names:  # the same weights from elsewhere are the same teacher
+            same = "init name epochs lr drop_path_rate augment".split()
+            names = [n for n in names if n.removeprefix("teacher.") not in same]
+    changed += names
+    if changed:
+        here = images | teacher
+        short = lambda value: f"{value}"[:24]  # noqa: E731  hashes are long
+        shown = "; ".join(f"{k}: {short(there.get(k))} there, {short(here.get(k))} here" for k in changed)
+        raise UserError(
+            f"the labels in {folder} were made for other settings ({shown}): take those, or make labels for these with"
+            " --mode=label in another folder"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLabels:
+    """(step, rows) → the entries that stored labels add to a batch: `teacher` int32 (rows,) decisions; of a top-k store
+    in soft distillation, `teacher` (rows, k) and `teacher_probability` float32 (rows, k)."""
+
+    store: LabelStore
+    soft: bool
+
+    def __call__(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+        labels = self.store.read(step, rows)
+        if "decision" in labels:
+            return {"teacher": labels["decision"].astype(np.int32)}
+        index = labels["index"].astype(np.int32)
+        if not self.soft:
+            return {"teacher": index[:, 0]}
+        return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
+
+    def into(self, make: Callable) -> "WithLabels":
+        """A maker of batches (`pipeline.TrainBatch`) that puts the labels in."""
+        return WithLabels(make, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithLabels:
+    """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
+
+    make: Callable
+    labels: BatchLabels
+
+    @property
+    def threads(self) -> int:
+        return self.make.threads
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        try:
+            return self.make(step) | self.labels(int(step), self.make.rows)
+        except UserError as error:  # travels as a value: an exception would lose its type on the way
+            return {"error": str(error)}
+
+
+def open_labels(config, source, student: Student, total: int) -> BatchLabels | None:
+    """The stored labels a run of `total` steps reads, or None where it reads none.
+
+    Raises UserError for a store of other images or another teacher, of another kind, or one that ends too early.
+    """
+    d = config.distill
+    if not d.labels or d.kind not in ("soft", "hard"):
+        return None
+    store = LabelStore(d.labels)
+    check_identity(d.labels, store.header, config, source, student)
+    if d.kind == "soft":
+        if store.header["kind"] != "topk":
+            raise UserError(
+                f"the labels in {d.labels} are decisions, soft distillation needs probabilities: use --mode=label with"
+                " --config.label.kind=topk, or --config.distill.kind=hard"
+            )
+        if store.header["tau"] != d.tau:
+            raise UserError(
+                f"the labels in {d.labels} were made at temperature {store.header['tau']}, distill.tau is {d.tau}:"
+                f" use --config.distill.tau={store.header['tau']}, or make others"
+            )
+    done = store.steps_done()
+    if done < total:
+        per_epoch = pipeline.steps_per_epoch(config, source)
+        raise UserError(
+            f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), the run has {total}: finish"
+            f" them with --mode=label --workdir={d.labels}" + (f", or train --config.steps={done}" if done else "")
+        )
+    return BatchLabels(store, d.kind == "soft")

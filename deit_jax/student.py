@@ -1,0 +1,42 @@
+"""What is trained: the model that a config describes, its structure, and the sizes its data must have."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deit_jax import models
+from deit_jax.errors import UserError
+from deit_jax.runtime import hardware
+
+
+class Student(NamedTuple):
+    """What is trained: the constructor of the model, its structure, and the sizes the data must have."""
+
+    build: Callable
+    graphdef: nnx.GraphDef
+    img_size: int
+    num_classes: int
+
+
+def compute_dtype(name: str):
+    """The compute type a config names; "auto" is bfloat16 on accelerators and float32 on CPU."""
+    return jnp.dtype(hardware.best("dtype", name, jax.default_backend()))
+
+
+def make_student(config, num_classes: int) -> Student:
+    """The model `config.model` describes, for data of `num_classes`. Raises UserError for what makes no model."""
+    m = config.model
+    module, defaults = models.find(m.name)
+    options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
+    options["dtype"] = compute_dtype(m.dtype)
+    if issubclass(module, models.vit.ViT):
+        options |= {k: m[k] for k in ("drop_rate", "drop_path_rate", "attention", "remat", "scan_unroll")}
+        for name in ("attention", "scan_unroll"):
+            options[name] = hardware.best(name, m[name], jax.default_backend())
+    if config.distill.kind == "second_cls" and not defaults.get("distilled"):
+        raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use its distilled namesake")
+    build = models.constructor(m.name, **options)
+    return Student(build, models.abstract(build)[0], options["img_size"], num_classes)

@@ -1,0 +1,130 @@
+"""Every setting has a meaning, recipes fill what is theirs, and wrong values are named before anything runs."""
+
+import pytest
+
+from deit_jax.config import (
+    RECIPES,
+    SETTINGS,
+    arguments,
+    check_override,
+    default_config,
+    deit,
+    describe,
+    differences,
+    flat,
+    resolve,
+    validate,
+)
+from deit_jax.errors import UserError
+
+
+def test_every_setting_is_described_once():
+    settings = flat(SETTINGS)
+    assert set(settings) == set(flat(default_config()))
+    table = describe()
+    for name, setting in settings.items():
+        assert setting.doc
+        assert sum(line.split()[0] == name for line in table.splitlines()) == 1
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(AttributeError):
+        default_config().learning_rate = 1
+    with pytest.raises(AttributeError):
+        default_config().optimizer.learning_rate = 1
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_a_recipe_fills_exactly_what_is_left_to_it(recipe):
+    left = {name for name, setting in flat(SETTINGS).items() if setting.default is None}
+    assert set(RECIPES[recipe]) == left
+    config = default_config()
+    config.recipe, config.optimizer.clip_norm = recipe, 1.5
+    resolved = flat(resolve(config))
+    assert None not in resolved.values()
+    assert resolved["optimizer.clip_norm"] == 1.5  # given by hand: stays
+    assert config.augment.repeats is None  # the given config is not changed
+    validate(resolve(config))
+
+
+def test_deit_arguments():
+    hard = deit("small", "distill=hard,epochs=1000")
+    assert (hard.model.name, hard.epochs) == ("deit_small_distilled_patch16_224", 1000)
+    assert (hard.teacher.name, hard.teacher.init) == ("regnety_160", "timm/regnety_160.deit_in1k")
+    soft = deit("tiny", "distill=soft,teacher=runs/regnety_040.safetensors")
+    assert (soft.distill.alpha, soft.distill.tau, soft.teacher.name) == (0.1, 3.0, "regnety_040")
+    assert deit("base").model.name == "deit_base_patch16_224"
+    with pytest.raises(UserError, match="did you mean epochs"):
+        deit("base", "epoch=3")
+    with pytest.raises(UserError, match="is no number"):
+        deit("base", "epochs=many")
+
+
+def test_arguments():
+    assert arguments("a=1,b=x/y.z", ("a", "b")) == {"a": "1", "b": "x/y.z"}
+    assert arguments(None, ("a",)) == {}
+    with pytest.raises(UserError, match="this config takes a=…"):
+        arguments("a", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optimizer.lt", "1", "did you mean optimizer.lr"),
+        ("optimizer", "1", "is a group of settings"),
+        ("steps", "1.5", "must be a whole number"),
+        ("optimizer.lr", "fast", "must be a number"),
+        ("train_baseline", "maybe", "must be true or false"),
+        ("augment.repeats", "x", "must be a whole number"),
+    ],
+)
+def test_wrong_overrides(path, value, message):
+    with pytest.raises(UserError, match=message):
+        check_override(path, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("optimizer.lr", "1e-3"),
+        ("train_baseline", "True"),
+        ("train_baseline", None),
+        ("ablate.seeds", "(1,)"),
+        ("init", "x"),
+    ],
+)
+def test_right_overrides(path, value):
+    check_override(path, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("recipe", "papper", "did you mean paper"),
+        ("batch_size", 0, "at least 1"),
+        ("augment.erasing", 1.5, "0..1"),
+        ("optimizer.lr", -1.0, "must be a number from 0 on"),
+        ("optimizer.lr", float("nan"), "must be a number from 0 on"),
+        ("augment.mean", (0.5, 0.5), "augment.mean is .* it must be 3 numbers"),
+        ("augment.crop_scale", ("a", "b"), "it must be 2 numbers"),
+        ("teacher.std", (1.0,), "it must be 3 numbers"),
+        ("ablate.seeds", ("a",), "it must be whole numbers"),
+        ("data.eval_batch_size", 10, "not divisible by 8 devices: use --config.data.eval_batch_size=8"),
+        ("model.name", "deit_tiny_distilled_patch16_224", "leaves the distillation head .* untrained"),
+        ("epochs", 0, "steps and epochs are both 0"),
+        ("data.crop", 0.0, "data.crop is 0"),
+        ("batch_size", 1020, "not divisible by 8 devices: use --config.batch_size=1024"),
+        ("accumulate", 3, "8 devices x 3 parts: use --config.batch_size=1032"),
+    ],
+)
+def test_values_out_of_range_are_named_with_the_mend(path, value, message):
+    config = default_config()
+    config.update_from_flattened_dict({path: value})
+    with pytest.raises(UserError, match=message):
+        validate(resolve(config), num_devices=8)
+
+
+def test_differences_ignore_what_does_not_shape_a_run():
+    ours, theirs = flat(default_config()), flat(default_config())
+    theirs |= {"data.workers": 7, "optimizer.lr": 1.0, "augment.crop_scale": [0.08, 1.0]}
+    assert differences(ours, theirs) == ["optimizer.lr"]

@@ -1,0 +1,246 @@
+"""Every file of configs/ starts and takes two steps: on images of 16 px, with models and teachers for digits."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from deit_jax import models
+from deit_jax.chain import chain
+from deit_jax.config import RECIPES, default_config, flat, recipe_differences, resolve, validate
+from deit_jax.config.finetune import at_size, finetune_config, named_size
+from deit_jax.convert import save_timm
+from deit_jax.errors import UserError
+from deit_jax.report.log import Log, read_log
+from deit_jax.runtime.sharding import make_mesh
+from deit_jax.student import make_student
+from deit_jax.train.loop import train
+from deit_jax.train.optimizer import make_optimizer
+from deit_jax.weights.load import Weights
+from deit_jax.weights.recognise import Architecture
+
+ROOT = Path(__file__).parents[2]
+CASES = [
+    ("deit_ti", ""),
+    ("deit_s", "distill=soft,epochs=1000"),
+    ("deit_b", "distill=hard"),
+    ("deit_b_384", "distill=hard"),
+    ("deit_b_chain", ""),
+    ("regnety_160", ""),
+    ("transfer", "data=cars"),
+    ("folder", "teacher=runs/regnety_160"),
+    ("digits", ""),
+    ("cifar10", "scale=cpu"),
+]
+
+
+def get_config(name: str, text: str = ""):
+    return importlib.import_module(f"configs.{name}").get_config(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Sixteen training images of two classes, and eight more."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4), ("validation", 4), ("test", 4)):
+        for name in ("dark", "light"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (24, 20, 3)) + 100 * (name == "light")
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, Path]:
+    """Random weights of two classes, by model."""
+    folder = tmp_path_factory.mktemp("weights")
+    made = {}
+    for name in ("deit_digits_patch4_16", "deit_digits_distilled_patch4_16", "regnety_digits"):
+        build = models.constructor(name, num_classes=2)
+        params, batch_stats = jax.jit(lambda key, build=build: models.init_arrays(build, key))(jax.random.key(0))
+        module, config = models.find(name)
+        found = Architecture(name, module, {"num_classes": 2, **config})
+        made[name] = folder / f"{name}.safetensors"
+        save_timm(
+            Weights(name, found, jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats})), made[name]
+        )
+    return made
+
+
+def tiny(config, photos: Path, weights: dict[str, Path]):
+    """The config with the smallest model of its kind, on the small images; all else stays."""
+    c = config
+    distilled, kind = "_distilled" in c.model.name, "regnety" if "regnety" in c.model.name else "deit"
+    small = "regnety_digits" if kind == "regnety" else f"deit_digits{'_distilled' if distilled else ''}_patch4_16"
+    c.model.name, c.model.img_size = small, 32 if c.model.img_size == 384 else 16
+    c.init = str(weights[small]) if c.init else ""
+    if c.distill.kind in ("soft", "hard"):
+        c.teacher.name, c.teacher.init, c.teacher.epochs = "regnety_digits", str(weights["regnety_digits"]), 0
+        c.teacher.img_size = 16
+    c.data.root, c.batch_size, c.epochs, c.steps, c.data.limit = str(photos), 8, 1, 0, 0
+    c.finetune.epochs, c.finetune.img_size, c.finetune.batch_size = min(1, c.finetune.epochs), 32, 8
+    if c.model.name != "deit_digits_patch4_16":  # RandAugment takes longest to compile: the plain students keep it
+        c.augment.policy = "none"
+    c.log.every, c.log.tensorboard, c.train_baseline = 1, False, False
+    return resolve(c)
+
+
+def test_every_config_is_tried():
+    assert {name for name, _ in CASES} == {p.stem for p in (ROOT / "configs").glob("*.py")}
+
+
+@pytest.mark.parametrize(("name", "text"), CASES)
+def test_a_config_starts_and_takes_two_steps(name, text, photos, weights, tmp_path):
+    config = tiny(get_config(name, text), photos, weights)
+    validate(config, num_devices=jax.device_count())
+    (chain if config.finetune.epochs else train)(config, tmp_path)
+    for folder in [tmp_path, tmp_path / "finetune"] if config.finetune.epochs else [tmp_path]:
+        losses = [r["loss"] for r in read_log(folder) if "loss" in r]
+        assert len(losses) == 2
+        assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_a_config_is_valid_as_it_is_and_its_docstring_names_its_command(path):
+    config = resolve(get_config(path.stem))
+    validate(config)
+    models.find(config.model.name)
+    for name in config.teacher.name.split(","):
+        models.find(name)
+    lines = importlib.import_module(f"configs.{path.stem}").__doc__.splitlines()
+    commands = [line for line in lines if line.startswith("    python main.py ")]
+    assert commands
+    for command in commands:
+        assert "--workdir=runs/" in command
+        argument = next(a for a in command.split() if a.startswith("--config="))
+        file, _, text = argument.removeprefix("--config=").partition(":")
+        assert (ROOT / file).is_file()
+        get_config(Path(file).stem, text)
+
+
+def test_fine_tuning_at_384_is_the_papers():
+    config = get_config("deit_b_384", "distill=hard,init=runs/b")
+    assert config.model.name == "deit_base_distilled_patch16_384"
+    assert config.init == "runs/b"
+    o = config.optimizer
+    assert (config.batch_size, config.epochs, o.lr, o.lr_batch, o.weight_decay) == (512, 30, 5e-6, 512, 1e-8)
+    assert o.schedule == "constant"
+    plain = get_config("deit_b")
+    assert flat(config.augment) == flat(plain.augment), "all augmentation stays"
+    assert config.teacher.init == "timm/regnety_160.deit_in1k"
+    assert config.teacher.img_size == 224, "the teacher stays at its own resolution"
+    assert get_config("deit_b_384").init == "facebook/deit-base-patch16-224"
+    assert get_config("deit_b_384", "epochs=10").epochs == 10
+
+
+def test_names_follow_the_size():
+    assert at_size("deit_base_distilled_patch16_224", 384) == "deit_base_distilled_patch16_384"
+    assert at_size("deit_base_patch16_224", 320) == "deit_base_patch16_224"
+    assert at_size("deit_digits_patch4_16", 32) == "deit_digits_patch4_16"
+    assert [named_size(n) for n in ("deit_digits_patch4_16", "deit_tiny_patch16_384", "regnety_160")] == [16, 384, 224]
+
+
+def test_a_teachers_own_size_is_kept_when_it_is_given():
+    config = get_config("deit_b_chain")
+    config.teacher.img_size = 288
+    assert finetune_config(config, "runs/b").teacher.img_size == 288
+
+
+def test_transfer_has_both_settings():
+    paper, later = (get_config("transfer", f"data=cifar100,settings={s}") for s in ("paper", "later"))
+    assert (paper.optimizer.name, paper.optimizer.lr, paper.optimizer.weight_decay) == ("sgd", 0.01, 1e-4)
+    assert (later.optimizer.name, later.optimizer.lr, later.optimizer.weight_decay) == ("adamw", 5e-6, 0.05)
+    for c in (paper, later):
+        assert c.optimizer.lr_batch == c.batch_size == 768, "the rates are those in use at this batch"
+        assert c.data.name == "cifar100"
+    inat = get_config("transfer", "data=inat18")
+    assert (inat.optimizer.lr, inat.epochs, inat.augment.erasing) == (7.5e-5, 360, 0.1)
+    assert get_config("transfer", "data=pets,model=deit_small_distilled_patch16_224").distill.kind == "second_cls"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("transfer", "data=flower", "data=flower is not known (did you mean flowers?)"),
+        ("transfer", "settings=new", "settings=new is not known: use paper or later"),
+        ("folder", "epochs=many", "epochs=many is no number"),
+        ("deit_b_384", "lr=1", "'lr=1' is not known"),
+        ("deit_b_chain", "init=x", "'init=x' is not known"),
+        ("regnety_160", "epochs=-1", "epochs=-1 is no number"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(name, text, message):
+    with pytest.raises(UserError) as error:
+        get_config(name, text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_differences_between_paper_and_release_are_told():
+    config = default_config()
+    config.model.name, config.distill.kind = "deit_base_distilled_patch16_224", "soft"
+    released = recipe_differences(resolve(config))
+    assert "optimizer.lr_update = epoch, as released (paper: step)" in released
+    assert "distill.normalization = released, as released (paper: paper)" in released
+    differing = {k for k, v in RECIPES["released"].items() if RECIPES["paper"][k] != v}
+    assert {line.split(" = ")[0] for line in released} == differing
+
+    config.recipe = "paper"
+    paper = recipe_differences(resolve(config))
+    assert "optimizer.scale_floors = True, as in the paper (release: False)" in paper
+    assert {line.split(" = ")[0] for line in paper} == differing
+
+    config.recipe = "tuned"
+    tuned = recipe_differences(resolve(config))
+    assert "optimizer.warmup_epochs = 20.0 (paper and release: 5.0)" in tuned
+    assert "augment.repeats = 1 (paper and release: 3)" in tuned
+    assert "model.drop_path_rate = 0.0 (paper and release: 0.1)" in tuned
+
+    config.recipe, config.distill.kind, config.model.name = "released", "none", "deit_base_patch16_224"
+    plain = {line.split(" = ")[0] for line in recipe_differences(resolve(config))}
+    assert plain == {"optimizer.lr_update", "optimizer.scale_floors"}, "only what has an effect"
+
+
+def test_an_imagenet_run_begins_with_its_choices(tmp_path, capsys):
+    config = resolve(get_config("deit_ti"))
+    config.log.tensorboard = False
+    log = Log(tmp_path, title="student", config=config, start=0, total=10, per_epoch=5)
+    for classes in (1000, 10):
+        student = make_student(config, classes)
+        log.begin(student, {"weight": np.zeros(3)}, teacher="", notes=[], mesh=make_mesh())
+        said = capsys.readouterr().out
+        assert ("optimizer.lr_update = epoch, as released (paper: step)" in said) == (classes == 1000)
+    log.close()
+
+
+def test_sgd_is_pytorchs_with_nesterov():
+    """torch.optim.SGD(lr, momentum=0.9, weight_decay=w, nesterov=True), by its documented steps."""
+    config = default_config()
+    config.optimizer.name, config.optimizer.weight_decay = "sgd", 0.1
+    tx = make_optimizer(resolve(config))
+    params = {"layer": {"kernel": np.array([1.0, -2.0], np.float32), "bias": np.array([0.5], np.float32)}}
+    theirs, buffer = jax.tree.map(np.copy, params), None
+    state = tx.init(params)
+    for step in range(3):
+        grads = jax.tree.map(lambda p, s=step: np.cos(p + s).astype(np.float32), theirs)
+        direction, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda d: -0.01 * d, direction))
+        decayed = {
+            "layer": {k: g + (0.1 * theirs["layer"][k] if k == "kernel" else 0) for k, g in grads["layer"].items()}
+        }
+        buffer = decayed if buffer is None else jax.tree.map(lambda b, g: 0.9 * b + g, buffer, decayed)
+        theirs = jax.tree.map(lambda p, g, b: p - 0.01 * (g + 0.9 * b), theirs, decayed, buffer)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, theirs)

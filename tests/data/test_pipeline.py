@@ -1,0 +1,272 @@
+"""Batches: the same for any workers, processes or start; broken images; padding."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.config import default_config, resolve
+from deit_jax.data import images, order, pipeline, sources
+from deit_jax.data.tools import prepare
+from deit_jax.errors import UserError
+
+SIZE = 24
+
+
+def settings(**changes):
+    config = default_config()
+    config.batch_size = 16
+    for path, value in changes.items():
+        group, _, name = path.partition("__")
+        if name:
+            config[group][name] = value
+        else:
+            config[group] = value
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """90 JPEG and PNG files of different sizes in three class folders."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(90):
+        folder = root / f"class_{number % 3}"
+        folder.mkdir(exist_ok=True)
+        height, width = rng.integers(20, 60, 2)
+        pixels = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((width, height), Image.BICUBIC)
+        image.save(folder / f"{number:03}.{'png' if number % 5 == 0 else 'jpg'}")
+    return root
+
+
+@pytest.fixture
+def source(photos):
+    return sources.scan_folder(photos)[0]
+
+
+def take(count, config, source, **kwargs):
+    batches = pipeline.train_batches(config, source, size=SIZE, **kwargs)
+    try:
+        return [next(batches) for _ in range(count)]
+    finally:
+        batches.close()
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_training_batch_holds_the_views_its_numbers_name(source):
+    config = settings(seed=3)
+    for step, batch in enumerate(take(7, config, source)):
+        assert {key: value.dtype.name for key, value in batch.items()} == {
+            "image": "uint8", "label": "int32", "index": "int32", "epoch": "int32", "repeat": "int32",
+        }  # fmt: skip
+        assert set(batch["epoch"]) == {step // 5}
+        for row in range(16):
+            index, epoch, repeat = (int(batch[key][row]) for key in ("index", "epoch", "repeat"))
+            sample = source[index]
+            pixels = images.decode(sample["image"])
+            rng = order.generator(3, "crop", epoch, index, repeat)
+            box = images.draw_crop(rng, *pixels.shape[:2], config.augment.crop_scale, config.augment.crop_ratio)
+            np.testing.assert_array_equal(batch["image"][row], images.random_resized_crop(pixels, box, SIZE))
+            assert batch["label"][row] == sample["label"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_worker_processes_change_nothing(source, workers):
+    expected = take(9, settings(), source)
+    assert_same(take(9, settings(data__workers=workers), source), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(source, threads):
+    assert_same(take(6, settings(data__threads=threads), source), take(6, settings(), source))
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 12])
+def test_resumed_stream_is_the_uninterrupted_one(source, start):
+    assert_same(take(3, settings(), source, start=start), take(start + 3, settings(), source)[start:])
+
+
+def test_a_late_start_costs_nothing(source):
+    late = take(1, settings(), source, start=10**9)
+    assert set(late[0]["epoch"]) == {10**9 // 5}
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_processes_share_the_global_batch(source, processes):
+    whole = take(6, settings(), source)
+    parts = [take(6, settings(), source, process_index=p, process_count=processes) for p in range(processes)]
+    joined = [{key: np.concatenate([part[k][key] for part in parts]) for key in whole[0]} for k in range(6)]
+    assert_same(joined, whole)
+
+
+def test_seeds_differ(source):
+    a, b = (take(1, settings(seed=seed), source)[0] for seed in (0, 1))
+    assert (a["image"] != b["image"]).mean() > 0.5
+
+
+def test_views_of_an_image_differ_between_repeats_and_epochs(source):
+    batches = take(10, settings(), source)
+    seen = {}
+    for batch in batches:
+        for index, epoch, repeat, image in zip(*(batch[k] for k in ("index", "epoch", "repeat", "image")), strict=True):
+            key = int(index), image.tobytes()
+            assert key not in seen, (seen[key], (epoch, repeat))
+            seen[key] = epoch, repeat
+    assert len(seen) == 160
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes", "batch"), [(0, 1, 16), (0, 1, 90), (0, 2, 16), (0, 2, 100), (2, 1, 16)]
+)
+def test_evaluation_shows_every_image_once(source, workers, processes, batch):
+    config = settings(data__eval_batch_size=batch, data__workers=workers)
+    parts = [
+        list(pipeline.eval_batches(config, source, size=SIZE, process_index=p, process_count=processes))
+        for p in range(processes)
+    ]
+    assert {len(part) for part in parts} == {-(-90 // batch)}
+    joined = [np.concatenate([part[k]["image"] for part in parts]) for k in range(len(parts[0]))]
+    masks = np.concatenate([np.concatenate([part[k]["mask"] for part in parts]) for k in range(len(parts[0]))])
+    labels = np.concatenate([np.concatenate([part[k]["label"] for part in parts]) for k in range(len(parts[0]))])
+    assert all(len(images_) == batch for images_ in joined)
+    assert masks.dtype == np.float32
+    np.testing.assert_array_equal(masks, np.arange(len(masks)) < 90)
+    shown = np.concatenate(joined)
+    assert not shown[90:].any()
+    for number in range(90):
+        sample = source[number]
+        np.testing.assert_array_equal(shown[number], images.eval_image(sample["image"], SIZE))
+        assert labels[number] == sample["label"]
+
+
+def test_digits_go_through_the_same_code():
+    train, evaluation = sources.open_digits()
+    batch = take(1, settings(), train)[0]
+    assert batch["image"].shape == (16, SIZE, SIZE, 3)
+    assert batch["image"].std() > 20
+    held = next(pipeline.eval_batches(settings(), evaluation, size=8))
+    np.testing.assert_array_equal(held["image"][0].shape, (8, 8, 3))
+
+
+class Spoiled:
+    """A source of which some images are broken."""
+
+    def __init__(self, source, broken):
+        self.source, self.broken = source, frozenset(broken)
+        self.class_names, self.num_classes, self.fingerprint = source.class_names, source.num_classes, "0"
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        sample = self.source[index]
+        return sample | {"image": sample["image"][:40]} if index in self.broken else sample
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_image_is_named_replaced_and_counted(source, caplog, workers):
+    broken = {7, 8, 89}
+    config = settings(data__workers=workers, augment__repeats=1)
+    batches = pipeline.train_batches(config, Spoiled(source, broken), size=SIZE)
+    with caplog.at_level(logging.WARNING, logger="deit_jax"):
+        got = [next(batches) for _ in range(10)]
+    batches.close()
+    clean = take(10, settings(augment__repeats=1), source)
+    met = 0
+    for ours, theirs in zip(got, clean, strict=True):
+        for row in range(16):
+            wanted = int(theirs["index"][row])
+            met += {7: 2, 8: 1, 89: 1}.get(wanted, 0)
+            assert ours["index"][row] == {7: 9, 8: 9, 89: 0}.get(wanted, wanted)
+            assert ours["label"][row] == source[int(ours["index"][row])]["label"]
+    assert met > 0
+    assert (batches.broken, batches.seen) == (met, 160)
+    named = [record.getMessage() for record in caplog.records]
+    assert len(named) == len(set(named))
+    assert any(source.path(8) in text for text in named)
+
+
+def test_run_stops_above_the_rate_of_broken_images(source):
+    config = settings(data__max_broken=0.01)
+    batches = pipeline.train_batches(config, Spoiled(source, {4, 50}), size=SIZE)
+    with pytest.raises(UserError, match=r"training images cannot be read.*raise data\.max_broken"):
+        list(itertools.islice(batches, 70))
+    assert pipeline.MIN_VIEWS <= batches.seen < pipeline.MIN_VIEWS + 16
+
+
+def test_run_goes_on_below_the_rate(source):
+    batches = pipeline.train_batches(settings(data__max_broken=0.1), Spoiled(source, {4}), size=SIZE)
+    for _ in range(70):
+        next(batches)
+    assert 0 < batches.broken < 0.1 * batches.seen
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_broken_images(source, workers):
+    batches = pipeline.train_batches(settings(data__workers=workers), Spoiled(source, range(90)), size=SIZE)
+    with pytest.raises(UserError, match=r"64 images in a row cannot be read, the first: .*class_"):
+        next(batches)
+    batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_evaluation_image_is_an_error_that_names_it(source, workers):
+    config = settings(data__workers=workers)
+    with pytest.raises(UserError, match=r"evaluation image .*class_0.003.jpg .* cannot be read") as error:
+        list(pipeline.eval_batches(config, Spoiled(source, {1}), size=SIZE))
+    assert "\n" not in str(error.value)
+
+
+def test_vanished_file_counts_as_broken(photos, tmp_path):
+    source = sources.scan_folder(photos)[0]
+    source.root = str(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be read.*No such file"):
+        take(1, settings(), source)
+
+
+def test_label_outside_the_classes():
+    source = sources.ArraySource(np.zeros((32, 8, 8), np.uint8), np.full(32, 5), ["a", "b", "c"], name="made")
+    with pytest.raises(UserError, match=r"made\[\d+\] has label 5: labels of 3 classes are 0 to 2"):
+        take(1, settings(), source)
+    with pytest.raises(UserError, match=r"made\[0\] has label 5"):
+        next(pipeline.eval_batches(settings(), source, size=8))
+
+
+def test_batch_larger_than_the_data(source):
+    with pytest.raises(UserError, match="batch_size 128 is more than the 90 training images"):
+        pipeline.train_batches(settings(batch_size=128), source, size=SIZE)
+
+
+def test_batch_not_divisible_by_the_processes(source):
+    with pytest.raises(UserError, match="batch size 16 is not divisible by 3 processes: use 15"):
+        pipeline.train_batches(settings(), source, size=SIZE, process_count=3)
+
+
+def test_fast_resize_takes_the_same_crops(source):
+    exact, fast = take(3, settings(), source), take(3, settings(data__resize="fast", data__workers=2), source)
+    for a, b in zip(exact, fast, strict=True):
+        np.testing.assert_array_equal(a["index"], b["index"])
+        difference = np.abs(a["image"].astype(int) - b["image"])
+        assert difference.max() > 0
+        assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_make_the_folders_batches(photos, tmp_path, workers):
+    prepare.prepare(photos, tmp_path / "shards")
+    config = settings(data__root=str(tmp_path / "shards"), data__workers=workers)
+    ours, held = sources.open_sources(config)
+    config.data.root = str(photos)
+    theirs, _ = sources.open_sources(config)
+    assert len(held) == 9
+    assert_same(take(6, config, ours), take(6, config, theirs))

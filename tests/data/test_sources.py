@@ -1,0 +1,624 @@
+"""Folders, tables, shards and TFDS datasets on disk: what they hold, and what is said when they are wrong."""
+
+import csv
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.config import default_config
+from deit_jax.data import images, pipeline, shards, sources, tfds_source
+from deit_jax.data.tools import doctor, prepare
+from deit_jax.errors import UserError
+
+
+def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (20, 16)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(path, data: bytes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def opened(root="", **data):
+    config = default_config()
+    config.data.root = str(root)
+    config.data.update(data)
+    return sources.open_sources(config)
+
+
+def complaint(*args, **kwargs) -> str:
+    with pytest.raises(UserError) as error:
+        opened(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 4, 5 and 6 images, sorted otherwise than made."""
+    for number, name in enumerate(("owl", "ant", "cat")):
+        for i in range(4 + number):
+            write(tmp_path / "set" / name / f"{i}.jpg", picture(10 * number + i))
+    return tmp_path / "set"
+
+
+def held(source) -> list[tuple[str, int]]:
+    return [(source[i]["name"], source[i]["label"]) for i in range(len(source))]
+
+
+def test_folder_without_splits_is_held_out_evenly(folder):
+    train, evaluation = opened(folder, holdout=0.2)
+    assert train.class_names == evaluation.class_names == ["ant", "cat", "owl"]
+    assert (len(train), len(evaluation)) == (12, 3)
+    assert sorted(label for _, label in held(evaluation)) == [0, 1, 2]
+    everything = held(train) + held(evaluation)
+    assert len(set(everything)) == 15
+    for name, label in everything:
+        assert f"/{train.class_names[label]}/" in name
+    again = opened(folder, holdout=0.2)
+    assert held(again[1]) == held(evaluation)
+
+
+def test_folder_with_splits(folder, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    folder.rename(root / "train")
+    write(root / "val" / "owl" / "sub" / "x.PNG", picture(1, "PNG"))
+    train, evaluation = opened(root)
+    assert (len(train), len(evaluation)) == (15, 1)
+    assert evaluation[0]["label"] == 2
+    assert evaluation.class_names == train.class_names
+    assert images.decode(evaluation[0]["image"]).shape == (20, 16, 3)
+    (root / "val").rename(root / "special")
+    assert len(opened(root, eval_split="special")[1]) == 1
+    assert len(opened(root, holdout=0.2)[1]) == 3  # no evaluation split: from the training images
+    assert "data.eval_split 'specia' is no folder" in complaint(root, eval_split="specia")
+    assert "did you mean special?" in complaint(root, eval_split="specia")
+    assert "data.train_split 'trian' is no folder" in complaint(root, train_split="trian")
+
+
+def test_fingerprint_follows_the_images(folder):
+    def fingerprint():
+        return opened(folder)[0].fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    sources.check_unchanged(opened(folder)[0], first, "folder")
+    write(folder / "ant" / "0.jpg", picture(99) + b"more")
+    changed = fingerprint()
+    assert changed != first
+    with pytest.raises(UserError, match="folder has changed since the run began"):
+        sources.check_unchanged(opened(folder)[0], first, "folder")
+    (folder / "ant" / "0.jpg").rename(folder / "ant" / "00.jpg")
+    renamed = fingerprint()
+    assert renamed != changed
+    (folder / "ant" / "00.jpg").rename(folder / "cat" / "00.jpg")
+    assert fingerprint() != renamed
+
+
+def test_limit_draws_by_seed(folder):
+    config = default_config()
+    config.data.root, config.data.limit = str(folder), 6
+    drawn = []
+    for seed in (0, 0, 1):
+        config.seed = seed
+        train, evaluation = sources.open_sources(config)
+        assert len(train) == 6
+        assert not set(held(train)) & set(held(evaluation))
+        drawn.append(held(train))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_holding_everything_out_leaves_an_evaluation_set(folder):
+    config = default_config()
+    config.data.root, config.data.holdout = str(folder), 1.0
+    assert len(sources.open_eval_source(config)) == 15
+    with pytest.raises(UserError, match="leaves no images to train on"):
+        sources.open_sources(config)
+
+
+def test_bad_folders(folder, tmp_path):
+    assert "is not a folder" in complaint(tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no class folders" in complaint(empty)
+    (folder / "bat").mkdir()
+    assert complaint(folder).startswith(f"class folder {folder / 'bat'} holds no image")
+    write(folder / "bat" / "notes.txt", b"")
+    assert "class folder" in complaint(folder)
+    write(folder / "bat" / "1.jpg", picture(0))
+    assert opened(folder)[0].num_classes == 4
+    single = tmp_path / "single"
+    write(single / "a" / "1.jpg", picture(0))
+    assert "only 1 image" in complaint(single)
+
+
+def test_evaluation_class_that_training_lacks(folder, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    folder.rename(root / "train")
+    write(root / "test" / "owls" / "1.jpg", picture(0))
+    message = complaint(root)
+    assert "owls is a class the training images lack" in message
+    assert "did you mean owl?" in message
+
+
+def test_class_count_must_be_the_models(folder):
+    config = default_config()
+    config.data.root, config.model.num_classes = str(folder), 4
+    with pytest.raises(UserError, match=r"model.num_classes is 4 but .* has 3 classes"):
+        sources.open_sources(config)
+    with pytest.raises(UserError, match="has 3 classes"):
+        sources.open_eval_source(config)
+
+
+def test_unknown_dataset_names_the_nearest():
+    assert "did you mean digits?" in complaint(name="digit")
+    assert "did you mean cifar100?" in complaint(name="cifar1000")
+
+
+def test_digits_are_split_evenly_and_exactly():
+    train, evaluation = opened(name="digits")
+    assert (len(train), len(evaluation), train.num_classes) == (1438, 359, 10)
+    counts = np.bincount([label for _, label in held(evaluation)])
+    assert counts.min() >= 34
+    assert counts.max() <= 37
+    scans = np.stack([train[i]["image"] for i in range(len(train))])
+    assert scans.shape[1:] == (8, 8)
+    assert scans.dtype == np.uint8
+    np.testing.assert_array_equal(np.unique(scans), np.round(np.arange(17) * 255 / 16))  # 17 greys, black to white
+    assert train.fingerprint != evaluation.fingerprint
+
+
+def table(path, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_table_of_names(folder):
+    rows = [(f"{name}/{i}.jpg", name.upper()) for name in ("owl", "ant") for i in range(4)]
+    train, evaluation = opened(table(folder / "list.csv", [("path", "label"), *rows]), holdout=0.25)
+    assert train.class_names == ["ANT", "OWL"]
+    assert (len(train), len(evaluation)) == (6, 2)
+    assert sorted(label for _, label in held(evaluation)) == [0, 1]
+    for name, label in held(train):
+        assert ("/ant/" in name) == (label == 0)
+
+
+def test_table_of_numbers_and_splits(folder):
+    rows = [(f"cat/{i}.jpg", i % 3, "train" if i < 4 else "val") for i in range(6)]
+    path = table(folder / "list.csv", rows)
+    train, evaluation = opened(path)
+    assert [label for _, label in held(train)] == [0, 1, 2, 0]
+    assert [label for _, label in held(evaluation)] == [1, 2]
+    assert train.class_names == ["0", "1", "2"]
+    assert "data.train_split 'tain' does not occur" in complaint(path, train_split="tain")
+    assert "data.eval_split 'vall' does not occur" in complaint(path, eval_split="vall")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "lists no image"),
+        ("path,label\n", "lists no image"),
+        ("cat/0.jpg,1\ncat/1.jpg\n", "line 2 is 'cat/1.jpg'"),
+        ("cat/0.jpg,\n", "line 1 is 'cat/0.jpg,'"),
+        ("cats/0.jpg,1\ncats/1.jpg,0\n", "names cats/0.jpg, which is no file"),
+    ],
+)
+def test_bad_tables(folder, text, says):
+    (folder / "list.csv").write_text(text)
+    assert says in complaint(folder / "list.csv")
+
+
+def test_missing_table(tmp_path):
+    assert "is not there" in complaint(tmp_path / "list.csv")
+
+
+# --- shards
+
+
+def contents(source) -> dict[tuple[str, int], bytes]:
+    return {(source[i]["name"].rsplit("/", 2)[-1], source[i]["label"]): source[i]["image"] for i in range(len(source))}
+
+
+def by_hash(source) -> list[tuple[int, bytes]]:
+    return sorted((source[i]["label"], source[i]["image"]) for i in range(len(source)))
+
+
+@pytest.fixture
+def split_folder(folder, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    folder.rename(root / "train")
+    for name in ("owl", "cat"):
+        write(root / "val" / name / "v.png", picture(ord(name[0]), "PNG"))
+    return root
+
+
+def test_shards_hold_the_folder(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    index = prepare.prepare(split_folder, target)
+    assert index["complete"]
+    ours, theirs = opened(target), opened(split_folder)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.class_names == other.class_names
+        assert by_hash(mine) == by_hash(other)
+    np.testing.assert_array_equal(ours[0].labels, [sample for _, sample in held(ours[0])])
+    copy = pickle.loads(pickle.dumps(ours[0]))
+    assert copy[3] == ours[0][3]
+    assert copy.fingerprint == ours[0].fingerprint
+
+
+def test_shards_are_cut_and_resumed(split_folder, tmp_path, monkeypatch):
+    whole = prepare.prepare(split_folder, tmp_path / "whole")
+    monkeypatch.setattr(prepare, "cut", lambda items, limit: [items[i : i + 4] for i in range(0, len(items), 4)])
+    target, written = tmp_path / "shards", prepare._write
+
+    def interrupted(target, index, split, name, part, number):
+        if name.startswith("train-00002"):
+            raise KeyboardInterrupt
+        return written(target, index, split, name, part, number)
+
+    monkeypatch.setattr(prepare, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(split_folder, target)
+    assert "is not finished" in complaint(target)
+    kept = {path.name: path.stat().st_mtime_ns for path in target.glob("train-0000[01]*record")}
+    assert len(kept) == 2
+    monkeypatch.setattr(prepare, "_write", written)
+    index = prepare.prepare(split_folder, target)
+    assert {name: (target / name).stat().st_mtime_ns for name in kept} == kept
+    assert [shard["records"] for shard in index["splits"]["train"]] == [4, 4, 4, 3]
+    assert by_hash(opened(target)[0]) == by_hash(opened(tmp_path / "whole")[0])
+    assert len(whole["splits"]["train"]) == 1
+    assert not list(target.glob("*.partial"))
+
+
+def test_a_spoiled_shard_is_made_again(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    index = prepare.prepare(split_folder, target)
+    path = target / index["splits"]["train"][0]["file"]
+    good = path.read_bytes()
+    path.write_bytes(good[:5000] + b"\0" * 8 + good[5008:])
+    prepare.prepare(split_folder, target)
+    assert path.read_bytes() == good
+
+
+def test_shards_of_other_images_are_left_alone(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    prepare.prepare(split_folder, target)
+    write(split_folder / "train" / "owl" / "new.jpg", picture(5))
+    with pytest.raises(UserError, match="was made from other images"):
+        prepare.prepare(split_folder, target)
+
+
+def test_cut_balances_the_parts():
+    items = [prepare.Item("a", str(i), "", 0, 100) for i in range(10)]
+    parts = prepare.cut(items, 350)
+    assert [len(part) for part in parts] == [3, 3, 4]
+    assert [item for part in parts for item in part] == items
+
+
+def test_damaged_shards(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    index = prepare.prepare(split_folder, target)
+    path = target / index["splits"]["train"][0]["file"]
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert f"shard {path} has {len(data) // 2} bytes instead of {len(data)}" in complaint(target)
+    path.unlink()
+    assert f"shard {path} is missing" in complaint(target)
+    path.write_bytes(data)
+    assert "data.train_split 'trains' is no split" in complaint(target, train_split="trains")
+    (target / shards.INDEX).write_text("{")
+    assert "is damaged" in complaint(target)
+    (target / shards.INDEX).unlink()
+    assert f"no {shards.INDEX}" in complaint(target)
+
+
+def test_a_spoiled_record_is_a_broken_image(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    index = prepare.prepare(split_folder, target)
+    path = target / index["splits"]["train"][0]["file"]
+    data = bytearray(path.read_bytes())
+    where = data.index(opened(target)[0][7]["image"])
+    data[where + 30 : where + 60] = bytes(30)
+    path.write_bytes(data)
+    source = opened(target)[0]
+    with pytest.raises(OSError, match="record 7 of"):
+        source[7]
+    assert source[8]["image"][:2] == b"\xff\xd8"
+
+
+def tar_of(path, members: dict[str, bytes]):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "pictures/"])
+def test_tar_of_a_folder(split_folder, tmp_path, prefix):
+    members = {prefix + str(path.relative_to(split_folder)): path.read_bytes() for path in split_folder.rglob("*.*g")}
+    prepare.prepare(tar_of(tmp_path / "set.tar", members), tmp_path / "shards")
+    for mine, other in zip(opened(tmp_path / "shards"), opened(split_folder), strict=True):
+        assert by_hash(mine) == by_hash(other)
+
+
+def imagenet(root):
+    """The three files ImageNet comes as, with two classes; the kit numbers classes otherwise than their names sort."""
+    from scipy.io import savemat
+
+    root.mkdir()
+    wnids, inner = ("n02", "n01"), {}
+    for number, wnid in enumerate(wnids):
+        pictures = {f"{wnid}_{i}.JPEG": picture(10 * number + i) for i in range(3)}
+        tar_of(root / "inner", pictures)
+        inner[f"{wnid}.tar"] = (root / "inner").read_bytes()
+    (root / "inner").unlink()
+    tar_of(root / "ILSVRC2012_img_train.tar", inner)
+    truth = [1, 2, 2, 1]
+    pictures = {f"ILSVRC2012_val_{i:08}.JPEG": picture(100 + i) for i in range(1, 5)}
+    tar_of(root / "ILSVRC2012_img_val.tar", pictures)
+    synsets = np.array([(1, "n02"), (2, "n01"), (3, "n00")], dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])
+    buffer = io.BytesIO()
+    savemat(buffer, {"synsets": synsets})
+    kit = {
+        "kit/data/meta.mat": buffer.getvalue(),
+        "kit/data/ILSVRC2012_validation_ground_truth.txt": "\n".join(map(str, truth)).encode(),
+    }
+    with tarfile.open(root / prepare.DEVKIT, "w:gz") as tar:
+        for name, data in kit.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return [wnids[number - 1] for number in truth]
+
+
+def test_imagenet_as_it_comes(tmp_path):
+    truth = imagenet(tmp_path / "files")
+    prepare.prepare(tmp_path / "files", tmp_path / "shards")
+    train, evaluation = opened(tmp_path / "shards")
+    assert train.class_names == ["n01", "n02"]
+    assert by_hash(train) == sorted([(1, picture(i)) for i in range(3)] + [(0, picture(10 + i)) for i in range(3)])
+    expected = [(train.class_names.index(wnid), picture(100 + i)) for i, wnid in enumerate(truth, 1)]
+    assert by_hash(evaluation) == sorted(expected)
+
+
+def test_validation_images_need_their_classes(tmp_path):
+    truth = imagenet(tmp_path / "files")
+    (tmp_path / "files" / prepare.DEVKIT).unlink()
+    with pytest.raises(UserError, match="without a class folder need"):
+        prepare.prepare(tmp_path / "files", tmp_path / "shards")
+    rows = [(f"ILSVRC2012_val_{i:08}.JPEG", wnid) for i, wnid in enumerate(truth, 1)]
+    short = table(tmp_path / "short.csv", rows[:-1])
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_00000004.JPEG, whose class is not listed"):
+        prepare.prepare(tmp_path / "files", tmp_path / "shards", labels=str(short))
+    prepare.prepare(tmp_path / "files", tmp_path / "shards", labels=str(table(tmp_path / "all.csv", rows)))
+    assert len(opened(tmp_path / "shards")[1]) == 4
+
+
+def test_bad_sources_of_prepare(tmp_path):
+    with pytest.raises(UserError, match=r"neither a folder nor a \.tar file"):
+        prepare.prepare(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(UserError, match=r"a\.tar is damaged"):
+        prepare.prepare(tmp_path / "a.tar", tmp_path / "out")
+    tar_of(tmp_path / "b.tar", {"x/readme.txt": b""})
+    with pytest.raises(UserError, match="hold no image"):
+        prepare.prepare(tmp_path / "b.tar", tmp_path / "out")
+
+
+# --- the doctor
+
+
+def test_doctor_finds_broken_and_repeated_files(split_folder):
+    train = split_folder / "train"
+    (train / "ant" / "1.jpg").write_bytes(picture(11)[:200])
+    (train / "owl" / "copy.jpg").write_bytes((train / "cat" / "2.jpg").read_bytes())
+    (split_folder / "val" / "cat" / "leak.jpg").write_bytes((train / "cat" / "3.jpg").read_bytes())
+    both = opened(split_folder)
+    found = doctor.examine(dict(zip(("train", "evaluation"), both, strict=True)))
+    np.testing.assert_array_equal(found.counts["train"], [5, 6, 5])
+    np.testing.assert_array_equal(found.counts["evaluation"], [0, 2, 1])
+    assert len(found.broken) == 1
+    assert "ant/1.jpg" in found.broken[0]
+    assert len(found.duplicates) == 2
+    ((a, b),) = found.contradictions
+    assert {a[2], b[2]} == {1, 2}
+    ((a, b),) = found.leaks
+    assert {a[0], b[0]} == {"train", "evaluation"}
+    text = doctor.report(found)
+    assert "1 unreadable images" in text
+    assert "1 classes have no image in evaluation" in text
+    assert "2 files occur more than once, 1 of them in different classes, 1 both in training and evaluation" in text
+
+
+def tool(name: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"deit_jax.data.{name}", *map(str, arguments)]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+
+
+def test_the_tools_on_the_command_line(split_folder, tmp_path):
+    target = tmp_path / "shards"
+    done = tool("prepare", split_folder, target)
+    assert done.returncode == 0, done.stderr
+    train, validation = done.stdout.splitlines()
+    assert train == "train: 15 images in 1 shards, 3 classes"
+    assert validation == "val: 2 images in 1 shards, 3 classes"
+    assert "17/17 images" in done.stderr
+    healthy = tool("doctor", target)
+    assert healthy.returncode == 0, healthy.stderr
+    assert "0 unreadable images" in healthy.stdout
+    (split_folder / "train" / "ant" / "1.jpg").write_bytes(b"no image")
+    ill = tool("doctor", split_folder)
+    assert ill.returncode == 1
+    assert "ant/1.jpg (cannot identify image file" in ill.stdout
+    for done in (tool("doctor", tmp_path / "nowhere"), tool("prepare", tmp_path / "nowhere", target)):
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+
+
+# --- TFDS
+
+
+def write_tfds(name: str, data_dir, splits: dict[str, int]):
+    """A small dataset in TFDS's own files, written by TFDS with the features of the real one."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    kind = "PNG" if name.startswith("cifar") else "JPEG"
+
+    def value(key, feature, i):
+        match type(feature).__name__:
+            case "Image":
+                if key == "segmentation_mask":
+                    mask = io.BytesIO()
+                    Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask, "PNG")
+                    return io.BytesIO(mask.getvalue())
+                return io.BytesIO(picture(i, kind, (32, 32)))
+            case "ClassLabel":
+                return (3 * i) % feature.num_classes
+            case "Text":
+                return f"{i}.jpg"
+            case "BBoxFeature":
+                return tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+            case "Sequence":
+                return list(range(i % 3))
+
+    def generate(count):
+        for i in range(count):
+            yield i, {key: value(key, feature, i) for key, feature in builder.info.features.items()}
+
+    builder._split_generators = lambda *_: {split: generate(count) for split, count in splits.items()}
+    builder.download_and_prepare()
+
+
+def number(sample) -> int:
+    return int(sample["name"].rsplit("/", 1)[1].removesuffix(".jpg"))
+
+
+CLASSES = dict(zip(tfds_source.NAMES, (1000, 1000, 1000, 10, 100, 102, 196, 8142, 37), strict=True))
+SPLITS = {
+    "imagenet2012_real": {"validation": 5},
+    "imagenet_v2": {"test": 5},
+    "oxford_flowers102": {"train": 4, "validation": 5, "test": 6},
+    "i_naturalist2018": {"train": 4, "validation": 5},
+    "imagenet2012": {"train": 4, "validation": 5},
+}
+
+
+@pytest.mark.parametrize("name", tfds_source.NAMES)
+def test_tfds_datasets(name, tmp_path):
+    splits = SPLITS.get(name, {"train": 4, "test": 5})
+    write_tfds(name, tmp_path, splits)
+    config = default_config()
+    config.data.name, config.data.root = name, str(tmp_path)
+    evaluation = sources.open_eval_source(config)
+    found = [evaluation]
+    if "train" in splits:
+        found = list(sources.open_sources(config))
+        assert len(found[0]) == 4
+        assert found[0].fingerprint != evaluation.fingerprint
+    else:
+        with pytest.raises(UserError, match="leaves no images to train on"):
+            sources.open_sources(config)
+    assert len(evaluation) == 5
+    for source in found:
+        assert source.num_classes == len(source.class_names) == CLASSES[name]
+        seen = set()
+        for sample in (source[i] for i in range(len(source))):
+            i = number(sample)
+            seen.add(i)
+            assert sample["image"] == picture(i, "PNG" if name.startswith("cifar") else "JPEG", (32, 32))
+            assert sample["label"] == (3 * i) % CLASSES[name]
+            if name == "imagenet2012_real":
+                assert sample["labels"].tolist() == list(range(i % 3))
+        assert seen == set(range(len(source)))
+        copy = pickle.loads(pickle.dumps(source))
+        assert copy[1]["image"] == source[1]["image"]
+
+
+def test_images_with_several_right_labels(tmp_path):
+    write_tfds("imagenet2012_real", tmp_path, {"validation": 6})
+    config = default_config()
+    config.data.name, config.data.root, config.batch_size = "imagenet2012_real", str(tmp_path), 4
+    source = sources.open_eval_source(config)
+    batches = list(pipeline.eval_batches(config, source, size=8))
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    assert labels.shape == (8, pipeline.MAX_LABELS)
+    for row in range(6):
+        right = labels[row][labels[row] >= 0].tolist()
+        assert right == list(range(number(source[row]) % 3))
+        assert mask[row] == bool(right)
+    assert not mask[6:].any()
+
+
+def test_tfds_splits_and_complaints(tmp_path):
+    write_tfds("cifar10", tmp_path, {"train": 10, "test": 5})
+    train, evaluation = opened(tmp_path, name="cifar10", train_split="train[:60%]+test", eval_split="train[60%:]")
+    assert (len(train), len(evaluation)) == (11, 4)
+    assert "cifar10 has no split 'tests' (did you mean test?)" in complaint(
+        tmp_path, name="cifar10", eval_split="tests"
+    )
+    version = next((tmp_path / "cifar10").iterdir())
+    assert len(opened(version, name="cifar10")[0]) == 10  # the dataset's own folder will do as well
+    shard = next(version.glob("*test*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert f"shard {shard} holds 0 records instead of 5" in complaint(tmp_path, name="cifar10")
+    shard.unlink()
+    assert f"shard {shard} is missing" in complaint(tmp_path, name="cifar10")
+
+
+def test_tfds_without_evaluation_split_holds_out(tmp_path):
+    write_tfds("cifar10", tmp_path, {"train": 10})
+    train, evaluation = opened(tmp_path, name="cifar10", holdout=0.3)
+    assert (len(train), len(evaluation)) == (7, 3)
+    assert not {number(train[i]) for i in range(7)} & {number(evaluation[i]) for i in range(3)}
+
+
+def test_tfds_not_prepared(monkeypatch, tmp_path):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    message = complaint(name="cifar10")
+    assert "cifar10 is not prepared in" in message
+    assert "download_and_prepare()" in message
+
+
+def test_tfds_in_another_format(tmp_path):
+    write_tfds("cifar10", tmp_path, {"train": 4, "test": 2})
+    for path in (tmp_path / "cifar10").rglob("dataset_info.json"):
+        info = json.loads(path.read_text())
+        info["fileFormat"] = "tfrecord"
+        path.write_text(json.dumps(info))
+    message = complaint(tmp_path, name="cifar10")
+    assert "is stored as tfrecord" in message
+    assert "convert_format" in message
+
+
+def test_tfds_mock_data_needs_no_tensorflow():
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=5):
+        train, evaluation = opened(name="imagenet2012")
+        assert len(train) == len(evaluation) == 5
+        assert images.decode(train[0]["image"]).shape[2] == 3
+        assert 0 <= train[0]["label"] < 1000

@@ -1,0 +1,420 @@
+"""Stored labels: the live teacher's decisions and loss, and every way a store can be the wrong one."""
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.config import SETTINGS, default_config, flat, resolve
+from deit_jax.data import pipeline, sources
+from deit_jax.distill import label as making
+from deit_jax.distill.label import fill, label, my_share
+from deit_jax.distill.label_reader import image_identity, open_labels
+from deit_jax.distill.label_store import CHUNK, LabelStore, digest, runs, size_forecast
+from deit_jax.distill.teacher import stored_distribution, stored_teacher
+from deit_jax.errors import UserError
+from deit_jax.losses import distillation_loss
+from deit_jax.report.log import read_log
+from deit_jax.runtime.interrupt import Interrupted
+from deit_jax.student import make_student
+from deit_jax.study.ablation import ablate
+from deit_jax.train.loop import train
+from deit_jax.train.optimizer import num_steps
+
+ROOT = Path(__file__).parents[2]
+STEPS = 70  # of 11 an epoch: two chunks, the second cut short
+
+
+def digits(**changes):
+    """A small distilled student on digits, all of the augmentation that mixes and erases on; a trained ViT teaches."""
+    c = default_config()
+    c.data.name, c.batch_size, c.steps = "digits", 128, STEPS
+    c.model.name, c.distill.kind = "deit_digits_distilled_patch4_16", "hard"
+    c.teacher.name, c.teacher.epochs, c.teacher.lr = "deit_digits_patch4_16", 2, 4e-3
+    c.augment.policy, c.augment.repeats, c.optimizer.ema_decay = "none", 3, 0.0
+    c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 4e-3, "step", 1.0
+    c.evaluate.every = c.checkpoint.every = 100
+    c.log.every, c.log.tensorboard = 1, False
+    c.update_from_flattened_dict(changes)
+    return resolve(c)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """The labels of 70 steps, made once for all tests; nothing may change them."""
+    folder = tmp_path_factory.mktemp("labels") / "store"
+    label(digits(), folder)
+    return folder
+
+
+def opened(store: Path, **changes):
+    """What a training run does with a store before it compiles."""
+    config = digits(**{"distill.labels": str(store), **changes})
+    source, _ = sources.open_sources(config)
+    student = make_student(config, source.num_classes)
+    return open_labels(config, source, student, num_steps(config, pipeline.steps_per_epoch(config, source)))
+
+
+def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
+    """An empty store that no teacher belongs to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    both = {"images": {"seed": 0}, "teacher": {}}
+    form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": batch}
+    return LabelStore.create(folder, form | both | {"hash": digest(both)}, steps)
+
+
+def counted(start: int):
+    """A stream of batches that hold nothing but their step."""
+    step = start
+    while True:
+        yield np.full(8, step)
+        step += 1
+
+
+def decide(batch, step):
+    """A 'teacher' whose decision follows from the step and the row."""
+    assert (batch == step).all()
+    return {"decision": (np.arange(len(batch)) + step) % 10}
+
+
+@pytest.fixture(scope="module")
+def runs_of(store, tmp_path_factory) -> dict[str, Path]:
+    """Two trainings of the same student, by the live teacher and by its stored labels."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("live", "stored")}
+    train(digits(**{"teacher.init": str(store / "teacher"), "teacher.epochs": 0}), folders["live"])
+    train(digits(**{"distill.labels": str(store)}), folders["stored"])
+    return folders
+
+
+def test_training_from_the_store_is_training_with_the_live_teacher(store, runs_of):
+    live, stored = ([r["loss"] for r in read_log(runs_of[name]) if "loss" in r] for name in ("live", "stored"))
+    assert len(live) == len(stored) == STEPS
+    np.testing.assert_allclose(live, stored, rtol=1e-5)
+    decisions = np.concatenate([LabelStore(store).read(s)["decision"] for s in range(STEPS)])
+    assert len(np.unique(decisions)) >= 5, "a teacher that says one thing would prove nothing"
+
+
+def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, capsys):
+    got = label(digits(), store, verify=3)
+    assert got["batches"] == 3
+    assert got["views"] == 384
+    assert got["views"] - got["same"] <= 384 / 10_000
+    assert "384 of 384 decisions agree" in capsys.readouterr().out
+    spoilt = made_up(tmp_path / "spoilt", STEPS, 128)
+    fill(spoilt, lambda batch, step: {"decision": np.full(128, 3)}, counted_rows, STEPS)
+    real = LabelStore(store)
+    again = lambda batch, step: {"decision": real.read(step)["decision"]}  # noqa: E731
+    with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 256 decisions agree"):
+        making.compare(spoilt, again, counted_rows, 2, STEPS)
+
+
+def counted_rows(start):
+    return (np.full(128, start + i) for i in range(1000))
+
+
+def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
+    folder = tmp_path / "store"
+    first = made_up(folder, 200)
+    fill(first, decide, counted, 200)
+    (folder / "decision/c/1/0").unlink()
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("decision/c/*/0")}
+    asked = []
+
+    def again(batch, step):
+        asked.append(step)
+        return decide(batch, step)
+
+    fill(LabelStore(folder), again, counted, 200)
+    assert asked == list(range(CHUNK, 2 * CHUNK))
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    for step in (0, 63, 64, 127, 128, 199):
+        assert (LabelStore(folder).read(step)["decision"] == (np.arange(8) + step) % 10).all()
+
+
+def test_a_longer_run_extends_the_store(tmp_path):
+    fill(made_up(tmp_path, 70), decide, counted, 70)
+    longer = made_up(tmp_path, 150)
+    assert longer.missing(150) == [1, 2], "the chunk that was cut short is made again"
+    fill(longer, decide, counted, 150)
+    assert LabelStore(tmp_path).steps_done() == 150
+    assert (longer.read(69)["decision"] == (np.arange(8) + 69) % 10).all()
+    assert (longer.read(149)["decision"] == (np.arange(8) + 149) % 10).all()
+
+
+def test_processes_share_the_chunks(tmp_path):
+    chunks = [0, 1, 2, 5, 6, 9, 10]
+    shares = [my_share(chunks, i, 3) for i in range(3)]
+    assert [chunk for share in shares for chunk in share] == chunks
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert runs(chunks) == [(0, 3), (5, 7), (9, 11)]
+    assert my_share([], 0, 2) == []
+
+
+def test_two_processes_write_what_one_does(store, tmp_path):
+    """Real processes, each labelling its half of the chunks on its own device."""
+    config = flat(digits(**{"teacher.epochs": 0, "teacher.init": str(store / "teacher")}))
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from deit_jax.config import default_config\n\ndef get_config():\n    c = default_config()\n"
+        f"    c.update_from_flattened_dict({config})\n    return c\n"
+    )
+    command = [sys.executable, ROOT / "main.py", f"--config={file}", "--mode=label", f"--workdir={tmp_path / 'two'}"]
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}, **piped) for i in range(2)]
+    said = [p.communicate(timeout=300)[0].decode() for p in started]
+    assert [p.returncode for p in started] == [0, 0], said
+    one, two = LabelStore(store), LabelStore(tmp_path / "two")
+    assert two.header["images"] == one.header["images"]
+    assert two.header["teacher"]["teacher.weights"] == one.header["teacher"]["teacher.weights"]
+    differing = sum(int((one.read(s)["decision"] != two.read(s)["decision"]).sum()) for s in range(STEPS))
+    assert differing <= STEPS * 128 / 10_000
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"batch_size": 64}, "batch_size: 128 there, 64 here"),
+        ({"data.limit": 1000}, "data.fingerprint"),
+        ({"augment.mixup": 0.4, "augment.erasing": 0.1}, "augment.erasing: 0.25 there, 0.1 here; augment.mixup: 0.8"),
+        ({"model.img_size": 32, "teacher.img_size": 32}, "model.img_size: 16 there, 32 here; teacher.img_size: 16"),
+        ({"teacher.name": "regnety_digits"}, "teacher.name: deit_digits_patch4_16 there, regnety_digits here"),
+        ({"teacher.img_size": 32}, "teacher.img_size: 16 there, 32 here"),
+        ({"teacher.epochs": 3}, "teacher.epochs: 2 there, 3 here"),
+        ({"teacher.mean": (0.5, 0.5, 0.5)}, "teacher.mean"),
+        ({"teacher.init": "timm/regnety_160.deit_in1k"}, "teacher.init"),
+    ],
+)
+def test_a_store_of_other_images_or_another_teacher_is_refused_by_name(store, changes, named):
+    with pytest.raises(UserError) as error:
+        opened(store, **changes)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value).split(" there, ")) == 1 + len(changes) + ("data.limit" in changes), "only these"
+
+
+def test_the_same_weights_elsewhere_are_the_same_teacher_and_others_are_not(store, runs_of):
+    assert opened(store, **{"teacher.init": str(store / "teacher"), "teacher.epochs": 0})
+    with pytest.raises(UserError, match="teacher.weights: "):
+        opened(store, **{"teacher.init": str(runs_of["live"]), "teacher.epochs": 0})
+
+
+def test_settings_that_shape_no_image_are_free(store):
+    free = {"augment.label_smoothing": 0.0, "optimizer.lr": 1e-3, "model.drop_path_rate": 0.2, "steps": 50}
+    assert opened(store, **free)(3, slice(0, 4))["teacher"].shape == (4,)
+
+
+def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
+    """A new setting of `augment` or `data` has to be placed: in the identity, or among those that shape no pixel."""
+    config = digits()
+    source, _ = sources.open_sources(config)
+    known = set(image_identity(config, source, 16))
+    free = {"augment.label_smoothing"} | {
+        f"data.{name}"
+        for name in "name root train_split eval_split holdout limit crop".split()  # the fingerprint's
+    }
+    shaping = {
+        name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.runtime
+    }
+    assert shaping - free == {name for name in known if name.startswith(("augment.", "data."))} - {
+        "data.fingerprint", "data.images", "data.classes"
+    }  # fmt: skip
+
+
+def test_a_store_that_ends_too_early_says_where(store, tmp_path):
+    with pytest.raises(UserError, match=r"end at step 70 \(epoch 6.4\), the run has 110: .* --config.steps=70"):
+        opened(store, steps=0, epochs=10)
+
+
+def test_what_is_no_store(store, tmp_path):
+    with pytest.raises(UserError, match="holds no labels: make them with --mode=label"):
+        opened(tmp_path)
+    (tmp_path / "labels.json").write_text((store / "labels.json").read_text()[:100])
+    with pytest.raises(UserError, match=r"labels.json cannot be read"):
+        opened(tmp_path)
+    header = json.loads((store / "labels.json").read_text())
+    header["images"]["seed"] = 5
+    (tmp_path / "labels.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="changed by hand"):
+        opened(tmp_path)
+
+
+def test_a_study_of_several_seeds_has_no_stored_labels(store, tmp_path):
+    with pytest.raises(UserError, match=r"distill.labels belong to one seed"):
+        ablate(digits(**{"distill.labels": str(store)}), tmp_path)
+
+
+def test_a_damaged_chunk_is_named_when_it_is_read(tmp_path):
+    fill(made_up(tmp_path, 64), decide, counted, 64)
+    (tmp_path / "decision/c/0/0").write_bytes(b"not a chunk")
+    with pytest.raises(UserError, match=r"labels of step 5 .* remove the files of chunk 0"):
+        LabelStore(tmp_path).read(5)
+
+
+def test_labels_of_other_settings_do_not_go_into_the_same_folder(store):
+    with pytest.raises(UserError, match="augment.mixup: 0.8 there, 0.2 here"):
+        label(digits(**{"augment.mixup": 0.2}), store)
+    with pytest.raises(UserError, match="another form .kind: hard there, topk here"):
+        label(digits(**{"label.kind": "topk"}), store)
+
+
+def test_bad_input_of_the_command(tmp_path):
+    with pytest.raises(UserError, match="distill.kind is none: without a teacher"):
+        label(digits(**{"distill.kind": "none"}), tmp_path)
+    with pytest.raises(UserError, match="label.k is 11, the data has 10 classes"):
+        label(digits(**{"label.kind": "topk", "label.k": 11}), tmp_path)
+    with pytest.raises(UserError, match="holds no labels"):
+        label(digits(), tmp_path / "nowhere", verify=1)
+    with pytest.raises(UserError, match="has no weights: give --config.teacher.init"):
+        label(digits(**{"teacher.epochs": 0}), tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        label(digits(), tmp_path / "file")
+
+
+def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
+    store = made_up(tmp_path, 200)
+
+    def interrupted(start):
+        for batch in counted(start):
+            if batch[0] == 100:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with pytest.raises(Interrupted, match="stopped with 64 of 200 steps stored"):
+        fill(store, decide, interrupted, 200)
+    assert store.steps_done() == 64
+    fill(store, decide, counted, 200)
+    assert store.steps_done() == 200
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
+    """The limit on a file's size stands for the disk's: the write fails in the same place."""
+    store = made_up(tmp_path, 128, 512)
+    labels = lambda batch, step: {"decision": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}  # noqa: E731
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"could not be written .* the first 64 steps are stored and stay") as error:
+            fill(store, labels, counted_rows, 128)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value)
+    assert (store.read(63)["decision"] == labels(None, 63)["decision"]).all()
+    fill(LabelStore(tmp_path), labels, counted_rows, 128)
+    assert (store.read(127)["decision"] == labels(None, 127)["decision"]).all()
+
+
+def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
+    store = made_up(tmp_path, 64)
+    one = lambda batch, step: decide(batch, step) | {"finite": np.asarray(step != 40)}  # noqa: E731
+    with pytest.raises(UserError, match="not finite in steps 0 to 63: check its weights"):
+        fill(store, one, counted, 64)
+    assert store.steps_done() == 0
+
+
+def test_the_forecast_for_imagenet():
+    assert size_forecast(300 * 1251 * 1024, "hard", 1, "uint16") / 1e9 == pytest.approx(0.77, abs=0.005)
+    assert size_forecast(1000, "topk", 10, "float16") == 1000 * 10 * 4
+    assert size_forecast(1000, "topk", 5, "float32") == 1000 * 5 * 6
+
+
+def test_the_store_takes_no_more_than_the_forecast(tmp_path):
+    store = made_up(tmp_path, 64, 1024)
+    rng = np.random.default_rng(0)
+    fill(store, lambda batch, step: {"decision": rng.integers(0, 1000, 1024)}, counted, 64)
+    written = (tmp_path / "decision/c/0/0").stat().st_size
+    assert 10 / 16 < written / (64 * 1024 * 2) < 0.66, "ten bits hold a class of a thousand"
+
+
+def top_k(logits, k: int, tau: float) -> dict:
+    values, index = jax.lax.top_k(jax.nn.softmax(logits / tau), k)
+    return {"teacher": index, "teacher_probability": values}
+
+
+def test_all_probabilities_make_the_live_teacher():
+    logits = 3 * jax.random.normal(jax.random.key(0), (6, 10))
+    stored = stored_distribution(10, 3.0)([], top_k(logits, 10, 3.0), None)
+    np.testing.assert_allclose(jax.nn.softmax(stored / 3), jax.nn.softmax(logits / 3), rtol=1e-5)
+
+
+def test_the_rest_of_the_probability_is_spread_over_the_other_classes():
+    logits = 2 * jax.random.normal(jax.random.key(1), (4, 10))
+    batch = top_k(logits, 3, 2.0)
+    p = np.asarray(jax.nn.softmax(stored_distribution(10, 2.0)([], batch, None) / 2))
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
+    known = np.take_along_axis(p, np.asarray(batch["teacher"]), 1)
+    np.testing.assert_allclose(known, batch["teacher_probability"], rtol=1e-5)
+    rest = np.sort(p, axis=1)[:, :7]
+    np.testing.assert_allclose(rest, rest[:, :1] * np.ones(7), rtol=1e-5)
+
+
+def test_a_certain_teacher_gives_a_finite_loss_and_gradient():
+    batch = {"teacher": jnp.asarray([[2, 0], [1, 3]]), "teacher_probability": jnp.asarray([[1.0, 0.0], [0.75, 0.25]])}
+    teacher = stored_distribution(4, 1.0)([], batch, None)
+    assert (np.asarray(teacher) == -np.inf).sum() == 5
+
+    def loss(student):
+        return distillation_loss(student, student, jnp.asarray([0, 1]), teacher, kind="soft", alpha=1.0)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.zeros((2, 4)))
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert float(value) == pytest.approx((np.log(4) + np.log(4) - entropy) / 2, rel=1e-5)
+    np.testing.assert_allclose(gradient, (0.25 - np.array([[0, 0, 1, 0], [0, 0.75, 0, 0.25]])) / 2, atol=1e-6)
+
+
+def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
+    soft = {"distill.kind": "soft", "distill.tau": 3.0, "teacher.init": str(store / "teacher"), "teacher.epochs": 0}
+    short = {"steps": 20} | soft
+    folder = tmp_path / "topk"
+    label(digits(**short, **{"label.k": 10, "label.dtype": "float32"}), folder)
+    batch = opened(folder, **short)(7, slice(0, 64))
+    np.testing.assert_allclose(batch["teacher_probability"].sum(1), 1, rtol=1e-5)
+    decisions = opened(folder, **short | {"distill.kind": "hard"})(7, slice(0, 64))["teacher"]
+    assert (decisions == batch["teacher"][:, 0]).all()
+    assert (decisions == opened(store)(7, slice(0, 64))["teacher"]).all()
+    with pytest.raises(UserError, match=r"made at temperature 3.0, distill.tau is 1.0"):
+        opened(folder, **short | {"distill.tau": 1.0})
+    with pytest.raises(UserError, match=r"are decisions, soft distillation needs probabilities"):
+        opened(store, **short)
+
+
+def test_every_process_reads_its_own_rows(store):
+    labels = opened(store)
+    whole = labels(5, slice(0, 128))["teacher"]
+    assert whole.dtype == np.int32
+    assert (labels(5, slice(32, 64))["teacher"] == whole[32:64]).all()
+    config = digits()
+    source, _ = sources.open_sources(config)
+    stream = pipeline.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
+    assert (next(stream)["teacher"] == whole[32:64]).all()
+    stream.close()
+
+
+def test_worker_processes_read_the_store_too(store):
+    config = digits(**{"data.workers": 1})
+    source, _ = sources.open_sources(config)
+    stream = pipeline.train_batches(config, source, size=16, start=9, labels=opened(store))
+    assert (next(stream)["teacher"] == LabelStore(store).read(9)["decision"]).all()
+    stream.close()
+
+
+def test_stored_decisions_pass_through():
+    assert stored_teacher([], {"teacher": "labels"}, None) == "labels"

@@ -1,0 +1,178 @@
+"""The teacher: averaged, with its own normalization, input size and compute type, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deit_jax import models
+from deit_jax.augment import normalize
+from deit_jax.config import default_config, resolve
+from deit_jax.convert import save_timm
+from deit_jax.distill.teacher import is_local, make_teacher, no_teacher, teacher_models, teacher_of
+from deit_jax.errors import UserError
+from deit_jax.weights.load import Weights
+from deit_jax.weights.recognise import Architecture
+
+VIT, CONV = "deit_digits_patch4_16", "regnety_digits"
+HALF = (0.5, 0.5, 0.5)
+
+
+def save(name: str, path, seed: int, num_classes: int = 10):
+    """Random weights of a small model as a file; the model itself."""
+    build = models.constructor(name, num_classes=num_classes)
+    params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(seed))
+    model = nnx.merge(models.abstract(build)[0], params, batch_stats)
+    tree = {"params": params, "batch_stats": batch_stats}
+    module, config = models.find(name)
+    architecture = Architecture(name, module, {"num_classes": num_classes, **config})
+    save_timm(Weights(name, architecture, jax.tree.map(np.asarray, tree)), path)
+    return model
+
+
+def taught(**changes):
+    c = default_config()
+    c.distill.kind, c.model.name = "hard", "deit_digits_distilled_patch4_16"
+    c.update_from_flattened_dict(changes)
+    return resolve(c)
+
+
+def make(config, img_size=16, num_classes=10, dtype=jnp.float32):
+    return make_teacher(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    files = {name: folder / f"{name}.safetensors" for name in (VIT, CONV)}
+    return {name: (file, save(name, file, seed)) for seed, (name, file) in enumerate(files.items())}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return jax.random.randint(jax.random.key(0), (4, 16, 16, 3), 0, 256).astype(jnp.uint8)
+
+
+def test_one_teacher_is_its_model_in_evaluation(weights, pixels):
+    file, model = weights[CONV]
+    config = taught(**{"teacher.name": CONV, "teacher.init": str(file)})
+    teacher, arrays = make(config)
+    images = normalize(pixels, config.augment.mean, config.augment.std)
+    got = jax.jit(teacher)(arrays, {}, images)
+    np.testing.assert_allclose(got, model(images, train=False), rtol=1e-4, atol=1e-4)
+
+
+def test_several_teachers_are_averaged_as_probabilities(weights, pixels):
+    names = [VIT, CONV]
+    config = taught(**{"teacher.name": ",".join(names), "teacher.init": ",".join(str(weights[n][0]) for n in names)})
+    teacher, arrays = make(config)
+    images = normalize(pixels, config.augment.mean, config.augment.std)
+    mean = sum(np.asarray(jax.nn.softmax(weights[n][1](images)), np.float64) for n in names) / 2
+    np.testing.assert_allclose(jax.nn.softmax(teacher(arrays, {}, images)), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_sees_the_pixels_it_was_trained_with(weights, pixels):
+    file, model = weights[VIT]
+    config = taught(**{"teacher.name": VIT, "teacher.init": str(file), "teacher.mean": HALF, "teacher.std": HALF})
+    teacher, arrays = make(config)
+    ours = normalize(pixels, config.augment.mean, config.augment.std)
+    np.testing.assert_allclose(teacher(arrays, {}, ours), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4)
+
+
+def test_its_normalization_is_what_its_weights_say(weights, pixels, tmp_path):
+    """A timm folder's config.json names mean and deviation; no setting is needed."""
+    file, model = weights[VIT]
+    (tmp_path / "model.safetensors").write_bytes(file.read_bytes())
+    about = {"architecture": VIT, "pretrained_cfg": {"mean": HALF, "std": HALF}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    config = taught(**{"teacher.name": VIT, "teacher.init": str(tmp_path)})
+    teacher, arrays = make(config)
+    ours = normalize(pixels, config.augment.mean, config.augment.std)
+    np.testing.assert_allclose(teacher(arrays, {}, ours), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_teacher_sees_images_of_its_own_size(weights):
+    """16 px for the teacher, 32 for the student; a smooth image looks the same at both."""
+    file, model = weights[CONV]
+    config = taught(**{"teacher.name": CONV, "teacher.init": str(file), "teacher.img_size": 16})
+    teacher, arrays = make(config, img_size=32)
+    small = jnp.broadcast_to(jnp.linspace(-1, 1, 16)[:, None, None], (2, 16, 16, 3))
+    large = jax.image.resize(small, (2, 32, 32, 3), "bicubic")
+    seen = jax.image.resize(large, (2, 16, 16, 3), "bicubic")
+    np.testing.assert_allclose(teacher(arrays, {}, large), model(seen), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(seen[:, 3:-3], small[:, 3:-3], atol=0.02)
+
+
+def test_a_teacher_computes_in_its_own_type(weights, pixels):
+    file, _ = weights[VIT]
+    config = taught(**{"teacher.name": VIT, "teacher.init": str(file)})
+    images = normalize(pixels, config.augment.mean, config.augment.std)
+    (exact, arrays), (half, _) = make(config), make(config, dtype=jnp.bfloat16)
+    a, b = exact(arrays, {}, images), half(arrays, {}, images)
+    assert a.dtype == b.dtype == jnp.float32, "logits are float32 in any case"
+    difference = float(jnp.abs(a - b).max() / jnp.abs(a).max())
+    assert 0 < difference < 0.1
+    text = str(jax.make_jaxpr(half)(arrays, {}, images))
+    assert "bf16" in text
+    assert "bf16" not in str(jax.make_jaxpr(exact)(arrays, {}, images))
+
+
+def test_no_gradient_reaches_the_images_through_the_teacher(weights, pixels):
+    file, _ = weights[VIT]
+    config = taught(**{"teacher.name": VIT, "teacher.init": str(file)})
+    teacher, arrays = make(config)
+    images = normalize(pixels, config.augment.mean, config.augment.std)
+    gradient = jax.grad(lambda x: teacher(arrays, {}, x).sum())(images)
+    assert not np.asarray(gradient).any()
+
+
+def test_a_teacher_is_described_without_its_weights():
+    config = taught(**{"teacher.name": f"{VIT},{CONV}", "teacher.img_size": 16})
+    members = teacher_models(config, img_size=32, num_classes=10, dtype=jnp.float32)
+    shapes = [models.abstract(m.build)[1:] for m in members]
+    out = jax.eval_shape(teacher_of(config, members), shapes, {}, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+    assert out.shape == (2, 10)
+
+
+def test_objectives_without_a_teacher_need_no_weights():
+    for kind in ("none", "second_cls"):
+        assert make(taught(**{"distill.kind": kind})) == (no_teacher, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher.name": CONV}, "teacher regnety_digits has no weights: give --config.teacher.init="),
+        (
+            {"teacher.name": CONV, "teacher.init": "CONV,CONV"},
+            "teacher.name has 1 entries, teacher.init 2: give one each",
+        ),
+        ({"teacher.name": CONV, "teacher.init": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
+        ({"teacher.name": "regnety_9", "teacher.init": "CONV"}, "did you mean regnety_"),
+        ({"teacher.name": VIT, "teacher.init": "CONV"}, "RegNet"),
+    ],
+)
+def test_what_makes_no_teacher_is_said_in_one_line(weights, changes, message):
+    if "teacher.init" in changes:
+        changes |= {"teacher.init": changes["teacher.init"].replace("CONV", str(weights[CONV][0]))}
+    with pytest.raises(UserError) as error:
+        make(taught(**changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    save(CONV, tmp_path / "seven.safetensors", 3, num_classes=7)
+    config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "seven.safetensors")})
+    with pytest.raises(UserError, match="has 7 classes, the data 10: give a teacher of these classes"):
+        make(config)
+
+
+def test_hub_names_are_not_local(weights):
+    assert is_local(str(weights[CONV][0]))
+    assert not is_local("timm/regnety_160.deit_in1k")
+    assert not is_local(f"{weights[CONV][0]},timm/regnety_160.deit_in1k")
+    assert not is_local("")

@@ -1,0 +1,46 @@
+"""What tests of several rooms share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seeded
+from PIL import Image
+
+from deit_jax import models
+from deit_jax.weights.names import Timm, entries
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests/golden"
+SMALL = "deit_digits_distilled_patch4_16"
+
+
+def relative(ours, theirs) -> float:
+    """Largest difference over the largest magnitude."""
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def state_of(name: str, seed: int = 0, naming=None, **overrides) -> dict[str, np.ndarray]:
+    """A seeded state dict of any registry model, in timm's names unless said otherwise."""
+    _, params, batch_stats = models.abstract(models.constructor(name, **overrides))
+    shapes = {"params": params, "batch_stats": batch_stats}
+    return seeded.checkpoint({e.key: list(e.shape) for e in entries(shapes, naming or Timm())}, seed)
+
+
+def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(images):
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / f"class{c}" / f"{i}.png")
+    return root
+
+
+def import_timm():
+    """(torch, timm), or the test is skipped with the reason."""
+    torch = pytest.importorskip("torch", reason="needs torch: the golden values carry the proof without it")
+    try:
+        import timm
+    except Exception as error:  # without a torchvision of its kind, timm's import fails in its own ways
+        pytest.skip(f"needs timm: {type(error).__name__}: {error}")
+    return torch, timm

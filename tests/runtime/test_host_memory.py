@@ -1,0 +1,33 @@
+"""In a process of its own, because what is told to the C library stays."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from deit_jax.runtime.host_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+@jax.jit
+def f(x):  # 80 MB of temporaries
+    return jax.lax.fori_loop(0, 2, lambda i, y: jnp.sin(y)[::-1], jnp.broadcast_to(x, (40, 500_000))).sum()
+for _ in range(20):  # until the heap is as large as it gets
+    f(1.0).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    f(1.0).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    run = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True, timeout=120)
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_steps_fault_in_their_memory_once():
+    assert faults("keep") < faults("give back") / 5

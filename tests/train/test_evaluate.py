@@ -1,0 +1,97 @@
+"""Accuracies against counting by hand; padding, ties and fusion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax import models
+from deit_jax.augment import normalize
+from deit_jax.errors import UserError
+from deit_jax.models.vit import fuse
+from deit_jax.runtime import sharding
+from deit_jax.train.evaluate import evaluate
+
+PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.create_model("deit_digits_distilled_patch4_16", num_classes=10)
+
+
+def batches(images, labels, size=8):
+    for start in range(0, len(images), size):
+        part, y = images[start : start + size], labels[start : start + size]
+        real = len(part)
+        fill = [(0, size - real)] + [(0, 0)] * 3
+        yield {
+            "image": np.pad(part, fill),
+            "label": np.pad(y, (0, size - real)),
+            "mask": np.pad(np.ones(real, np.float32), (0, size - real)),
+        }
+
+
+def test_counts_are_those_by_hand(model):
+    from flax import nnx
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (21, 16, 16, 3), np.uint8)
+    labels = rng.integers(0, 10, 21).astype(np.int32)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    result = evaluate(graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)
+
+    cls, dist = model.heads(normalize(jnp.asarray(images), *PIXELS.values()))
+    for head, logits in (("cls", cls), ("dist", dist), ("fused_logits", (cls + dist) / 2)):
+        order = np.argsort(-np.asarray(logits), axis=1)
+        top1 = 100 * (order[:, 0] == labels).mean()
+        top5 = 100 * (order[:, :5] == labels[:, None]).any(1).mean()
+        loss = -np.asarray(jax.nn.log_softmax(logits))[np.arange(21), labels].mean()
+        found = result["heads"][head]
+        assert found["top1"] == pytest.approx(top1)
+        assert found["top5"] == pytest.approx(top5)
+        assert found["loss"] == pytest.approx(loss, rel=1e-4)
+    assert result["images"] == 21
+    assert result["top1"] == result["heads"]["fused_logits"]["top1"]
+
+
+def test_a_diverged_model_is_right_nowhere(model):
+    from flax import nnx
+
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(lambda x: x * jnp.nan, nnx.to_pure_dict(params))
+    images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.int32)
+    weights = {"params": params, "batch_stats": nnx.to_pure_dict(batch_stats)}
+    result = evaluate(graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)
+    assert result["top1"] == result["top5"] == 0
+
+
+def test_fusions():
+    cls, dist = jnp.array([[0.0, 3.0, 1.0]]), jnp.array([[2.0, 0.0, 1.0]])
+    np.testing.assert_allclose(fuse(cls, dist), [[1.0, 1.5, 1.0]])
+    mean = (jax.nn.softmax(cls) + jax.nn.softmax(dist)) / 2
+    np.testing.assert_allclose(jnp.exp(fuse(cls, dist, "probabilities")), mean, rtol=1e-6)
+    np.testing.assert_array_equal(fuse(cls, None), cls)
+    with pytest.raises(UserError, match="use logits or probabilities"):
+        fuse(cls, dist, "sum")
+
+
+def test_any_of_several_labels_is_right():
+    from deit_jax.train.evaluate import count_correct
+
+    model = models.create_model("regnety_digits", num_classes=10)
+    from flax import nnx
+
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    guess = np.asarray(model(normalize(jnp.asarray(images), *PIXELS.values())).argmax(-1))
+    other = (guess + 1) % 10
+    labels = np.stack([other, guess, np.full(6, -1)], axis=1).astype(np.int32)
+    labels[0, 1] = -1  # the first image's guess is no longer among its labels
+    batch = {"image": images, "label": other.astype(np.int32), "labels": labels, "mask": np.ones(6, np.float32)}
+    counts, decided = count_correct(graphdef, weights, batch, *PIXELS.values())
+    assert counts["cls"][0] == 5
+    assert count_correct(graphdef, weights, batch | {"labels": labels[:, :1]}, *PIXELS.values())[0]["cls"][0] == 0
+    np.testing.assert_array_equal(decided["cls"], guess)

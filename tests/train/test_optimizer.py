@@ -1,0 +1,106 @@
+"""Schedule and decay mask against the official code's; the rules of the other schedules."""
+
+import jax
+import numpy as np
+import pytest
+from seeded import GOLDEN
+
+from deit_jax import models
+from deit_jax.config import default_config
+from deit_jax.train.optimizer import decay_mask, make_optimizer, num_steps, schedule
+from deit_jax.weights.names import Timm, entries
+
+TRAINING = np.load(GOLDEN / "training.npz")
+
+
+def test_released_schedule_is_the_official_one_in_all_300_epochs():
+    rate = jax.jit(schedule(default_config()))
+    for within in (0, 600, 1250):  # one rate an epoch, whatever the step
+        rates = np.array([rate(epoch * 1251 + within) for epoch in range(300)])
+        np.testing.assert_allclose(rates, TRAINING["schedule/lr_used_by_epoch"], rtol=1e-5)
+
+
+@pytest.fixture
+def by_step():
+    config = default_config()
+    config.recipe, config.epochs, config.batch_size = "paper", 20, 1024
+    return config
+
+
+def test_paper_schedule_rises_to_its_peak_and_falls_to_its_scaled_floor(by_step):
+    rates = np.array([schedule(by_step, 100)(step) for step in range(2001)])
+    peak = 5e-4 * 1024 / 512
+    np.testing.assert_allclose([rates[0], rates[500], rates[2000]], [2e-6, peak, 2e-5], rtol=1e-5)
+    assert (np.diff(rates[:500]) > 0).all()
+    assert (np.diff(rates[500:2000]) < 0).all()
+    assert rates.argmax() == 500
+
+
+def test_floors_scale_only_where_asked(by_step):
+    by_step.optimizer.scale_floors = False
+    np.testing.assert_allclose(schedule(by_step, 100)(0), 1e-6, rtol=1e-5)
+
+
+def test_warm_up_is_at_most_half_of_a_short_run(by_step):
+    by_step.steps = 40
+    rates = np.array([schedule(by_step, 100)(step) for step in range(41)])
+    assert rates.argmax() == 20
+
+
+def test_constant_schedule(by_step):
+    by_step.optimizer.schedule = "constant"
+    rates = [float(schedule(by_step, 100)(step)) for step in (500, 1000, 2000)]
+    np.testing.assert_allclose(rates, 1e-3, rtol=1e-5)
+
+
+def test_steps_override_epochs():
+    config = default_config()
+    assert num_steps(config, 1251) == 300 * 1251
+    config.steps = 7
+    assert num_steps(config, 1251) == 7
+
+
+def test_decay_mask_is_the_official_one():
+    _, params, _ = models.abstract(models.constructor("deit_tiny_distilled_patch16_224"))
+    mask = decay_mask(params)
+    flags = {}
+    for entry in entries({"params": params}, Timm()):
+        value = mask
+        for name in entry.path[1:]:
+            value = value[name]
+        flags[entry.key] = value
+    official = dict(zip(TRAINING["param_names"].tolist(), TRAINING["decayed"].tolist(), strict=True))
+    assert flags == official
+
+
+def test_distillation_token_decays_only_as_released():
+    _, params, _ = models.abstract(models.constructor("deit_tiny_distilled_patch16_224"))
+    assert decay_mask(params)["dist_token"]
+    assert not decay_mask(params, decay_dist_token=False)["dist_token"]
+
+
+def test_decay_mask_takes_what_flax_hands_out():
+    from flax import nnx
+
+    model = models.create_model("deit_digits_distilled_patch4_16")
+    by_state = jax.tree.leaves(decay_mask(nnx.state(model, nnx.Param)))
+    assert by_state == jax.tree.leaves(decay_mask(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+
+
+def test_regnet_decays_kernels_alone():
+    _, params, _ = models.abstract(models.constructor("regnety_digits"))
+    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
+        assert decays == (path[-1].key == "kernel")
+
+
+def test_clipping_bounds_the_gradient_before_adam():
+    config = default_config()
+    config.recipe = "tuned"
+    from deit_jax.config import resolve
+
+    tx = make_optimizer(resolve(config))
+    params = {"kernel": np.zeros(4, np.float32)}
+    gradient = {"kernel": np.full(4, 100.0, np.float32)}  # norm 200, clipped to 5
+    _, state = tx.update(gradient, tx.init(params), params)
+    first_moment = state[1].mu["kernel"]
+    np.testing.assert_allclose(first_moment, 0.1 * 2.5, rtol=1e-5)

@@ -1,0 +1,75 @@
+"""A run meets numbers that are not finite: the teacher's stored probabilities hold NaN at chosen places of the stream.
+
+The stream has 44 batches, 11 an epoch, and a checkpoint after each epoch.
+"""
+
+import numpy as np
+import pytest
+
+from deit_jax.config import default_config, resolve
+from deit_jax.data import sources
+from deit_jax.distill.label import fill, make_header
+from deit_jax.distill.label_store import LabelStore
+from deit_jax.errors import UserError
+from deit_jax.report.log import read_log
+from deit_jax.student import make_student
+from deit_jax.train.loop import train
+
+STEPS = 44
+
+
+def soft_digits(folder, bad_steps):
+    """The config of a soft distillation whose labels, written to `folder`, are NaN at `bad_steps`."""
+    c = default_config()
+    c.data.name, c.batch_size, c.steps = "digits", 128, STEPS
+    c.model.name = "deit_digits_distilled_patch4_16"
+    c.distill.kind, c.distill.alpha, c.distill.tau, c.distill.normalization = "soft", 0.5, 3.0, "paper"
+    c.distill.labels, c.label.k, c.label.dtype = str(folder), 10, "float32"
+    c.augment.policy, c.augment.repeats, c.optimizer.ema_decay = "none", 1, 0.0
+    c.optimizer.lr_update, c.optimizer.warmup_epochs = "step", 1.0
+    c.evaluate.every, c.log.every, c.log.tensorboard = 100, 1, False
+    c.stability.patience, c.stability.rollbacks = 3, 2
+    c = resolve(c)
+
+    source, _ = sources.open_sources(c)
+    known = {"teacher.name": c.teacher.name, "teacher.img_size": 16}
+    store = LabelStore.create(folder, make_header(c, source, make_student(c, 10), known), STEPS)
+    index = np.tile(np.arange(10), (128, 1))
+
+    def labels(batch, step):
+        return {"index": index, "probability": np.full((128, 10), np.nan if step in bad_steps else 0.1)}
+
+    fill(store, labels, lambda start: (None for _ in range(STEPS)), STEPS)
+    return c
+
+
+def test_a_single_bad_step_is_skipped_and_bad_ones_in_a_row_are_left_behind(tmp_path, capsys):
+    (tmp_path / "labels").mkdir()
+    config = soft_digits(tmp_path / "labels", {5, *range(24, 30)})
+    results = train(config, tmp_path / "run")
+    log = read_log(tmp_path / "run")
+    assert np.isfinite(results["params"]["loss"])
+
+    # steps 25, 26, 27 see positions 24, 25, 26: back to the checkpoint of step 22, data from position 27 on;
+    # those are NaN too, up to 29: back again, and 30 is a good one
+    rolled = [(r["rolled_back_from"], r["step"]) for r in log if "rolled_back_from" in r]
+    assert rolled == [(27, 22), (25, 22)]
+    assert "3 non-finite steps in a row at step 27: back to step 22, with other data" in capsys.readouterr().out
+
+    losses = [r for r in log if "loss" in r]
+    assert [r["step"] for r in losses] == list(range(1, STEPS + 1)), "the log holds what led to the weights"
+    # position 30 + 19 is the end of the stream's 44: it goes round, and meets position 5 once more
+    bad = [r["step"] for r in losses if not np.isfinite(r["loss"])]
+    assert bad == [5 + 1, 22 + (44 - 30) + 5 + 1]
+    assert losses[-1]["nonfinite_total"] == 2, "position 5, twice; what was rolled back is not counted"
+    assert losses[-1]["nonfinite_in_row"] == 0
+
+
+def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path):
+    (tmp_path / "labels").mkdir()
+    config = soft_digits(tmp_path / "labels", range(STEPS))
+    with pytest.raises(UserError, match=r"diverges: 3 non-finite steps in a row at step 3, after 2 roll-b") as error:
+        train(config, tmp_path / "run")
+    assert "lower --config.optimizer.lr" in str(error.value)
+    rolled = [(r["rolled_back_from"], r["step"]) for r in read_log(tmp_path / "run") if "rolled_back_from" in r]
+    assert rolled == [(3, 0), (3, 0)], "before the first checkpoint it begins anew"

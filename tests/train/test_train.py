@@ -1,0 +1,239 @@
+"""The train step against the official code, and what must not change it: devices, parts, restarts."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import folder_of_images
+from seeded import GOLDEN, checkpoint, images
+
+from deit_jax import models
+from deit_jax.config import default_config, resolve
+from deit_jax.distill.teacher import no_teacher, stored_teacher
+from deit_jax.errors import UserError
+from deit_jax.losses import soft_targets
+from deit_jax.runtime import sharding
+from deit_jax.student import Student, make_student
+from deit_jax.train.loop import train
+from deit_jax.train.step import create_state, make_step, make_update
+from deit_jax.weights.names import Timm, entries
+
+GOLD = np.load(GOLDEN / "training.npz")
+NAME = "deit_tiny_distilled_patch16_224"
+
+
+def from_timm(name: str) -> dict:
+    """The seeded golden checkpoint as our arrays."""
+    _, params, batch_stats = models.abstract(models.constructor(name))
+    tree = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), {"params": params, "batch_stats": batch_stats})
+    tensors = checkpoint(name)
+    for entry in entries(tree, Timm()):
+        entry.view(tree)[...] = tensors[entry.key]
+    return tree
+
+
+def norms(params: dict) -> np.ndarray:
+    """L2 norm of every tensor, in the official order and splitting."""
+    tree = {"params": jax.tree.map(np.asarray, params)}
+    found = {e.key: np.sqrt((np.asarray(e.view(tree), np.float64) ** 2).sum()) for e in entries(tree, Timm())}
+    return np.array([found[name] for name in GOLD["param_names"]])
+
+
+def test_six_steps_of_hard_distillation_are_the_official_ones():
+    config = resolve(default_config())
+    config.distill.kind, config.optimizer.ema_decay = "hard", 0.99
+    build = models.constructor(NAME)
+    student = Student(build, models.abstract(build)[0], 224, 1000)
+    update = jax.jit(make_update(student, stored_teacher, config, lambda step: 5e-4))
+    state = create_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)))
+
+    losses, first_moment = [], None
+    for step in range(6):
+        rng = np.random.default_rng(200 + step)
+        teacher = (3 * rng.standard_normal((4, 1000))).astype(np.float32)
+        labels = rng.integers(0, 1000, 4)
+        batch = {
+            "image": jnp.asarray(images(4, 224, seed=100 + step)),
+            "target": soft_targets(jnp.asarray(labels), 1000, 0.1),
+            "teacher": jnp.asarray(teacher),
+        }
+        state, metrics = update(state, batch, [], jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+        if step == 0:  # Adam's first moment is then a tenth of the gradient
+            adam = next(s for s in state["opt"] if isinstance(s, optax.ScaleByAdamState))
+            first_moment = norms(adam.mu) / 0.1
+
+    np.testing.assert_allclose(losses, GOLD["hard/losses"], rtol=1e-4)
+    # the key third of qkv.bias has no gradient but rounding, which Adam turns into steps
+    biases = np.array([name.endswith("qkv.bias") for name in GOLD["param_names"]])
+    for ours, key in (
+        (first_moment, "grad_norms"),
+        (norms(state["params"]), "param_norms"),
+        (norms(state["ema"]["params"]), "ema_norms"),
+    ):
+        np.testing.assert_allclose(ours[~biases], GOLD[f"hard/{key}"][~biases], rtol=1e-4, err_msg=key)
+        np.testing.assert_allclose(ours[biases], GOLD[f"hard/{key}"][biases], rtol=1e-3, err_msg=key)
+
+
+def small_config(name="deit_digits_distilled_patch4_16"):
+    config = default_config()
+    config.data.name = "digits"
+    config.batch_size, config.epochs = 64, 2
+    config.model.name = name
+    config.optimizer.lr, config.optimizer.lr_update, config.optimizer.warmup_epochs = 8e-3, "step", 1.0
+    config.optimizer.ema_decay = 0.9
+    config.augment.policy, config.augment.repeats = "none", 1
+    config.log.every, config.log.tensorboard = 5, False
+    return resolve(config)
+
+
+def run_steps(config, mesh, count=3):
+    student = make_student(config, 10)
+    rng = np.random.default_rng(0)
+    step = jax.jit(make_step(student, no_teacher, config, 10))
+    state = jax.jit(lambda: create_state(student, config, seed=1))()
+    state = jax.device_put(state, sharding.place_params(state, mesh, config.sharding))
+    for i in range(count):
+        batch = {
+            "image": rng.integers(0, 256, (config.batch_size, 16, 16, 3), np.uint8),
+            "label": rng.integers(0, 10, config.batch_size, np.int32),
+            "index": np.arange(config.batch_size, dtype=np.int32),
+            "epoch": np.full(config.batch_size, i, np.int32),
+            "repeat": np.zeros(config.batch_size, np.int32),
+        }
+        state, metrics = step(state, sharding.place_batch(batch, mesh), [])
+    return state, {k: float(v) for k, v in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("deit_digits_distilled_patch4_16", {"sharding": "replicated"}),
+        ("deit_digits_distilled_patch4_16", {"sharding": "fsdp"}),
+        ("regnety_digits", {"sharding": "replicated"}),
+    ],
+)
+def test_eight_devices_train_as_one(name, change):
+    config = small_config(name)
+    one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
+    config.update(change)
+    eight = run_steps(config, sharding.make_mesh())
+    np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(one[0]["ema"]), jax.tree.leaves(eight[0]["ema"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+    if change["sharding"] == "fsdp":
+        kernel = eight[0]["params"]["blocks"]["mlp"]["fc1"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    config = small_config()
+    config.model.drop_path_rate = 0.0  # its draws differ by part
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    whole = run_steps(config, mesh)
+    config.accumulate = 4
+    cut = run_steps(config, mesh)
+    np.testing.assert_allclose(whole[1]["loss"], cut[1]["loss"], rtol=1e-4)
+    np.testing.assert_allclose(whole[1]["grad_norm"], cut[1]["grad_norm"], rtol=1e-3)
+
+
+def test_bfloat16_computes_but_keeps_float32_weights():
+    config = small_config()
+    config.model.dtype = "bfloat16"
+    state, metrics = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
+    exact = run_steps(small_config(), sharding.make_mesh(jax.devices()[:1]))[1]
+    assert metrics["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert metrics["loss"] != exact["loss"]
+    assert {x.dtype for x in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_counts():
+    config = small_config()
+    student = make_student(config, 10)
+    update = jax.jit(make_update(student, no_teacher, config, lambda step: 1e-3))
+    state = create_state(student, config)
+    batch = {"image": jnp.zeros((8, 16, 16, 3)), "target": jnp.full((8, 10), 0.1)}
+    poisoned = {**batch, "target": batch["target"].at[0, 0].set(jnp.nan)}
+    after, metrics = update(state, poisoned, [], jax.random.key(0))
+    assert (metrics["nonfinite_in_row"], metrics["nonfinite_total"], after["step"]) == (1, 1, 1)
+    for name in ("params", "opt", "ema"):
+        for a, b in zip(jax.tree.leaves(state[name]), jax.tree.leaves(after[name]), strict=True):
+            np.testing.assert_array_equal(a, b)
+    healed, metrics = update(after, batch, [], jax.random.key(0))
+    assert (metrics["nonfinite_in_row"], metrics["nonfinite_total"]) == (0, 1)
+    assert not np.array_equal(healed["params"]["norm"]["scale"], after["params"]["norm"]["scale"])
+
+
+def losses_of(workdir) -> list[tuple[int, float]]:
+    records = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
+    return [(r["step"], r["loss"]) for r in records if "loss" in r]
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    config = small_config()
+    config.log.every = 1
+    whole = train(config, tmp_path / "whole")
+
+    # the process dies in the second epoch, some steps past the checkpoint of the first
+    from deit_jax.data import pipeline
+
+    take = pipeline.train_batches
+
+    class Dying:
+        def __init__(self, *args, start, **options):
+            self.stream, self.step, self.close = take(*args, start=start, **options), start, lambda: None
+            self.broken = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.step == 30:
+                raise RuntimeError("killed")
+            self.step += 1
+            return next(self.stream)
+
+    monkeypatch.setattr(pipeline, "train_batches", Dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert train(config, tmp_path / "cut") == whole
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+    # complete: nothing is trained, the same is found again
+    assert train(config, tmp_path / "cut") == whole
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+
+
+def test_a_workdir_of_another_run_is_left_alone(tmp_path):
+    config = small_config()
+    config.steps = 1
+    train(config, tmp_path)
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
+    other = small_config()
+    other.steps, other.optimizer.lr = 1, 1e-3
+    with pytest.raises(UserError, match=r"another config \(optimizer.lr: 0.008 there, 0.001 now\)"):
+        train(other, tmp_path)
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_runtime_settings_may_change_between_a_run_and_its_continuation(tmp_path):
+    config = small_config()
+    config.steps = 1
+    first = train(config, tmp_path)
+    config.log.every, config.data.prefetch = 1, 2
+    assert train(config, tmp_path) == first
+
+
+def test_unreadable_training_images_are_replaced_and_counted(tmp_path, caplog):
+    data = folder_of_images(tmp_path / "data" / "train", images=16)
+    folder_of_images(tmp_path / "data" / "val", images=4)
+    (data / "class0" / "3.png").write_bytes(b"no image")
+    config = small_config("deit_digits_patch4_16")
+    config.data.root, config.batch_size, config.epochs, config.log.every = str(data.parent), 16, 2, 1
+    train(config, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert max(r.get("broken_images", 0) for r in records) == 2  # once an epoch
+    assert "class0/3.png" in caplog.text
