@@ -105,3 +105,28 @@ def bars(path: str | Path, values: dict[str, tuple[float, float]], ylabel: str =
         axis.text(x, mean + deviation, f"{mean:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
     tidy(axis, "", ylabel)
     save(figure, Path(path))
+
+
+def differences(
+    path: str | Path,
+    rows: list[tuple[str, float, float, float, list[float]]],
+    xlabel: str = "difference in top-1, points",
+) -> None:
+    """Paired differences as dots with their confidence intervals, one row each; small dots are the single pairs.
+
+    rows: (label, mean, low, high, values); low and high may be nan (no interval drawn).
+    """
+    figure, axis = plt.subplots(figsize=(8.6, 0.6 + 0.42 * len(rows)))
+    for y, (_, mean, low, high, values) in enumerate(rows):
+        axis.plot(values, [y + 0.18] * len(values), "o", color=COLORS[4], alpha=0.55, markersize=3.5, linewidth=0)
+        if np.isfinite([low, high]).all():
+            axis.plot([low, high], [y, y], color=COLORS[0], linewidth=2.2, solid_capstyle="butt")
+        axis.plot([mean], [y], "o", color=COLORS[0], markersize=6)
+        axis.annotate(f"{mean:+.2f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
+    axis.axvline(0, color=INK, linewidth=0.9, linestyle="--")
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 62) for label, *_ in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    tidy(axis, xlabel, "")
+    axis.grid(axis="x", color=GRID, linewidth=0.8)
+    axis.grid(axis="y", visible=False)
+    save(figure, Path(path))

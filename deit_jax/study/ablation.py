@@ -140,17 +140,17 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
     workdir = claim_workdir(workdir, base, source.fingerprint)
 
     def write() -> dict:
-        scores = collect(workdir, config)
+        scores, averaged = collect(workdir, config), collect(workdir, config, "ema")
         if jax.process_index() == 0:
             with jobs.claimed(workdir / "results") as mine:
                 if mine:
-                    ablate_report.write(workdir, config, scores)
+                    ablate_report.write(workdir, config, scores, averaged)
         return scores
 
     jobs.run_jobs(plan_jobs(base, workdir, arms), jobs.at_most_every(REPORT_SECONDS, write))
     scores = write()
     if jax.process_index() == 0:
-        print(f"\n{ablate_report.text(workdir, config, scores)}\n\nreport: {workdir / 'results/ablation.md'}")
+        print(f"\n{(workdir / 'results/ablation.md').read_text()}\n\nreport: {workdir / 'results/ablation.md'}")
     return scores
 
 
@@ -229,12 +229,12 @@ def train_the_teacher(config, folder: Path) -> dict[str, Any]:
     return found
 
 
-def collect(workdir: Path, config) -> dict[str, dict[int, dict[str, float]]]:
-    """{arm: {seed: {head: top-1}}} of the runs that are done."""
+def collect(workdir: Path, config, weights: str = "heads") -> dict[str, dict[int, dict[str, float]]]:
+    """{arm: {seed: {head: top-1}}} of the runs that are done; weights: "heads", the last ones, or "ema"."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
     for arm in config.ablate.arms:
         for seed in config.ablate.seeds:
             found = jobs.result(workdir / ablate_report.run_name(arm, seed))
-            if found:
-                scores.setdefault(arm, {})[seed] = found["heads"]
+            if found and weights in found:
+                scores.setdefault(arm, {})[seed] = found[weights]
     return scores

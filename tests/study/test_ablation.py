@@ -1,7 +1,6 @@
 """The study, whole but short: arms, teachers, stored labels, the report; how its runs are shared out."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 from deit_jax.study import jobs
 from deit_jax.study.ablation import ARMS, ablate, arm_config, parse_arm, plan_jobs
-from deit_jax.study.report import LABELS, by_head, comparisons, mean_and_deviation, paired, scores_table
+from deit_jax.study.report import LABELS, mean_and_deviation
 
 OTHER = "hard@deit_digits_patch4_16:1"
 
@@ -79,7 +78,7 @@ def test_its_report_says_what_was_found(study):
     assert set(record["teachers"]) == {"teacher", "teacher-deit_digits_patch4_16-1"}
     assert "NaN" not in (folder / "results/ablation.json").read_text()
     assert jobs.where() in text
-    for picture in ("ablation.png", "curves.png"):
+    for picture in ("differences.png", "curves.png"):
         assert (folder / "results" / picture).stat().st_size > 5000
 
 
@@ -152,32 +151,6 @@ def test_without_taught_arms_no_teacher_is_asked_for(tmp_path):
 
 def test_every_arm_has_a_name_for_people():
     assert set(LABELS) == set(ARMS)
-
-
-def test_paired_is_students_test():
-    mean, error, p = paired([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])
-    assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
-    assert p == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 at two degrees of freedom, from a table
-    assert all(math.isnan(x) for x in paired([1.0], [0.5])[1:])
-    assert all(math.isnan(x) for x in paired([40.1, 50.3, 60.7], [30.1, 40.3, 50.7])[1:])  # 10, but for rounding
-
-
-def test_comparisons_are_over_the_seeds_both_arms_have():
-    scores = {
-        "none": {0: {"cls": 50.0}, 1: {"cls": 52.0}, 2: {"cls": 90.0}},
-        "hard": {s: {"cls": 60.0 + s, "dist": 61.0, "fused_logits": 62.0 + 3 * s} for s in (0, 1)},
-    }
-    found = {tuple(c["compared"]): c for c in comparisons(scores, "logits")}
-    against_none = found[("hard", "fused"), ("none", "fused")]
-    assert (against_none["difference"], against_none["seeds"]) == (12.5, 2)
-    assert found[("hard", "dist"), ("hard", "cls")]["difference"] == 0.5
-    assert len(found) == 3
-    scores["hard@other:5"] = {0: {"cls": 70.0, "dist": 70.0, "fused_logits": 61.0}}
-    more = {tuple(c["compared"]): c for c in comparisons(scores, "logits")}
-    assert more[("hard", "fused"), ("hard@other:5", "fused")]["difference"] == 1.0
-    assert more[("hard@other:5", "fused"), ("none", "fused")]["p"] is None
-    assert by_head(scores["none"], "dist", "logits") == {}
-    assert "| no distillation | 64.00 ± 22.54 |  |  | 0, 1, 2 |" in scores_table(scores, "logits")
 
 
 def test_a_report_is_not_written_after_every_run(monkeypatch):
