@@ -5,6 +5,8 @@ trained here for so many epochs (`hard@deit_nano_patch4_32:5`: a transformer tea
 several times on one workdir: the processes share out the runs (deit_jax/study/jobs.py).
 """
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,7 +146,7 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
         if jax.process_index() == 0:
             with jobs.claimed(workdir / "results") as mine:
                 if mine:
-                    ablate_report.write(workdir, config, scores, averaged)
+                    ablate_report.write(workdir, config, scores, averaged, command=shlex.join(["python", *sys.argv]))
         return scores
 
     jobs.run_jobs(plan_jobs(base, workdir, arms), jobs.at_most_every(REPORT_SECONDS, write))

@@ -4,8 +4,6 @@ and pictures."""
 import itertools
 import json
 import math
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +247,7 @@ def agreement_text(workdir: Path, scores: Scores, fusion: str) -> list[str]:
     return parts
 
 
-def text(workdir: Path, config, scores: Scores, averaged: Scores) -> str:
+def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str = "") -> str:
     """ablation.md."""
     fusion = config.evaluate.fusion
     done = finished(workdir)
@@ -271,7 +269,7 @@ def text(workdir: Path, config, scores: Scores, averaged: Scores) -> str:
     ]  # fmt: skip
     parts = [
         f"# {config.model.name}: ablation",
-        f"`{shlex.join(['python', *sys.argv])}`",
+        *([f"`{command}`"] if command else []),
         "\n".join(f"- {fact}" for fact in facts),
         *(claims if decisions else []),
         "## Arms",
@@ -288,13 +286,16 @@ def text(workdir: Path, config, scores: Scores, averaged: Scores) -> str:
     return "\n\n".join(parts)
 
 
-def write(workdir: Path, config, scores: Scores, averaged: Scores) -> None:
-    """WORKDIR/results: ablation.md, ablation.json, differences.png, curves.png (of the first seed)."""
+def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path | None = None, command="") -> None:
+    """In `folder` (default WORKDIR/results): ablation.md, ablation.json, differences.png, curves.png (first seed).
+
+    averaged: the scores of the averaged weights. command: that the study was run by, for the text.
+    """
     if not scores:
         return
-    folder, fusion = workdir / "results", config.evaluate.fusion
-    folder.mkdir(exist_ok=True)
-    (folder / "ablation.md").write_text(text(workdir, config, scores, averaged) + "\n")
+    folder, fusion = folder or workdir / "results", config.evaluate.fusion
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ablation.md").write_text(text(workdir, config, scores, averaged, command) + "\n")
     found = comparisons(scores, fusion)
     record = {
         "scores": scores,

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from configs.cifar10 import get_config
-from deit_jax.config import resolve
+from deit_jax.config import flat, resolve
+from deit_jax.errors import UserError
 from deit_jax.study import report
+from deit_jax.study.__main__ import main, recorded_config
 from deit_jax.study.ablation import collect
 from deit_jax.study.report import agreement_over_seeds, comparisons, cosines, scores_table, with_own_teacher
 
@@ -60,6 +62,19 @@ def test_the_report_of_an_unfinished_study_has_what_is_there(runs):
     assert found["claims"][0]["seeds"] == 3
     assert found["token_cosine"]["hard"] == pytest.approx([0.1, 0.91])
     assert (folder / "results/differences.png").stat().st_size > 5000
+
+
+def test_the_report_can_be_written_from_the_folder_alone(runs, tmp_path, capsys):
+    folder, config, scores = runs
+    former = {"optimizer.per": config.optimizer.lr_update, "optimizer.lr_update": None, "data.fingerprint": "f"}
+    recorded = json.loads(json.dumps(flat(config))) | former
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in recorded.items() if v is not None}))
+    assert flat(recorded_config(folder)) == flat(config)
+    main([str(folder), str(tmp_path / "out")])
+    assert "15 runs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/ablation.json").read_text())["scores"] == json.loads(json.dumps(scores))
+    with pytest.raises(UserError, match="holds no config.json"):
+        main([str(tmp_path)])
 
 
 def test_agreement_is_the_mean_over_seeds(runs):
