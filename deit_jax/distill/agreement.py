@@ -44,7 +44,7 @@ def load_student(config, step_folder: Path) -> tuple:
     """(Student, its weights on this process's devices) of a run's checkpoint."""
     meta, weights = read_weights(step_folder)
     student = make_student(config, meta["model"]["num_classes"])
-    return student, jax.device_put(weights, sharding.everywhere(sharding.make_mesh(jax.local_devices())))
+    return student, jax.device_put(weights, sharding.replicated(sharding.make_mesh(jax.local_devices())))
 
 
 def tokens_of(config, step_folder: Path, images: int = 256) -> list[float] | None:
