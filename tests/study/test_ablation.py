@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import cifar10
 from configs.digits import get_config
 from deit_jax.config import resolve, validate
 from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
+from deit_jax.student import make_student
 from deit_jax.study import jobs
 from deit_jax.study.ablation import ARMS, ablate, arm_config, parse_arm, plan_jobs
+from deit_jax.study.claims import claims
 from deit_jax.study.report import LABELS, mean_and_deviation
 
 OTHER = "hard@deit_digits_patch4_16:1"
@@ -116,6 +119,20 @@ def test_arms_differ_only_as_they_should():
     assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
     assert (configs[OTHER].teacher.name, configs[OTHER].teacher.lr) == ("deit_digits_patch4_16", 0)
     assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_digits:3", 3).teacher.lr == 0.03
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_the_cifar10_study_asks_all_five_claims_of_valid_runs(scale):
+    config = resolve(cifar10.get_config(f"scale={scale}"))
+    assert len(claims(config.ablate.arms)) == 5
+    assert len(config.ablate.seeds) == 10
+    for arm in config.ablate.arms:
+        c = arm_config(config, arm, 0)
+        validate(c)
+        assert c.data.eval_split == "test"
+        assert c.evaluate.every > c.epochs  # the test images choose no checkpoint
+        assert c.ablate.teacher_split == "holdout"
+        make_student(c, 10)
 
 
 @pytest.mark.parametrize(
