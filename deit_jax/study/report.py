@@ -287,7 +287,7 @@ def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str =
 
 
 def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path | None = None, command="") -> None:
-    """In `folder` (default WORKDIR/results): ablation.md, ablation.json, differences.png, curves.png (first seed).
+    """In `folder` (default WORKDIR/results): ablation.md, ablation.json, differences.png, curves.png (mean over seeds).
 
     averaged: the scores of the averaged weights. command: that the study was run by, for the text.
     """
@@ -317,8 +317,15 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
             for c in found]  # fmt: skip
     if rows:
         plots.differences(folder / "differences.png", rows)
-    logs = {arm: log.read_log(workdir / run_name(arm, min(runs))) for arm, runs in scores.items()}
-    plots.curves(folder / "curves.png", {arm_label(arm): records for arm, records in logs.items()})
+    logs = {arm: [log.read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
+    plots.curves(folder / "curves.png", {arm_label(arm): mean_loss(records) for arm, records in logs.items()})
+
+
+def mean_loss(logs: list[list[dict]]) -> list[dict]:
+    """One log of the training loss, averaged over runs where all have it."""
+    losses = [{r["step"]: (r["epoch"], r["loss"]) for r in records if "loss" in r} for records in logs]
+    steps = sorted(set.intersection(*map(set, losses)))
+    return [{"step": s, "epoch": losses[0][s][0], "loss": float(np.mean([run[s][1] for run in losses]))} for s in steps]
 
 
 def claim_record(d: Decision) -> dict:

@@ -11,7 +11,7 @@ from deit_jax.errors import UserError
 from deit_jax.study import report
 from deit_jax.study.__main__ import main, recorded_config
 from deit_jax.study.ablation import collect
-from deit_jax.study.report import agreement_over_seeds, comparisons, cosines, scores_table, with_own_teacher
+from deit_jax.study.report import agreement_over_seeds, comparisons, cosines, mean_loss, scores_table, with_own_teacher
 
 CONV, TRANSFORMER = "hard@regnety_digits:17", "hard@deit_digits_patch4_16:28"
 IMAGES, TRUTH = 200, np.zeros(200, np.uint16)
@@ -104,6 +104,18 @@ def test_runs_without_decisions_say_nothing_of_agreement(tmp_path):
     scores = {"none": {0: {"cls": 50.0}}, "hard": {0: {"cls": 50.0, "dist": 50.0, "fused_logits": 50.0}}}
     assert agreement_over_seeds(tmp_path, scores, "logits") == {}
     assert with_own_teacher(tmp_path, scores, "logits") == {}
+
+
+def test_loss_is_averaged_where_all_runs_have_it():
+    logs = [
+        [
+            {"step": 50, "epoch": 1.0, "loss": 2.0},
+            {"step": 100, "epoch": 2.0, "loss": 1.0},
+            {"step": 100, "eval/top1": 9},
+        ],
+        [{"step": 50, "epoch": 1.0, "loss": 4.0}],
+    ]
+    assert mean_loss(logs) == [{"step": 50, "epoch": 1.0, "loss": 3.0}]
 
 
 def test_comparisons_are_over_the_seeds_both_arms_have():
