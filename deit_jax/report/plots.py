@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, attention, bars. Each function writes one PNG."""
+"""Pictures of a run: curves, attention, differences. Each function writes one PNG."""
 
 import itertools
 import textwrap
@@ -86,24 +86,6 @@ def attention(
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
     figure.tight_layout(pad=0.4)
-    save(figure, Path(path))
-
-
-def bars(path: str | Path, values: dict[str, tuple[float, float]], ylabel: str = "top-1, %") -> None:
-    """A bar with its deviation for each {label: (mean, deviation)}; from 0 on, unless the bars would look alike."""
-    labels = [textwrap.fill(label, 20, break_long_words=False) for label in values]
-    letters = max(len(line) for label in labels for line in label.split("\n"))
-    figure, axis = plt.subplots(figsize=(max(4.0, max(1.25, 0.08 * letters) * len(values)), 3.4))
-    means, deviations = zip(*values.values(), strict=True)
-    axis.bar(range(len(values)), means, yerr=deviations, capsize=4, color=COLORS[0], width=0.62, ecolor=INK)
-    low = min(m - d for m, d in zip(means, deviations, strict=True))
-    high = max(m + d for m, d in zip(means, deviations, strict=True))
-    room = max(high - low, 0.5)
-    axis.set_ylim(0.0 if room > 0.1 * high else low - room, high + 0.3 * room)
-    axis.set_xticks(range(len(values)), labels, fontsize=7)
-    for x, (mean, deviation) in enumerate(values.values()):
-        axis.text(x, mean + deviation, f"{mean:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
-    tidy(axis, "", ylabel)
     save(figure, Path(path))
 
 

@@ -22,8 +22,7 @@ from deit_jax.distill import agreement
 from deit_jax.distill.label import label
 from deit_jax.errors import UserError, nearest
 from deit_jax.run import check_models
-from deit_jax.study import jobs
-from deit_jax.study import report as ablate_report
+from deit_jax.study import jobs, report
 from deit_jax.study.jobs import Job
 from deit_jax.train.loop import train
 from deit_jax.train.workdir import claim_workdir
@@ -117,7 +116,7 @@ def arm_config(config, arm: str, seed: int):
 def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]]:
     """Run the study, or what is left of it; returns {arm: {seed: {head: top-1}}}.
 
-    WORKDIR/results holds it as tables, pictures and JSON, refreshed every ten minutes and at the end (ablate_report).
+    WORKDIR/results holds it as tables, pictures and JSON, refreshed every ten minutes and at the end (deit_jax/study/report.py).
     """
     arms = {name: parse_arm(name) for name in config.ablate.arms}
     if config.distill.labels:
@@ -146,7 +145,7 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
         if jax.process_index() == 0:
             with jobs.claimed(workdir / "results") as mine:
                 if mine:
-                    ablate_report.write(workdir, config, scores, averaged, command=shlex.join(["python", *sys.argv]))
+                    report.write(workdir, config, scores, averaged, command=shlex.join(["python", *sys.argv]))
         return scores
 
     jobs.run_jobs(plan_jobs(base, workdir, arms), jobs.at_most_every(REPORT_SECONDS, write))
@@ -181,7 +180,7 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
         for name, arm in arms.items():
             if arm.kind == LIVE and seed != base.ablate.seeds[0]:
                 continue  # one seed shows the equality
-            c, run = arm_config(base, name, seed), workdir / ablate_report.run_name(name, seed)
+            c, run = arm_config(base, name, seed), workdir / report.run_name(name, seed)
             folder = folders.get(arm[1:]) if arm.kind in TAUGHT else None
             needs = (folder,) if folder else ()
             if name in stores:
@@ -236,7 +235,7 @@ def collect(workdir: Path, config, weights: str = "heads") -> dict[str, dict[int
     scores: dict[str, dict[int, dict[str, float]]] = {}
     for arm in config.ablate.arms:
         for seed in config.ablate.seeds:
-            found = jobs.result(workdir / ablate_report.run_name(arm, seed))
+            found = jobs.result(workdir / report.run_name(arm, seed))
             if found and weights in found:
                 scores.setdefault(arm, {})[seed] = found[weights]
     return scores
