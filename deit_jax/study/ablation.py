@@ -116,7 +116,7 @@ def arm_config(config, arm: str, seed: int):
 def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]]:
     """Run the study, or what is left of it; returns {arm: {seed: {head: top-1}}}.
 
-    WORKDIR/results holds it as tables, pictures and JSON, refreshed every ten minutes and at the end (deit_jax/study/report.py).
+    WORKDIR/results holds it as tables, pictures and JSON, refreshed every ten minutes and at the end (study/report.py).
     """
     arms = {name: parse_arm(name) for name in config.ablate.arms}
     if config.distill.labels:
