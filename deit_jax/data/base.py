@@ -45,6 +45,15 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
     return Subset(source, np.setdiff1d(np.arange(len(source)), held)), Subset(source, held)
 
 
+def limit_images(source: Source, limit: int) -> Source:
+    """At most `limit` images (0: all), the same ones each time; evenly over the classes where the labels are known
+    without reading the images."""
+    if not limit or limit >= len(source):
+        return source
+    labels = getattr(source, "labels", np.zeros(len(source), np.int32))
+    return Subset(source, order.spread(labels, limit / len(source), HOLDOUT_SEED))
+
+
 def check_unchanged(source: Source, recorded: str, name: str) -> None:
     """Raise UserError where `source` no longer holds what it did when its fingerprint was `recorded`."""
     if source.fingerprint != recorded:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorstore as ts
 
 from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
 
 CHUNK = 64  # steps a file
 MAX_CLASSES = 2**16 - 1  # uint16, its largest number standing for "not there"
@@ -60,12 +61,6 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     return header
 
 
-def write_header(folder: Path, header: dict[str, Any]) -> None:
-    part = folder / "labels.json.part"
-    part.write_text(json.dumps(header, indent=1))
-    part.replace(folder / "labels.json")  # a killed process leaves no half a header
-
-
 def runs(chunks: Iterable[int]) -> list[tuple[int, int]]:
     """Sorted numbers as ranges (first, after the last)."""
     found: list[tuple[int, int]] = []
@@ -92,7 +87,7 @@ class LabelStore:
     def create(cls, folder: Path, header: dict[str, Any], steps: int) -> "LabelStore":
         """Start a store, or open the one that is there and make room for `steps` steps."""
         if not (folder / "labels.json").exists():
-            write_header(folder, header)
+            atomic.write_json(folder / "labels.json", header)
         store = cls(folder)
         for name, (dtype, more) in store.arrays().items():
             shape = (steps, header["batch_size"], *more)

@@ -10,6 +10,8 @@ matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
 import numpy as np
 
+matplotlib.rcParams["text.parse_math"] = False  # names of classes and runs are text, never markup
+
 INK, GRID = "#333333", "#dddddd"
 COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96", "#e8a200", "#0c8599", "#5c3d2e"]
 
@@ -42,7 +44,8 @@ def curves(path: str | Path, logs: dict[str, list[dict]]) -> None:
     for color, (name, records) in zip(itertools.cycle(COLORS), logs.items(), strict=False):
         losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
         if losses:
-            axes[0, 0].plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5)
+            marker = "o" if len(losses) == 1 else None  # a line of one point would draw nothing
+            axes[0, 0].plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5, marker=marker)
         for key, style in styles.items():
             points = scores[name, key]
             if both and points:

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from deit_jax import models
 from deit_jax.config import validate
 from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
-from deit_jax.data import sources
-from deit_jax.distill import agreement
 from deit_jax.distill.label import label
+from deit_jax.distill.runs import open_models, train_run
 from deit_jax.errors import UserError, nearest
-from deit_jax.run import check_models
-from deit_jax.study import jobs, report
+from deit_jax.runtime import lock
+from deit_jax.study import decisions, jobs, report
 from deit_jax.study.jobs import Job
-from deit_jax.train.loop import train
+from deit_jax.train.setup import open_data
 from deit_jax.train.workdir import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta
 
@@ -131,20 +129,21 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
         )
     base = config.copy_and_resolve_references()
     hard(base)
-    source, _ = sources.open_sources(base)
+    data = open_data(base)
+    source = data.train
     for name in arms:
         for seed in config.ablate.seeds:
             validate(arm_config(base, name, seed))
     for name in {(arm[1:], arm.kind in TAUGHT): name for name, arm in arms.items()}.values():  # one a teacher
-        check_models(arm_config(base, name, 0), source.num_classes)
+        open_models(arm_config(base, name, 0), data)
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)
 
     def write() -> dict:
         scores, averaged = collect(workdir, config), collect(workdir, config, "ema")
         if jax.process_index() == 0:
-            with jobs.claimed(workdir / "results") as mine:
-                if mine:
+            with lock.try_hold(workdir / "results") as other:
+                if other is None:
                     report.write(workdir, config, scores, averaged, command=shlex.join(["python", *sys.argv]))
         return scores
 
@@ -190,43 +189,27 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
 
 
 def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
-    """Train one run and evaluate its last weights. Writes decisions.npz, what each head decides per evaluation image.
-
-    Returns {"heads": {head: top-1}, "ema": the same of the averaged weights}, and "cosine" of a student with two tokens
-    (agreement.token_cosine; last weights).
-    """
-    decisions: dict = {}
-    found = train(config, folder, title=folder.name, teacher_init=str(teacher or ""), decisions=decisions)
-    save_decisions(folder, decisions)
-    out = {"heads": top1(found["params"])}
-    if "ema" in found:
-        out["ema"] = top1(found["ema"])
-    cosine = agreement.tokens_of(config, find_step(folder))
-    return out | ({"cosine": cosine} if cosine else {})
-
-
-def top1(result: dict) -> dict[str, float]:
-    return {head: r["top1"] for head, r in result["heads"].items()}
-
-
-def save_decisions(folder: Path, decisions: dict[str, dict]) -> None:
-    """decisions.npz: "WEIGHTS/HEAD" → classes (images,), in the order of the evaluation images."""
-    if jax.process_index() == 0 and decisions:
-        arrays = {f"{w}/{head}": np.concatenate(x) for w, heads in decisions.items() for head, x in heads.items()}
-        np.savez_compressed(folder / "decisions.npz", **{k: x.astype(np.uint16) for k, x in arrays.items()})
+    """Train one run; returns what `decisions.record` found of its last weights, and writes down what they decide."""
+    data = open_data(config)
+    train_run(config, folder, data, title=folder.name, teacher_init=str(teacher or ""))
+    return decisions.record(config, data, folder) if jax.process_index() == 0 else {}
 
 
 def train_the_teacher(config, folder: Path) -> dict[str, Any]:
-    """As `train_one`, evaluated on `ablate.teacher_split`; "teaches_with" is the top-1 there of the checkpoint that
-    teaches, the best one there, and "evaluation" the top-1 on the students' evaluation images."""
+    """Train a teacher, evaluated on `ablate.teacher_split` (default: the students' split) as it learns.
+
+    Returns, and writes down, what `train_one` does for the students' evaluation images; "teaches_with": the top-1 of
+    the checkpoint that teaches, the best on its own split; "evaluation": that of its last weights on the students'.
+    """
     c = teacher_config(config)
-    c.data.eval_split = config.ablate.teacher_split or config.data.eval_split
-    found = train_one(c, folder)
-    found["teaches_with"] = read_meta(find_step(folder))["metrics"].get("top1", found["heads"]["cls"])
-    decisions: dict = {}
-    c.data.eval_split = config.data.eval_split
-    found["evaluation"] = agreement.evaluate_last(c, find_step(folder), decisions)
-    save_decisions(folder, {"params": decisions})
+    students = c.data.eval_split
+    c.data.eval_split = config.ablate.teacher_split or students
+    train_run(c, folder, title=folder.name)
+    found = {"teaches_with": read_meta(find_step(folder))["metrics"]["top1"]}
+    c.data.eval_split = students
+    if jax.process_index() == 0:
+        found |= decisions.record(c, open_data(c), folder)
+        found["evaluation"] = found["heads"]["cls"]
     return found
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from deit_jax.config import default_config, flat
 from deit_jax.distill.agreement import STUDENT_HEADS, disagreement
 from deit_jax.report import log, plots, tables
-from deit_jax.study import jobs, statistics
+from deit_jax.runtime import atomic
+from deit_jax.study import decisions, jobs, statistics
 from deit_jax.study.claims import ALPHA, MARGIN, Decision, Scores, by_head, decide, difference
 from deit_jax.study.statistics import Paired
 
@@ -162,22 +163,13 @@ def finished(workdir: Path) -> dict[str, dict]:
     return {folder.relative_to(workdir).as_posix(): jobs.result(folder) for folder in folders}
 
 
-def decisions_of(folder: Path) -> dict[str, np.ndarray]:
-    """{head: classes (images,)} of the last weights; {} for a run that kept none."""
-    path = folder / "decisions.npz"
-    if not path.exists():
-        return {}
-    with np.load(path) as arrays:
-        return {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("params/")}
-
-
 def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = "hard") -> dict[str, dict[str, float]]:
     """The paper's Table 4, averaged over the seeds: percent of the evaluation images that two classifiers decide
     differently. {} where the runs kept no decisions."""
-    teacher = decisions_of(workdir / "teacher").get("cls")
+    teacher = decisions.read(workdir / "teacher").get("cls")
     found = []
     for seed in sorted(scores.get(arm, {}).keys() & scores.get("none", {}).keys()):
-        plain, heads = (decisions_of(workdir / run_name(a, seed)) for a in ("none", arm))
+        plain, heads = (decisions.read(workdir / run_name(a, seed)) for a in ("none", arm))
         if teacher is None or "cls" not in plain or "dist" not in heads:
             continue
         heads["fused"] = heads[f"fused_{fusion}"]
@@ -205,10 +197,10 @@ def with_own_teacher(workdir: Path, scores: Scores, fusion: str) -> dict[str, fl
         _, at, name = arm.partition("@")
         if arm in ("none", "second_cls"):
             continue
-        teacher = decisions_of(workdir / (f"teacher-{name.replace(':', '-')}" if at else "teacher")).get("cls")
+        teacher = decisions.read(workdir / (f"teacher-{name.replace(':', '-')}" if at else "teacher")).get("cls")
         values = []
         for seed in runs:
-            heads = decisions_of(workdir / run_name(arm, seed))
+            heads = decisions.read(workdir / run_name(arm, seed))
             if heads and teacher is not None:
                 values.append(100 * float((heads.get(f"fused_{fusion}", heads["cls"]) != teacher).mean()))
         if values:
@@ -259,19 +251,19 @@ def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str =
     ]  # fmt: skip
     default = flat(default_config())
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
-    decisions = decide(scores, fusion)
+    decided = decide(scores, fusion)
     claims = [
         f"## The paper's claims\n\nDifferences paired by seed; intervals by Student's t; p corrected over the family"
         f" (Holm), decided at {ALPHA}. ≈ means within ± {MARGIN:g} point (two one-sided tests). Power: the smallest"
         " true difference seen in 80 % of such studies, by an uncorrected test / at Holm's strictest level.",
-        claims_table(decisions),
+        claims_table(decided),
         "![differences](differences.png)",
     ]  # fmt: skip
     parts = [
         f"# {config.model.name}: ablation",
         *([f"`{command}`"] if command else []),
         "\n".join(f"- {fact}" for fact in facts),
-        *(claims if decisions else []),
+        *(claims if decided else []),
         "## Arms",
         "Top-1 in percent on the evaluation images, last weights (and the joint prediction of the averaged ones), mean"
         " ± standard deviation over the seeds. Soft arms have the paper's lambda 0.1 and temperature 3.",
@@ -295,7 +287,7 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         return
     folder, fusion = folder or workdir / "results", config.evaluate.fusion
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ablation.md").write_text(text(workdir, config, scores, averaged, command) + "\n")
+    atomic.write_text(folder / "ablation.md", text(workdir, config, scores, averaged, command) + "\n")
     found = comparisons(scores, fusion)
     record = {
         "scores": scores,
@@ -311,7 +303,7 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         "where": {name: r["where"] for name, r in finished(workdir).items()},
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
-    jobs.write_whole(folder / "ablation.json", record)
+    atomic.write_json(folder / "ablation.json", record)
     unknown = lambda x: math.nan if x is None else x  # noqa: E731
     rows = [(comparison_label(c), c["mean"], unknown(c["low"]), unknown(c["high"]), list(c["values"].values()))
             for c in found]  # fmt: skip

@@ -22,6 +22,7 @@ from deit_jax.data import shards
 from deit_jax.data.folders import EVAL_SPLITS, EXTENSIONS, scan_folder
 from deit_jax.data.tools.progress import command, track
 from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
 
 SPLITS = ("train", *EVAL_SPLITS)
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -125,9 +126,7 @@ def _write(target: Path, index: dict, split: str, name: str, part: list[Item], n
 
 
 def _save(target: Path, index: dict) -> None:
-    partial = target / f"{shards.INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=1))
-    partial.replace(target / shards.INDEX)
+    atomic.write_json(target / shards.INDEX, index)
 
 
 def checksum(path: Path) -> str:
