@@ -41,7 +41,7 @@ def get_config(text: str = ""):
         others = ("hard@regnety_cifar_small:20", "hard@deit_cifar_patch4_32:100")
     else:
         c.model.name, c.model.drop_path_rate, c.model.scan_unroll = "deit_pico_distilled_patch4_12", 0.0, 1
-        c.data.resize, c.data.eval_batch_size = "fast", 500
+        c.data.resize, c.data.eval_batch_size = "fast", 512
         c.batch_size, c.epochs = 64, 25
         c.optimizer.lr, c.optimizer.ema_decay, c.optimizer.warmup_epochs = 8e-3, 0.995, 2.0
         c.augment.policy, c.augment.erasing, c.augment.repeats = "none", 0.0, 1

@@ -208,7 +208,8 @@ def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
     def other_finishes():
         atomic.write_json(tmp_path / "first/done.json", {})
 
-    (tmp_path / "first").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()  # as the lock would
     jobs.run_jobs([work("first"), work("second")], other_finishes)
     assert seen == ["second"]
 
