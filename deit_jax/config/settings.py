@@ -208,6 +208,10 @@ class Stability(Group):
     rollbacks: int = S(3, "roll-backs before the run stops")
 
 
+class Processes(Group):
+    lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
+
+
 class Finetune(Group):
     epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/chain.py); 0: do not")
     img_size: int = S(384, "its image size in pixels")
@@ -248,6 +252,7 @@ class Config(Group):
     checkpoint: Checkpoint
     log: Log
     stability: Stability
+    processes: Processes
     sharding: str = S(
         "replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"), runtime=True
     )

@@ -14,7 +14,7 @@ from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
-from deit_jax.train.checkpoint import Checkpoints
+from deit_jax.train.checkpoint import Checkpoints, say
 from deit_jax.train.evaluate import evaluate_sets
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.setup import Run, load_init
@@ -73,6 +73,7 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # whatever ends the run, all that is open is closed
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
+        say(f"{run.title}: {checkpoints.forecast(program.abstract_state)}")
         state = start_state(run, program, checkpoints)
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
@@ -80,7 +81,7 @@ def train(run: Run) -> dict[str, dict]:
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 
-        while not stop.asked(checkpoints.manager, step):
+        while not stop.asked(step):
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total:
