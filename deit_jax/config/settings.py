@@ -223,6 +223,10 @@ class Mesh(Group):
     tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
 
 
+class Processes(Group):
+    lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
+
+
 class Finetune(Group):
     epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/chain.py); 0: do not")
     img_size: int = S(384, "its image size in pixels")
@@ -270,6 +274,7 @@ class Config(Group):
     log: Log
     stability: Stability
     mesh: Mesh
+    processes: Processes
     finetune: Finetune
     ablate: Ablate
 
