@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
     if needs_workdir and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
+    if FLAGS.workdir and "://" in FLAGS.workdir:
+        raise UserError(f"workdir {FLAGS.workdir} is not a folder: mount the bucket (gcsfuse, s3fs) and give its path")
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 

@@ -8,6 +8,7 @@ import pytest
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
+from deit_jax.runtime.layout import make_layout, place_params
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.workdir import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
@@ -27,22 +28,22 @@ def state(step: int, bad: int = 0) -> dict:
     }
 
 
-def shapes(mesh, how="replicated"):
+def shapes(mesh):
     tree = jax.eval_shape(lambda: state(0))
-    places = sharding.place_params(tree, mesh, how, smallest=1)
+    places = place_params(tree, make_layout(mesh, smallest=1))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 
 META = {"model": {"name": "x"}}
 
 
-@pytest.mark.parametrize("how", ["replicated", "fsdp"])
-def test_round_trip_over_meshes(tmp_path, how):
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": -1}, {"fsdp": 2, "tensor": 2}], ids=["replicated", "fsdp", "all"])
+def test_round_trip_over_meshes(tmp_path, sizes):
     saved = Checkpoints(tmp_path)
     saved.save(jax.device_put(state(3), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))), META)
     saved.close()
     opened = Checkpoints(tmp_path)
-    back = opened.restore(shapes(sharding.make_mesh(), how))
+    back = opened.restore(shapes(sharding.make_mesh(**sizes)))
     opened.close()
     jax.tree.map(np.testing.assert_array_equal, back, state(3))
     assert len(back["params"]["head"]["kernel"].sharding.device_set) == 8
