@@ -10,7 +10,7 @@ from flax.errors import InvalidRngError
 import deit_jax
 from deit_jax.errors import UserError
 from deit_jax.models.linen import linen_variables
-from examples import foreign_linen, foreign_nnx, mesh_nnx
+from examples import foreign_linen, foreign_nnx
 
 NAME = "deit_digits_distilled_patch4_16"
 IMAGES = np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)

@@ -13,6 +13,7 @@ import deit_jax
 from deit_jax import models
 from deit_jax.models.linen import linen_variables
 from deit_jax.models.vit import Block
+from examples import mesh_nnx
 
 VIT = ("deit_digits_distilled_patch4_16", {"embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 8})
 REGNET = ("regnety_digits", {"num_classes": 8})
@@ -135,3 +136,10 @@ def test_linen_on_a_mesh():
     kernel = variables["params"]["blocks"]["attn"]["proj"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)
     close(jax.jit(sharded.apply)(variables, placed(mesh)), expected)
+
+
+def test_the_example_trains_on_data_and_model_axes():
+    losses, model = mesh_nnx.main(steps=4)
+    assert losses[-1] < losses[0]
+    kernel = model.blocks.mlp.fc1.kernel[...]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 128)  # embed over 4, mlp over 2
