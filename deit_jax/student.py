@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deit_jax import models
+from deit_jax.config import Config
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
 from deit_jax.runtime.layout import Layout, with_layout
@@ -41,7 +42,7 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(hardware.best("dtype", name, jax.default_backend()))
 
 
-def make_student(config, num_classes: int) -> Student:
+def make_student(config: Config, num_classes: int) -> Student:
     """The model that `config.model` describes, for data of `num_classes`.
 
     Raises UserError for settings that do not make a model, or a model that does not fit the objective.

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
 
@@ -176,6 +177,7 @@ class Data(Group):
         ("exact", "fast"),
     )
     crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
+    interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
     eval_batch_size: int = S(0, "0: batch_size", runtime=True)
     workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
     threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
@@ -185,6 +187,9 @@ class Data(Group):
 
 class Evaluate(Group):
     every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
+    limit: int = S(
+        0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    )
     fusion: str = S(
         None,
         "of the two heads: mean of logits (released) or of probabilities (paper)",
@@ -312,9 +317,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
     ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
+    defaults = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings newer than a run
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
+    value = lambda config, name: plain(config.get(name, defaults.get(name)))  # noqa: E731
     keys = (ours.keys() | theirs.keys()) - free
-    return sorted(k for k in keys if plain(ours.get(k)) != plain(theirs.get(k)))
+    return sorted(k for k in keys if value(ours, k) != value(theirs, k))
 
 
 def describe() -> str:

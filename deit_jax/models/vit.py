@@ -153,6 +153,7 @@ class Block(nnx.Module):
     Args:
         dim, num_heads, mlp_ratio: width, heads, hidden width of the MLP over `dim`.
         drop_rate: dropout after each branch's projection.
+        norm_eps: added to the variance in the LayerNorms.
         dtype: of the products; parameters stay float32.
         attention: as of `Attention`.
 
@@ -164,12 +165,12 @@ class Block(nnx.Module):
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *,
-        drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs,
+        drop_rate=0.0, norm_eps=1e-6, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.dtype = jnp.dtype(dtype)
 
     @any_mesh
@@ -225,6 +226,9 @@ class ViT(nnx.Module):
         num_classes: of each head.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
         distilled: tokens [cls, dist, patches] and two heads instead of [cls, patches] and one.
+        dist_head: False leaves the distillation token without a head of its own (Hugging Face's
+            DeiTForImageClassification): the class head alone predicts.
+        norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
         dtype: compute type. Parameters are float32 in any case.
         attention: "einsum", "recompute", "cudnn" or "auto", as of `Attention`.
@@ -247,6 +251,8 @@ class ViT(nnx.Module):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         distilled: bool = False,
+        dist_head: bool = True,
+        norm_eps: float = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dtype=jnp.float32,
@@ -263,7 +269,9 @@ class ViT(nnx.Module):
                 raise UserError(f"img_size {size} is not a multiple of patch_size {patch_size}: use {near}")
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
         self.patch_size, self.num_classes, self.embed_dim, self.depth = patch_size, num_classes, embed_dim, depth
+        self.num_heads, self.norm_eps = num_heads, norm_eps
         self.distilled, self.prefix_tokens = distilled, 2 if distilled else 1
+        self.dist_head = distilled and dist_head
         self.drop_path_rate, self.dtype = drop_path_rate, jnp.dtype(dtype)
         self.remat, self.scan_unroll = remat, scan_unroll
 
@@ -275,13 +283,13 @@ class ViT(nnx.Module):
         self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim)))
 
         def block(rngs):
-            options = {"drop_rate": drop_rate, "dtype": self.dtype, "attention": attention, "rngs": rngs}
-            return Block(embed_dim, num_heads, mlp_ratio, **options)
+            options = {"drop_rate": drop_rate, "norm_eps": norm_eps, "dtype": self.dtype, "attention": attention}
+            return Block(embed_dim, num_heads, mlp_ratio, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
-        self.norm = nnx.LayerNorm(embed_dim, epsilon=1e-6, dtype=self.dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
         self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
-        if distilled:
+        if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
 
     @any_mesh
@@ -313,13 +321,13 @@ class ViT(nnx.Module):
     def heads(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
-        """Logits of the class head and of the distillation head (None for a plain ViT), float32.
+        """Logits of the class head and of the distillation head (None where there is none), float32.
 
         train with `key`: dropout and stochastic depth act; every random number follows from `key`.
         """
         tokens, _ = self.encode(self.embed(images), key=key if train else None)
         prefix = self.norm(tokens[:, : self.prefix_tokens]).astype(jnp.float32)
-        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.distilled else None
+        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None

@@ -81,7 +81,7 @@ def train(run: Run) -> dict[str, dict]:
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 
-        while not stop.asked(checkpoints.manager, step):
+        while not stop.asked(step):
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total:

@@ -8,13 +8,14 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from deit_jax.config import Config
 from deit_jax.data import sources
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
@@ -30,6 +31,13 @@ class Data(NamedTuple):
 
     train: Source
     evaluation: Source
+
+
+class Normalization(TypedDict):
+    """Statistics that pixels are normalized with, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Init(NamedTuple):
@@ -60,7 +68,7 @@ class Run:
     """
 
     title: str
-    config: Any
+    config: Config
     folder: Path
     data: Data
     student: Student
@@ -93,9 +101,9 @@ class Run:
         return self.command_folder or self.folder
 
     @property
-    def normalization(self) -> dict[str, tuple[float, ...]]:
-        """Mean and standard deviation that the student's images are normalized with."""
-        return {"mean": tuple(self.config.augment.mean), "std": tuple(self.config.augment.std)}
+    def normalization(self) -> Normalization:
+        """Of the student's images."""
+        return Normalization(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -108,7 +116,7 @@ class Run:
         }
 
 
-def open_data(config) -> Data:
+def open_data(config: Config) -> Data:
     """The training and evaluation images of a resolved config.
 
     Raises UserError for what is missing, and on every process where several of them see different images.
@@ -137,7 +145,7 @@ def compare_fingerprints(gathered: np.ndarray) -> None:
             )
 
 
-def load_init(config, student: Student) -> Init:
+def load_init(config: Config, student: Student) -> Init:
     """The weights `config.init` names, fitted to the student. Raises UserError where they do not fit."""
     if not config.init:
         return NO_INIT
