@@ -25,10 +25,11 @@ def start_processes() -> None:
     environ = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environ:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        for name in names:
-            if not environ.get(name, "").isdigit():
-                raise UserError(f"{name} is '{environ.get(name, '')}': set it to a number beside JAX_COORDINATOR_ADDRESS")
-        count, index = (int(environ[name]) for name in names)
+        values = [environ.get(name, "") for name in names]
+        for name, value in zip(names, values, strict=True):
+            if not value.isdigit():
+                raise UserError(f"{name} is '{value}': set it to a number beside JAX_COORDINATOR_ADDRESS")
+        count, index = map(int, values)
         if index >= count:
             raise UserError(f"JAX_PROCESS_ID is {index} of {count} processes: they count from 0")
         jax.distributed.initialize(environ["JAX_COORDINATOR_ADDRESS"], count, index)
