@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
     if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
+    if FLAGS.workdir and "://" in FLAGS.workdir:
+        raise UserError(f"workdir {FLAGS.workdir} is not a folder: mount the bucket (gcsfuse, s3fs) and give its path")
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 
