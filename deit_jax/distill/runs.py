@@ -44,7 +44,7 @@ def open_models(config, data: Data, *, teacher_init: str = "", begun: bool = Fal
         teacher = NO_TEACHER
     else:
         teacher = open_teacher(config, student, data, teacher_init)
-    return Models(student, teacher, NO_INIT if begun else load_init(config, student))
+    return Models(student, teacher, NO_INIT if begun else load_init(config, student, data.train.class_names))
 
 
 def open_teacher(config, student: Student, data: Data, init: str = "") -> Teacher:
