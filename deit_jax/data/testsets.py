@@ -218,7 +218,7 @@ class MappedSource:
         self.class_names = [str(i) for i in range(num_outputs)]
         self.several_labels = getattr(source, "several_labels", False)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint.encode() + self.outputs.tobytes()).hexdigest()
 

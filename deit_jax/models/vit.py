@@ -13,11 +13,13 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.models.inputs import check_images
+from deit_jax.runtime.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
 weight_init = nnx.initializers.normal(0.02)
@@ -73,11 +75,13 @@ def dense(features_in: int, features_out: int, dtype, rngs: nnx.Rngs) -> nnx.Lin
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V a head, heads joined and projected (Eq. 1).
+    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
     attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass;
-    "cudnn", fused, on NVIDIA GPUs; "auto", what is best in a loop over blocks, "recompute".
+    "cudnn", fused, on NVIDIA GPUs; "auto", the best in a loop over blocks, "recompute".
     """
+
+    layout: Layout | None = None
 
     def __init__(self, dim: int, num_heads: int, *, drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs):
         if dim % num_heads:
@@ -91,13 +95,40 @@ class Attention(nnx.Module):
         qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
         return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
 
+    def split_over_devices(self, x: Float[Array, "batch tokens dim"], layout: Layout) -> Array:
+        """Queries, keys and values (3, batch, heads, tokens, head_dim), each device computing its own heads.
+
+        The joint projection's outputs are [queries, keys, values], each by head: as a weight (dim, 3, heads, head_dim)
+        it can be split by heads.
+        """
+        heads, dim = layout.axes("heads"), x.shape[-1]
+        if self.num_heads % layout.count(heads):
+            raise UserError(
+                f"num_heads {self.num_heads} is not a multiple of the {layout.count(heads)} devices along"
+                f" {', '.join(heads)}: use a divisor of num_heads"
+            )
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        kernel = layout.constrain(kernel.reshape(dim, 3, self.num_heads, -1), P(None, None, heads))
+        bias = layout.constrain(bias.reshape(3, self.num_heads, -1), P(None, heads))
+        x, kernel, bias = (array.astype(self.qkv.dtype) for array in (x, kernel, bias))
+        qkv = jnp.einsum("bnc,ckhd->kbhnd", x, kernel) + bias[:, None, :, None]
+        return layout.constrain(qkv, P(None, layout.axes("batch"), heads))
+
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
         how = kernels.choose_attention(self.attention, self.qkv.dtype, x.shape[-1] // self.num_heads)
-        if how == "cudnn":
+        plain = kernels.attention if how == "einsum" else kernels.attention_recomputed
+        if self.layout is not None and self.layout.axes("heads"):
+            q, k, v = self.split_over_devices(x, self.layout)
+            if how == "cudnn":
+                q, k, v = (einops.rearrange(array, "b h n d -> b n h d") for array in (q, k, v))
+                joined = einops.rearrange(kernels.fused_attention(q, k, v), "b n h d -> (b n) (h d)")
+            else:
+                joined = einops.rearrange(plain(q, k, v), "b h n d -> (b n) (h d)")
+        elif how == "cudnn":
             heads = kernels.fused_attention(*self.split(x, "k b n h d"))
             joined = einops.rearrange(heads, "b n h d -> (b n) (h d)")
         else:
-            heads = (kernels.attention if how == "einsum" else kernels.attention_recomputed)(*self.split(x))
+            heads = plain(*self.split(x))
             joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
         out = self.proj(joined).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
@@ -126,9 +157,11 @@ class Block(nnx.Module):
         dtype: of the products; parameters stay float32.
         attention: as of `Attention`.
 
-    Calling it with `key` trains: dropout acts, and each branch is dropped a sample with probability `drop_path`
+    Calling it with `key` trains: dropout acts, and each branch is dropped per sample with probability `drop_path`
     (stochastic depth, Huang et al. 2016). Without `key` it evaluates.
     """
+
+    layout: Layout | None = None
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *,
@@ -138,14 +171,17 @@ class Block(nnx.Module):
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
         self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.dtype = jnp.dtype(dtype)
 
+    @any_mesh
+    @gathered(cast=True)
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, drop_path: float | Array = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        a_sample = (x.shape[0], 1, 1)
-        x = x + dropout(self.attn(self.norm1(x), key=keys[0]), drop_path, keys[1], a_sample)
-        return x + dropout(self.mlp(self.norm2(x), key=keys[2]), drop_path, keys[3], a_sample)
+        per_sample = (x.shape[0], 1, 1)
+        x = x + dropout(self.attn(self.norm1(x), key=keys[0]), drop_path, keys[1], per_sample)
+        return x + dropout(self.mlp(self.norm2(x), key=keys[2]), drop_path, keys[3], per_sample)
 
 
 REMAT = {
@@ -159,7 +195,7 @@ REMAT = {
 def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, inspect: int = 0):
     """Scan the stacked blocks over x. jitted so that a call outside jit compiles once, not at every call.
 
-    inspect: also return, a layer, the output (depth, B, N, D) and the attention of the first `inspect` tokens
+    inspect: also return, per layer, the output (depth, B, N, D) and the attention of the first `inspect` tokens
     (depth, B, heads, inspect, N).
     """
     depth = rates.shape[0]
@@ -176,6 +212,9 @@ def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, ins
         x = block(x, drop_path=rate, key=key)
         return x, (x, seen) if inspect else None
 
+    policy = remat_policy(nnx.merge(graphdef, stacked).layout)
+    if remat == "none" and policy is not None:
+        body = jax.checkpoint(body, policy=policy)
     return jax.lax.scan(REMAT[remat](body), x, (stacked, rates, keys), unroll=unroll)
 
 
@@ -194,10 +233,12 @@ class ViT(nnx.Module):
         dtype: compute type. Parameters are float32 in any case.
         attention: "einsum", "recompute", "cudnn" or "auto", as of `Attention`.
         remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
-        scan_unroll: blocks an iteration of the scan holds.
+        scan_unroll: blocks per iteration of the scan.
 
     Raises UserError where `img_size` is not a multiple of `patch_size`.
     """
+
+    layout: Layout | None = None
 
     def __init__(
         self,
@@ -251,6 +292,7 @@ class ViT(nnx.Module):
         if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
 
+    @any_mesh
     def embed(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches behind the class (and distillation) token, position embedding added."""
         check_images(images, self.img_size)
@@ -274,6 +316,8 @@ class ViT(nnx.Module):
             inspect=inspect,
         )
 
+    @any_mesh
+    @gathered(skip="blocks")
     def heads(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
@@ -291,6 +335,7 @@ class ViT(nnx.Module):
         """Logits; a distilled model's are the mean of its heads' (as released; `fuse` has the paper's way)."""
         return fuse(*self.heads(images, train=train, key=key))
 
+    @any_mesh_by({"embed": 0, "blocks": 1, "attention": 1, "norm": 0})
     def inspect(self, images: Float[Array, "batch height width 3"]) -> dict[str, Array]:
         """What happens inside, in evaluation mode.
 

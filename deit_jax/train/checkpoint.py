@@ -10,7 +10,11 @@ verified first; a damaged checkpoint is set aside and the one before it used. A 
 said in one line, and the next save tries again.
 """
 
+import functools
+import logging
 import shutil
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +77,7 @@ class Checkpoints:
         self.saving: int | None = None
         self.failure: UserError | None = None  # of the last save, until one succeeds
         from_process_0(lambda: set_damaged_aside(self.directory))
+        silence_save_threads()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), KeepBest(self.scores)]),
             cleanup_tmp_directories=True,
@@ -162,10 +167,14 @@ class Checkpoints:
         self.saving = step
         try:
             from_process_0(lambda: check_space(self.directory, needed))
+            if not self.directory.is_dir():
+                say(f"warning: {self.directory} was removed or moved while the run was writing to it: made again")
+                self.manager.reload()
             self.manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             self.fail(error, needed)
-        return self.failure is None
+            return False
+        return True
 
     def settle(self) -> None:
         """Wait for the running save; one that failed is said in one line, and its remains are removed."""
@@ -260,6 +269,21 @@ class Checkpoints:
             newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
             kept = "nothing is saved" if newest is None else f"saved is step {newest}"
             raise UserError(f"{self.failure}; {kept}, and the same command goes on from there")
+
+
+@functools.cache
+def silence_save_threads() -> None:
+    """Leave the report of a failed save to `Checkpoints.fail`: Orbax prints a traceback per thread that it uses."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.exc_info is None)
+    report = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        error = arguments.exc_value
+        frames = traceback.extract_tb(arguments.exc_traceback)
+        if error is None or not atomic.is_disk_error(error) or not any("orbax" in f.filename for f in frames):
+            report(arguments)
+
+    threading.excepthook = hook
 
 
 def from_process_0(decide: Callable[[], int | None]) -> int:

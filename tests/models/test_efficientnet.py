@@ -108,7 +108,7 @@ def test_the_models_cost_what_is_published(name, published):
     size = CONFIGS[name]["img_size"]
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     flops = count_flops(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, batch_stats, images)
-    assert flops / 2e9 == pytest.approx(published, abs=0.01)
+    assert flops / 2e9 == pytest.approx(published, rel=0.02)
 
 
 def test_every_published_name_is_known():
@@ -224,8 +224,9 @@ def config_of(**changes):
     return resolve(config)
 
 
-def test_training_changes_statistics_and_lowers_the_loss():
-    config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_training_changes_statistics_and_lowers_the_loss(dtype):
+    config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0, dtype=dtype)
     student = Student(build, models.abstract(build)[0], 32, 10)
     update = jax.jit(make_update(student, no_teacher, config, lambda step: 3e-3))
     state = before = jax.jit(lambda: create_state(student, config))()
@@ -244,21 +245,25 @@ def test_training_changes_statistics_and_lowers_the_loss():
 def test_dropout_and_stochastic_depth_follow_the_key():
     model, images = small(depth_coefficient=1.0, drop_path_rate=0.9)(rngs=nnx.Rngs(0)), seeded.images(4, 32)
     graphdef, arrays = nnx.split(model)
-    run = jax.jit(lambda key: nnx.merge(graphdef, arrays)(images, train=True, key=key))
-    one, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
+    run = jax.jit(lambda arrays, key: nnx.merge(graphdef, arrays)(images, train=True, key=key))
+    one, again, other = (np.asarray(run(arrays, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0
-    without = jax.jit(lambda: nnx.merge(graphdef, arrays)(images, train=True))()
+    without = run(arrays, None)
     assert np.abs(one - without).max() > 0
 
 
 def test_bfloat16_is_near_float32():
-    images = seeded.images(8, 32)
-    full, half = (small(dtype=dtype)(rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16))
-    logits, rough = full(images, train=True), half(images, train=True)
-    assert rough.dtype == jnp.float32
-    assert half.features(images).dtype == jnp.bfloat16
-    assert relative(rough, logits) < 0.1
+    images, arrays = seeded.images(8, 32), jax.jit(lambda key: models.init_arrays(small(), key))(jax.random.key(0))
+
+    def outputs(dtype):
+        graphdef, *_ = models.abstract(small(dtype=dtype))
+        merged = lambda arrays: nnx.merge(graphdef, *arrays)  # noqa: E731
+        return jax.jit(lambda a, x: (merged(a).features(x), merged(a)(x)))(arrays, images)
+
+    (_, logits), (features, rough) = outputs(jnp.float32), outputs(jnp.bfloat16)
+    assert (features.dtype, rough.dtype) == (jnp.bfloat16, jnp.float32)
+    assert relative(rough, logits) < 0.05
 
 
 def test_it_teaches_under_the_name_that_is_given(b0):
@@ -275,15 +280,19 @@ def test_linen_has_the_same_model():
     model = to_linen(TF_B0, **SMALL)
     variables = model.init(jax.random.key(0), images)
     assert set(variables) == {"params", "batch_stats"}
-    ours = small(TF_B0)(rngs=nnx.Rngs(0))
-    params, batch_stats = (variables[name] for name in ("params", "batch_stats"))
-    nnx.update(ours, nnx.merge(nnx.graphdef(ours), params, batch_stats))
+    graphdef, _, _ = models.abstract(small(TF_B0))
+    ours = nnx.merge(graphdef, variables["params"], variables["batch_stats"])
     np.testing.assert_allclose(model.apply(variables, images), ours(images), atol=1e-6)
 
 
 def test_features_are_a_thirty_second_of_the_image():
-    features = small()(rngs=nnx.Rngs(0)).features(seeded.images(1, 64))
+    arrays = models.abstract(small())
+    features = jax.eval_shape(lambda: nnx.merge(arrays[0], *map(zeros, arrays[1:])).features(seeded.images(1, 64)))
     assert features.shape == (1, 2, 2, 320)
+
+
+def zeros(tree):
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
 
 # ---- depthwise convolutions
