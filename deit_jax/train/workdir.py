@@ -15,7 +15,6 @@ from deit_jax.config.derived import trains_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
-
 SOURCES = ("init", "teacher.init")  # settings that may name files and folders
 
 

@@ -137,10 +137,7 @@ def read_checkpoint_meta(source: str) -> dict:
     """The metadata of the checkpoint that an Orbax folder stands for. Raises UserError where there is none."""
     from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
-    step = orbax.find_step(Path(source).expanduser())
-    if step is None:
-        raise UserError(f"{source} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
-    return orbax.read_meta(step)
+    return orbax.read_meta(orbax.intact_step(Path(source).expanduser()))
 
 
 def holds_checkpoint(folder: Path) -> bool:
