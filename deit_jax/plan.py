@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from deit_jax import models
-from deit_jax.config import IMAGENET_TRAIN_IMAGES, recipe_differences, validate
+from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
 from deit_jax.config.derived import has_teacher
 from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
 from deit_jax.runtime import hardware, sharding

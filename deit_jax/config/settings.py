@@ -239,6 +239,12 @@ class Ablate(Group):
         ("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/study/ablation.py", runtime=True
     )
     store_labels: bool = S(False, "store the teacher's labels once per seed, for all its arms", runtime=True)
+    teacher_split: str = S(
+        "",
+        "split that the study's teachers are evaluated and chosen on, so that the students' evaluation split chooses"
+        " nothing; '': the same one",
+        runtime=True,
+    )
 
 
 class Config(Group):
