@@ -75,6 +75,14 @@ def run_mode(mode: str) -> None:
         return
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
+    if config.init and mode in ("train", "label", "ablate"):
+        from deit_jax.weights.normalization import adopt_normalization
+
+        given = config_flags.get_override_values(FLAGS["config"])
+        adopted = adopt_normalization(config, FLAGS.workdir, given)
+        if adopted is not config:
+            print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
+        config = adopted
     if mode == "train":
         if config.finetune.epochs:
             from deit_jax.chain import chain as run

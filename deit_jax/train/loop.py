@@ -123,7 +123,8 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 def initial_weights(run: Run) -> dict | None:
     """What a run without a usable checkpoint starts from. A resumed run has not loaded it yet."""
-    return (run.init if run.init.weights else load_init(run.config, run.student)).weights
+    init = run.init if run.init.weights else load_init(run.config, run.student, run.data.train.class_names)
+    return init.weights
 
 
 def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:
