@@ -3,8 +3,8 @@
     python benchmarks/profile_step.py [--model=deit_tiny_patch16_224] [--batch=32] [--steps=3] [--top=12]
         [--output=FILE] [NAME=VALUE …]
 
-Parts are the scopes of deit_jax/train/step.py. Seconds are summed over the threads (CPU) or streams (GPU) that worked, so
-on several cores they exceed the clock's; shares are what to read. NAME=VALUE are settings, as distill.kind=hard.
+Parts are the scopes of deit_jax/train/step.py. Seconds are summed over the threads (CPU) or streams (GPU) that worked,
+so on several cores they exceed the clock's; shares are what to read. NAME=VALUE are settings, as distill.kind=hard.
 """
 
 import argparse

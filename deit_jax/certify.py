@@ -19,6 +19,7 @@ from deit_jax.data import imagenet, pipeline
 from deit_jax.data.base import Source
 from deit_jax.data.folders import scan_folder
 from deit_jax.errors import UserError, nearest
+from deit_jax.report import tables
 from deit_jax.runtime import sharding
 from deit_jax.train.evaluate import evaluate
 from deit_jax.weights import Weights, fit_weights, load_weights

@@ -14,6 +14,7 @@ import jax
 from deit_jax.config import validate
 from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline, sources
+from deit_jax.report import tables
 from deit_jax.run import run
 from deit_jax.student import make_student
 

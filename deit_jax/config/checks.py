@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from deit_jax.config.settings import SETTINGS, flat
+from deit_jax.config.settings import RENAMED, SETTINGS, flat
 from deit_jax.errors import UserError, nearest
 
 
@@ -88,6 +88,8 @@ def check_override(path: str, value: str | None) -> None:
     """Check one `--config.PATH=VALUE` before it is applied. Raises UserError for an unknown setting or a value of
     another type."""
     settings = flat(SETTINGS)
+    if path in RENAMED:
+        raise UserError(f"config.{path} is now called {RENAMED[path]}: use --config.{RENAMED[path]}=")
     if path not in settings:
         groups = sorted({name.rpartition(".")[0] for name in settings} - {""})
         within = f": {path} is a group of settings, as --config.{path}.NAME=" if path in groups else ""

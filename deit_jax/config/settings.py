@@ -171,6 +171,10 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+# former name → name: config files and flags are told the new one, recorded runs are read by it
+RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
+
+
 def flat(tree, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of a nested dictionary, a table of settings or a ConfigDict."""
     out = {}
@@ -201,6 +205,7 @@ def default_config():
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
+    ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
     keys = (ours.keys() | theirs.keys()) - free

@@ -12,6 +12,7 @@ from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.data import pipeline, sources
 from deit_jax.distill.teacher import load_teacher
+from deit_jax.report import log, tables
 from deit_jax.runtime import sharding
 from deit_jax.student import compute_dtype, make_student
 from deit_jax.train.evaluate import count_correct, evaluate

@@ -10,7 +10,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from deit_jax.weights.orbax import read_meta
+from deit_jax.weights.orbax import read_meta, saved_shapes
 
 # what older checkpoints call these entries of the state
 FORMER_NAMES = {"batch_stats": "stats", "nonfinite": "bad"}
@@ -58,7 +58,8 @@ class Checkpoints:
         }
         if shapes["ema"]:
             trees["ema"] = shapes["ema"]
-        saved = {item: set(self.manager.item_metadata(step)[item].tree) for item in trees}
+        folder = Path(self.manager.directory) / str(step)
+        saved = {item: saved_shapes(folder / item) for item in trees}
         names = {item: {k: k if k in saved[item] else FORMER_NAMES.get(k, k) for k in trees[item]} for item in trees}
         items = {
             item: ocp.args.StandardRestore({names[item][k]: v for k, v in tree.items()}) for item, tree in trees.items()

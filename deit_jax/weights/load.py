@@ -146,6 +146,7 @@ def needed_shapes(found: Architecture) -> dict:
 
 def read_orbax(source: str, weights: str) -> Weights:
     """The weights of an Orbax folder: our own names and layout."""
+    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
     orbax_log = logging.getLogger("absl")
     level = orbax_log.level

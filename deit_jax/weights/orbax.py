@@ -29,6 +29,11 @@ def read_meta(step_folder: Path) -> dict:
     return json.loads((step_folder / "meta" / "metadata").read_text())
 
 
+def saved_shapes(item: Path) -> dict:
+    """The tree of one item of a checkpoint (STEP/params, …), as Orbax's metadata has it."""
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree
+
+
 def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[dict, dict]:
     """(meta, {"params", "batch_stats"}) of a checkpoint, as numpy arrays on this host.
 
@@ -41,7 +46,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     if not (step / weights).is_dir():
         raise UserError(f"checkpoint {step} has no {weights} weights: it was saved without averaging")
     handler = ocp.PyTreeCheckpointHandler()
-    shapes = handler.metadata(epath.Path(step / weights)).tree
+    shapes = saved_shapes(step / weights)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     arrays = handler.restore(
         epath.Path(step / weights), args=ocp.args.PyTreeRestore(item=shapes, restore_args=as_numpy)
