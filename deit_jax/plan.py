@@ -16,6 +16,7 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, recipe_differences, validate
+from deit_jax.data import batch
 from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware, sharding
@@ -63,15 +64,8 @@ def topology_devices(topology: str) -> list:
 
 
 def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch, as `data.pipeline.train_batches` makes them."""
-    array = lambda dtype, *axes: jax.ShapeDtypeStruct((config.batch_size, *axes), dtype)  # noqa: E731
-    batch = {name: array(np.int32) for name in ("label", "index", "epoch", "repeat")}
-    batch["image"] = array(np.uint8, img_size, img_size, 3)
-    if config.distill.labels and config.distill.kind == "hard":
-        batch["teacher"] = array(np.int32)
-    if config.distill.labels and config.distill.kind == "soft":
-        batch |= {"teacher": array(np.int32, config.label.k), "teacher_probability": array(np.float32, config.label.k)}
-    return batch
+    """The shapes of a training batch of a resolved config."""
+    return batch.abstract(batch.train_entries(img_size) | batch.teacher_entries(config), config.batch_size)
 
 
 def unloaded_teacher(config, **sizes) -> tuple[Callable, list[TeacherModel]]:

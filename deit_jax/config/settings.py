@@ -120,10 +120,11 @@ SETTINGS: dict[str, Any] = {
     },
     "data": {
         "name": S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards"),
-        "root": S("", "image folder (class by folder), .csv of path,label, ArrayRecord folder, or TFDS data_dir",
+        "root": S("", "image folder (class by folder), table of path,label (.csv, .tsv), shards, or TFDS data_dir",
                   runtime=True),  # what it holds is known by its fingerprint
         "train_split": S("train", "folder or TFDS split to train on"),
-        "eval_split": S("", "split to evaluate on; '': validation, val or test, whichever exists"),
+        "eval_split": S("", "split to evaluate on; '': validation, val, valid, dev or test, whichever exists; holdout: "
+                        "images held out of training"),
         "holdout": S(0.1, "share held out for evaluation where the data has no such split"),
         "limit": S(0, "use so many training images, drawn by seed; 0: all"),
         "resize": S("exact", "of training crops: PIL's, or cykooz-resizer's, 5 times as fast and 0.03 levels off",
@@ -133,7 +134,13 @@ SETTINGS: dict[str, Any] = {
         "workers": S(0, "processes that decode and crop; 0: threads of this process", runtime=True),
         "threads": S(0, "decoding threads a process; 0: one a core, 16 at most", runtime=True),
         "prefetch": S(4, "batches held ready", runtime=True),
+        "exif": S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)"),
+        "check": S("size", "images are known again by names and sizes, or by the files' bytes too (reads them all)",
+                   ("size", "content")),
         "max_broken": S(0.001, "share of unreadable training images above which a run stops", runtime=True),
+        "broken_floor": S(10, "unreadable training images that never stop a run, whatever their share", runtime=True),
+        "eval_broken": S("wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"),
+                         runtime=True),
     },
     "evaluate": {
         "every": S(1, "epochs between evaluations; the last epoch always is", runtime=True),
@@ -207,9 +214,10 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
     ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
+    default = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings younger than a record
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
     keys = (ours.keys() | theirs.keys()) - free
-    return sorted(k for k in keys if plain(ours.get(k)) != plain(theirs.get(k)))
+    return sorted(k for k in keys if plain(ours.get(k, default.get(k))) != plain(theirs.get(k, default.get(k))))
 
 
 def describe() -> str:

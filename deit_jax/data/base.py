@@ -23,7 +23,7 @@ class Source(Protocol):
     num_classes: int
     class_names: list[str]
     title: str  # where the images are, for people
-    notes: Sequence[str]  # what was passed over, for people
+    notes: Sequence[str]  # what was passed over or assumed, for people
 
     @property
     def fingerprint(self) -> str:
@@ -55,7 +55,7 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
     held = _leave_one(order.spread(labels, share, HOLDOUT_SEED), labels)
     if not len(held):
         raise UserError(
-            f"each class in {source.title} has a single image, so that none can be held out: add images, or a folder val"
+            f"each class in {source.title} has a single image, so none can be held out: add images, or a folder val"
         )
     title = f"{source.title}, {len(held) / len(source):.0%} held out"
     train = Subset(source, np.setdiff1d(np.arange(len(source)), held), title=source.title)
@@ -82,7 +82,7 @@ def _leave_one(held: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def summary(train: Source | None, evaluation: Source) -> list[str]:
-    """What is used for training and evaluation, with counts, and what is passed over: lines for people."""
+    """What is used for training and evaluation, with counts, and what is passed over: lines to print."""
     lines = []
     for what, source in (("training", train), ("evaluation", evaluation)):
         if source is not None:
@@ -91,7 +91,12 @@ def summary(train: Source | None, evaluation: Source) -> list[str]:
             classes = f"{here} of {classes}" if here < source.num_classes else classes
             lines.append(f"{what}: {len(source):,} images of {classes}, {shown(source.title)}")
     notes = list(dict.fromkeys(note for source in (train, evaluation) if source is not None for note in source.notes))
-    return lines + ([f"not used: {', '.join(notes)}"] if notes else [])
+    return lines + notes
+
+
+def not_used(what: Sequence[str]) -> list[str]:
+    """The note of what a source passed over."""
+    return [f"not used: {', '.join(what)}"] if what else []
 
 
 def check_unchanged(source: Source, recorded: str, name: str) -> None:

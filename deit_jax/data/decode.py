@@ -1,7 +1,7 @@
 """Encoded image → uint8 RGB pixels, byte for byte as PIL makes them.
 
-Different from PIL's `convert("RGB")` on purpose: 16-bit greys are scaled to 8 bit (PIL clips them to white), pixels of
-32 bits are refused (no range is agreed for them), and an image too large is refused before memory is taken for it.
+Different from PIL's `convert("RGB")` on purpose: 16-bit greys are scaled to 8 bit (PIL clips them to white), 32-bit
+pixels outside 0 … 255 are refused (no range is agreed for them), and so is an image too large, before memory is taken.
 """
 
 import io
@@ -44,8 +44,8 @@ def decode(image: Encoded | np.ndarray, exif: bool = False) -> np.ndarray:
       pixels of 16 bits are divided by 256, as PIL itself does with colours of 16 bits.
 
     Raises:
-      OSError: for what cannot be decoded (cut short, not an image, 32 bits per channel) or is larger than
-        `max_pixels()`.
+      OSError: for what cannot be decoded (cut short, not an image), has 32 bits per pixel of unknown range, or is
+        larger than `max_pixels()`.
     """
     if isinstance(image, np.ndarray):
         return _as_rgb(image)
@@ -75,7 +75,7 @@ def decode_boxes(
 
 
 def max_pixels() -> int:
-    """Pixels above which an image is refused: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million, where PIL refuses too."""
+    """Pixels above which an image is refused, as by PIL: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million."""
     return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 1 << 62
 
 
@@ -86,11 +86,16 @@ def check_size(height: int, width: int) -> None:
 
 
 def orientation(image: Encoded | np.ndarray) -> int:
-    """The EXIF orientation of an encoded image, 1 (upright) to 8; 1 where it has none that is valid."""
+    """The EXIF orientation of an encoded image, 1 (upright) to 8; 1 where it has none that is valid, and for TIFF, which
+    PIL turns by itself."""
     if isinstance(image, np.ndarray):
         return UPRIGHT
+
+    def read(opened: Image.Image) -> int:
+        return UPRIGHT if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, UPRIGHT)
+
     try:
-        value = _opened(image, lambda opened: opened.getexif().get(ORIENTATION, UPRIGHT))
+        value = _opened(image, read)
     except OSError:
         return UPRIGHT
     return value if value in TURNS else UPRIGHT
@@ -111,7 +116,6 @@ def read_header(image: Encoded | np.ndarray) -> str:
 
     def check(opened: Image.Image) -> str:
         check_size(opened.height, opened.width)
-        _eight_bits(opened)
         return opened.mode
 
     return _opened(image, check)
@@ -134,20 +138,17 @@ def _opened(image: Encoded, use: Callable) -> object:
 
 def _to_rgb(opened: Image.Image) -> np.ndarray:
     check_size(opened.height, opened.width)
-    if _eight_bits(opened):
-        return np.asarray(opened.convert("RGB"))
-    return _as_rgb((np.asarray(opened) >> 8).astype(np.uint8))
-
-
-def _eight_bits(opened: Image.Image) -> bool:
-    """Whether an image has 8 bits per channel, after PIL's own conversion; else it has 16 bits of grey."""
-    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PPM", "PNG")):
-        return False  # these two formats have 16 bits at most, in PIL's 32
-    if opened.mode in ("I", "F"):
-        raise OSError(
-            f"its pixels have 32 bits (PIL's mode {opened.mode}), for which no range is agreed: store 8 or 16 bits"
-        )
-    return True
+    mode = opened.mode
+    if mode.startswith("I;16") or (mode == "I" and opened.format in ("PPM", "PNG")):  # 16 bits, held in 32 by PIL
+        return _as_rgb((np.asarray(opened) >> 8).astype(np.uint8))
+    if mode in ("I", "F"):
+        low, high = np.asarray(opened).min(), np.asarray(opened).max()
+        if not (low >= 0 and high <= 255) or (mode == "F" and high <= 1):
+            raise OSError(
+                f"its pixels have 32 bits (PIL's mode {mode}) and lie in {low:g} … {high:g}: no range is agreed for"
+                " them, store 8 or 16 bits"
+            )
+    return np.asarray(opened.convert("RGB"))
 
 
 def _decode_plain_jpeg(data: Encoded) -> np.ndarray | None:

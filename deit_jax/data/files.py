@@ -1,7 +1,7 @@
 """Which image files there are below a folder or in a tar file, and which files are passed over.
 
-Both are walked by the same code, so that a folder and a tar file of it hold the same images. Names that begin with a dot
-are hidden and left out, and so is what operating systems add (`HIDDEN`). Links are followed.
+Both are walked by the same code, so that a folder and a tar file of it hold the same images. Names that begin with a
+dot are hidden and left out, and so is what operating systems add (`HIDDEN`). Links are followed.
 """
 
 import collections

@@ -1,12 +1,11 @@
 """Folders of images: a folder per class, with or without folders of splits above them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.base import FileSource, Source, hold_out
+from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.classes import sort_classes
 from deit_jax.data.files import EXTENSIONS, FolderTree, class_text, list_images
 from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT, RIGHT, check_named, choose_splits, classes_below, read_layout
@@ -39,11 +38,11 @@ def open_folder(
     check_named(top, train_split, eval_split, f"is no folder of {root}")
     layout = read_layout(listing, root, (train_split, eval_split))
     if "" in layout.splits:
-        notes = layout.unused([]) + listing.describe_skipped()
+        notes = not_used(layout.unused([]) + listing.describe_skipped())
         whole = _source(folder, "", layout.splits[""], class_names, notes)
         return hold_out(whole, whole.labels, holdout)
     train_name, eval_name = choose_splits([*layout.splits, *layout.others], train_split, eval_split, root)
-    notes = layout.unused([train_name, eval_name]) + listing.describe_skipped()
+    notes = not_used(layout.unused([train_name, eval_name]) + listing.describe_skipped())
 
     def part(split: str, known: Sequence[str] | None) -> FileSource:
         if split not in layout.splits:
@@ -70,7 +69,7 @@ def scan_folder(folder: Path, class_names: Sequence[str] | None = None) -> tuple
     if not any("/" not in path for path in listing.folders):
         raise UserError(f"{folder} holds no class folders: put the images of each class into a folder of its own")
     classes = classes_below(listing, "", str(folder))
-    source = _source(Path(folder), "", classes, class_names, listing.describe_skipped())
+    source = _source(Path(folder), "", classes, class_names, not_used(listing.describe_skipped()))
     return source, source.labels
 
 

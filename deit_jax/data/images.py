@@ -60,9 +60,7 @@ def eval_image(
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
-def _centre_of_strip(
-    pixels: np.ndarray, new_height: int, new_width: int, top: int, left: int, size: int
-) -> np.ndarray:
+def _centre_of_strip(pixels: np.ndarray, new_height: int, new_width: int, top: int, left: int, size: int) -> np.ndarray:
     """`resize(pixels, new_height, new_width)[top : top + size, left : left + size]` of an image that is enlarged,
     without the rest, in memory for the rows or columns that are kept.
 

@@ -87,8 +87,8 @@ def read_layout(listing: Listing, root: str, split_names: Sequence[str] = ()) ->
         below = sorted({path.split("/")[1] for path in listing.images if path.count("/") > 1})
         if full[0] not in direct and len(below) > 1:
             raise UserError(
-                f"{root} holds a single folder, {full[0]}, with the folders {_some(below)} in it: if those are classes or"
-                f" splits, give {root}/{full[0]} as data.root"
+                f"{root} holds a single folder, {full[0]}, with the folders {_some(below)} in it: if those are"
+                f" classes or splits, give {root}/{full[0]} as data.root"
             )
         raise UserError(f"{root} holds a single class folder, {full[0]}: a classifier needs two or more; {RIGHT}")
     second = {path.split("/")[1] if path.count("/") > 1 else "" for path in listing.images if "/" in path}
@@ -134,9 +134,7 @@ def check_named(known: Iterable[str], train_split: str, eval_split: str, absent:
             raise UserError(f"data.{setting} '{wanted}' {absent}{nearest(wanted, known)}{there}")
 
 
-def choose_splits(
-    known: Iterable[str], train_split: str, eval_split: str, where: str
-) -> tuple[str | None, str | None]:
+def choose_splits(known: Iterable[str], train_split: str, eval_split: str, where: str) -> tuple[str | None, str | None]:
     """Which of the known splits of `where` to train and to evaluate on.
 
     Args:
@@ -166,7 +164,7 @@ def choose_splits(
 
 
 def _first(known: list[str], kind: str) -> str | None:
-    """The split of a kind, or None. Raises UserError where several bear names of the kind, and not one its plain name."""
+    """The split of a kind, or None. Raises UserError where several are named so, and not one of them in lower case."""
     same = [name for name in known if split_of(name) == kind]
     plain = [name for name in same if name in SPLIT_NAMES]
     if len(same) > 1 and len(plain) != 1:

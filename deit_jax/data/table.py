@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deit_jax.data.base import FileSource, Source, hold_out
+from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.classes import sort_classes
 from deit_jax.data.layout import TRAIN, check_named, choose_splits
 from deit_jax.errors import UserError, nearest
@@ -24,6 +24,7 @@ HEADINGS = {  # column: how a first line may call it
     "label": "label class class_name classname target category".split(),
     "split": "split subset set".split(),
 }
+MAX_LABEL = 255  # characters
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -76,7 +77,7 @@ def open_csv(
             hint = nearest(row.label, number)
             raise UserError(f"{path}, line {row.line}: '{row.label}' is a class the training images lack{hint}")
     _check_files(path, [row for part in parts.values() for row in part])
-    notes = unused + ([_named_by_numbers(names)] if _named_by_numbers(names) else [])
+    notes = not_used(unused) + _named_by_numbers(names)
 
     def source(split: str) -> FileSource:
         labels = np.array([number[row.label] for row in parts[split]], np.int32)
@@ -98,22 +99,21 @@ def classes_of(labels: Iterable[str], path: str) -> list[str]:
     if all(re.fullmatch(r"-?[0-9]+", label) for label in present):
         negative = sorted(label for label in present if label.startswith("-"))
         if negative:
-            raise UserError(f"{path} has the label {negative[0]}: leave out images without a class, or name the classes")
+            raise UserError(f"{path} has the label {negative[0]}: leave images without a class out, or name classes")
         by_value: dict[int, str] = {}
         for label in sorted(present):
-            other = by_value.setdefault(int(label[-4000:]), label)
+            other = by_value.setdefault(int(label), label)
             if other != label:
                 raise UserError(f"{path} has the labels '{other}' and '{label}', the same number: write it in one way")
     return sort_classes(present)
 
 
-def _named_by_numbers(names: Sequence[str]) -> str:
-    """What is said of labels that are numbers but not 0 … n - 1; "" for others."""
-    if not all(name.isascii() and name.isdecimal() for name in names) or list(names) == list(
-        map(str, range(len(names)))
-    ):
-        return ""
-    return f"the values of the labels, which are names in numeric order ({', '.join(names[:3])} … are 0, 1, 2 …)"
+def _named_by_numbers(names: Sequence[str]) -> list[str]:
+    """What is said of labels that are numbers but not 0 … n - 1; [] for others."""
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    if not numbers or list(names) == [str(i) for i in range(len(names))]:
+        return []
+    return [f"labels that are not 0 … n - 1 are names in numeric order: {', '.join(names[:3])} … are classes 0, 1, 2 …"]
 
 
 def _check_files(path: str, rows: Sequence[Row]) -> None:
@@ -158,7 +158,11 @@ def read_rows(path: str) -> list[Row]:
         if len(picked) not in (2, 3) or not all(picked):
             text = delimiter.join(line)
             hint = "; is it separated by semicolons?" if ";" in text and len(line) == 1 else ""
-            raise UserError(f"{path}, line {number} is '{text[:80]}': it must be {form} or {form}{delimiter}split{hint}")
+            raise UserError(
+                f"{path}, line {number} is '{text[:80]}': it must be {form} or {form}{delimiter}split{hint}"
+            )
+        if len(picked[1]) > MAX_LABEL:
+            raise UserError(f"{path}, line {number} has a label of {len(picked[1])} characters: it must be {form}")
         rows.append(Row(number, *picked, *[""] * (3 - len(picked))))
     return rows
 
