@@ -5,7 +5,15 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deit_jax.config import check_config_file, check_override, resolve, validate
+from deit_jax.config import (
+    check_config_file,
+    check_override,
+    default_config,
+    evaluation,
+    flat,
+    resolve,
+    validate,
+)
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory
 
@@ -16,7 +24,10 @@ flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, repor
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_integer("verify", 0, "label: make so many stored batches again and compare.", lower_bound=0)
 flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
-flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
+flags.DEFINE_multi_string("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
+flags.DEFINE_multi_string("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
+flags.DEFINE_string("weights", "", "evaluate: params, or ema (averaged), of a run; '' both where both are there.")
+flags.DEFINE_string("output", "", "evaluate: folder for evaluation.md, .json and .csv.")
 
 
 def main(argv: list[str]) -> None:
@@ -28,8 +39,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
     if FLAGS.config is None:
         raise UserError("no config: give --config=configs/FILE.py (configs/digits.py needs no data)")
-    needs_workdir = mode in ("train", "label", "ablate") or (mode == "evaluate" and not FLAGS.checkpoint)
-    if needs_workdir and not FLAGS.workdir:
+    if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
     if mode == "plan":
@@ -47,6 +57,13 @@ def main(argv: list[str]) -> None:
     if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
         use_compile_cache()
     sharding.start_processes()
+    if mode == "evaluate":
+        from deit_jax.evaluate import Request, evaluate_command
+
+        given = config_flags.get_override_values(FLAGS["config"])
+        request = Request(tuple(FLAGS.checkpoint), tuple(FLAGS.data), FLAGS.weights, FLAGS.workdir or "", FLAGS.output)
+        evaluate_command(FLAGS.config, changed(FLAGS.config) | given, request)
+        return
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
     if mode == "train":
@@ -60,10 +77,6 @@ def main(argv: list[str]) -> None:
         from deit_jax.study.ablation import ablate
 
         ablate(config, FLAGS.workdir)
-    elif mode == "evaluate":
-        from deit_jax.evaluate import evaluate_checkpoint, own_checkpoint
-
-        evaluate_checkpoint(config, FLAGS.checkpoint or own_checkpoint(FLAGS.workdir))
     elif mode == "label":
         from deit_jax.distill.label import label
 
@@ -76,6 +89,12 @@ def main(argv: list[str]) -> None:
         from deit_jax.benchmark import benchmark
 
         benchmark(config)
+
+
+def changed(config) -> dict:
+    """{setting: value} of the settings that differ from their defaults."""
+    defaults = flat(default_config())
+    return {path: value for path, value in flat(config).items() if value != defaults[path]}
 
 
 def join_values(argv: list[str]) -> list[str]:
@@ -94,6 +113,9 @@ def join_values(argv: list[str]) -> list[str]:
 def parse(argv: list[str]) -> list[str]:
     """absl's flags; what a user can mend is said in one line, before absl's own checks where those would be many."""
     argv = join_values(argv)
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("--")]
+    if "config" not in names and ("--mode=evaluate" in argv or " --mode evaluate" in " ".join(argv)):
+        argv.insert(1, f"--config={evaluation.__file__}")  # every setting at its default
     for argument in argv[1:]:
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and equals:
@@ -103,9 +125,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        causes = [error]
-        while causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
         for cause in reversed(causes):  # a config file's own complaint lies deepest, under wrappings with its traceback
             if isinstance(cause, UserError):
                 raise cause from None

@@ -9,9 +9,8 @@ It starts from the published weights, or from `init=` a workdir, file or hub nam
 that was adapted to 384, as the paper's was. Arguments: distill=none|soft|hard, teacher=WEIGHTS, init=WEIGHTS, epochs=N.
 """
 
-from deit_jax.finetune import finetune_config
-
 from deit_jax.config import arguments, deit
+from deit_jax.config.finetune import finetune_config
 
 
 def get_config(text: str = ""):

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models.vit import ViT
 from deit_jax.weights import load_model, load_weights
@@ -164,7 +165,7 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
     from deit_jax.convert import tensors
     from deit_jax.weights.names import Timm
 
-    size = {} if name.startswith("regnet") else {"img_size": images.shape[1:3]}
+    size = {"img_size": images.shape[1:3]} if issubclass(models.find(name)[0], ViT) else {}
     theirs = timm.create_model(name, num_classes=num_classes, **size)
     state = tensors(load_weights(source).tree, Timm())
     theirs.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()}, strict=False)

@@ -10,8 +10,6 @@ was. An existing DST is never overwritten.
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +17,8 @@ import numpy as np
 
 from deit_jax.errors import UserError
 from deit_jax.models import vit
+from deit_jax.models.efficientnet import EfficientNet
+from deit_jax.runtime import atomic
 from deit_jax.weights import Weights, load_weights
 from deit_jax.weights.names import HuggingFace, Naming, Timm, counter_keys, entries
 
@@ -61,15 +61,14 @@ def tensors(tree: dict, naming: Naming) -> dict[str, np.ndarray]:
 
 
 def write_file(content: dict[str, np.ndarray], metadata: dict[str, str] | None, path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(content, part, metadata)
-        part.replace(path)  # a killed process leaves no half a file
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        with atomic.replacing(path) as part:
+            save_file(content, part, metadata)
+    except SafetensorError as error:
+        raise atomic.write_error(path, error) from error
 
 
 def save_timm(weights: Weights, path: Path) -> None:
@@ -78,7 +77,10 @@ def save_timm(weights: Weights, path: Path) -> None:
     if counters is None:  # trained here; PyTorch's batch normalization counts from 0
         counters = dict.fromkeys(counter_keys(weights.tree), 0)
     content = tensors(weights.tree, Timm()) | {key: np.array(count, np.int64) for key, count in counters.items()}
-    write_file(content, weights.metadata, path)
+    metadata = weights.metadata
+    if weights.architecture.module is EfficientNet and not weights.architecture.guessed:
+        metadata = {**(metadata or {}), "architecture": weights.name}  # the tensors do not tell it from its namesake
+    write_file(content, metadata, path)
 
 
 def save_huggingface(weights: Weights, path: Path) -> None:
@@ -111,17 +113,12 @@ def save_huggingface(weights: Weights, path: Path) -> None:
         "label2id": {name: i for i, name in enumerate(names)},
     }
     processor = {"image_mean": list(weights.mean), "image_std": list(weights.std)}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with atomic.replacing(path) as part:
         part.mkdir()
         (part / "config.json").write_text(json.dumps(description, indent=2) + "\n")
         (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         content = tensors(weights.tree, DISTILLED if distilled else PLAIN)
         write_file(content, {"format": "pt"}, part / "model.safetensors")
-        part.rename(path)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def save_orbax(weights: Weights, path: Path) -> None:
@@ -146,7 +143,7 @@ def save_orbax(weights: Weights, path: Path) -> None:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
             writer.save(path.absolute(), args=ocp.args.Composite(**items))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise atomic.write_error(path, error) from error
 
 
 def main(arguments: list[str] | None = None) -> None:

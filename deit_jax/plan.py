@@ -16,6 +16,7 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, recipe_differences, validate
+from deit_jax.config.derived import has_teacher
 from deit_jax.data import batch
 from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
 from deit_jax.errors import UserError
@@ -71,8 +72,8 @@ def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
 def unloaded_teacher(config, **sizes) -> tuple[Callable, list[TeacherModel]]:
     """(teacher, the models it runs live) that `config` asks for, no weights read."""
     sizes["dtype"] = compute_dtype(config.teacher.dtype)
-    if config.distill.kind not in ("soft", "hard") or config.distill.labels:
-        return make_teacher(config, **sizes)
+    if not has_teacher(config) or config.distill.labels:
+        return make_teacher(config, **sizes).logits, []
     members = teacher_models(config, **sizes)
     return teacher_of(config, members), members
 

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
 def draw_attention(path: str, model: nnx.Module, pixels: np.ndarray, images: jax.Array, captions: list[str]) -> None:
     """Attention of the last block, mean over heads, as a picture beside each image."""
     if not hasattr(model, "inspect"):
-        raise UserError("--attention needs a ViT or DeiT: a RegNet has no attention")
+        raise UserError("--attention needs a ViT or DeiT: a ConvNet has none")
     from deit_jax.report import plots
 
     attention = model.inspect(images)["attention"][-1].mean(1)[..., model.prefix_tokens :]

@@ -7,6 +7,6 @@ import jax
 PURPOSES = {"init": 0, "augment": 1, "drop": 2, "order": 3, "crop": 4, "subset": 5}
 
 
-def purpose_key(seed: int, purpose: str) -> jax.Array:
+def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
     """The key all of a purpose's numbers are folded from."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES[purpose])

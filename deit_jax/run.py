@@ -1,149 +1,170 @@
 """`--mode=train`: the teacher (where it is trained here), the comparison, the student, the report."""
 
+import contextlib
 import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from deit_jax.augment import normalize
-from deit_jax.config import default_config, flat, validate
-from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
-from deit_jax.data import pipeline, sources
+from deit_jax.config import default_config, flat
+from deit_jax.config.derived import has_teacher, plain_config, plain_name
+from deit_jax.data import pipeline
 from deit_jax.distill import agreement
-from deit_jax.distill.label_reader import open_labels
-from deit_jax.distill.teacher import make_teacher
-from deit_jax.errors import UserError
+from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.report import log, plots, tables
-from deit_jax.student import Student, compute_dtype, make_student
+from deit_jax.runtime import atomic, lock
+from deit_jax.runtime.processes import wait_for_process_0
 from deit_jax.train.evaluate import head_logits
-from deit_jax.train.loop import load_init, train
-from deit_jax.train.optimizer import num_steps
-from deit_jax.train.workdir import claim_workdir
-from deit_jax.weights.orbax import find_step, read_weights
+from deit_jax.train.loop import train
+from deit_jax.train.setup import Data, Run
+from deit_jax.weights.orbax import read_weights
 
 
-def check(config, workdir: str | Path) -> Path:
-    """Everything that can be wrong with a run, its data, weights and teacher, before the first compile and before
-    anything is written. Returns the claimed folder."""
-    train_source, _ = sources.open_sources(config)
-    student = check_models(config, train_source.num_classes, begun=find_step(Path(workdir)) is not None)
-    open_labels(config, train_source, student, num_steps(config, pipeline.steps_per_epoch(config, train_source)))
-    return claim_workdir(workdir, config, train_source.fingerprint)
+def run(config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
+    """Train what `config` describes: the teacher where it is trained here, the plain student for comparison where
+    `train_baseline` asks for it, the student; then write the report.
 
+    Args:
+        config: resolved and valid.
+        workdir: folder of the student's run; the others are in its `teacher` and `plain`. Several starts of the same
+            command go on where the last one ended.
+        data: the images, opened already; None opens them.
+        options: of `open_run`, for the student.
 
-def check_models(config, num_classes: int, *, begun: bool = False) -> Student:
-    """Raise UserError for a student, teacher or weights that cannot be. begun: a run that goes on has proved its own.
+    Returns {"teacher", "plain", "student"}: the evaluations of what was trained, as `train` returns them.
 
-    Returns the student.
+    Raises:
+        UserError: bad input, found before anything is compiled or written.
+        Interrupted: a signal came, and the state is saved.
     """
-    student = make_student(config, num_classes)
-    if trains_teacher(config):
-        if config.teacher.init:
-            raise UserError(
-                "teacher.init and teacher.epochs are both given: use the weights, or train the teacher here"
-            )
-        teacher = teacher_config(config)
-        if "_distilled" in teacher.model.name:
-            raise UserError(
-                f"teacher {teacher.model.name} would be trained without a teacher of its own:"
-                f" use {plain_name(teacher.model.name)}"
-            )
-        validate(teacher)
-        make_student(teacher, num_classes)
-    elif not begun:
-        sizes = {"img_size": student.img_size, "num_classes": num_classes}
-        make_teacher(config, **sizes, dtype=compute_dtype(config.teacher.dtype))
-    if not begun:
-        load_init(config, student)
-    return student
-
-
-def train_teacher(config, workdir: Path) -> tuple[str, dict | None]:
-    """(folder of the teacher's weights, its results), trained in WORKDIR/teacher; ("", None) where none is trained."""
-    if not trains_teacher(config):
-        return "", None
-    folder = workdir / "teacher"
-    return str(folder), train(teacher_config(config), folder, title="teacher")
-
-
-def run(config, workdir: str | Path) -> dict:
-    """`--mode=train`. Returns {"teacher", "plain", "student"}: the evaluations of what was trained."""
     begun = time.perf_counter()
-    workdir = check(config, workdir)
-    finished = workdir / "results.json"
-    spent = json.loads(finished.read_text())["seconds"] if finished.exists() else 0.0
-    results = {}
-    teacher_folder, results["teacher"] = train_teacher(config, workdir)
-    if config.train_baseline:
-        results["plain"] = train(plain_config(config), workdir / "plain", title="plain student")
-    results["student"] = train(config, workdir, title="student", teacher_init=teacher_folder)
-    results = {k: v for k, v in results.items() if v is not None}
-    if jax.process_index() == 0:
-        draw_attention(config, workdir)
-        taught = config.distill.kind in ("soft", "hard")
-        found = agreement.study(config, workdir, teacher_folder, not config.distill.labels) if taught else None
-        write_report(config, workdir, results, spent or time.perf_counter() - begun, found)
+    student = open_run(config, workdir, data, **options)
+    first = jax.process_index() == 0  # the processes of one run share its folder
+    with lock.hold(student.folder) if first else contextlib.nullcontext():
+        results = {}
+        teacher_folder, results["teacher"] = train_teacher(config, student.folder, student.data)
+        if config.train_baseline:
+            options = {"title": "plain student", "command_folder": student.folder}
+            results["plain"] = train_run(plain_config(config), student.folder / "plain", student.data, **options)
+        student = with_teacher(student, teacher_folder)
+        results["student"] = train(student)
+        results = {name: found for name, found in results.items() if found is not None}
+        try:
+            if first:
+                report(student, results, time.perf_counter() - begun)
+        finally:
+            wait_for_process_0("report")
     return results
 
 
-def draw_attention(config, workdir: Path, count: int = 8) -> None:
+def report(student: Run, results: dict[str, dict], seconds: float) -> None:
+    """results.json, report.md and its pictures, in the student's folder. The report is printed, too.
+
+    A part that fails is a line in the report: the training is done, and its results must not depend on a picture.
+    seconds: since the command began; a finished run keeps its first.
+    """
+    folder = student.folder
+    seconds = recorded_seconds(folder) or seconds
+    atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
+    failed: list[str] = []
+    attempt("attention.png", draw_attention, student, failed=failed)
+    logs = {name: log.read_log(folder if name == "student" else folder / name) for name in results}
+    attempt("curves.png", plots.curves, folder / "curves.png", logs, failed=failed)
+    agreed = attempt("agreement", agreement.study, student, failed=failed) if has_teacher(student.config) else None
+    text = report_text(student, results, seconds, agreed, failed)
+    atomic.write_text(folder / "report.md", printable(text) + "\n")
+    print(printable(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}"))
+    for line in failed:
+        print(printable(line))
+
+
+def recorded_seconds(folder: Path) -> float:
+    """The seconds that results.json records; 0 where it is not there, or damaged and to be written again."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((folder / "results.json").read_text())["seconds"])
+    return 0.0
+
+
+def attempt(name: str, work: Callable, *args: Any, failed: list[str]) -> Any:
+    """work(*args), or None with a line in `failed`."""
+    try:
+        return work(*args)
+    except Exception as error:
+        failed.append(f"{name} could not be made: {type(error).__name__}: {' '.join(str(error).split()):.200}")
+        return None
+
+
+def printable(text: str) -> str:
+    """Text that every file and terminal takes: bytes of a name that are not UTF-8, and control codes, as escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def draw_attention(student: Run, count: int = 8) -> None:
     """attention.png: where the class and distillation token of the best student look, on held-out images."""
-    meta, weights = read_weights(workdir)
-    student = make_student(config, meta["model"]["num_classes"])
-    model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
+    config, folder = student.config, student.folder
+    _, weights = read_weights(folder)
+    graphdef, img_size = student.student.graphdef, student.student.img_size
+    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    _, eval_source = sources.open_sources(config)
-    batch = next(pipeline.eval_batches(config, eval_source, size=student.img_size))
+    batch = next(pipeline.eval_batches(config, student.data.evaluation, size=img_size))
     picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
     images, labels = batch["image"][picked], batch["label"][picked]
-    mean, std = tuple(config.augment.mean), tuple(config.augment.std)
-    attention = model.inspect(normalize(images, mean, std))["attention"][-1]
+    attention = model.inspect(normalize(jnp.asarray(images), **student.normalization))["attention"][-1]
     maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
-    logits = head_logits(student.graphdef, weights, images, mean, std)
-    guesses = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
-    names = meta["weights"]["class_names"]
+    logits = head_logits(graphdef, weights, images, *student.normalization.values())
+    predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
+    names = [printable(name) for name in student.data.train.class_names]
     captions = [
         f"{names[label]}" + ("" if label == guess else f" (said {names[guess]})")
-        for label, guess in zip(labels, guesses, strict=True)
+        for label, guess in zip(labels, predicted, strict=True)
     ]
-    plots.attention(workdir / "attention.png", images, maps, captions, model.grid)
+    plots.attention(folder / "attention.png", images, maps, captions, model.grid)
 
 
-def write_report(config, workdir: Path, results: dict, seconds: float, agreed: dict | None = None) -> None:
-    """report.md: what was trained, how well it does, the pictures, the settings. Printed as well.
-
-    agreed: what `agreement.study` found.
-    """
+def accuracy_table(student: Run, results: dict[str, dict]) -> str:
+    """Top-1 and top-5 of all that was trained, per head and set of weights."""
+    config = student.config
     names = {"teacher": config.teacher.name, "plain": f"{plain_name(config.model.name)}, no teacher",
              "student": f"{config.model.name}, {config.distill.kind} distillation"}  # fmt: skip
     if config.distill.kind == "none":
         names["student"] = config.model.name
     rows = [row for key, result in results.items() for row in tables.accuracy_rows(names[key], result)]
-    accuracy = tables.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
-    logs = {key: log.read_log(workdir if key == "student" else workdir / key) for key in results}
-    plots.curves(workdir / "curves.png", logs)
-    pictures = ["![loss and accuracy](curves.png)"]
-    if (workdir / "attention.png").exists():
-        pictures.append("Attention of the class and the distillation token in the last block, mean over heads:\n\n"
-                        "![attention](attention.png)")  # fmt: skip
+    return tables.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
+
+
+def report_text(student: Run, results: dict[str, dict], seconds: float, agreed: dict | None, failed: list[str]) -> str:
+    """report.md: what was trained, how well it does, the pictures, the settings.
+
+    agreed: what `agreement.study` found. failed: lines about parts that could not be made.
+    """
+    config, folder = student.config, student.folder
+    pictures = {
+        "curves.png": "![loss and accuracy](curves.png)",
+        "attention.png": "Attention of the class and the distillation token in the last block, mean over heads:\n\n"
+                         "![attention](attention.png)",
+    }  # fmt: skip
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
     text = [
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
         f"Evaluated on {results['student']['params']['images']} held-out images. "
         f"This took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
-        accuracy,
-        *pictures,
+        accuracy_table(student, results),
+        *(picture for name, picture in pictures.items() if (folder / name).exists()),
         *([agreement.section(agreed)] if agreed else []),
+        *failed,
         "## Settings that differ from the defaults",
         "```\n" + "\n".join(changed) + "\n```",
     ]
-    (workdir / "report.md").write_text("\n\n".join(text) + "\n")
-    (workdir / "results.json").write_text(json.dumps({**results, "seconds": round(seconds, 1)}, indent=1))
-    print(f"\n{accuracy}\n\nreport: {workdir / 'report.md'}")
+    return "\n\n".join(text)

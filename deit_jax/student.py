@@ -1,6 +1,6 @@
-"""What is trained: the model that a config describes, its structure, and the sizes its data must have."""
+"""The student: the model that a config describes, its structure, and the sizes its data must have."""
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,21 +13,31 @@ from deit_jax.runtime import hardware
 
 
 class Student(NamedTuple):
-    """What is trained: the constructor of the model, its structure, and the sizes the data must have."""
+    """The model that is trained.
 
-    build: Callable
+    Attributes:
+        build: its constructor, a function of `rngs`.
+        graphdef: its structure, to be merged with arrays.
+        img_size: pixels a side.
+        num_classes: of each head.
+    """
+
+    build: functools.partial
     graphdef: nnx.GraphDef
     img_size: int
     num_classes: int
 
 
-def compute_dtype(name: str):
-    """The compute type a config names; "auto" is bfloat16 on accelerators and float32 on CPU."""
+def compute_dtype(name: str) -> jnp.dtype:
+    """The compute type that a config names; "auto" is bfloat16 on accelerators and float32 on CPU."""
     return jnp.dtype(hardware.best("dtype", name, jax.default_backend()))
 
 
 def make_student(config, num_classes: int) -> Student:
-    """The model `config.model` describes, for data of `num_classes`. Raises UserError for what makes no model."""
+    """The model that `config.model` describes, for data of `num_classes`.
+
+    Raises UserError for settings that do not make a model, or a model that does not fit the objective.
+    """
     m = config.model
     module, defaults = models.find(m.name)
     options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
@@ -37,6 +47,6 @@ def make_student(config, num_classes: int) -> Student:
         for name in ("attention", "scan_unroll"):
             options[name] = hardware.best(name, m[name], jax.default_backend())
     if config.distill.kind == "second_cls" and not defaults.get("distilled"):
-        raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use its distilled namesake")
+        raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use the distilled one")
     build = models.constructor(m.name, **options)
     return Student(build, models.abstract(build)[0], options["img_size"], num_classes)

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from configs.cifar10 import get_config
-from deit_jax.config import resolve
+from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
 from deit_jax.errors import UserError
-from deit_jax.evaluate import evaluate_checkpoint
+from deit_jax.evaluate import Request, evaluate_command
 from deit_jax.run import run
 
 
@@ -58,13 +58,17 @@ def test_a_finished_run_is_only_evaluated_again(finished, capsys):
     assert capsys.readouterr().out.count("complete, evaluating again") == 3
 
 
-def test_its_checkpoint_evaluates_to_what_the_run_found(finished):
+def test_its_checkpoints_evaluate_to_what_the_run_found(finished):
+    """Without a config: crop, data and fusion are the run's; both sets of weights, and the teacher beside them."""
     folder, results = finished
-    again = evaluate_checkpoint(digits(), str(folder))
-    for head, scores in results["student"]["params"]["heads"].items():
-        assert again["heads"][head] == pytest.approx(scores)
-    teacher = evaluate_checkpoint(digits(), str(folder / "teacher"))
-    assert teacher["top1"] == pytest.approx(results["teacher"]["params"]["top1"])
+    report = evaluate_command(default_config(), {}, Request((str(folder), str(folder / "teacher"))))
+    student, averaged, *teacher = report["rows"]
+    assert [row["kind"] for row in report["rows"]] == ["params", "ema"] * 2
+    for row, kind in ((student, "params"), (averaged, "ema")):
+        for head, scores in results["student"][kind]["heads"].items():
+            assert row["results"]["digits"]["heads"][head] == pytest.approx(scores, rel=1e-5)
+    assert teacher[0]["results"]["digits"]["top1"] == pytest.approx(results["teacher"]["params"]["top1"])
+    assert (student["crop"], student["img_size"]) == (1.0, 16)
 
 
 def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from deit_jax.config.settings import RENAMED, SETTINGS, flat
+from deit_jax.config.settings import RENAMED, SETTINGS, Config, flat
 from deit_jax.errors import UserError, nearest
 
 
@@ -22,8 +22,8 @@ def check_tuple(path: str, value: tuple, default: tuple) -> None:
         raise UserError(f"{path} is {value}: it must be {what}")
 
 
-def validate(config, *, num_devices: int = 1) -> None:
-    """Check a resolved config by itself: choices, ranges, divisibility. Raises UserError with the mend."""
+def validate(config: Config, *, num_devices: int = 1) -> None:
+    """Check a resolved config by itself: choices, ranges, divisibility. Raises UserError with the fix."""
     values = flat(config)
     for path, setting in flat(SETTINGS).items():
         value = values[path]
@@ -32,7 +32,7 @@ def validate(config, *, num_devices: int = 1) -> None:
             raise UserError(f"{path} is '{value}'{hint}: use one of {', '.join(setting.choices)}")
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise UserError(f"{path} is {value}: it must be a number from 0 on")
-        if isinstance(setting.default, tuple):
+        if isinstance(setting.default, tuple) and isinstance(value, tuple):
             check_tuple(path, value, setting.default)
     at_least_one = (
         "batch_size accumulate augment.mix_group augment.repeats log.every evaluate.every"

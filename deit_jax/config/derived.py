@@ -1,10 +1,11 @@
 """Configs that follow from a run's config: its teacher's training, and the same student without a teacher."""
 
 from deit_jax import models
-from deit_jax.config.settings import default_config
+from deit_jax.config.recipes import resolve
+from deit_jax.config.settings import Config, default_config
 
 
-def teacher_config(config):
+def teacher_config(config: Config) -> Config:
     """The config of training `teacher.name` on the student's data, by the `teacher.*` settings."""
     c, t = config.copy_and_resolve_references(), config.teacher
     c.model.name, c.epochs, c.steps, c.init, c.train_baseline = t.name, t.epochs, 0, "", False
@@ -16,12 +17,11 @@ def teacher_config(config):
         a = c.augment
         a.policy, a.erasing, a.mixup, a.cutmix, a.repeats = "none", 0.0, 0.0, 0.0, 1
     c.distill.update(default_config().distill)
-    c.distill.kind, c.distill.normalization = "none", config.distill.normalization
     c.teacher.update(default_config().teacher)
-    return c
+    return resolve(c)
 
 
-def plain_config(config):
+def plain_config(config: Config) -> Config:
     """The config of the same student without distillation token and teacher."""
     c = config.copy_and_resolve_references()
     c.model.name, c.distill.kind, c.distill.labels, c.train_baseline = plain_name(c.model.name), "none", "", False
@@ -33,6 +33,11 @@ def plain_name(name: str) -> str:
     return name.replace("_distilled", "")
 
 
-def trains_teacher(config) -> bool:
+def has_teacher(config: Config) -> bool:
+    """Whether the objective has a teacher, live or as stored labels."""
+    return config.distill.kind in ("soft", "hard")
+
+
+def trains_teacher(config: Config) -> bool:
     """Whether the teacher is trained here, on the same data, before the student."""
-    return bool(config.teacher.epochs and config.distill.kind in ("soft", "hard") and not config.distill.labels)
+    return bool(config.teacher.epochs and has_teacher(config) and not config.distill.labels)

@@ -1,6 +1,6 @@
 """What the files in `configs/` share: arguments after the colon, and DeiT on ImageNet-1k by size."""
 
-from deit_jax.config.settings import default_config
+from deit_jax.config.settings import Config, default_config
 from deit_jax.errors import UserError, nearest
 
 
@@ -18,13 +18,13 @@ def arguments(text: str | None, allowed: tuple[str, ...]) -> dict[str, str]:
 
 def model_of(weights: str) -> str:
     """The registry name that weights' own name starts with (`timm/regnety_160.deit_in1k`), or "": what they are."""
-    from deit_jax.models import list_models
+    from deit_jax.models import list_models  # here: flags are checked before jax is imported
 
     stem = weights.rstrip("/").split("/")[-1].split(".")[0]
     return stem if stem in list_models() else ""
 
 
-def deit(size: str, text: str | None = ""):
+def deit(size: str, text: str | None = "") -> Config:
     """The config of a DeiT on ImageNet-1k: `size` tiny, small or base; `text` the arguments of `--config=FILE:text`.
 
     distill=none|soft|hard; teacher= weights, of a model named alike (default RegNetY-16GF as released); epochs=.
@@ -41,7 +41,7 @@ def deit(size: str, text: str | None = ""):
         c.teacher.name = model_of(c.teacher.init)
     epochs = given.get("epochs", "300")
     if not epochs.isdigit():
-        raise UserError(f"config argument epochs={epochs} is no number: use epochs=300")
+        raise UserError(f"config argument epochs={epochs} is not a whole number: use epochs=300")
     c.epochs = int(epochs)
     c.data.resize = "fast"  # three times what timm's loader gives a core
     return c

@@ -6,14 +6,15 @@ Batch 512, AdamW at a constant 5e-6 after warm-up, decay 1e-8, 30 epochs, all au
 import re
 from pathlib import Path
 
-from deit_jax.config import default_config
+from deit_jax import models
+from deit_jax.config import Config, default_config
+from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
 
 
 def named_size(name: str) -> int:
-    """The pixels a side that a model's name ends in, or 224."""
-    found = re.search(r"_patch\d+_(\d+)$", name)
-    return int(found[1]) if found else 224
+    """The image size in pixels that a model of this name is made for."""
+    return models.find(name)[1].get("img_size", 224)
 
 
 def at_size(name: str, size: int) -> str:
@@ -21,7 +22,7 @@ def at_size(name: str, size: int) -> str:
     return re.sub(r"(_patch16)_(224|384)$", rf"\1_{size}", name) if size in (224, 384) else name
 
 
-def finetune_config(config, init: str):
+def finetune_config(config: Config, init: str) -> Config:
     """The config of the fine-tuning that `config.finetune` describes, of a run of `config` whose weights are `init`.
 
     The teacher goes on seeing images of the size it saw: at 384 px those it gets are made smaller on the device.
@@ -38,7 +39,7 @@ def finetune_config(config, init: str):
     return c
 
 
-def stages(config, workdir: Path):
+def stages(config: Config, workdir: Path) -> tuple[Config, Config]:
     """(config of the training, config of the fine-tuning after it) of a resolved config with `finetune.epochs`.
 
     The first is that of the same run without fine-tuning, so that a finished run can be fine-tuned later. Raises
@@ -47,7 +48,7 @@ def stages(config, workdir: Path):
     first = config.copy_and_resolve_references()
     first.finetune.update(default_config().finetune)
     then = finetune_config(config, str(workdir))
-    taught = config.distill.kind in ("soft", "hard")
+    taught = has_teacher(config)
     if taught and config.teacher.epochs and not config.distill.labels:
         then.teacher.init, then.teacher.epochs = str(workdir / "teacher"), 0
     elif taught and not (config.teacher.init or config.finetune.labels):

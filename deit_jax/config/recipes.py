@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from deit_jax.config.settings import flat
+from deit_jax.config.settings import Config, flat
 from deit_jax.errors import UserError, nearest
 
 # Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
 # what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
+# A value may depend on `distill.kind`: the paper names lambda and tau for its soft distillation alone.
+PAPER_ALPHA = {"none": 0.5, "soft": 0.1, "hard": 0.5, "second_cls": 0.5}
+PAPER_TAU = {"none": 1.0, "soft": 3.0, "hard": 1.0, "second_cls": 1.0}
+
 RECIPES: dict[str, dict[str, Any]] = {
     "released": {
         "model.drop_path_rate": 0.1,
+        "distill.alpha": 0.5,
+        "distill.tau": 1.0,
         "distill.normalization": "released",
         "optimizer.warmup_epochs": 5.0,
         "optimizer.scale_floors": False,
@@ -21,6 +27,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "model.drop_path_rate": 0.1,
+        "distill.alpha": PAPER_ALPHA,
+        "distill.tau": PAPER_TAU,
         "distill.normalization": "paper",
         "optimizer.warmup_epochs": 5.0,
         "optimizer.scale_floors": True,
@@ -32,6 +40,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "tuned": {
         "model.drop_path_rate": 0.0,
+        "distill.alpha": PAPER_ALPHA,
+        "distill.tau": PAPER_TAU,
         "distill.normalization": "paper",
         "optimizer.warmup_epochs": 20.0,
         "optimizer.scale_floors": True,
@@ -44,22 +54,28 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def resolve(config):
-    """A copy in which every setting left to the recipe has the recipe's value."""
+def value_of(recipe: str, path: str, kind: str) -> Any:
+    """What `recipe` says of the setting `path` in a run of `distill.kind` kind."""
+    value = RECIPES[recipe][path]
+    return value.get(kind, value["none"]) if isinstance(value, dict) else value
+
+
+def resolve(config: Config) -> Config:
+    """A copy in which every setting left to the recipe has the recipe's value. Raises UserError for unknown recipes."""
     if config.recipe not in RECIPES:
         raise UserError(
             f"recipe is '{config.recipe}'{nearest(config.recipe, RECIPES)}: use one of {', '.join(RECIPES)}"
         )
     config = config.copy_and_resolve_references()
-    for path, value in RECIPES[config.recipe].items():
+    for path in RECIPES[config.recipe]:
         group, name = path.split(".")
         if config[group][name] is None:
-            config[group][name] = value
+            config[group][name] = value_of(config.recipe, path, config.distill.kind)
     return config
 
 
-def recipe_differences(config) -> list[str]:
-    """What of a resolved config is decided where paper and released code differ, or differs from both: a line each.
+def recipe_differences(config: Config) -> list[str]:
+    """Lines on each choice of a resolved config where paper and released code differ, or where it differs from both.
 
     Settings without effect in this run (a second head's, soft distillation's) are left out.
     """
@@ -67,10 +83,11 @@ def recipe_differences(config) -> list[str]:
     if "_distilled" not in config.model.name:
         idle |= {"optimizer.decay_dist_token", "evaluate.fusion"}
     if config.distill.kind != "soft":
-        idle.add("distill.normalization")
+        idle |= {"distill.alpha", "distill.tau", "distill.normalization"}
     lines = []
-    for path, released in RECIPES["released"].items():
-        paper, ours = RECIPES["paper"][path], values[path]
+    for path in RECIPES["released"]:
+        released, paper = (value_of(recipe, path, config.distill.kind) for recipe in ("released", "paper"))
+        ours = values[path]
         if path in idle or ours == paper == released:
             continue
         if paper == released:

@@ -1,182 +1,285 @@
-"""Every setting: its default, what it means, what it may be.
+"""Every setting: its type, its default, what it means, what it may be.
 
 `python -m deit_jax.config` prints the whole table. A file in `configs/` starts from `default_config()` and changes
 only what is particular to its run. A default of None means "as `recipe` says" (see `deit_jax.config.recipes`).
+
+The classes below only declare: a run's config is an ml_collections.ConfigDict with these names, so that flags and
+config files work as everywhere; type checkers see the classes.
 """
 
 import dataclasses
-from typing import Any
+import typing
+from typing import Any, Self
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting. `kind` is its type; needed where `default` is None (the recipe's). `runtime` settings may differ
-    between a run and its continuation, because they change neither the images nor the weights."""
+    """One setting. `kind` is its type. `runtime` settings may differ between a run and its continuation, because they
+    change neither the images nor the weights."""
 
     default: Any
     doc: str
     choices: tuple | None = None
-    kind: type | None = None
     runtime: bool = False
+    kind: type = object
 
 
-S = Setting
-SETTINGS: dict[str, Any] = {
-    "seed": S(0, "every random number of a run is a function of it"),
-    "recipe": S("released", "where paper and released code differ, which to follow", ("paper", "released", "tuned")),
-    "init": S("", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '' draws new ones"),
-    "batch_size": S(1024, "images a step, over all devices and processes"),
-    "epochs": S(300, "passes; with repeated augmentation still len(dataset) views a pass"),
-    "steps": S(0, "steps of training; 0: as many as `epochs` makes"),
-    "accumulate": S(1, "parts a batch is cut into, one after the other, to save memory"),
-    "train_baseline": S(False, "also train the same student without a teacher, for the report", runtime=True),
-    "model": {
-        "name": S("deit_base_patch16_224", "a name of deit_jax.list_models()"),
-        "num_classes": S(0, "0: the dataset's"),
-        "img_size": S(0, "pixels a side of training and evaluation images; 0: the one in the model's name"),
-        "drop_path_rate": S(None, "of the last block; rises linearly from 0 over the depth", kind=float),
-        "drop_rate": S(0.0, "dropout after attention's and the MLP's projections"),
-        "dtype": S("auto", "compute type; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16")),
-        "attention": S("auto", "by two products, kept or computed again in the backward pass, or fused; auto: the best",
-                       ("auto", "einsum", "recompute", "cudnn"), runtime=True),
-        "remat": S("none", "what the backward pass recomputes: nothing, all but products, whole blocks",
-                   ("none", "dots", "full"), runtime=True),
-        "scan_unroll": S(0, "blocks an iteration of the scan holds; 0: on CPU all, elsewhere one", runtime=True),
-    },
-    "distill": {
-        "kind": S("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls")),
-        "alpha": S(0.5, "weight of the teacher's term; the paper's soft lambda is 0.1"),
-        "tau": S(1.0, "temperature of soft distillation; the paper's is 3"),
-        "normalization": S(None, "of the soft term: batch mean (paper) or also / classes (released)",
-                           ("paper", "released"), kind=str),
-        "labels": S("", "folder of stored teacher labels (--mode=label makes one); '' runs the teacher live",
-                    runtime=True),  # they say themselves what they are of
-    },
-    "teacher": {
-        "name": S("regnety_160", "a name of deit_jax.list_models(), several, comma-separated, are averaged; '': what "
-                  "its weights are"),
-        "init": S("", "its weights, as `init`; several, comma-separated"),
-        "epochs": S(0, "train the teacher on the same data first, for so many epochs; 0: `teacher.init` has it"),
-        "lr": S(0.0, "learning rate of that training, per 512 images; 0: the student's"),
-        "drop_path_rate": S(0.0, "drop path of that training"),
-        "augment": S("student", "of that training: the student's, or its crops and flips alone (fewer epochs do)",
-                     ("student", "light")),
-        "img_size": S(0, "input size of the teacher; 0: the student's"),
-        "mean": S((), "pixel mean the teacher was trained with; (): what its weights say"),
-        "std": S((), "pixel deviation the teacher was trained with; (): what its weights say"),
-        "dtype": S("auto", "compute type of the teacher", ("auto", "float32", "bfloat16")),
-    },
-    "label": {
-        "kind": S("auto", "--mode=label stores decisions, or the k likeliest classes; auto: as distill.kind needs",
-                  ("auto", "hard", "topk"), runtime=True),
-        "k": S(10, "classes a view of a topk store", runtime=True),
-        "dtype": S("float16", "of a topk store's probabilities", ("float16", "float32"), runtime=True),
-    },
-    "optimizer": {
-        "lr": S(5e-4, "learning rate per `lr_batch` images: used is lr x batch_size / lr_batch"),
-        "lr_batch": S(512, "the batch `lr` is given for"),
-        "name": S("adamw", "AdamW, or SGD with Nesterov's momentum and coupled decay", ("adamw", "sgd")),
-        "momentum": S(0.9, "SGD"),
-        "schedule": S("cosine", "after warm-up", ("cosine", "constant")),
-        "warmup_epochs": S(None, "linear rise from warmup_lr", kind=float),
-        "warmup_lr": S(1e-6, "learning rate at step 0"),
-        "min_lr": S(1e-5, "learning rate at the end"),
-        "scale_floors": S(None, "scale warmup_lr and min_lr with the batch as lr (the release does not)", kind=bool),
-        "lr_update": S(None, "the rate moves every step (paper), or every epoch, one epoch late (released)",
-                 ("step", "epoch"), kind=str),
-        "weight_decay": S(0.05, "decoupled; not on biases, norms, cls_token, pos_embed"),
-        "decay_dist_token": S(None, "decay the distillation token too (the release does)", kind=bool),
-        "beta1": S(0.9, "AdamW"),
-        "beta2": S(0.999, "AdamW"),
-        "eps": S(1e-8, "AdamW"),
-        "clip_norm": S(None, "largest global gradient norm; 0: no clipping", kind=float),
-        "ema_decay": S(0.99996, "of the averaged weights, which are evaluated too; 0: none"),
-    },
-    "augment": {
-        "crop_scale": S((0.08, 1.0), "share of the image's area a training crop covers"),
-        "crop_ratio": S((3 / 4, 4 / 3), "aspect ratios of a training crop"),
-        "flip": S(0.5, "probability of a horizontal flip"),
-        "policy": S("rand", "RandAugment, DeiT-III's 3-Augment, or neither", ("rand", "three", "none")),
-        "rand_ops": S(2, "RandAugment: ops an image, drawn with replacement"),
-        "rand_magnitude": S(9.0, "RandAugment: mean magnitude, of 10"),
-        "rand_magnitude_std": S(0.5, "RandAugment: its deviation"),
-        "rand_prob": S(0.5, "RandAugment: probability that a drawn op is applied"),
-        "rand_resampling": S("bicubic", "RandAugment: of warps; random: a coin", ("bicubic", "bilinear", "random")),
-        "color_jitter": S(0.3, "3-Augment: brightness, contrast, saturation"),
-        "erasing": S(0.25, "probability of random erasing"),
-        "mixup": S(0.8, "alpha of mixup's Beta; 0: off"),
-        "cutmix": S(1.0, "alpha of cutmix's Beta; 0: off"),
-        "mix_switch": S(0.5, "probability of cutmix where both are on"),
-        "mix_prob": S(1.0, "probability that a group of images is mixed at all"),
-        "mix_group": S(64, "images that are mixed among themselves (the release's batch a GPU)"),
-        "label_smoothing": S(0.1, "of the true labels"),
-        "repeats": S(None, "views of an image a pass (repeated augmentation)", kind=int),
-        "mean": S(IMAGENET_MEAN, "pixel mean"),
-        "std": S(IMAGENET_STD, "pixel deviation"),
-    },
-    "data": {
-        "name": S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards"),
-        "root": S("", "image folder (class by folder), table of path,label (.csv, .tsv), shards, or TFDS data_dir",
-                  runtime=True),  # what it holds is known by its fingerprint
-        "train_split": S("train", "folder or TFDS split to train on"),
-        "eval_split": S("", "split to evaluate on; '': validation, val, valid, dev or test, whichever exists; holdout: "
-                        "images held out of training"),
-        "holdout": S(0.1, "share held out for evaluation where the data has no such split"),
-        "limit": S(0, "use so many training images, drawn by seed; 0: all"),
-        "resize": S("exact", "of training crops: PIL's, or cykooz-resizer's, 5 times as fast and 0.03 levels off",
-                    ("exact", "fast")),
-        "crop": S(0.875, "evaluation: centre crop's side / resized short side"),
-        "eval_batch_size": S(0, "0: batch_size", runtime=True),
-        "workers": S(0, "processes that decode and crop; 0: threads of this process", runtime=True),
-        "threads": S(0, "decoding threads a process; 0: one a core, 16 at most", runtime=True),
-        "prefetch": S(4, "batches held ready", runtime=True),
-        "exif": S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)"),
-        "check": S("size", "images are known again by names and sizes, or by the files' bytes too (reads them all)",
-                   ("size", "content")),
-        "max_broken": S(0.001, "share of unreadable training images above which a run stops", runtime=True),
-        "broken_floor": S(10, "unreadable training images that never stop a run, whatever their share", runtime=True),
-        "eval_broken": S("wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"),
-                         runtime=True),
-    },
-    "evaluate": {
-        "every": S(1, "epochs between evaluations; the last epoch always is", runtime=True),
-        "fusion": S(None, "of the two heads: mean of logits (released) or of probabilities (paper)",
-                    ("logits", "probabilities"), kind=str, runtime=True),
-    },
-    "checkpoint": {
-        "every": S(1, "epochs between checkpoints", runtime=True),
-        "keep": S(2, "newest ones kept, beside the best", runtime=True),
-    },
-    "log": {
-        "every": S(50, "steps between log lines", runtime=True),
-        "tensorboard": S(True, "write TensorBoard events", runtime=True),
-    },
-    "stability": {
-        "patience": S(10, "non-finite steps in a row (each is skipped) before rolling back to the last checkpoint"),
-        "rollbacks": S(3, "roll-backs before the run stops"),
-    },
-    "sharding": S("replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"),
-                  runtime=True),
-    "finetune": {
-        "epochs": S(0, "fine-tune at another size afterwards, for so many epochs (deit_jax/chain.py); 0: do not"),
-        "img_size": S(384, "pixels a side of it"),
-        "batch_size": S(512, "images a step of it"),
-        "lr": S(5e-6, "its learning rate per 512 images, constant after warm-up"),
-        "warmup_epochs": S(5.0, "its warm-up"),
-        "weight_decay": S(1e-8, "its weight decay"),
-        "labels": S("", "its stored teacher labels; '': the live teacher", runtime=True),
-    },
-    "ablate": {
-        "seeds": S((0, 1, 2), "seeds of --mode=ablate", runtime=True),
-        "arms": S(("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/study/ablation.py", runtime=True),
-        "store_labels": S(False, "store the teacher's labels once a seed, for all its arms", runtime=True),
-    },
-}  # fmt: skip
+def S(default: Any, doc: str, choices: tuple | None = None, *, runtime: bool = False) -> Any:
+    """A setting, declared. Its annotation gives the type."""
+    return Setting(default, doc, choices, runtime)
 
+
+class Group:
+    """What a group of settings can do: it is an ml_collections.ConfigDict."""
+
+    if typing.TYPE_CHECKING:
+
+        def __getitem__(self, name: str) -> Any: ...
+        def __setitem__(self, name: str, value: Any) -> None: ...
+        def items(self) -> typing.ItemsView[str, Any]: ...
+        def keys(self) -> typing.KeysView[str]: ...
+        def update(self, other: Any) -> None: ...
+        def lock(self) -> Self: ...
+        def copy_and_resolve_references(self) -> Self: ...
+        def to_json_best_effort(self) -> str: ...
+
+
+class Model(Group):
+    name: str = S("deit_base_patch16_224", "a name of deit_jax.list_models()")
+    num_classes: int = S(0, "0: the dataset's")
+    img_size: int = S(0, "height and width of training and evaluation images in pixels; 0: the one in the model's name")
+    drop_path_rate: float = S(None, "stochastic depth of the last block; rises linearly from 0 over the depth")
+    drop_rate: float = S(0.0, "dropout after the projections of attention and MLP")
+    dtype: str = S("auto", "compute dtype; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16"))
+    attention: str = S(
+        "auto",
+        "einsum (weights stored), recompute (rematerialized), cudnn (fused); auto: the fastest on this platform",
+        ("auto", "einsum", "recompute", "cudnn"),
+        runtime=True,
+    )
+    remat: str = S(
+        "none",
+        "what the backward pass recomputes: nothing, all but matrix products, whole blocks",
+        ("none", "dots", "full"),
+        runtime=True,
+    )
+    scan_unroll: int = S(0, "blocks per iteration of the scan over depth; 0: all on CPU, one elsewhere", runtime=True)
+
+
+class Distill(Group):
+    kind: str = S("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls"))
+    alpha: float = S(None, "weight of the teacher's term: 0.5 for hard, the paper's lambda 0.1 for soft")
+    tau: float = S(None, "temperature of soft distillation: 3 in the paper")
+    normalization: str = S(
+        None, "soft term: mean over the batch (paper), or also divided by classes (released)", ("paper", "released")
+    )
+    labels: str = S(
+        "", "folder of stored teacher labels (made by --mode=label); '' runs the teacher live", runtime=True
+    )  # the store itself records what it belongs to
+
+
+class Teacher(Group):
+    name: str = S(
+        "regnety_160",
+        "a name of deit_jax.list_models(); several, comma-separated, are averaged; '': what its weights are",
+    )
+    init: str = S("", "its weights, as `init`; several, comma-separated")
+    epochs: int = S(0, "train the teacher on the same data first, for this many epochs; 0: `teacher.init` has it")
+    lr: float = S(0.0, "learning rate of that training per 512 images; 0: the student's")
+    drop_path_rate: float = S(0.0, "drop path of that training")
+    augment: str = S(
+        "student",
+        "of that training: the student's, or crops and flips alone (fewer epochs do)",
+        ("student", "light"),
+    )
+    img_size: int = S(0, "input size of the teacher in pixels; 0: the student's")
+    mean: tuple[float, ...] = S((), "normalization mean the teacher was trained with; (): what its weights record")
+    std: tuple[float, ...] = S((), "normalization std the teacher was trained with; (): what its weights record")
+    dtype: str = S("auto", "compute dtype of the teacher", ("auto", "float32", "bfloat16"))
+
+
+class Label(Group):
+    kind: str = S(
+        "auto",
+        "--mode=label stores decisions (hard) or the k most probable classes (topk); auto: what distill.kind needs",
+        ("auto", "hard", "topk"),
+        runtime=True,
+    )
+    k: int = S(10, "classes per view in a topk store", runtime=True)
+    dtype: str = S("float16", "of a topk store's probabilities", ("float16", "float32"), runtime=True)
+
+
+class Optimizer(Group):
+    lr: float = S(5e-4, "learning rate per `lr_batch` images: the peak is lr x batch_size / lr_batch")
+    lr_batch: int = S(512, "the batch size that `lr` is given for")
+    name: str = S("adamw", "AdamW, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "sgd"))
+    momentum: float = S(0.9, "SGD")
+    schedule: str = S("cosine", "after warm-up", ("cosine", "constant"))
+    warmup_epochs: float = S(None, "linear warm-up from warmup_lr")
+    warmup_lr: float = S(1e-6, "learning rate at step 0")
+    min_lr: float = S(1e-5, "learning rate at the end")
+    scale_floors: bool = S(None, "scale warmup_lr and min_lr with the batch size as lr (the release does not)")
+    lr_update: str = S(
+        None, "the learning rate changes every step (paper), or every epoch, one late (released)", ("step", "epoch")
+    )
+    weight_decay: float = S(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
+    decay_dist_token: bool = S(None, "decay the distillation token too (the release does)")
+    beta1: float = S(0.9, "AdamW")
+    beta2: float = S(0.999, "AdamW")
+    eps: float = S(1e-8, "AdamW")
+    clip_norm: float = S(None, "largest global gradient norm; 0: no clipping")
+    ema_decay: float = S(0.99996, "of the averaged weights, which are evaluated too; 0: none")
+    ema_warmup: bool = S(False, "raise that decay from 0.1 on as (1 + step) / (10 + step), for short runs")
+
+
+class Augment(Group):
+    crop_scale: tuple[float, float] = S((0.08, 1.0), "area of a training crop as a share of the image's")
+    crop_ratio: tuple[float, float] = S((3 / 4, 4 / 3), "aspect ratios of a training crop")
+    flip: float = S(0.5, "probability of a horizontal flip")
+    policy: str = S("rand", "RandAugment, DeiT III's 3-Augment, or neither", ("rand", "three", "none"))
+    rand_ops: int = S(2, "RandAugment: ops per image, drawn with replacement")
+    rand_magnitude: float = S(9.0, "RandAugment: mean magnitude, of 10")
+    rand_magnitude_std: float = S(0.5, "RandAugment: its standard deviation")
+    rand_prob: float = S(0.5, "RandAugment: probability that a drawn op is applied")
+    rand_resampling: str = S(
+        "bicubic", "RandAugment: interpolation of warps; random: drawn per op", ("bicubic", "bilinear", "random")
+    )
+    color_jitter: float = S(0.3, "3-Augment: brightness, contrast, saturation")
+    erasing: float = S(0.25, "probability of random erasing")
+    mixup: float = S(0.8, "alpha of mixup's Beta distribution; 0: off")
+    cutmix: float = S(1.0, "alpha of cutmix's Beta distribution; 0: off")
+    mix_switch: float = S(0.5, "probability of cutmix where both are on")
+    mix_prob: float = S(1.0, "probability that a group of images is mixed at all")
+    mix_group: int = S(64, "images mixed among themselves (the release's batch size per GPU)")
+    label_smoothing: float = S(0.1, "of the true labels")
+    repeats: int = S(None, "views per image and epoch (repeated augmentation)")
+    mean: tuple[float, ...] = S(IMAGENET_MEAN, "normalization mean, per channel of pixels in 0..1")
+    std: tuple[float, ...] = S(IMAGENET_STD, "normalization standard deviation")
+
+
+class Data(Group):
+    name: str = S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards")
+    root: str = S(
+        "", "image folder (class by folder), table of path,label (.csv, .tsv), shards, or TFDS data_dir", runtime=True
+    )  # its content is known by its fingerprint
+    train_split: str = S("train", "folder or TFDS split to train on")
+    eval_split: str = S(
+        "", "split to evaluate on; '': validation, val, valid, dev or test, whichever exists; holdout: hold images out"
+    )
+    holdout: float = S(0.1, "share held out for evaluation where the data has no such split")
+    limit: int = S(0, "train on this many images, drawn by seed; 0: all")
+    resize: str = S(
+        "exact",
+        "training crops: PIL's arithmetic, or cykooz-resizer's (5x as fast, off by 0.03)",
+        ("exact", "fast"),
+    )
+    crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
+    interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
+    eval_batch_size: int = S(0, "0: batch_size", runtime=True)
+    workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
+    threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
+    prefetch: int = S(4, "batches held ready", runtime=True)
+    exif: bool = S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
+    check: str = S(
+        "size", "images are known again by names and sizes, or by the files' bytes too (reads all)", ("size", "content")
+    )
+    max_broken: float = S(0.001, "share of unreadable training images above which a run stops", runtime=True)
+    broken_floor: int = S(10, "unreadable training images that never stop a run, whatever their share", runtime=True)
+    eval_broken: str = S(
+        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"), runtime=True
+    )
+
+
+class Evaluate(Group):
+    every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
+    limit: int = S(0, "at most so many images, the same ones each time, evenly over the classes; 0: all", runtime=True)
+    fusion: str = S(
+        None,
+        "of the two heads: mean of logits (released) or of probabilities (paper)",
+        ("logits", "probabilities"),
+        runtime=True,
+    )
+
+
+class Checkpoint(Group):
+    every: int = S(1, "epochs between checkpoints", runtime=True)
+    keep: int = S(2, "newest ones kept, beside the best", runtime=True)
+
+
+class Log(Group):
+    every: int = S(50, "steps between log lines", runtime=True)
+    tensorboard: bool = S(True, "write TensorBoard events", runtime=True)
+
+
+class Stability(Group):
+    patience: int = S(10, "consecutive non-finite steps (each is skipped) before rolling back to the last checkpoint")
+    rollbacks: int = S(3, "roll-backs before the run stops")
+
+
+class Finetune(Group):
+    epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/chain.py); 0: do not")
+    img_size: int = S(384, "its image size in pixels")
+    batch_size: int = S(512, "its images per step")
+    lr: float = S(5e-6, "its learning rate per 512 images, constant after warm-up")
+    warmup_epochs: float = S(5.0, "its warm-up")
+    weight_decay: float = S(1e-8, "its weight decay")
+    labels: str = S("", "its stored teacher labels; '': the live teacher", runtime=True)
+
+
+class Ablate(Group):
+    seeds: tuple[int, ...] = S((0, 1, 2), "seeds of --mode=ablate", runtime=True)
+    arms: tuple[str, ...] = S(
+        ("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/study/ablation.py", runtime=True
+    )
+    store_labels: bool = S(False, "store the teacher's labels once per seed, for all its arms", runtime=True)
+
+
+class Config(Group):
+    """The settings of a run."""
+
+    seed: int = S(0, "every random number of a run is a function of it")
+    recipe: str = S("released", "where paper and released code differ, which to follow", ("paper", "released", "tuned"))
+    init: str = S("", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random initialization")
+    batch_size: int = S(1024, "images per step, over all devices and processes")
+    epochs: int = S(300, "passes over the data; with repeated augmentation still len(dataset) views per pass")
+    steps: int = S(0, "training steps; 0: as many as `epochs` makes")
+    accumulate: int = S(1, "microbatches per step, to save memory", runtime=True)
+    train_baseline: bool = S(False, "also train the same student without a teacher, for the report", runtime=True)
+    model: Model
+    distill: Distill
+    teacher: Teacher
+    label: Label
+    optimizer: Optimizer
+    augment: Augment
+    data: Data
+    evaluate: Evaluate
+    checkpoint: Checkpoint
+    log: Log
+    stability: Stability
+    sharding: str = S(
+        "replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"), runtime=True
+    )
+    finetune: Finetune
+    ablate: Ablate
+
+
+def table(group: type[Group]) -> dict[str, Any]:
+    """{name: Setting, or the table of a group} of a class above, in its order."""
+    out: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(group).items():
+        if isinstance(kind, type) and issubclass(kind, Group):
+            out[name] = table(kind)
+        else:
+            out[name] = dataclasses.replace(getattr(group, name), kind=typing.get_origin(kind) or kind)
+    return out
+
+
+SETTINGS: dict[str, Any] = table(Config)
 
 # former name → name: config files and flags are told the new one, recorded runs are read by it
 RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
@@ -193,7 +296,7 @@ def flat(tree, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def default_config():
+def default_config() -> Config:
     """A locked ConfigDict with every setting at its default; assigning an unknown name raises."""
     import ml_collections  # only here: models, losses and the train step work on machines that lack it
     from ml_collections import config_dict
@@ -207,7 +310,7 @@ def default_config():
                 config[key] = config_dict.placeholder(setting.kind) if setting.default is None else setting.default
         return config
 
-    return build(SETTINGS).lock()
+    return typing.cast(Config, build(SETTINGS).lock())
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -99,6 +99,15 @@ def not_used(what: Sequence[str]) -> list[str]:
     return [f"not used: {', '.join(what)}"] if what else []
 
 
+def limit_images(source: Source, limit: int) -> Source:
+    """At most `limit` images (0: all), the same ones each time; evenly over the classes where the labels are known
+    without reading the images."""
+    if not limit or limit >= len(source):
+        return source
+    labels = getattr(source, "labels", np.zeros(len(source), np.int32))
+    return Subset(source, order.spread(labels, limit / len(source), HOLDOUT_SEED))
+
+
 def check_unchanged(source: Source, recorded: str, name: str) -> None:
     """Raise UserError where `source` no longer holds what it did when its fingerprint was `recorded`."""
     if source.fingerprint != recorded:
@@ -217,8 +226,7 @@ class Subset:
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self.title = title or source.title
         self.notes = source.notes if notes is None else list(notes)
-        if hasattr(source, "several_labels"):
-            self.several_labels = source.several_labels
+        self.several_labels = getattr(source, "several_labels", False)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -86,8 +86,10 @@ def check_size(height: int, width: int) -> None:
 
 
 def orientation(image: Encoded | np.ndarray) -> int:
-    """The EXIF orientation of an encoded image, 1 (upright) to 8; 1 where it has none that is valid, and for TIFF, which
-    PIL turns by itself."""
+    """The EXIF orientation of an encoded image, 1 (upright) to 8.
+
+    1 where it has none that is valid, and for TIFF, which PIL turns by itself.
+    """
     if isinstance(image, np.ndarray):
         return UPRIGHT
 

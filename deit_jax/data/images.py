@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from deit_jax.data.decode import Box, Encoded, decode, decode_boxes
+from deit_jax.data.decode import Box, Encoded, check_size, decode, decode_boxes
 
 __all__ = ["Box", "Encoded", "decode", "decode_boxes", "draw_crop", "eval_image", "fast_resize", "random_resized_crop"]
 
@@ -27,14 +27,20 @@ def random_resized_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fas
 
 
 def eval_image(
-    image: str | os.PathLike | Encoded | np.ndarray, size: int = 224, crop: float = 0.875, *, exif: bool = False
+    image: str | os.PathLike | Encoded | np.ndarray,
+    size: int = 224,
+    crop: float = 0.875,
+    interpolation: str = "bicubic",
+    *,
+    exif: bool = False,
 ) -> np.ndarray:
-    """The evaluation view: short side to int(size / crop) pixels, bicubic, then the centre square.
+    """The evaluation view: short side resized to int(size / crop) pixels, then the centre square.
 
     Args:
       image: a path, an encoded image, or pixels, uint8 (height, width[, 3]).
       size: of the view, in pixels.
       crop: the view's side over the short side of the resized image.
+      interpolation: a name of PIL's `Image.Resampling`, in lower case.
       exif: turn the image as its EXIF orientation says.
 
     Returns:
@@ -54,9 +60,10 @@ def eval_image(
     else:
         new_height, new_width = short, int(short * width / height)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # half to even, as torchvision
-    if new_height * new_width > LARGE and short > min(height, width):
+    if new_height * new_width > LARGE and short > min(height, width) and interpolation == "bicubic":
         return _centre_of_strip(pixels, new_height, new_width, top, left, size)
-    pixels = resize(pixels, new_height, new_width)
+    check_size(new_height, new_width)
+    pixels = resize(pixels, new_height, new_width, interpolation)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
@@ -126,11 +133,11 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, scale: Sequence
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """PIL's antialiased bicubic: uint8 (h, w, 3) → (height, width, 3)."""
+def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
+    """PIL's antialiased resizing: uint8 (h, w, 3) → (height, width, 3)."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
 def fast_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

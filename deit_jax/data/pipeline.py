@@ -118,6 +118,7 @@ def eval_batches(
         crop=config.data.crop,
         exif=config.data.exif,
         skip=config.data.eval_broken == "skip",
+        interpolation=config.data.interpolation,
     )
     return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)))
 
@@ -243,6 +244,7 @@ class EvalBatch:
     crop: float
     exif: bool
     skip: bool
+    interpolation: str
 
     def __call__(self, number: int) -> dict[str, Any]:
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
@@ -268,7 +270,7 @@ class EvalBatch:
                 labels = sample["labels"][:MAX_LABELS]
                 out["labels"][row, : len(labels)] = labels
                 out["mask"][row] = len(labels) > 0
-            out["image"][row] = images.eval_image(pixels, self.size, self.crop)
+            out["image"][row] = images.eval_image(pixels, self.size, self.crop, self.interpolation)
 
         try:
             _fill(self.threads, len(real), load)

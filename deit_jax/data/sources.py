@@ -7,7 +7,16 @@ import ml_collections
 import numpy as np
 
 from deit_jax.data import order
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, check_unchanged, hold_out, summary
+from deit_jax.data.base import (
+    ArraySource,
+    FileSource,
+    Source,
+    Subset,
+    check_unchanged,
+    hold_out,
+    limit_images,
+    summary,
+)
 from deit_jax.data.folders import open_folder, scan_folder
 from deit_jax.data.layout import RIGHT
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
@@ -58,7 +67,7 @@ def open_sources(config: ml_collections.ConfigDict, class_names: Sequence[str] |
     if limit and limit < len(train):
         drawn = order.generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
-    return train, evaluation
+    return train, limit_images(evaluation, config.evaluate.limit)
 
 
 def open_eval_source(config: ml_collections.ConfigDict) -> Source:

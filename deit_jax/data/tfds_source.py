@@ -14,8 +14,8 @@ from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT
 from deit_jax.errors import UserError, nearest
 
 NAMES = (
-    "imagenet2012 imagenet2012_real imagenet_v2 cifar10 cifar100 oxford_flowers102 cars196 i_naturalist2018"
-    " oxford_iiit_pet"
+    "imagenet2012 imagenet2012_real imagenet_v2 imagenet_a imagenet_r imagenet_sketch cifar10 cifar100"
+    " oxford_flowers102 cars196 i_naturalist2018 oxford_iiit_pet"
 ).split()
 
 
@@ -44,6 +44,14 @@ def open_tfds(
         return train, TfdsSource(builder, eval_split or found[0])
     # The labels would have to be read from every record, so the held-out share is drawn without regard to classes.
     return hold_out(train, np.zeros(len(train), np.int32), holdout)
+
+
+def open_eval_split(name: str, root: Path | None, split: str = "") -> Source:
+    """The images to evaluate on alone: `split`, else validation, val or test, else all there is. As `open_tfds`."""
+    builder = _builder(name, root)
+    known = list(builder.info.splits)
+    found = [given for given in EVAL_SPLITS if given in known or not known]
+    return TfdsSource(builder, split or next(iter(found), known[0] if known else "train"))
 
 
 def _builder(name: str, root: Path | None):
@@ -88,8 +96,7 @@ def _records(builder, split: str) -> Any:
 def _why_closed(builder, split: str) -> str:
     name, known = builder.info.name, list(builder.info.splits)
     if not known:
-        prepare = f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
-        return f"{name} is not prepared in {builder.data_dir}: run {prepare}, or give data.root"
+        return f"{name} is not prepared in {builder.data_dir}: {_how_to_get(name)}"
     if not builder.info.available_file_formats() & _random_access():
         stored = ", ".join(fmt.value for fmt in builder.info.available_file_formats())
         return (
@@ -97,6 +104,22 @@ def _why_closed(builder, split: str) -> str:
             f"tfds convert_format --out_file_format=array_record --dataset_dir={builder.data_dir}"
         )
     return f"{name} has no split '{split}'{nearest(split, known)}: it has {', '.join(known)}"
+
+
+# How to use a dataset's own files; TFDS can only prepare it where TensorFlow is installed.
+FILES = {
+    "imagenet2012": "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into FOLDER,"
+    " run python -m deit_jax.data.prepare FOLDER DST, and give data.root=DST",
+    "imagenet2012_real": "give --mode=evaluate --data=real=IMAGENET_VAL,labels=real.json",
+    "imagenet_v2": "unpack its archive and give --mode=evaluate --data=v2=FOLDER",
+}
+FILES |= {name: FILES["imagenet_v2"].replace("v2", name) for name in ("imagenet_a", "imagenet_r", "imagenet_sketch")}
+
+
+def _how_to_get(name: str) -> str:
+    own = FILES.get(name, "give its images, a folder per class, as data.root")
+    tfds = f"tfds build {name} --file_format=array_record"
+    return f"{own}; or prepare it by '{tfds}' where tensorflow is installed, and give that data_dir as data.root"
 
 
 def _random_access() -> set:

@@ -1,21 +1,26 @@
-"""How alike teacher and student decide (paper, Table 4), how alike the student's two tokens are (section 4), and what
-the teacher costs. For the report of a run."""
+"""How differently labels, teacher and student decide (paper, Table 4), how alike the student's two tokens are
+(section 4), and what the teacher costs. For the report of a run."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from deit_jax import models
 from deit_jax.augment import normalize
-from deit_jax.data import pipeline, sources
-from deit_jax.distill.teacher import load_teacher
+from deit_jax.config.derived import plain_config
+from deit_jax.data import pipeline
+from deit_jax.models.vit import ViT
 from deit_jax.report import log, tables
 from deit_jax.runtime import sharding
-from deit_jax.student import compute_dtype, make_student
-from deit_jax.train.evaluate import count_correct, evaluate
+from deit_jax.student import Student, make_student
+from deit_jax.train.evaluate import count_correct, predict_classes
+from deit_jax.train.setup import Run
 from deit_jax.weights.orbax import find_step, read_weights
 
 COSINE_IMAGES = 64
@@ -23,12 +28,15 @@ STUDENT_HEADS = {"cls": "class head", "dist": "distillation head", "fused": "bot
 
 
 def disagreement(decisions: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Percent of the images that each pair decides differently. decisions: {name: classes (images,)}."""
+    """Percent of the images that each pair of classifiers decides differently.
+
+    decisions: {name: predicted class (images,)}.
+    """
     return {a: {b: 100 * float((x != y).mean()) for b, y in decisions.items()} for a, x in decisions.items()}
 
 
-def token_cosine(model: nnx.Module, images: jax.Array) -> np.ndarray:
-    """(depth + 1,): mean cosine between class and distillation token before the blocks and after each.
+def token_cosine(model: ViT, images: jax.Array) -> np.ndarray:
+    """Mean cosine between class and distillation token, before the blocks and after each: (depth + 1,).
 
     model: a distilled ViT; images: normalized. The paper reports 0.06 for the learned tokens and 0.93 at the end.
     """
@@ -39,78 +47,78 @@ def token_cosine(model: nnx.Module, images: jax.Array) -> np.ndarray:
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
 
 
-def study(config, workdir: Path, teacher_folder: str = "", teacher: bool = True) -> dict:
-    """What the report says of a finished run with a teacher; runs on this process alone.
+def study(run: Run) -> dict[str, Any]:
+    """What the report says of a finished run with a teacher; computed by this process alone.
 
-    config: resolved. teacher_folder: the weights of a teacher trained here. teacher: whether its weights are at hand.
-    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value a layer], "teacher_share": of a step's time};
-    the last two are absent where there is nothing to say.
+    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer], "teacher_share": of a step's time}.
+    The cosine is left out without a second token, the share where the labels are stored or no speed was logged.
     """
-    _, eval_source = sources.open_sources(config)
     mesh = sharding.make_mesh(jax.local_devices())
-    everywhere = sharding.replicated(mesh)
-    decisions: dict[str, np.ndarray] = {}
-    found: dict = {}
+    decisions, seconds = teacher_decisions(run, mesh)
+    agreed: dict[str, Any] = {}
+    share = teacher_share(log.read_log(run.folder), seconds) if seconds else None
+    if share is not None:
+        agreed["teacher_share"] = share
 
-    def labelled(batches):
-        labels = []
-        for batch in batches:
-            labels.append(batch["label"][batch["mask"] > 0])
-            yield batch
-        decisions["true label"] = np.concatenate(labels)
-
-    def decide(graphdef, weights, size, mean, std) -> dict[str, np.ndarray]:
-        kept: dict[str, list] = {}
-        batches = labelled(pipeline.eval_batches(config, eval_source, size=size))
-        evaluate(graphdef, weights, batches, mesh=mesh, mean=mean, std=std, decisions=kept)
-        return {head: np.concatenate(parts) for head, parts in kept.items()}
-
-    def best(folder: Path, name: str) -> tuple:
-        meta, weights = read_weights(folder)
-        c = config.copy_and_resolve_references()
-        c.model.name = name
-        student = make_student(c, meta["model"]["num_classes"])
-        return student, jax.device_put(weights, everywhere)
-
-    if teacher:
-        student = make_student(config, eval_source.num_classes)
-        sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
-        members, arrays = load_teacher(config, teacher_folder, **sizes, dtype=compute_dtype(config.teacher.dtype))
-        seconds = 0.0
-        for member, (params, batch_stats) in zip(members, arrays, strict=True):
-            weights = jax.device_put({"params": params, "batch_stats": batch_stats}, everywhere)
-            known = models.abstract(member.build)[0], weights, member.size, member.mean, member.std
-            name = "teacher" if len(members) == 1 else f"teacher {max(1, len(decisions))}"
-            decisions[name] = decide(*known)["cls"]
-            seconds += image_seconds(config, eval_source, mesh, *known)
-        share = teacher_share(log.read_log(workdir), seconds)
-        if share is not None:
-            found["teacher_share"] = share
-
-    pixels = tuple(config.augment.mean), tuple(config.augment.std)
-    plain = workdir / "plain"
+    plain = run.folder / "plain"
     if find_step(plain):
-        student, weights = best(plain, config.model.name.replace("_distilled", ""))
-        decisions["student without teacher"] = decide(student.graphdef, weights, student.img_size, *pixels)["cls"]
-    student, weights = best(workdir, config.model.name)
-    heads = decide(student.graphdef, weights, student.img_size, *pixels)
-    heads["fused"] = heads.get(f"fused_{config.evaluate.fusion}", heads["cls"])
+        student = make_student(plain_config(run.config), run.student.num_classes)
+        decisions["student without teacher"] = student_decisions(run, student, best_weights(plain, mesh), mesh)["cls"]
+    weights = best_weights(run.folder, mesh)
+    heads = student_decisions(run, run.student, weights, mesh)
+    heads["fused"] = heads.get(f"fused_{run.config.evaluate.fusion}", heads["cls"])
     shown = STUDENT_HEADS if "dist" in heads else {"cls": "student"}
-    decisions |= {name: heads[head] for head, name in shown.items()}
-    found["disagreement"] = disagreement(decisions)
+    labels = {"true label": heads.pop("label")}
+    agreed["disagreement"] = disagreement(labels | decisions | {name: heads[head] for head, name in shown.items()})
 
-    model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
-    if getattr(model, "distilled", False):
-        batch = next(pipeline.eval_batches(config, eval_source, size=student.img_size))
+    model = nnx.merge(run.student.graphdef, weights["params"], weights["batch_stats"])
+    if isinstance(model, ViT) and model.distilled:
+        batch = next(evaluation_batches(run, run.student.img_size))
         real = np.linspace(0, int(batch["mask"].sum()) - 1, COSINE_IMAGES).astype(int)
-        cosine = token_cosine(model, normalize(batch["image"][real], *pixels))
-        found["cosine"] = [round(float(x), 4) for x in cosine]
-    return found
+        cosine = token_cosine(model, normalize(jnp.asarray(batch["image"][real]), **run.normalization))
+        agreed["cosine"] = [round(float(x), 4) for x in cosine]
+    return agreed
 
 
-def image_seconds(config, source, mesh, graphdef, weights, size: int, mean, std) -> float:
-    """Seconds a model's forward pass takes for an image, on all devices of the run together."""
-    batch = next(pipeline.eval_batches(config, source, size=size))
+def evaluation_batches(run: Run, size: int) -> Iterator[pipeline.Batch]:
+    """All evaluation images, `size` pixels a side, as one process reads them."""
+    return pipeline.eval_batches(run.config, run.data.evaluation, size=size)
+
+
+def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
+    """{"params", "batch_stats"} of the best checkpoint in a workdir, on all devices of the mesh."""
+    return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
+
+
+def student_decisions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> dict[str, np.ndarray]:
+    """{head: predicted class (images,)} of a student on the evaluation images, and the true labels as "label"."""
+    batches = evaluation_batches(run, student.img_size)
+    mean, std = run.normalization.values()
+    heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, mean=mean, std=std)
+    return heads | {"label": labels}
+
+
+def teacher_decisions(run: Run, mesh: Mesh) -> tuple[dict[str, np.ndarray], float]:
+    """({name: class of the data predicted (images,)}, seconds per image) of the live teacher's models; ({}, 0.0)
+    without one."""
+    decisions, seconds = {}, 0.0
+    for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
+        weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
+        size, mean, std = model.size, model.mean, model.std
+        heads, _ = predict_classes(
+            model.graphdef, weights, evaluation_batches(run, size), mesh=mesh, mean=mean, std=std, outputs=model.outputs
+        )
+        name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
+        decisions[name] = heads.get("fused_logits", heads["cls"])
+        batch = next(evaluation_batches(run, size))
+        seconds += seconds_per_image(batch, mesh, model.graphdef, weights, mean, std)
+    return decisions, seconds
+
+
+def seconds_per_image(
+    batch: dict[str, np.ndarray], mesh: Mesh, graphdef: nnx.GraphDef, weights: dict[str, Any], mean, std
+) -> float:
+    """Seconds a model's forward pass takes per image, on all devices of the run together: the best of three."""
     placed = sharding.place_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh)
     times = []
     for _ in range(3):
@@ -120,14 +128,17 @@ def image_seconds(config, source, mesh, graphdef, weights, size: int, mean, std)
     return min(times) / len(batch["label"]) * mesh.devices.size / jax.device_count()
 
 
-def teacher_share(log: list[dict], image_seconds: float) -> float | None:
-    """The teacher's part of a train step's time (waiting for data left out), or None where no speed was logged."""
-    steps = [(1 - r["wait_share"]) / r["images_per_second"] for r in log if r.get("images_per_second")]
+def teacher_share(records: list[dict[str, Any]], image_seconds: float) -> float | None:
+    """The teacher's part of a train step's time (waiting for data left out), or None where no speed was logged.
+
+    records: of the run's log. image_seconds: that the teacher takes per image.
+    """
+    steps = [(1 - r["wait_share"]) / r["images_per_second"] for r in records if r.get("images_per_second")]
     return image_seconds / float(np.median(steps)) if steps else None
 
 
-def section(found: dict) -> str:
-    """The report's Markdown about agreement."""
+def section(found: dict[str, Any]) -> str:
+    """The report's Markdown about agreement. found: of `study`."""
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = ["## Agreement",

@@ -16,9 +16,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deit_jax.augment import augment_train
-from deit_jax.data import pipeline, sources
+from deit_jax.config.derived import has_teacher
+from deit_jax.data import pipeline
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
 from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, runs, size_forecast
+from deit_jax.distill.runs import train_teacher
 from deit_jax.distill.teacher import load_teacher, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.randomness import purpose_key
@@ -27,6 +29,7 @@ from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
 from deit_jax.student import Student, compute_dtype, make_student
 from deit_jax.train.optimizer import num_steps
+from deit_jax.train.setup import open_data
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
@@ -73,13 +76,12 @@ def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "
     Every process makes its own share of the chunks, whole batches on its own devices. Returns what was done. Raises
     UserError for bad input and a full disk (what was written stays usable), Interrupted after a signal.
     """
-    from deit_jax.run import train_teacher
-
     config = config.copy_and_resolve_references()
     config.distill.labels = ""
-    if config.distill.kind not in ("soft", "hard"):
+    if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
-    source, _ = sources.open_sources(config)
+    data = open_data(config)
+    source = data.train
     student = make_student(config, source.num_classes)
     total = num_steps(config, pipeline.steps_per_epoch(config, source))
     folder = Path(workdir).expanduser().absolute()
@@ -89,9 +91,10 @@ def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "
         check_identity(folder, header, config, source, student, header["teacher"])
     make_folder(folder)
 
-    trained = teacher_init or train_teacher(config, folder)[0]
-    sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
-    members, arrays = load_teacher(config, trained, **sizes, dtype=compute_dtype(config.teacher.dtype))
+    trained = teacher_init or train_teacher(config, folder, data)[0]
+    classes = {"num_classes": source.num_classes, "class_names": source.class_names}
+    dtype = compute_dtype(config.teacher.dtype)
+    members, arrays = load_teacher(config, trained, img_size=student.img_size, dtype=dtype, **classes)
     init = config.teacher.init or "trained for it"
     header = make_header(config, source, student, teacher_identity(config, student.img_size, members, arrays, init))
     store = open_store(folder, header, total, config, source, student)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from deit_jax.config import SETTINGS
+from deit_jax.config.derived import has_teacher
 from deit_jax.data import pipeline
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
@@ -74,7 +75,7 @@ def weights_digest(arrays: list) -> str:
     return found.hexdigest()
 
 
-def teacher_changes(config, theirs: dict[str, Any], img_size: int, num_classes: int) -> tuple[list[str], dict]:
+def teacher_changes(config, theirs: dict[str, Any], img_size: int, class_names: list[str]) -> tuple[list[str], dict]:
     """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is taken
     on trust."""
     t = config.teacher
@@ -87,8 +88,9 @@ def teacher_changes(config, theirs: dict[str, Any], img_size: int, num_classes: 
         if t[name]:
             ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
     if is_local(t.init):  # the bytes count, wherever they lie
-        size = {"img_size": img_size, "num_classes": num_classes, "dtype": compute_dtype(t.dtype)}
-        ours["teacher.weights"] = weights_digest(load_teacher(config, **size)[1])
+        classes = {"num_classes": len(class_names), "class_names": class_names}
+        arrays = load_teacher(config, img_size=img_size, dtype=compute_dtype(t.dtype), **classes)[1]
+        ours["teacher.weights"] = weights_digest(arrays)
     elif t.init:
         ours["teacher.init"] = t.init
     else:
@@ -102,7 +104,7 @@ def check_identity(folder, header: dict, config, source, student: Student, teach
     there = header["images"] | header["teacher"]
     changed = sorted(name for name in images.keys() | header["images"].keys() if images.get(name) != there.get(name))
     if teacher is None:
-        names, teacher = teacher_changes(config, header["teacher"], student.img_size, student.num_classes)
+        names, teacher = teacher_changes(config, header["teacher"], student.img_size, source.class_names)
     else:
         names = sorted(n for n in teacher.keys() | header["teacher"].keys() if teacher.get(n) != there.get(n))
         if "teacher.weights" not in names:  # the same weights from elsewhere are the same teacher
@@ -165,7 +167,7 @@ def open_labels(config, source, student: Student, total: int) -> BatchLabels | N
     Raises UserError for a store of other images or another teacher, of another kind, or one that ends too early.
     """
     d = config.distill
-    if not d.labels or d.kind not in ("soft", "hard"):
+    if not d.labels or not has_teacher(config):
         return None
     store = LabelStore(d.labels)
     check_identity(d.labels, store.header, config, source, student)

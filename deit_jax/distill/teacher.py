@@ -1,45 +1,61 @@
 """The teacher, live or as stored labels, behind one call: (arrays, batch, images) → logits, decisions or None."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from deit_jax import models
+from deit_jax.config.derived import has_teacher
+from deit_jax.data.classes import match_classes
 from deit_jax.errors import UserError
+from deit_jax.train.step import NO_TEACHER, Teacher, TeacherFunction
+from deit_jax.weights import fit_weights, load_weights
 
 
 class TeacherModel(NamedTuple):
-    """One model of a teacher: its constructor, its input size and the pixels it knows."""
+    """One model of a live teacher, without its arrays.
 
-    build: Callable
+    Attributes:
+        build: its constructor.
+        size: input size in pixels; images of another size are resized for it.
+        mean, std: its normalization statistics.
+        outputs: per class of the data, the index of its logit; None: they are numbered alike.
+        notes: what was changed to fit its weights to `build`, for people.
+    """
+
+    build: functools.partial
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    outputs: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        return models.abstract(self.build)[0]
 
 
-def no_teacher(arrays, batch: dict, images: jax.Array) -> None:
-    """For the objectives that have none."""
-
-
-def stored_teacher(arrays, batch: dict, images: jax.Array) -> jax.Array:
-    """Labels that came with the batch: decisions (B,), or logits."""
+def stored_teacher(arrays: Any, batch: dict, images: jax.Array) -> jax.Array:
+    """The labels that came with the batch: decisions (B,), or logits."""
     return batch["teacher"]
 
 
-def stored_distribution(num_classes: int, tau: float) -> Callable:
-    """The teacher of a top-k store, whose batches hold `teacher` (B, k) classes, likeliest first, and
-    `teacher_probability` (B, k) at temperature tau.
+def stored_distribution(num_classes: int, tau: float) -> TeacherFunction:
+    """The teacher of a top-k store: a function that returns logits (B, num_classes).
 
-    What the k classes leave of the probability is spread evenly over the others: the mass at `tau` is then exact, and
-    with k = num_classes the teacher is the live one. The function returns logits (B, num_classes) whose softmax at
-    `tau` is that distribution; a class of probability 0 has -inf, which `distillation_loss` takes for 0 log 0 = 0.
+    The batch holds `teacher` (B, k) classes, likeliest first, and `teacher_probability` (B, k) at temperature `tau`.
+    The remaining probability mass is distributed uniformly over the other classes, so the softmax of the logits at
+    `tau` is that distribution; with k = num_classes it is the live teacher's. A class of probability 0 has logit -inf,
+    which `distillation_loss` takes for 0 log 0 = 0.
     """
 
-    def logits(arrays, batch, images):
+    def logits(arrays: Any, batch: dict, images: jax.Array) -> jax.Array:
         index, known = batch["teacher"], batch["teacher_probability"].astype(jnp.float32)
         rest = jnp.maximum(1 - known.sum(-1, keepdims=True), 0) / max(num_classes - index.shape[-1], 1)
         rows = jnp.arange(len(index))[:, None]
@@ -49,29 +65,27 @@ def stored_distribution(num_classes: int, tau: float) -> Callable:
     return logits
 
 
-def live_teacher(
-    members: list[tuple[nnx.GraphDef, int, tuple, tuple]], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable:
-    """A teacher that runs in the student's jit, in evaluation mode, on the student's augmented and mixed images.
+def teacher_of(config, members: Sequence[TeacherModel]) -> TeacherFunction:
+    """A live teacher: it runs in the student's jit, in evaluation mode, on the student's augmented and mixed images.
 
-    Args:
-        members: (graph definition, input size, pixel mean, pixel deviation) of each; their predictions are averaged.
-        mean, std: the student's images are normalized with.
-
-    The returned function takes their arrays, [(params, batch_stats), …]: nothing is a constant of the jitted code.
+    The returned function takes the models' arrays, [(params, batch_stats), …], so that none is a constant of the jitted
+    code, and returns logits (B, classes of the data). Several models' predictions are averaged as probabilities.
     """
+    mean, std = tuple(config.augment.mean), tuple(config.augment.std)
+    graphdefs = [member.graphdef for member in members]
 
-    def logits(arrays, batch, images):
+    def logits(arrays: Sequence[Any], batch: dict, images: jax.Array) -> jax.Array:
         images = jax.lax.stop_gradient(images)
         outputs = []
-        for (graphdef, size, to_mean, to_std), (params, batch_stats) in zip(members, arrays, strict=True):
+        for member, graphdef, (params, batch_stats) in zip(members, graphdefs, arrays, strict=True):
             view = images
-            if (mean, std) != (to_mean, to_std):
-                a, b, c, d = (jnp.asarray(x, images.dtype) for x in (std, mean, to_mean, to_std))
+            if (mean, std) != (member.mean, member.std):
+                a, b, c, d = (jnp.asarray(x, images.dtype) for x in (std, mean, member.mean, member.std))
                 view = (view * a + b - c) / d
-            if view.shape[1] != size:
-                view = jax.image.resize(view, (len(view), size, size, 3), "bicubic")
-            outputs.append(nnx.merge(graphdef, params, batch_stats)(view))
+            if view.shape[1] != member.size:
+                view = jax.image.resize(view, (len(view), member.size, member.size, 3), "bicubic")
+            output = nnx.merge(graphdef, params, batch_stats)(view)
+            outputs.append(output if member.outputs is None else output[:, member.outputs])
         if len(outputs) == 1:
             return outputs[0]
         return jnp.log(jnp.stack([jax.nn.softmax(o) for o in outputs]).mean(0))
@@ -79,25 +93,40 @@ def live_teacher(
     return logits
 
 
-def make_teacher(config, init: str = "", *, img_size: int, num_classes: int, dtype) -> tuple[Callable, list]:
-    """(teacher, its arrays) that `config` (resolved) asks for; init: its weights where `teacher.init` is empty.
+def make_teacher(
+    config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
+) -> Teacher:
+    """The teacher that `config` (resolved) asks for.
 
-    Raises UserError for missing weights or a teacher of other classes, before anything is compiled.
+    Arguments and errors as `load_teacher`, which is called where the teacher is live.
     """
-    if config.distill.kind in ("none", "second_cls"):
-        return no_teacher, []
+    if not has_teacher(config):
+        return NO_TEACHER
     if config.distill.labels:
-        if config.distill.kind == "soft":
-            return stored_distribution(num_classes, config.distill.tau), []
-        return stored_teacher, []
-    members, arrays = load_teacher(config, init, img_size=img_size, num_classes=num_classes, dtype=dtype)
-    return teacher_of(config, members), arrays
+        soft = config.distill.kind == "soft"
+        return Teacher(stored_distribution(num_classes, config.distill.tau) if soft else stored_teacher)
+    members, arrays = load_teacher(
+        config, init, img_size=img_size, num_classes=num_classes, dtype=dtype, class_names=class_names
+    )
+    return Teacher(teacher_of(config, members), arrays, members)
 
 
-def load_teacher(config, init: str = "", *, img_size: int, num_classes: int, dtype) -> tuple[list[TeacherModel], list]:
-    """The models of the live teacher and their arrays, [(params, batch_stats), …] on the host. As `make_teacher`."""
-    from deit_jax.weights import fit_weights, load_weights  # here: stored labels need no weights' code
+def load_teacher(
+    config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
+) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:
+    """The models of the live teacher and their arrays, [(params, batch_stats), …] on the host.
 
+    Args:
+        config: resolved.
+        init: the weights where `teacher.init` is empty, as of a teacher that was trained just before.
+        img_size: the student's, in pixels.
+        num_classes, class_names: of the data. With names, the teacher's classes are matched by name and may be more
+            than the data's; without, they must be as many, in the data's order.
+        dtype: compute type.
+
+    Raises UserError for missing weights, weights that lack a part of the model, or a teacher of other classes, before
+    anything is compiled.
+    """
     init = config.teacher.init or init
     if not init:
         raise UserError(
@@ -109,37 +138,43 @@ def load_teacher(config, init: str = "", *, img_size: int, num_classes: int, dty
     if len(sources) != len(names):
         raise UserError(f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each")
     size = config.teacher.img_size or img_size
-    options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
     members, arrays = [], []
     for name, source in zip(names, sources, strict=True):
         weights = load_weights(source)
+        outputs = match_outputs(weights, source, num_classes, class_names)
+        options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
+        build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
+        params, batch_stats, notes = fit_weights(weights, build, new_parts=False)
+        arrays.append((params, batch_stats))
+        mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
+        notes = tuple(f"teacher {source}: {note}" for note in notes)
+        members.append(TeacherModel(build, size, mean, std, outputs, notes))
+    return members, arrays
+
+
+def match_outputs(weights, source: str, num_classes: int, class_names: Sequence[str] | None) -> np.ndarray | None:
+    """`TeacherModel.outputs` of a teacher's weights. Raises UserError where its classes are not the data's."""
+    if class_names is None:
         if weights.num_classes != num_classes:
             raise UserError(
                 f"teacher {source} has {weights.num_classes} classes, the data {num_classes}:"
                 " give a teacher of these classes"
             )
-        build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
-        params, batch_stats, _ = fit_weights(weights, build)
-        arrays.append((params, batch_stats))
-        mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
-        members.append(TeacherModel(build, size, mean, std))
-    return members, arrays
+        return None
+    found = match_classes(
+        class_names, weights.class_names, weights.num_classes, subset=True, model=f"teacher {source}"
+    )  # fmt: skip
+    return None if found.is_identity else found.outputs
 
 
 def teacher_models(config, *, img_size: int, num_classes: int, dtype) -> list[TeacherModel]:
-    """The models that `teacher.name` lists, without weights: where no mean is set, they know the student's pixels."""
+    """The models that `teacher.name` lists, without weights; where no mean is set, they have the student's."""
     size = config.teacher.img_size or img_size
     options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
     mean, std = (tuple(config.teacher[k] or config.augment[k]) for k in ("mean", "std"))
     return [
         TeacherModel(models.constructor(name, **options), size, mean, std) for name in config.teacher.name.split(",")
     ]
-
-
-def teacher_of(config, members: list[TeacherModel]) -> Callable:
-    """The live teacher of these members, without its arrays."""
-    known = [(models.abstract(m.build)[0], m.size, m.mean, m.std) for m in members]
-    return live_teacher(known, tuple(config.augment.mean), tuple(config.augment.std))
 
 
 def is_local(init: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # no screen needed
+matplotlib.rcParams["text.parse_math"] = False  # names of classes and runs are text, never markup
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -42,7 +43,8 @@ def curves(path: str | Path, logs: dict[str, list[dict]]) -> None:
     for color, (name, records) in zip(itertools.cycle(COLORS), logs.items(), strict=False):
         losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
         if losses:
-            axes[0, 0].plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5)
+            marker = "o" if len(losses) == 1 else None  # a line of one point would draw nothing
+            axes[0, 0].plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5, marker=marker)
         for key, style in styles.items():
             points = scores[name, key]
             if both and points:

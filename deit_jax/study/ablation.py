@@ -14,14 +14,14 @@ import jax
 from deit_jax import models
 from deit_jax.config import validate
 from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
-from deit_jax.data import sources
 from deit_jax.distill.label import label
+from deit_jax.distill.runs import open_models, train_run
 from deit_jax.errors import UserError, nearest
-from deit_jax.run import check_models
+from deit_jax.runtime import lock
 from deit_jax.study import jobs
 from deit_jax.study import report as ablate_report
 from deit_jax.study.jobs import Job
-from deit_jax.train.loop import train
+from deit_jax.train.setup import open_data
 from deit_jax.train.workdir import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta
 
@@ -127,20 +127,21 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
         )
     base = config.copy_and_resolve_references()
     hard(base)
-    source, _ = sources.open_sources(base)
+    data = open_data(base)
+    source = data.train
     for name in arms:
         for seed in config.ablate.seeds:
             validate(arm_config(base, name, seed))
     for name in {(arm[1:], arm.kind in TAUGHT): name for name, arm in arms.items()}.values():  # one a teacher
-        check_models(arm_config(base, name, 0), source.num_classes)
+        open_models(arm_config(base, name, 0), data)
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)
 
     def write() -> dict:
         scores = collect(workdir, config)
         if jax.process_index() == 0:
-            with jobs.claimed(workdir / "results") as mine:
-                if mine:
+            with lock.try_hold(workdir / "results") as other:
+                if other is None:
                     ablate_report.write(workdir, config, scores)
         return scores
 
@@ -186,7 +187,7 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
 
 def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
     """Train one run; returns {"heads": {head: top-1}} of its last weights."""
-    found = train(config, folder, title=folder.name, teacher_init=str(teacher or ""))
+    found = train_run(config, folder, title=folder.name, teacher_init=str(teacher or ""))
     return {"heads": {head: r["top1"] for head, r in found["params"]["heads"].items()}}
 
 

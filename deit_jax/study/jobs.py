@@ -6,12 +6,11 @@ Each start has its own core (`taskset -c 0`, `-c 1`, …) or GPU (`CUDA_VISIBLE_
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deit_jax.runtime import hardware
+from deit_jax.runtime import atomic, hardware, lock
 
 POLL = 2.0  # seconds between looks at what others are doing
 
@@ -40,25 +39,6 @@ def result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_whole(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)  # a killed process leaves no half a file
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether the folder is this process's alone while the block lasts; a process that dies lets go of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def finish(job: Job) -> None:
     """Do the job and write done.json; the seconds of a run in several pieces add up."""
     spent, begun = job.folder / "seconds.json", time.perf_counter()
@@ -69,9 +49,9 @@ def finish(job: Job) -> None:
     finally:
         seconds = round(before + time.perf_counter() - begun, 1)
         if jax.process_index() == 0 and job.folder.exists():
-            write_whole(spent, seconds)
+            atomic.write_json(spent, seconds)
     if jax.process_index() == 0:
-        write_whole(job.folder / "done.json", {**found, "seconds": seconds, "where": where()})
+        atomic.write_json(job.folder / "done.json", {**found, "seconds": seconds, "where": where()})
 
 
 @functools.cache
@@ -114,8 +94,8 @@ def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:
     while todo := [job for job in todo if result(job.folder) is None]:
         for job in todo:
             if all(result(folder) is not None for folder in job.needs):
-                with claimed(job.folder) as mine:
-                    if mine and result(job.folder) is None:
+                with lock.try_hold(job.folder) as other:
+                    if other is None and result(job.folder) is None:
                         finish(job)
                         after()
                         break  # look again from the first: what this one was needed for comes next

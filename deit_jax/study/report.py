@@ -11,6 +11,7 @@ import numpy as np
 
 from deit_jax.config import default_config, flat
 from deit_jax.report import log, plots, tables
+from deit_jax.runtime import atomic
 from deit_jax.study import jobs
 
 Scores = dict[str, dict[int, dict[str, float]]]  # arm, seed, head → top-1
@@ -173,7 +174,7 @@ def write(workdir: Path, config, scores: Scores) -> None:
         return
     folder, fusion = workdir / "results", config.evaluate.fusion
     folder.mkdir(exist_ok=True)
-    (folder / "ablation.md").write_text(text(workdir, config, scores) + "\n")
+    atomic.write_text(folder / "ablation.md", text(workdir, config, scores) + "\n")
     record = {
         "scores": scores,
         "comparisons": comparisons(scores, fusion),
@@ -181,7 +182,7 @@ def write(workdir: Path, config, scores: Scores) -> None:
         "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
-    jobs.write_whole(folder / "ablation.json", record)
+    atomic.write_json(folder / "ablation.json", record)
     best = {arm: list(by_head(runs, "fused", fusion).values()) for arm, runs in scores.items()}
     plots.bars(folder / "ablation.png", {arm_label(arm): mean_and_deviation(v) for arm, v in best.items()})
     logs = {arm: log.read_log(workdir / run_name(arm, min(runs))) for arm, runs in scores.items()}

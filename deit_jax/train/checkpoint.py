@@ -1,65 +1,238 @@
 """Orbax checkpoints of a run.
 
     WORKDIR/checkpoints/STEP/    params, ema ({"params", "batch_stats"} each), rest (step, optimizer, …), meta (JSON)
+                                 checksums.json: of each file, see deit_jax/weights/integrity.py
+                                 scores.json: its evaluation, which comes after saving
+    WORKDIR/damaged/STEP/        what could not be used to resume
 
-The newest `checkpoint.keep` are kept, and the best by top-1. Any mesh reads any mesh's checkpoint.
+The newest `checkpoint.keep` are kept, and the best by top-1. Any mesh reads any mesh's checkpoint. What is read is
+verified first; a damaged checkpoint is set aside and the one before it used. A save that fails loses no training: it is
+said in one line, and the next save tries again.
 """
 
+import functools
+import logging
+import shutil
+import threading
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from deit_jax.weights.orbax import read_meta, saved_shapes
+from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
+from deit_jax.weights import integrity
+from deit_jax.weights.orbax import SCORES, read_meta, saved_shapes
+
+LARGEST_WEIGHT = 1e6  # a parameter beyond it belongs to a run that has diverged, though no value is infinite yet
 
 # what older checkpoints call these entries of the state
 FORMER_NAMES = {"batch_stats": "stats", "nonfinite": "bad"}
 
 
+@jax.jit
+def is_healthy(params: dict, nonfinite_in_row: jax.Array) -> jax.Array:
+    """Whether parameters are finite and bounded, and the last step was not skipped."""
+    bounded = [(jnp.abs(x) <= LARGEST_WEIGHT).all() for x in jax.tree.leaves(params)]  # False for NaN
+    return jnp.stack(bounded).all() & (nonfinite_in_row == 0)
+
+
+class KeepBest(policies.PreservationPolicy):
+    """Keeps the checkpoint of the highest top-1, the newest of several. scores: {step: evaluation}, which may grow."""
+
+    def __init__(self, scores: dict[int, dict[str, Any]]):
+        self.scores = scores
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
+    ) -> Sequence[bool]:
+        scored = [c.step for c in checkpoints if c.step in self.scores]
+        best = max(scored, key=lambda step: (self.scores[step]["top1"], step), default=None)
+        return [c.step == best for c in checkpoints]
+
+
+def say(text: str) -> None:
+    """A line from process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 class Checkpoints:
-    """The checkpoints of one run. Saving is asynchronous; `close` waits for it."""
+    """The checkpoints of one run. Saving is asynchronous; `close` waits for it.
+
+    Opening sets aside what is damaged, until the newest one is intact. Raises UserError where all are damaged, or the
+    folder cannot be written.
+    """
 
     def __init__(self, workdir: Path, keep: int = 2):
-        best = policies.BestN(get_metric_fn=lambda m: m["top1"], n=1, keep_checkpoints_without_metrics=False)
+        self.directory, self.keep = Path(workdir) / "checkpoints", keep
+        self.scores: dict[int, dict[str, Any]] = {}
+        self.saving: int | None = None
+        self.failure: UserError | None = None  # of the last save, until one succeeds
+        from_process_0(lambda: set_damaged_aside(self.directory))
+        silence_save_threads()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), KeepBest(self.scores)]),
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self.sum_files),
         )
-        self.manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+        try:
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise atomic.write_error(self.directory, error) from error
+        evaluated = {step: self.meta(step).get("metrics") for step in self.manager.all_steps()}
+        self.scores |= {step: metrics for step, metrics in evaluated.items() if metrics}
+
+    def sum_files(self) -> None:
+        """Write the checksums of the step that is being saved: all its files are there, its final name is not."""
+        for folder in self.directory.glob(f"{self.saving}.*"):
+            integrity.write_sums(folder)
 
     def latest(self) -> int | None:
+        """The newest step, or None where nothing is saved."""
         return self.manager.latest_step()
 
-    def save(self, state: dict, meta: dict, metrics: dict | None = None) -> None:
-        """Save the state as its step; a step that is already there is left alone."""
+    def folder(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.directory / str(step)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON beside the arrays of a committed step; {} where the step is not there or its metadata is damaged."""
+        try:
+            return read_meta(self.folder(step))
+        except UserError:
+            return {}
+
+    def score(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record the evaluation of a step, before or after it is saved; the best step by top-1 is kept."""
+        self.scores[step] = metrics
+        if step in self.manager.all_steps():
+            self.settle()
+            if jax.process_index() == 0 and self.folder(step).is_dir():
+                try:
+                    integrity.write_record(self.folder(step) / SCORES, metrics)
+                except UserError as error:
+                    say(f"warning: {error}")
+
+    def scored(self, step: int) -> bool:
+        """Whether the evaluation of a step is recorded."""
+        return step in self.scores
+
+    def forecast(self, shapes: dict) -> str:
+        """A line about the disk space that the run's checkpoints take and that there is. shapes: the state's."""
+        each, free = state_bytes(shapes), atomic.free_space(self.directory)
+        count = self.keep + 2  # the best, and the one being written
+        there = sum(f.stat().st_size for f in self.directory.rglob("*") if f.is_file())
+        short = count * each - there > free
+        return f"checkpoints: {atomic.readable(each)} each, {count} at most; {atomic.readable(free)} free" + (
+            f" in {self.directory}: that may not be enough" if short else ""
+        )
+
+    def save(self, state: dict, meta: dict, metrics: dict | None = None) -> bool:
+        """Start to save the state as its step; a step that is already there is left alone.
+
+        metrics: as `score`, if known. Returns whether it was started: a full disk, or one that cannot be written, is
+        said in one line and is no error, as training goes on and the next save tries again.
+        """
+        self.settle()
         step = int(state["step"])
         if step in self.manager.all_steps():
-            return
+            return True
+        if metrics:
+            self.scores[step] = metrics
         items = {
             "params": ocp.args.StandardSave({"params": state["params"], "batch_stats": state["batch_stats"]}),
             "rest": ocp.args.StandardSave(
                 {k: v for k, v in state.items() if k not in ("params", "batch_stats", "ema")}
             ),
             "meta": ocp.args.JsonSave(
-                meta | {"step": step, "metrics": metrics or {}, "healthy": int(state["nonfinite"]["in_row"]) == 0}
+                meta
+                | {
+                    "step": step,
+                    "metrics": self.scores.get(step, {}),
+                    "healthy": bool(is_healthy(state["params"], state["nonfinite"]["in_row"])),
+                }
             ),
         }
         if state["ema"]:
             items["ema"] = ocp.args.StandardSave(state["ema"])
-        scores = {"top1": metrics["top1"]} if metrics else None
-        self.manager.save(step, args=ocp.args.Composite(**items), metrics=scores)
+        needed = state_bytes(state)
+        self.saving = step
+        try:
+            from_process_0(lambda: check_space(self.directory, needed))
+            if not self.directory.is_dir():
+                say(f"warning: {self.directory} was removed or moved while the run was writing to it: made again")
+                self.manager.reload()
+            self.manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            self.fail(error, needed)
+            return False
+        return True
+
+    def settle(self) -> None:
+        """Wait for the running save; one that failed is said in one line, and its remains are removed."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            self.fail(error)
+        else:
+            if self.saving is not None and self.folder(self.saving).is_dir():
+                self.failure = None
+
+    def fail(self, error: Exception, needed: int = 0) -> None:
+        """Note and say that a save failed for want of a disk to write to; raise any other error again."""
+        if isinstance(error, UserError):
+            failure = error
+        elif atomic.is_disk_error(error):
+            failure = atomic.write_error(self.folder(self.saving or 0), error, needed)
+        else:
+            raise error
+        self.failure = failure
+        say(f"warning: step {self.saving} is not saved: {failure}; training goes on, and the next save tries again")
+        if jax.process_index() == 0:
+            for remains in self.directory.glob(f"{self.saving}.*"):
+                shutil.rmtree(remains, ignore_errors=True)
+        self.manager.reload()  # it counts the step as saved
 
     def restore(self, shapes: dict, step: int | None = None) -> dict:
-        """The state at `step` (default newest). shapes: the state as ShapeDtypeStructs with the shardings wanted."""
-        step = self.latest() if step is None else step
+        """The state at `step` (default newest). shapes: the state as ShapeDtypeStructs with the shardings wanted.
+
+        A checkpoint from before checksums whose damage shows only here is set aside, and the one before it restored.
+        """
+        chosen = self.latest() if step is None else step
+        if chosen is None:
+            raise UserError(f"{self.directory} holds no checkpoint")
+        try:
+            return self.read(shapes, chosen)
+        except Exception as error:
+            steps = [s for s in self.manager.all_steps() if s < chosen]
+            if integrity.has_sums(self.folder(chosen)) or not steps or jax.process_count() > 1:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+                raise UserError(
+                    f"checkpoint {self.folder(chosen)} cannot be read ({reason}): move it out of the folder, and the"
+                    " same command goes on from the one before"
+                ) from error
+            place = integrity.set_aside(self.folder(chosen))
+            say(f"checkpoint {self.folder(chosen)} cannot be read: set aside in {place}, going on from {max(steps)}")
+            self.manager.reload()
+            return self.restore(shapes, max(steps))
+
+    def read(self, shapes: dict, step: int) -> dict:
+        """As `restore`, of one step."""
         trees = {
             "params": {k: shapes[k] for k in ("params", "batch_stats")},
             "rest": {k: v for k, v in shapes.items() if k not in ("params", "batch_stats", "ema")},
         }
         if shapes["ema"]:
             trees["ema"] = shapes["ema"]
-        folder = Path(self.manager.directory) / str(step)
-        saved = {item: saved_shapes(folder / item) for item in trees}
+        saved = {item: saved_shapes(self.folder(step) / item) for item in trees}
         names = {item: {k: k if k in saved[item] else FORMER_NAMES.get(k, k) for k in trees[item]} for item in trees}
         items = {
             item: ocp.args.StandardRestore({names[item][k]: v for k, v in tree.items()}) for item, tree in trees.items()
@@ -69,17 +242,95 @@ class Checkpoints:
         return {**got["rest"], **got["params"], "ema": got.get("ema", {})}
 
     def last_good(self) -> int | None:
-        """The newest step that was saved with no non-finite steps just before it."""
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        return next((s for s in steps if read_meta(Path(self.manager.directory) / str(s))["healthy"]), None)
+        """The newest intact step that was saved with finite, bounded parameters and no skipped step just before it."""
+        self.settle()  # a step that is still being written has no metadata yet
+        healthy = [step for step in sorted(self.manager.all_steps(), reverse=True) if self.meta(step).get("healthy")]
+        found = from_process_0(lambda: next((s for s in healthy if integrity.damage(self.folder(s)) is None), -1))
+        return None if found < 0 else found
 
-    def roll_back(self, step: int, shapes: dict) -> dict:
-        """The state at `step`; what was saved after it goes, so that the run can save there again."""
-        self.manager.wait_until_finished()
+    def discard_after(self, step: int) -> None:
+        """Delete what was saved after `step`, so that the run can save there again."""
+        self.settle()
         for later in [s for s in self.manager.all_steps() if s > step]:
             self.manager.delete(later)
+        for later in [s for s in self.scores if s > step]:
+            del self.scores[later]
+
+    def roll_back(self, step: int, shapes: dict) -> dict:
+        """The state at `step`, after `discard_after` it."""
+        self.discard_after(step)
         return self.restore(shapes, step)
 
     def close(self) -> None:
-        self.manager.wait_until_finished()
+        """Wait for the running save. Raises UserError where the last one failed: the run's end is not on the disk."""
+        self.settle()
         self.manager.close()
+        if self.failure is not None:
+            newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
+            kept = "nothing is saved" if newest is None else f"saved is step {newest}"
+            raise UserError(f"{self.failure}; {kept}, and the same command goes on from there")
+
+
+@functools.cache
+def silence_save_threads() -> None:
+    """Leave the report of a failed save to `Checkpoints.fail`: Orbax prints a traceback per thread that it uses."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.exc_info is None)
+    report = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        error = arguments.exc_value
+        frames = traceback.extract_tb(arguments.exc_traceback)
+        if error is None or not atomic.is_disk_error(error) or not any("orbax" in f.filename for f in frames):
+            report(arguments)
+
+    threading.excepthook = hook
+
+
+def from_process_0(decide: Callable[[], int | None]) -> int:
+    """What `decide` returns on process 0, on every process; where it raises UserError there, all of them do."""
+    if jax.process_count() == 1:
+        return decide() or 0
+    decided, failure = 0, None
+    if jax.process_index() == 0:
+        try:
+            decided = decide() or 0
+        except UserError as error:
+            failure = error
+    decided, failed = multihost_utils.broadcast_one_to_all(np.array([decided, failure is not None], np.int32))
+    if failed:
+        raise failure or UserError("process 0 cannot use the checkpoints: it says why")
+    return int(decided)
+
+
+def set_damaged_aside(directory: Path) -> None:
+    """Set aside the newest checkpoints until one is intact, with a line about each; raise UserError if none is."""
+    steps = sorted((p for p in directory.glob("*") if p.name.isdigit() and p.is_dir()), key=lambda p: -int(p.name))
+    damaged: list[tuple[Path, str]] = []
+    for step in steps:
+        found = integrity.damage(step)
+        if found is None:
+            break
+        damaged.append((step, found))
+    if damaged and len(damaged) == len(steps):
+        step, found = damaged[0]
+        raise UserError(
+            f"no checkpoint in {directory} is intact ({step.name}/{found}): restore a copy of one, or train again in"
+            " another --workdir"
+        )
+    for step, found in damaged:
+        place = integrity.set_aside(step)
+        say(f"checkpoint {step} is damaged ({found}): set aside in {place}")
+
+
+def state_bytes(state: dict) -> int:
+    """Bytes of a state's arrays, or of their shapes."""
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raise UserError where a checkpoint of `needed` bytes does not fit."""
+    free = atomic.free_space(directory)
+    if free < needed:
+        raise UserError(
+            f"{directory} has no room ({atomic.readable(free)} free, {atomic.readable(needed)} needed): make room there"
+        )

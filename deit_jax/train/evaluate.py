@@ -1,24 +1,35 @@
 """Accuracy of each head and of their fusion over a whole dataset."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
-USED = ("image", "label", "labels", "mask")  # of a batch; names stay on the host
+SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes
+USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
+
+Batch = dict[str, np.ndarray]
+Weights = dict[str, Any]  # {"params", "batch_stats"}
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tuple) -> dict[str, jax.Array]:
-    """Logits of uint8 images (B, S, S, 3) by every head the model has, in evaluation mode."""
+def head_logits(
+    graphdef: nnx.GraphDef, weights: Weights, images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, jax.Array]:
+    """Logits (B, classes) per head of the model, in evaluation mode.
+
+    images: uint8 (B, S, S, 3). mean, std: the model's normalization statistics.
+    """
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     cls, dist = model.heads(normalize(images, mean, std))
     if dist is None:
@@ -27,80 +38,140 @@ def head_logits(graphdef, weights: dict, images: jax.Array, mean: tuple, std: tu
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
-def count_correct(graphdef, weights: dict, batch: dict, mean: tuple, std: tuple) -> tuple[dict, dict]:
-    """A head: (top-1 right, top-5 right, summed cross-entropy, images) of a batch, where padding (mask 0) does not
-    count; and a head: its decision for each row, int32 (rows,)."""
+def count_correct(
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batch: dict,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    subset: jax.Array | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Score one evaluation batch.
 
-    # an image of several right labels (ImageNet-ReaL; padded by -1) counts as right where any is found
-    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
+    Args:
+        batch: of `data.pipeline.eval_batches`; with `labels` (B, n), an image is correct where any is predicted.
+        mean, std: pixel normalization of the model.
+        subset: bool (classes,): score a second time with the other classes' logits left out.
 
-    def count(logits):
+    Returns:
+        ({head: [top-1 correct, top-5 correct, summed cross-entropy, images] (4,)}, {head: classes int32 (B,)}); the
+        counts of the subset stand under "subset/HEAD".
+    """
+    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]  # -1 pads the labels
+
+    def count(logits: jax.Array) -> jax.Array:
         own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
         # a tie goes to the class that comes first, as argmax decides
         before = jnp.arange(logits.shape[1]) < labels[..., None]
         rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
-        # no comparison holds with NaN: without this, a model that has diverged would be right everywhere
+        # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
         rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
-        return (jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)]) * mask).sum(1)
+        counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
+        return jnp.where(mask > 0, counted, 0).sum(1)  # padding's loss may be infinite: 0 x inf is not 0
 
     logits = head_logits(graphdef, weights, batch["image"], mean, std)
-    return {name: count(x) for name, x in logits.items()}, {name: x.argmax(-1) for name, x in logits.items()}
+    counts = {name: count(x) for name, x in logits.items()}
+    if subset is not None:
+        counts |= {f"{SUBSET}{name}": count(jnp.where(subset, x, -jnp.inf)) for name, x in logits.items()}
+    return counts, {name: x.argmax(-1) for name, x in logits.items()}
 
 
-def evaluate(graphdef, weights: dict, batches: Iterable[dict], *, decisions: dict | None = None, **options) -> dict:
-    """`evaluate_sets` of one set of weights: its result.
+def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
+    """Each batch, and what the devices need of it as global arrays over `mesh`."""
+    for batch in batches:
+        yield batch, sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
 
-    decisions: where given, gets each head's decisions, (images,) a batch; `mesh` must then lie on this process.
-    """
-    kept = None if decisions is None else {"": decisions}
-    return evaluate_sets(graphdef, {"": weights}, batches, decisions=kept, **options)[""]
+
+def evaluate(graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options) -> dict[str, Any]:
+    """`evaluate_sets` of one set of weights: its result."""
+    return evaluate_sets(graphdef, {"": weights}, batches, **options)[""]
 
 
 def evaluate_sets(
-    graphdef,
-    sets: dict[str, dict],
-    batches: Iterable[dict],
+    graphdef: nnx.GraphDef,
+    sets: dict[str, Weights],
+    batches: Iterable[Batch],
     *,
-    mesh,
-    mean,
-    std,
+    mesh: Mesh,
+    mean: Iterable[float],
+    std: Iterable[float],
     fusion: str = "logits",
-    decisions: dict[str, dict] | None = None,
-) -> dict[str, dict]:
-    """Evaluate each of `sets` ({name: {"params", "batch_stats"}}) in one pass over `batches` of `data.eval_batches`.
+    subset: np.ndarray | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate several sets of weights of one model in a single pass over the data.
 
-    Returns, a name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}; accuracies in
-    percent, loss the mean cross-entropy. The first three are the model's joint prediction, fused as `fusion` says.
-    mean, std: of the pixels the model knows. decisions: see `evaluate`, by name.
+    Args:
+        sets: {name: {"params", "batch_stats"}}.
+        batches: of `data.pipeline.eval_batches`.
+        mesh: the devices.
+        mean, std: the model's normalization statistics.
+        fusion: how the joint prediction combines both heads, "logits" or "probabilities".
+        subset: bool (classes,), which of the model's classes the data has, where it has not all.
+
+    Returns:
+        {name: {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}}; accuracies in percent,
+        loss the mean cross-entropy; the first three are of the joint prediction. With a subset, also "subset": the
+        same, the decision being between its classes alone.
     """
     mean, std = tuple(mean), tuple(std)
-    totals: dict[str, dict] = {name: {} for name in sets}
+    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
     pending = []
-    for batch in batches:
-        placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
+    for _, batch in placed(batches, mesh):
         for name, weights in sets.items():
-            counts, decided = count_correct(graphdef, weights, placed, mean, std)
-            pending.append((name, counts))
-            if decisions is not None:
-                for head, values in jax.device_get(decided).items():
-                    decisions[name].setdefault(head, []).append(values[batch["mask"] > 0])
+            pending.append((name, count_correct(graphdef, weights, batch, mean, std, subset)[0]))
         while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
-            add(totals, *pending.pop(0))
+            add_counts(totals, *pending.pop(0))
     for name, counts in pending:
-        add(totals, name, counts)
+        add_counts(totals, name, counts)
     return {name: accuracies(total, fusion) for name, total in totals.items()}
 
 
-def add(totals: dict, name: str, counts: dict) -> None:
+def predict_classes(
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh,
+    mean: Iterable[float],
+    std: Iterable[float],
+    outputs: np.ndarray | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({head: predicted class}, label), int arrays over all images whose mask is 1.
+
+    Arguments as `evaluate_sets`; `mesh` must be of this process's devices. outputs: per class of the data, the index of
+    the model's logit; None: they are numbered alike.
+    """
+    mean, std = tuple(mean), tuple(std)
+    predicted: dict[str, list[np.ndarray]] = {}
+    labels = []
+    for host, batch in placed(batches, mesh):
+        real = host["mask"] > 0
+        labels.append(host["label"][real])
+        if outputs is None:
+            _, classes = count_correct(graphdef, weights, batch, mean, std)
+        else:
+            logits = head_logits(graphdef, weights, batch["image"], mean, std)
+            classes = {head: x[:, outputs].argmax(-1) for head, x in logits.items()}
+        for head, values in jax.device_get(classes).items():
+            predicted.setdefault(head, []).append(values[real])
+    return {head: np.concatenate(parts) for head, parts in predicted.items()}, np.concatenate(labels)
+
+
+def add_counts(totals: dict[str, dict[str, np.ndarray]], name: str, counts: dict[str, jax.Array]) -> None:
+    """Add one batch's counts to the totals of `name`."""
     for head, values in jax.device_get(counts).items():
         totals[name][head] = totals[name].get(head, 0.0) + values.astype(np.float64)
 
 
-def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict:
+def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict[str, Any]:
+    """The result of one set of weights from its summed counts, see `evaluate_sets`."""
+    whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
+    part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
+        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in whole.items())
     }
     joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
+    result = {**heads[joint], "heads": heads, "images": int(whole["cls"][3])}
+    return result | {"subset": accuracies(part, fusion)} if part else result

@@ -1,154 +1,208 @@
-"""One training run, start to end: where weights come from, the loop, saving, recovery."""
+"""One training run, start to end: where weights come from, the loop, saving, evaluation, recovery."""
 
-import itertools
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import collections
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deit_jax.data import pipeline, sources
-from deit_jax.distill.label_reader import open_labels
-from deit_jax.distill.teacher import make_teacher
+from deit_jax.data import pipeline
 from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
-from deit_jax.student import Student, compute_dtype, make_student
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.evaluate import evaluate_sets
-from deit_jax.train.optimizer import num_steps
-from deit_jax.train.step import create_state, make_step
-from deit_jax.train.workdir import claim_workdir
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.train.optimizer import describe_averaging, describe_schedule
+from deit_jax.train.setup import Run, load_init
+from deit_jax.train.step import State, create_state, make_step
+from deit_jax.train.stream import Stream
+
+STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
 
 
-def train(config, workdir: str | Path, *, title: str = "student", teacher_init: str = "") -> dict:
-    """Train what `config` (resolved and valid) describes, or finish the run that `workdir` holds.
+class Program(NamedTuple):
+    """The compiled parts of a run.
 
-    teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none.
-    Where weights come from: 1. the newest checkpoint in workdir, 2. else `config.init`, 3. else new ones from the seed.
-    Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it. Raises UserError for bad input,
-    Interrupted once a signal came and the state is saved.
+    Attributes:
+        abstract_state: shapes, types and shardings of the state.
+        initialize: (weights or None, seed) → state.
+        step: (state, batch, teacher's arrays) → (state, metrics); the state's memory is used again.
+        teacher_arrays: on the devices.
     """
 
-    train_source, eval_source = sources.open_sources(config)
-    student = make_student(config, train_source.num_classes)
-    per_epoch = pipeline.steps_per_epoch(config, train_source)
-    total = num_steps(config, per_epoch)
-    sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
-    teacher, teacher_arrays = make_teacher(config, teacher_init, **sizes, dtype=compute_dtype(config.teacher.dtype))
-    labels = open_labels(config, train_source, student, total)
-    workdir = claim_workdir(workdir, config, train_source.fingerprint)
+    abstract_state: State
+    initialize: Callable
+    step: Callable
+    teacher_arrays: Any
 
-    mesh = sharding.make_mesh()
-    shapes = jax.eval_shape(lambda: create_state(student, config))
-    state_sharding = sharding.place_params(shapes, mesh, config.sharding)
-    abstract_state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_sharding
-    )
+
+def make_program(run: Run) -> Program:
+    """Place the state and the teacher on the run's mesh; nothing is compiled before its first call."""
+    config = run.config
+    shapes = jax.eval_shape(lambda: create_state(run.student, config))
+    state_sharding = sharding.place_params(shapes, run.mesh, config.sharding)
+    abstract_state = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_sharding)
     initialize = jax.jit(
-        lambda weights, seed: create_state(student, config, weights, seed=seed), out_shardings=state_sharding
+        lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
     )
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    weights, notes = load_init(config, student) if checkpoints.latest() is None else (None, [])
-    state = initialize(weights, config.seed) if checkpoints.latest() is None else checkpoints.restore(abstract_state)
-    del weights  # the arrays on the host
-    teacher_arrays = jax.device_put(teacher_arrays, sharding.replicated(mesh))
-    step_fn = make_step(student, teacher, config, per_epoch)
-    step_fn = jax.jit(step_fn, out_shardings=(state_sharding, None), donate_argnums=0)  # the state stays where it lies
-    pixels = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
-    meta = {
-        "model": {"name": config.model.name, **sizes},
-        "weights": {**pixels, "class_names": list(train_source.class_names)},
-        "config": json.loads(config.to_json_best_effort()),
-    }
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    step = make_step(run.student, run.teacher.logits, config, run.steps_per_epoch)
+    step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
+    teacher_arrays = jax.device_put(list(run.teacher.arrays), sharding.replicated(run.mesh))
+    return Program(abstract_state, initialize, step, teacher_arrays)
 
-    def batches(position: int) -> Iterator[dict]:
-        """Batches from `position` to the end of the run, and round again (only a rolled-back run goes round)."""
-        for start in itertools.chain([position], itertools.repeat(0)):
-            stream = pipeline.train_batches(
-                config, train_source, size=student.img_size, start=start, labels=labels, **process
-            )
-            try:
-                for batch in itertools.islice(stream, total - start):
-                    log.broken = stream.broken
-                    yield batch
-            finally:
-                stream.close()
 
-    def evaluate_all(state: dict) -> dict:
-        sets = {"params": {"params": state["params"], "batch_stats": state["batch_stats"]}, "ema": state["ema"]}
-        views = pipeline.eval_batches(config, eval_source, size=student.img_size, **process)
-        return evaluate_sets(
-            student.graphdef, {name: weights for name, weights in sets.items() if weights}, views,
-            mesh=mesh, **pixels, fusion=config.evaluate.fusion,
-        )  # fmt: skip
+def train(run: Run) -> dict[str, dict]:
+    """Train a run, or finish the one that its folder holds.
 
-    step, offset, rollbacks, results = int(state["step"]), int(state["offset"]), 0, None
-    log = Log(workdir, title=title, config=config, start=step, total=total, per_epoch=per_epoch)
-    log.begin(student, state["params"], teacher=config.teacher.name if teacher_arrays else "", notes=notes, mesh=mesh)
-    stream, ahead = batches((step + offset) % total), []
-    with Stop() as stop:
-        while step < total and not stop.asked(checkpoints.manager, step):
+    Weights come from 1. the newest checkpoint in the folder, 2. else `run.init`, 3. else the seed. A step is saved
+    before it is evaluated, so that an evaluation that fails or is interrupted loses no training.
+
+    Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it.
+
+    Raises:
+        UserError: bad input, or a run that diverges again and again.
+        Interrupted: a signal came, and the state is saved.
+    """
+    config, total = run.config, run.total_steps
+    program, due, rollbacks, results = make_program(run), functools.partial(is_due, run), 0, None
+    pending = collections.deque()
+    with Stop() as stop, contextlib.ExitStack() as exits:  # whatever ends the run, all that is open is closed
+        checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
+        exits.callback(checkpoints.close)  # waits for the running save
+        state = start_state(run, program, checkpoints)
+        step = int(state["step"])
+        log = begin_log(run, state, checkpoints)
+        exits.callback(log.close)
+        stream = Stream(run, step + int(state["offset"]))
+        exits.callback(stream.close)
+
+        while not stop.asked(checkpoints.manager, step):
+            if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
+                results = evaluate_state(run, state, checkpoints, log, stop)
+            if step == total:
+                break
             with log.waiting():
                 batch = next(stream)
-            state, metrics = step_fn(state, sharding.place_batch(batch, mesh), teacher_arrays)
+            state, metrics = program.step(state, sharding.place_batch(batch, run.mesh), program.teacher_arrays)
             step += 1
-            ahead.append(metrics["loss"])
-            if len(ahead) > 2:  # dispatch is asynchronous: run two steps ahead, not a thousand
-                ahead.pop(0).block_until_ready()
-            values = log.step(step, metrics)
+            pending.append(metrics["loss"])
+            if len(pending) > STEPS_AHEAD:
+                pending.popleft().block_until_ready()
 
+            values = log.step(step, metrics, broken=stream.broken)
             if values and values["nonfinite_in_row"] >= config.stability.patience:
                 rollbacks += 1
-                back = checkpoints.last_good()
-                if rollbacks > config.stability.rollbacks:
-                    raise UserError(
-                        f"{title} diverges: {int(values['nonfinite_in_row'])} non-finite steps in a row at step "
-                        f"{step}, after {rollbacks - 1} roll-backs: lower --config.optimizer.lr"
-                    )
-                if back is None:
-                    state = initialize(load_init(config, student)[0], config.seed)
-                else:
-                    state = checkpoints.roll_back(back, abstract_state)
-                offset += step - int(state["step"])
-                state["offset"] = jax.device_put(jnp.asarray(offset, jnp.int32), state_sharding["offset"])
-                log.rolled_back(step, int(state["step"]))
+                state = roll_back(run, program, state, checkpoints, log, rollbacks)
                 step = int(state["step"])
-                stream.close()
-                stream = batches((step + offset) % total)
-                continue
+                stream.seek(step + int(state["offset"]))
+            elif due(config.checkpoint.every, step):
+                save(run, state, checkpoints, log)
 
-            epoch, within = divmod(step, per_epoch)
-            due = lambda every: step == total or (within == 0 and epoch % every == 0)  # noqa: B023, E731
-            scores = None
-            if due(config.evaluate.every):
-                results = evaluate_all(state)
-                scores = results["params"]
-                log.evaluation(step, results)
-            if due(config.checkpoint.every):
-                checkpoints.save(state, meta, scores)
-    stream.close()
-    if step < total:
-        checkpoints.save(state, meta)
-    checkpoints.close()
-    if step < total:
-        log.close()
-        raise Interrupted(f"{title}: stopped at step {step} of {total}, saved; the same command goes on from there")
-    results = results or evaluate_all(state)
-    log.end()
-    if stop.signal is not None:  # it came in the last step: what would follow waits for the next start
-        raise Interrupted(f"{title}: complete and saved; the same command goes on from there")
+        if step < total:
+            save(run, state, checkpoints, log)
+            at = f"stopped at step {step} of {total}, saved"
+        else:
+            at = "complete and saved"
+        if step < total or results is None or stop.signal is not None:
+            raise Interrupted(f"{run.title}: {at}; the same command goes on from there")
+        log.end()
     return results
 
 
-def load_init(config, student: Student) -> tuple[dict | None, list[str]]:
-    """(weights of `config.init` fitted to the student, what was changed to fit), or (None, []) without one."""
-    if not config.init:
-        return None, []
+def is_due(run: Run, every: int, step: int) -> bool:
+    """Whether something that happens every so many epochs, and at the end, happens after `step` steps."""
+    epoch, within = divmod(step, run.steps_per_epoch)
+    return step == run.total_steps or (step > 0 and within == 0 and epoch % every == 0)
 
-    params, batch_stats, notes = fit_weights(load_weights(config.init), student.build)
-    return {"params": params, "batch_stats": batch_stats}, notes
+
+def initial_weights(run: Run) -> dict | None:
+    """What a run without a usable checkpoint starts from. A resumed run has not loaded it yet."""
+    return (run.init if run.init.weights else load_init(run.config, run.student)).weights
+
+
+def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:
+    """The state of the newest checkpoint, else a new one."""
+    if checkpoints.latest() is None:
+        return program.initialize(initial_weights(run), run.config.seed)
+    return checkpoints.restore(program.abstract_state)
+
+
+def begin_log(run: Run, state: State, checkpoints: Checkpoints) -> Log:
+    """The run's log, continued at the state's step, with the lines that introduce the run."""
+    step, config = int(state["step"]), run.config
+    log = Log(
+        run.folder, title=run.title, config=config, start=step, total=run.total_steps, per_epoch=run.steps_per_epoch,
+        evaluated=checkpoints.scored(step), losses=checkpoints.meta(step).get("interval_losses", []),
+    )  # fmt: skip
+    changes = [*run.init.notes, *(note for model in run.teacher.models for note in model.notes)]
+    plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
+    teacher = config.teacher.name if run.teacher.models else ""
+    log.begin(run.student, state["params"], teacher=teacher, notes=changes + plan, mesh=run.mesh)
+    return log
+
+
+def save(run: Run, state: State, checkpoints: Checkpoints, log: Log) -> None:
+    """Start to save the state; what the next line of the log averages over is part of it."""
+    checkpoints.save(state, run.meta | {"interval_losses": log.interval_losses()})
+
+
+def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict | None:
+    """Evaluate the weights and their average, log and record it; None where a signal came meanwhile.
+
+    Of several processes none may leave alone: there the evaluation is finished first.
+    """
+
+    def batches() -> Iterator[pipeline.Batch]:
+        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        for batch in pipeline.eval_batches(run.config, run.data.evaluation, size=run.student.img_size, **process):
+            if jax.process_count() == 1 and stop.signal is not None:
+                raise Interrupted(f"{run.title}: evaluation of step {step} stopped")
+            yield batch
+
+    step = int(state["step"])
+    sets = {"params": {"params": state["params"], "batch_stats": state["batch_stats"]}, "ema": state["ema"]}
+    sets = {name: weights for name, weights in sets.items() if weights}
+    try:
+        results = evaluate_sets(
+            run.student.graphdef, sets, batches(), mesh=run.mesh, **run.normalization,
+            fusion=run.config.evaluate.fusion,
+        )  # fmt: skip
+    except Interrupted:
+        return None
+    except UserError:  # an image that cannot be read must not cost the training since the last checkpoint
+        if jax.process_count() == 1:
+            save(run, state, checkpoints, log)
+        raise
+    if not checkpoints.scored(step):
+        log.evaluation(step, results)
+        checkpoints.score(step, results["params"])
+    return results
+
+
+def roll_back(run: Run, program: Program, state: State, checkpoints: Checkpoints, log: Log, rollbacks: int) -> State:
+    """The newest healthy state before the run diverged, or a new one, to go on with data that was not seen yet.
+
+    rollbacks: how many this one makes. Raises UserError where that is more than `stability.rollbacks`.
+    """
+    step = int(state["step"])
+    if rollbacks > run.config.stability.rollbacks:
+        lower = f"{run.config.optimizer.lr / 4:g}"
+        raise UserError(
+            f"{run.title} diverges: {int(state['nonfinite']['in_row'])} non-finite steps in a row at step {step}, after"
+            f" {rollbacks - 1} roll-backs: lower --config.{run.lr_setting}, in a new folder: the same command with"
+            f" --config.{run.lr_setting}={lower} --workdir={run.workdir}-lr{lower}"
+        )
+    to = checkpoints.last_good()
+    if to is None:
+        checkpoints.discard_after(to := 0)
+        back = program.initialize(initial_weights(run), run.config.seed)
+    else:
+        back = checkpoints.roll_back(to, program.abstract_state)
+    offset = int(state["offset"]) + step - to
+    back["offset"] = jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state["offset"].sharding)
+    log.rolled_back(step, to, losses=checkpoints.meta(to).get("interval_losses", []))
+    return back

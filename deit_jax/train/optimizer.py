@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, resolve
 
+HELD_BY_AVERAGE = 0.1  # share of the first weights in the final average above which a run says so
 
-def decay_mask(params: dict, decay_dist_token: bool = True) -> dict:
+
+def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
     """True for each parameter that weight decay shrinks: kernels, and `dist_token` as in the released code.
 
     Decided by name, since stacked biases have two axes. params: pure nested dictionary; the mask has its form.
@@ -24,8 +28,10 @@ def decay_mask(params: dict, decay_dist_token: bool = True) -> dict:
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """Gradient → step direction: clipping, Adam, decoupled decay; or decay, momentum (SGD, as PyTorch orders them).
-    The train step multiplies it by -learning rate."""
+    """Gradient → updates before the learning rate, which the train step multiplies them by, negated.
+
+    AdamW: clipping, Adam, decoupled decay. SGD: clipping, coupled decay, Nesterov momentum, in PyTorch's order.
+    """
     o = config.optimizer
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(o.weight_decay, lambda params: decay_mask(params, o.decay_dist_token))
@@ -42,11 +48,11 @@ def num_steps(config, steps_per_epoch: int) -> int:
 def schedule(config, steps_per_epoch: int | None = None) -> Callable[[jax.Array | int], jax.Array]:
     """step (0, 1, …) → learning rate, float32, traceable.
 
-    Peak lr x batch_size / lr_batch after a linear warm-up, then a half cosine down to min_lr (or constant). By
-    `optimizer.lr_update`:
+    Peak lr x batch_size / lr_batch after a linear warm-up, then a half cosine down to min_lr (or constant); neither end
+    lies above the peak. By `optimizer.lr_update`:
 
     "step": moves every step; the cosine spans what is left after warm-up, which is at most half of the run.
-    "epoch": the released code: one rate an epoch, set one epoch late (epochs 0 and 1 both train at warmup_lr), the
+    "epoch": the released code: one rate per epoch, set one epoch late (epochs 0 and 1 both train at warmup_lr), the
     cosine counted from epoch 0.
 
     steps_per_epoch: None means ImageNet-1k's at this batch size (1251 at 1024).
@@ -56,7 +62,7 @@ def schedule(config, steps_per_epoch: int | None = None) -> Callable[[jax.Array 
     per_epoch = steps_per_epoch or max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     scale = config.batch_size / o.lr_batch
     peak = o.lr * scale
-    start, end = (x * (scale if o.scale_floors else 1.0) for x in (o.warmup_lr, o.min_lr))
+    start, end = (min(x * (scale if o.scale_floors else 1.0), peak) for x in (o.warmup_lr, o.min_lr))
     total = num_steps(config, per_epoch) / per_epoch  # epochs
 
     def rate(epoch, warmup, offset):
@@ -73,3 +79,67 @@ def schedule(config, steps_per_epoch: int | None = None) -> Callable[[jax.Array 
         return rate(jnp.maximum(step // per_epoch - 1, 0), o.warmup_epochs, 0.0)
 
     return by_step if o.lr_update == "step" else by_epoch
+
+
+def describe_schedule(config, steps_per_epoch: int) -> list[str]:
+    """The learning rates of a resolved config in one line, then a warning per thing that they do not do.
+
+    A warm-up that does not rise or a cosine that does not fall trains as if it were constant: floors at or above the
+    peak (small batches scale the peak, not the floors), or a run shorter than the released schedule's delay.
+    """
+    o, total = config.optimizer, num_steps(config, steps_per_epoch)
+    steps = np.arange(total) if total <= 2000 else np.unique(np.linspace(0, total - 1, 2000).astype(int))
+    epochs = np.arange(0, total, steps_per_epoch)  # where rates by epoch change
+    if len(epochs) <= 2000:
+        steps = np.union1d(steps, epochs)
+    rates = np.asarray(schedule(config, steps_per_epoch)(jnp.asarray(steps)), np.float64)
+    top = int(np.argmax(rates >= rates.max() * (1 - 1e-6)))
+    first, peak, last = rates[0], rates[top], rates[-1]
+    lines = [f"learning rate: {first:.3g}, rising to {peak:.3g} in {steps[top]} warm-up steps, {last:.3g} at the end"]
+    full = o.lr * config.batch_size / o.lr_batch
+    if o.warmup_epochs and peak <= first:
+        why = "the run ends within the warm-up" if full > peak else f"optimizer.warmup_lr is {o.warmup_lr:.3g}"
+        lines.append(
+            f"warning: the learning rate does not rise: optimizer.lr makes {full:.3g} at batch size {config.batch_size}"
+            f" and {why}: raise --config.optimizer.lr, or train longer"
+        )
+    elif peak < 0.99 * full:
+        lines.append(
+            f"warning: the learning rate reaches {peak:.3g} of {full:.3g}: the run ends within the warm-up of"
+            f" {o.warmup_epochs:g} epochs: lower --config.optimizer.warmup_epochs, or train longer"
+        )
+    if o.schedule == "cosine" and last >= peak:
+        why = "the run ends within the warm-up" if full > peak else f"optimizer.min_lr is {o.min_lr:.3g}"
+        lines.append(
+            f"warning: the learning rate does not fall: its peak is {peak:.3g} and {why}: raise --config.optimizer.lr,"
+            " or lower --config.optimizer.min_lr"
+        )
+    return lines
+
+
+def averaging_decay(config, step: jax.Array | int) -> jax.Array | float:
+    """The decay of the averaged weights in update `step` (0, 1, …).
+
+    With `optimizer.ema_warmup` it rises as (1 + step) / (10 + step) up to `optimizer.ema_decay` (TensorFlow's
+    ExponentialMovingAverage with `num_updates`): a short run then averages about its last tenth, not its first weights.
+    """
+    decay = config.optimizer.ema_decay
+    return jnp.minimum(decay, (1 + step) / (10 + step)) if config.optimizer.ema_warmup else decay
+
+
+def describe_averaging(config, total_steps: int) -> list[str]:
+    """A line where the averaged weights will still hold more than a tenth of the first ones after the run, else []."""
+    o = config.optimizer
+    if not o.ema_decay:
+        return []
+    held = o.ema_decay**total_steps
+    if o.ema_warmup:
+        steps = np.arange(total_steps)
+        held = float(np.prod(np.minimum(o.ema_decay, (1 + steps) / (10 + steps))))
+    if held <= HELD_BY_AVERAGE:
+        return []
+    fitting = HELD_BY_AVERAGE ** (1 / total_steps)
+    return [
+        f"averaged weights: after {total_steps} steps they will hold {100 * held:.0f} % of the first weights (ema_decay"
+        f" {o.ema_decay:g}): use --config.optimizer.ema_warmup=True, or ema_decay={math.floor(fitting * 1e4) / 1e4:g}"
+    ]

@@ -1,6 +1,7 @@
 """The train step, one pure function: batch → augment → teacher → student → loss → gradient → AdamW → EMA → metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,41 @@ from deit_jax.augment import augment_train
 from deit_jax.losses import distillation_loss
 from deit_jax.randomness import purpose_key
 from deit_jax.student import Student
-from deit_jax.train.optimizer import make_optimizer, num_steps, schedule
+from deit_jax.train.optimizer import averaging_decay, make_optimizer, num_steps, schedule
+
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+Schedule = Callable[[jax.Array | int], jax.Array]
+TeacherFunction = Callable[[Any, Batch, jax.Array], jax.Array | None]
 
 
-def create_state(student: Student, config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> dict:
-    """The whole state of a run as one pure nested dictionary; runs inside jit.
+class Teacher(NamedTuple):
+    """What the step distils from.
 
-    `step` updates made; `offset` how many batches the data is ahead of them (after a roll-back); `seed`, here and not
-    in the code, so that runs of all seeds share one compilation; `params`, `batch_stats`; `opt`; `ema` ({"params",
-    "batch_stats"}, empty without averaging); `nonfinite` counts of non-finite steps: in a row, in all.
+    Attributes:
+        logits: (arrays, batch, images (B, S, S, 3)) → logits (B, classes), decisions (B,), or None.
+        arrays: what `logits` needs, as an argument of the jitted step: a constant of its size would be compiled in.
+        models: of a live teacher, its models (`deit_jax.distill.teacher.TeacherModel`), one for each of `arrays`.
+    """
+
+    logits: TeacherFunction
+    arrays: Sequence[Any] = ()
+    models: Sequence[Any] = ()
+
+
+def no_teacher(arrays: Any, batch: Batch, images: jax.Array) -> None:
+    """The `Teacher.logits` of objectives without a teacher."""
+
+
+NO_TEACHER = Teacher(no_teacher)
+
+
+def create_state(student: Student, config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> State:
+    """Create the whole state of a run as one pure nested dictionary; runs inside jit.
+
+    Returns `step` (updates made), `offset` (batches the data is ahead of them, after a roll-back), `seed` (here and not
+    in the code, so that runs of all seeds share one compilation), `params`, `batch_stats`, `opt`, `ema` ({"params",
+    "batch_stats"}, empty without averaging) and `nonfinite` (counts of skipped steps: in a row, total).
     """
     if weights is None:
         params, batch_stats = models.init_arrays(student.build, purpose_key(seed, "init"))
@@ -34,77 +61,90 @@ def create_state(student: Student, config, weights: dict | None = None, *, seed:
     }  # fmt: skip
 
 
-def make_update(student: Student, teacher: Callable, config, rate: Callable) -> Callable:
-    """(state, batch, teacher's arrays, key) → (state, metrics): teacher, loss, gradient, AdamW, EMA.
+def make_loss(student: Student, teacher: TeacherFunction, config) -> Callable:
+    """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics)."""
+    d = config.distill
 
-    batch: `image` (B, S, S, 3) float32, normalized and mixed; `target` (B, classes) probabilities; what the teacher
-    needs besides. rate: step → learning rate. A step whose loss or gradient is not finite changes no weight; it counts.
-    """
-    tx, d, parts = make_optimizer(config), config.distill, config.accumulate
-
-    def loss_fn(params, batch_stats, teacher_arrays, part, key):
+    def loss_fn(params, batch_stats, teacher_arrays, batch: Batch, key: jax.Array):
         with jax.named_scope("teacher"):
-            teacher_logits = teacher(teacher_arrays, part, part["image"])
+            teacher_logits = teacher(teacher_arrays, batch, batch["image"])
         model = nnx.merge(student.graphdef, params, batch_stats)
-        cls, dist = model.heads(part["image"], train=True, key=key)
+        cls, dist = model.heads(batch["image"], train=True, key=key)
         loss = distillation_loss(
-            cls, dist, part["target"], teacher_logits,
+            cls, dist, batch["target"], teacher_logits,
             kind=d.kind, alpha=d.alpha, tau=d.tau, normalization=d.normalization,
         )  # fmt: skip
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def gradients(state, teacher_arrays, batch, key):
-        """(loss, new statistics, gradient), the batch cut into `accumulate` parts."""
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        if parts == 1:
-            (loss, batch_stats), grads = grad_fn(state["params"], state["batch_stats"], teacher_arrays, batch, key)
-            return loss, batch_stats, grads
+    return loss_fn
 
-        def one(carry, xs):
+
+def make_gradient(loss_fn: Callable, accum_steps: int) -> Callable:
+    """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics, gradient).
+
+    With accum_steps > 1 the batch is cut into that many microbatches, computed one after the other to save memory; loss
+    and gradient are their means.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def whole(params, batch_stats, teacher_arrays, batch, key):
+        (loss, batch_stats), grads = grad_fn(params, batch_stats, teacher_arrays, batch, key)
+        return loss, batch_stats, grads
+
+    def accumulated(params, batch_stats, teacher_arrays, batch, key):
+        def add_microbatch(carry, xs):
             loss, batch_stats, grads = carry
-            (part_loss, batch_stats), part_grads = grad_fn(state["params"], batch_stats, teacher_arrays, *xs)
-            return (loss + part_loss, batch_stats, jax.tree.map(jnp.add, grads, part_grads)), None
+            (micro_loss, batch_stats), micro_grads = grad_fn(params, batch_stats, teacher_arrays, *xs)
+            return (loss + micro_loss, batch_stats, jax.tree.map(jnp.add, grads, micro_grads)), None
 
-        # every part takes rows of every device, so that none moves
-        cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-        start = jnp.zeros(()), state["batch_stats"], jax.tree.map(jnp.zeros_like, state["params"])
-        (loss, batch_stats, grads), _ = jax.lax.scan(one, start, (cut, jax.random.split(key, parts)))
-        return loss / parts, batch_stats, jax.tree.map(lambda g: g / parts, grads)
+        # each microbatch takes rows from every device, so that no row has to move
+        split = lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        microbatches = jax.tree.map(split, batch), jax.random.split(key, accum_steps)
+        zeros = jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, params)
+        (loss, batch_stats, grads), _ = jax.lax.scan(add_microbatch, zeros, microbatches)
+        return loss / accum_steps, batch_stats, jax.tree.map(lambda g: g / accum_steps, grads)
 
-    def update(state: dict, batch: dict, teacher_arrays, key: jax.Array) -> tuple[dict, dict]:
-        loss, batch_stats, grads = gradients(state, teacher_arrays, batch, key)
+    return whole if accum_steps == 1 else accumulated
+
+
+def make_update(student: Student, teacher: TeacherFunction, config, lr_schedule: Schedule) -> Callable:
+    """(state, batch, teacher's arrays, key) → (state, metrics): teacher, loss, gradient, AdamW, EMA.
+
+    batch: `image` (B, S, S, 3) float32, normalized and mixed; `target` (B, classes) probabilities; and what the teacher
+    needs. A step whose loss or gradient is not finite leaves the weights as they are and is counted in `nonfinite`.
+    """
+    tx = make_optimizer(config)
+    gradient = make_gradient(make_loss(student, teacher, config), config.accumulate)
+
+    def update(state: State, batch: Batch, teacher_arrays, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        loss, batch_stats, grads = gradient(state["params"], state["batch_stats"], teacher_arrays, batch, key)
         with jax.named_scope("optimizer"):
-            norm, lr = optax.global_norm(grads), rate(state["step"])
-            direction, opt = tx.update(grads, state["opt"], state["params"])
-            params = jax.tree.map(lambda p, u: p - lr * u, state["params"], direction)
+            grad_norm, lr = optax.global_norm(grads), lr_schedule(state["step"])
+            updates, opt = tx.update(grads, state["opt"], state["params"])
+            params = optax.apply_updates(state["params"], jax.tree.map(lambda u: -lr * u, updates))
         ema = state["ema"]
         if ema:
             with jax.named_scope("ema"):
-                ema = optax.incremental_update(
-                    {"params": params, "batch_stats": batch_stats}, ema, 1 - config.optimizer.ema_decay
-                )
+                keep = averaging_decay(config, state["step"])
+                ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = {"params": params, "batch_stats": batch_stats, "opt": opt, "ema": ema}
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {k: state[k] for k in new})
-        nonfinite = {
-            "in_row": jnp.where(finite, 0, state["nonfinite"]["in_row"] + 1),
-            "total": state["nonfinite"]["total"] + jnp.where(finite, 0, 1),
-        }
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: state[name] for name in new})
+        in_row = jnp.where(finite, 0, state["nonfinite"]["in_row"] + 1)
+        total = state["nonfinite"]["total"] + jnp.where(finite, 0, 1)
         metrics = {
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": lr,
-            "nonfinite_in_row": nonfinite["in_row"],
-            "nonfinite_total": nonfinite["total"],
-        }
-        return {**state, **new, "step": state["step"] + 1, "nonfinite": nonfinite}, metrics
+            "loss": loss, "grad_norm": grad_norm, "lr": lr, "nonfinite_in_row": in_row, "nonfinite_total": total,
+        }  # fmt: skip
+        return {**state, **new, "step": state["step"] + 1, "nonfinite": {"in_row": in_row, "total": total}}, metrics
 
     return update
 
 
-def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int, shards: int | None = None) -> Callable:
-    """The train step: (state, batch, teacher's arrays) → (state, metrics), a pure function to be jitted.
+def make_step(
+    student: Student, teacher: TeacherFunction, config, steps_per_epoch: int, shards: int | None = None
+) -> Callable:
+    """The train step, (state, batch, teacher's arrays) → (state, metrics): a pure function, to be jitted.
 
     batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels are stored.
     metrics: scalars, left on the device. shards: devices the batch is split over (None: all that jax has).
@@ -112,7 +152,7 @@ def make_step(student: Student, teacher: Callable, config, steps_per_epoch: int,
     update = make_update(student, teacher, config, schedule(config, steps_per_epoch))
     total = num_steps(config, steps_per_epoch)
 
-    def step(state: dict, batch: dict, teacher_arrays) -> tuple[dict, dict]:
+    def step(state: State, batch: Batch, teacher_arrays) -> tuple[State, dict[str, jax.Array]]:
         position = (state["step"] + state["offset"]) % total
         key = purpose_key(state["seed"], "augment")
         with jax.named_scope("augment"):

@@ -11,6 +11,7 @@ import jax
 
 from deit_jax.config import differences, flat
 from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
 
 
 def claim_workdir(workdir: str | os.PathLike, config, fingerprint: str) -> Path:
@@ -47,7 +48,5 @@ def claim_workdir(workdir: str | os.PathLike, config, fingerprint: str) -> Path:
         if seen != fingerprint:
             raise UserError(f"the training data changed since the run in {workdir} began: choose another --workdir")
     elif jax.process_index() == 0:
-        written = record.with_suffix(f".{os.getpid()}.part")  # several may begin at once
-        written.write_text(json.dumps(ours | {"data.fingerprint": fingerprint}, indent=1))
-        written.replace(record)  # a killed process leaves no half a record
+        atomic.write_json(record, ours | {"data.fingerprint": fingerprint})
     return folder

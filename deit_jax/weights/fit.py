@@ -10,12 +10,13 @@ from flax import nnx, traverse_util
 
 from deit_jax import models
 from deit_jax.errors import UserError
+from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.weights.load import Weights, load_weights
+from deit_jax.weights.names import HEADS
 from deit_jax.weights.recognise import check_keys
 
 POS, DIST = ("params", "pos_embed"), ("params", "dist_token")
-HEADS = ("head", "head_dist")
 log = logging.getLogger("deit_jax")
 
 
@@ -101,6 +102,7 @@ def fit_weights(
         raise UserError(
             f"{weights.source} holds {weights.architecture.describe()}, the model is a {type(model).__name__}"
         )
+    check_style(weights, model)
     needed = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
     arrays = traverse_util.flatten_dict(weights.tree)
     notes: list[str] = []
@@ -123,6 +125,18 @@ def fit_weights(
         arrays[POS] = np.concatenate([arrays[POS][:, :1], made.pop(POS)[:, 1:2], arrays[POS][:, 2:]], axis=1)
     tree = traverse_util.unflatten_dict({path: made.get(path, arrays.get(path)) for path in needed})
     return tree["params"], tree.get("batch_stats", {}), notes
+
+
+def check_style(weights: Weights, model: nnx.Module) -> None:
+    """Raise UserError where weights that are known to be of an `efficientnet_…` go into a `tf_efficientnet_…`, or the
+    other way round: every tensor would fit, and every logit be off."""
+    found = weights.architecture
+    if isinstance(model, EfficientNet) and not found.guessed and model.tf_style != found.config["tf_style"]:
+        own, other = ("TensorFlow's", "symmetric")[:: 1 if found.config["tf_style"] else -1]
+        raise UserError(
+            f"{weights.source} holds {found.describe()} of {own} padding, the model has {other} padding and another"
+            f" batch-norm eps: use the model {found.name}"
+        )
 
 
 def new_heads(arrays: dict, needed: dict, weights: Weights, num_classes: int, notes: list[str]) -> set:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError
+from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.weights import files
-from deit_jax.weights.names import COUNTER, Naming, Timm, counter_keys, entries, naming_of, timm_shapes
+from deit_jax.weights.names import COUNTER, HEADS, Naming, Timm, counter_keys, entries, naming_of, timm_shapes
 from deit_jax.weights.recognise import Architecture, check_keys, recognise
 
 
@@ -30,6 +32,8 @@ class Weights:
     tree: dict
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop: float | None = None
+    interpolation: str = ""
     class_names: list[str] | None = None
     counters: dict[str, int] | None = None
     metadata: dict[str, str] | None = None
@@ -78,7 +82,8 @@ def read_file(path: Path, source: str) -> Weights:
     config = files.read_json(path.parent / "config.json")
     naming = naming_of(tensors.shapes)
     timm_config = config.get("pretrained_cfg") or {}
-    hint = config.get("architecture") or source.split("/")[-1].split(".")[0].replace("-", "_")
+    named = config.get("architecture") or (tensors.metadata or {}).get("architecture")
+    hint = named or source.split("/")[-1].split(".")[0].replace("-", "_")
     said = config.get("image_size") or tuple(timm_config.get("input_size", ())[1:]) or None
     said = tuple(said) if isinstance(said, list) else said
     if not isinstance(said, int | tuple | None):
@@ -89,6 +94,7 @@ def read_file(path: Path, source: str) -> Weights:
     for entry in entries(empty, naming):
         entry.view(empty)[...] = tensors.read(entry.key)
     processor = files.read_json(path.parent / "preprocessor_config.json")
+    mean, std = trained_pixels(found, source)
     labels = config.get("id2label", {})
     names = [labels.get(str(i), "LABEL_") for i in range(len(labels))]
     counters = {key: int(tensors.read(key)) for key in tensors.shapes if key.endswith(COUNTER)}
@@ -96,12 +102,20 @@ def read_file(path: Path, source: str) -> Weights:
         source,
         found,
         empty,
-        mean=tuple(timm_config.get("mean") or processor.get("image_mean") or IMAGENET_MEAN),
-        std=tuple(timm_config.get("std") or processor.get("image_std") or IMAGENET_STD),
+        mean=tuple(timm_config.get("mean") or processor.get("image_mean") or mean),
+        std=tuple(timm_config.get("std") or processor.get("image_std") or std),
         class_names=None if not names or any(name.startswith("LABEL_") for name in names) else names,
         counters=counters,
         metadata=tensors.metadata,
     )
+
+
+def trained_pixels(found: Architecture, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Pixel mean and deviation of weights without a configuration: ImageNet's, but for the EfficientNets that timm tags
+    `ap` (AdvProp) or `ra4`, whose pixels lay in -1..1."""
+    if found.module is EfficientNet and re.search(r"b\d[._-](ap|ra4)(?![a-z0-9])", source):
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def check_depth(found: Architecture, source: str, said: int | None, hint: str) -> None:
@@ -140,7 +154,7 @@ def needed_shapes(found: Architecture) -> dict:
             overrides["img_size"] = (patch, found.positions * patch)
     _, params, batch_stats = models.abstract(found.constructor(**overrides))
     if not found.config["num_classes"]:
-        params = {k: v for k, v in params.items() if k not in ("head", "head_dist")}
+        params = {k: v for k, v in params.items() if k not in HEADS}
     return {"params": params, "batch_stats": batch_stats}
 
 
@@ -173,6 +187,7 @@ def read_orbax(source: str, weights: str) -> Weights:
         tree,
         mean=tuple(more.get("mean", IMAGENET_MEAN)),
         std=tuple(more.get("std", IMAGENET_STD)),
+        crop=meta.get("config", {}).get("data", {}).get("crop"),
         class_names=more.get("class_names"),
         counters=more.get("counters"),
         metadata=more.get("metadata", {"format": "pt"}),

@@ -1,8 +1,9 @@
 """Weights in an Orbax checkpoint of a run, or of `deit_jax.convert`: which step, its metadata, its arrays."""
 
-import json
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,23 +11,62 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from deit_jax.errors import UserError
+from deit_jax.weights import integrity
+
+SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
 
 
 def find_step(folder: Path) -> Path | None:
     """The checkpoint a folder stands for: itself, or the best (else newest) of a workdir or its `checkpoints`."""
+    return next(iter(steps_of(folder)), None)
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """The checkpoints that a folder may stand for, the first choice first: itself, or a workdir's steps, best first."""
     if (folder / "params").is_dir():
-        return folder
+        return [folder]
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
-    steps = [p for p in folder.iterdir() if p.name.isdigit() and (p / "params").is_dir()] if folder.is_dir() else []
+    steps = [p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()] if folder.is_dir() else []
+    return sorted(steps, key=lambda p: (top1(p), int(p.name)), reverse=True)
+
+
+def top1(step: Path) -> float:
+    """Top-1 of a step's evaluation, in percent; -1 where it has none, or its record is damaged."""
+    try:
+        return float(read_meta(step)["metrics"]["top1"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return -1.0
+
+
+def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
+    """As `find_step`, of those that are intact; a line on stderr says which was passed over, and why.
+
+    Raises UserError where there is no checkpoint, or no intact one.
+    """
+    steps = steps_of(Path(folder).absolute())
     if not steps:
-        return None
-    return max(steps, key=lambda p: (read_meta(p).get("metrics", {}).get("top1", -1.0), int(p.name)))
+        raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
+    found = {}
+    for step in steps:
+        found[step] = integrity.damage(step, (weights, "meta"))
+        if found[step] is None:
+            break
+    *passed, chosen = found
+    if found[chosen] is not None:
+        raise UserError(f"checkpoint {steps[0]} is damaged ({found[steps[0]]}), and there is no intact one beside it")
+    if not (chosen / weights).is_dir():
+        raise UserError(f"checkpoint {chosen} has no {weights} weights: it was saved without averaging")
+    for step in passed:
+        print(f"checkpoint {step} is damaged ({found[step]}): using step {chosen.name} instead", file=sys.stderr)
+    return chosen
 
 
-def read_meta(step_folder: Path) -> dict:
-    """The JSON beside a checkpoint's arrays: model, step, metrics, config."""
-    return json.loads((step_folder / "meta" / "metadata").read_text())
+def read_meta(step_folder: Path) -> dict[str, Any]:
+    """The JSON beside a checkpoint's arrays: model, step, metrics, config. Raises UserError where it is damaged."""
+    meta = integrity.read_json(step_folder / "meta" / "metadata")
+    scores = integrity.read_record(step_folder / SCORES)
+    return meta if scores is None else meta | {"metrics": scores}
 
 
 def saved_shapes(item: Path) -> dict:
@@ -38,13 +78,9 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     """(meta, {"params", "batch_stats"}) of a checkpoint, as numpy arrays on this host.
 
     folder: a workdir, its `checkpoints`, one step, or a weights-only folder of `deit_jax.convert`. weights: "params",
-    or "ema" for the averaged ones. Raises UserError where there is no such checkpoint.
+    or "ema" for the averaged ones. Of a workdir, the best intact step. Raises UserError where there is none.
     """
-    step = find_step(Path(folder).absolute())
-    if step is None:
-        raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
-    if not (step / weights).is_dir():
-        raise UserError(f"checkpoint {step} has no {weights} weights: it was saved without averaging")
+    step = intact_step(folder, weights)
     handler = ocp.PyTreeCheckpointHandler()
     shapes = saved_shapes(step / weights)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import re
 from collections import Counter
@@ -11,9 +12,10 @@ from flax import nnx
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.models import regnet, vit
+from deit_jax.models import efficientnet, regnet, vit
 
 HEAD_SIZE = 64  # of every published ViT and DeiT; the weights do not show it
+log = logging.getLogger("deit_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +23,15 @@ class Architecture:
     """A model's class and the arguments that make it; `name` is a registry name of that shape, or "".
 
     In `config`, `img_size` is None where the weights' grid is no square and nothing says what it is, `num_heads` is
-    None where it cannot be told, and `num_classes` is 0 where there is no head.
+    None where it cannot be told, and `num_classes` is 0 where there is no head. guessed: another name has the same
+    tensors, and nothing says which of the two it is.
     """
 
     name: str
     module: type[nnx.Module]
     config: dict
     positions: int = 0  # of patches in the position embedding
+    guessed: bool = False
 
     def constructor(self, **overrides) -> functools.partial:
         """A callable of `rngs`; arguments left at None keep the weights' own. Raises UserError for one that is neither
@@ -46,7 +50,7 @@ class Architecture:
             mark = "distilled " if self.config["distilled"] else ""
             text = "{}ViT of width {embed_dim}, depth {depth}, patch {patch_size}".format(mark, **self.config)
         else:
-            text = "RegNet"
+            text = self.module.__name__
         return f"{self.name} ({text})" if self.name else f"a {text}"
 
 
@@ -63,19 +67,22 @@ def recognise(shapes: dict[str, tuple[int, ...]], source: str, *, hint: str = ""
     Args:
         shapes: name → PyTorch shape.
         source: for the error message.
-        hint: a name to prefer among those of the same shape (`vit_…` and `deit_…` are alike).
-        img_size: what the file's own configuration says, for grids that are no square.
+        hint: a name to prefer among those of the same shape (`vit_…` and `deit_…` are alike, and `efficientnet_…` and
+            `tf_efficientnet_…`).
+        img_size: what the file's own configuration says, for grids that are no square and for ConvNets.
 
     Raises UserError where the layout is unknown.
     """
+    if any(re.match(r"blocks\.\d+\.\d+\.", key) for key in shapes):
+        return recognise_efficientnet(shapes, source, hint, img_size)
     if any(re.match(r"blocks\.\d+\.", key) for key in shapes):
         return recognise_vit(shapes, hint, img_size)
     if any(re.match(r"s\d+\.b\d+\.", key) for key in shapes):
         return recognise_regnet(shapes, source)
     shown = ", ".join(list(shapes)[:3]) or "nothing"
     raise UserError(
-        f"{source} has an unknown layout (it holds {shown}, …): neither timm's names of a ViT, DeiT or RegNetY, nor "
-        "Hugging Face's of a ViT or DeiT"
+        f"{source} has an unknown layout (it holds {shown}, …): neither timm's names of a ViT, DeiT, RegNetY or "
+        "EfficientNet, nor Hugging Face's of a ViT or DeiT"
     )
 
 
@@ -140,6 +147,41 @@ def recognise_regnet(shapes: dict[str, tuple[int, ...]], source: str) -> Archite
             return Architecture(name, regnet.RegNet, config | {"num_classes": most_common(heads, 0)})
     shown = ", ".join(f"{depth} x {width}" for width, depth, _ in stages)
     raise UserError(f"{source} has an unknown layout: a RegNet of stages {shown} is none of deit_jax.list_models()")
+
+
+def recognise_efficientnet(shapes: dict[str, tuple[int, ...]], source: str, hint: str, img_size) -> Architecture:
+    """Of the two names of a size, whose tensors are the same, the one that `hint` or `source` holds; else the one
+    without `tf_`, with a warning."""
+    blocks = {tuple(map(int, m.groups())) for m in (re.match(r"blocks\.(\d+)\.(\d+)\.", key) for key in shapes) if m}
+    stages = []
+    for stage in sorted({stage for stage, _ in blocks}):
+        last = "bn3" if stage else "bn2"
+        start = rf"blocks\.{stage}\.\d+\.{last}\.(weight|bias)"
+        width = most_common(shape[0] for key, shape in shapes.items() if re.fullmatch(start, key) and shape)
+        stages.append((width, 1 + max(block for at, block in blocks if at == stage)))
+    alike = []
+    for name, config in efficientnet.CONFIGS.items():
+        scaled = efficientnet.scaled_stages(config["width_coefficient"], config["depth_coefficient"])
+        if [(width, depth) for *_, width, depth in scaled] == stages:
+            alike.append(name)
+    if not alike:
+        shown = ", ".join(f"{depth} x {width}" for width, depth in stages)
+        raise UserError(
+            f"{source} has an unknown layout: an EfficientNet of stages {shown} is none of deit_jax.list_models()"
+        )
+    plain, tf = sorted(alike)
+    said = next((name for name in (hint, source) if "efficientnet" in name), "")
+    name = tf if "tf_efficientnet" in said else plain
+    if not said:
+        log.warning(
+            "%s does not say whether it is %s or %s, whose tensors are the same: it is taken for %s where no model is"
+            " named (a file named %s.safetensors would say so)", source, plain, tf, plain, tf,
+        )  # fmt: skip
+    heads = [shape[0] for key, shape in shapes.items() if key.startswith("classifier.") and shape]
+    config = efficientnet.CONFIGS[name] | {"num_classes": most_common(heads, 0)}
+    if img_size:
+        config |= {"img_size": img_size}
+    return Architecture(name, efficientnet.EfficientNet, config, guessed=not said)
 
 
 def check_keys(found: dict[str, tuple[int, ...]], needed: dict[str, tuple[int, ...]], source: str, what: str) -> None:

@@ -56,7 +56,7 @@ def test_deit_arguments():
     assert deit("base").model.name == "deit_base_patch16_224"
     with pytest.raises(UserError, match="did you mean epochs"):
         deit("base", "epoch=3")
-    with pytest.raises(UserError, match="is no number"):
+    with pytest.raises(UserError, match="is not a whole number"):
         deit("base", "epochs=many")
 
 
@@ -128,3 +128,31 @@ def test_differences_ignore_what_does_not_shape_a_run():
     ours, theirs = flat(default_config()), flat(default_config())
     theirs |= {"data.workers": 7, "optimizer.lr": 1.0, "augment.crop_scale": [0.08, 1.0]}
     assert differences(ours, theirs) == ["optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "alpha", "tau"),
+    [
+        ("paper", "soft", 0.1, 3.0),
+        ("tuned", "soft", 0.1, 3.0),
+        ("released", "soft", 0.5, 1.0),
+        ("paper", "hard", 0.5, 1.0),
+        ("released", "hard", 0.5, 1.0),
+    ],
+)
+def test_recipe_sets_lambda_and_temperature_however_the_kind_is_chosen(recipe, kind, alpha, tau):
+    config = default_config()
+    config.recipe, config.distill.kind = recipe, kind
+    resolved = resolve(config)
+    assert (resolved.distill.alpha, resolved.distill.tau) == (alpha, tau)
+    config.distill.alpha, config.distill.tau = 0.3, 2.0
+    resolved = resolve(config)
+    assert (resolved.distill.alpha, resolved.distill.tau) == (0.3, 2.0), "what is set stays"
+
+
+@pytest.mark.parametrize(("former", "name"), [("compare", "train_baseline"), ("optimizer.per", "optimizer.lr_update")])
+def test_renamed_settings(former, name):
+    with pytest.raises(UserError, match=f"is now called {name}"):
+        check_override(former, "x")
+    assert differences({name: 1}, {former: 1}) == []
+    assert differences({name: 1}, {former: 2}) == ([] if name == "train_baseline" else [name])

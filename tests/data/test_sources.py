@@ -604,7 +604,9 @@ def test_tfds_not_prepared(monkeypatch, tmp_path):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     message = complaint(name="cifar10")
     assert "cifar10 is not prepared in" in message
-    assert "download_and_prepare()" in message
+    assert "a folder per class, as data.root" in message  # TFDS itself can prepare it with TensorFlow only
+    assert "tfds build cifar10 --file_format=array_record" in message
+    assert "python -m deit_jax.data.prepare FOLDER DST" in complaint(name="imagenet2012")
 
 
 def test_tfds_in_another_format(tmp_path):

@@ -1,5 +1,6 @@
 """The report's table of different decisions, the tokens' cosine and the teacher's cost."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,9 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.config import resolve
 from deit_jax.distill.agreement import disagreement, section, study, teacher_share, token_cosine
+from deit_jax.distill.runs import open_models, open_run, with_teacher
 from deit_jax.run import run
+from deit_jax.train.setup import open_data
 
 
 def test_disagreement_is_the_share_of_other_decisions():
@@ -76,7 +79,7 @@ def test_the_report_of_a_distilled_run_has_the_table(finished):
 def test_different_decisions_against_the_true_label_are_the_errors(finished):
     """The table's first row is 100 - top-1 of each classifier, which was measured another way."""
     config, folder = finished
-    found = study(config, folder, str(folder / "teacher"))
+    found = study(with_teacher(open_run(config, folder), str(folder / "teacher")))
     results = json.loads((folder / "results.json").read_text())
     errors = found["disagreement"]["true label"]
     assert errors["teacher"] == pytest.approx(100 - results["teacher"]["params"]["top1"])
@@ -91,17 +94,18 @@ def test_different_decisions_against_the_true_label_are_the_errors(finished):
 
 def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
     config, folder = finished
-    found = study(config, folder, teacher=False)
+    found = study(open_run(config, folder))  # as with stored labels: no live teacher
     assert "teacher" not in found["disagreement"]
     assert "teacher_share" not in found
     assert "teacher |" not in section(found).splitlines()[4].replace("without teacher |", "")
 
 
 def test_several_teachers_have_a_column_each(finished):
-    config, folder = finished
-    config = config.copy_and_resolve_references()
+    original, folder = finished
+    config = original.copy_and_resolve_references()
     config.teacher.name, config.teacher.epochs = "regnety_digits,regnety_digits", 0
     config.teacher.init = f"{folder / 'teacher'},{folder / 'teacher'}"
-    found = study(config, folder)["disagreement"]
+    several = dataclasses.replace(open_run(original, folder), teacher=open_models(config, open_data(config)).teacher)
+    found = study(several)["disagreement"]
     assert found["teacher 1"]["teacher 2"] == 0.0
     assert jnp.isfinite(found["teacher 1"]["both heads"])

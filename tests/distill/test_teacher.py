@@ -12,8 +12,9 @@ from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.config import default_config, resolve
 from deit_jax.convert import save_timm
-from deit_jax.distill.teacher import is_local, make_teacher, no_teacher, teacher_models, teacher_of
+from deit_jax.distill.teacher import is_local, load_teacher, make_teacher, teacher_models, teacher_of
 from deit_jax.errors import UserError
+from deit_jax.train.step import NO_TEACHER
 from deit_jax.weights.load import Weights
 from deit_jax.weights.recognise import Architecture
 
@@ -21,14 +22,19 @@ VIT, CONV = "deit_digits_patch4_16", "regnety_digits"
 HALF = (0.5, 0.5, 0.5)
 
 
-def save(name: str, path, seed: int, num_classes: int = 10):
-    """Random weights of a small model as a file; the model itself."""
+def save(name: str, path, seed: int, num_classes: int = 10, class_names: list[str] | None = None):
+    """Random weights of a small model as a file, or as a folder that names its classes; the model itself."""
     build = models.constructor(name, num_classes=num_classes)
     params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(seed))
     model = nnx.merge(models.abstract(build)[0], params, batch_stats)
     tree = {"params": params, "batch_stats": batch_stats}
     module, config = models.find(name)
     architecture = Architecture(name, module, {"num_classes": num_classes, **config})
+    if class_names:
+        path.mkdir()
+        id2label = dict(enumerate(class_names))
+        (path / "config.json").write_text(json.dumps({"architecture": name, "id2label": id2label}))
+        path = path / "model.safetensors"
     save_timm(Weights(name, architecture, jax.tree.map(np.asarray, tree)), path)
     return model
 
@@ -40,8 +46,9 @@ def taught(**changes):
     return resolve(c)
 
 
-def make(config, img_size=16, num_classes=10, dtype=jnp.float32):
-    return make_teacher(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
+def make(config, img_size=16, num_classes=10, dtype=jnp.float32, **more):
+    teacher = make_teacher(config, img_size=img_size, num_classes=num_classes, dtype=dtype, **more)
+    return teacher.logits, teacher.arrays
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +146,7 @@ def test_a_teacher_is_described_without_its_weights():
 
 def test_objectives_without_a_teacher_need_no_weights():
     for kind in ("none", "second_cls"):
-        assert make(taught(**{"distill.kind": kind})) == (no_teacher, [])
+        assert make(taught(**{"distill.kind": kind})) == (NO_TEACHER.logits, ())
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,42 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "seven.safetensors")})
     with pytest.raises(UserError, match="has 7 classes, the data 10: give a teacher of these classes"):
         make(config)
+
+
+ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+
+
+@pytest.mark.parametrize("order", [[9, 8, 7, 6, 5, 4, 3, 2, 1, 0], [2, 7, 3]])
+def test_classes_are_matched_by_name(tmp_path, pixels, order):
+    """A teacher whose outputs stand in another order, or are more than the data's classes."""
+    model = save(CONV, tmp_path / "animals", 4, class_names=ANIMALS)
+    names = [ANIMALS[i] for i in order]
+    config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "animals")})
+    teacher, arrays = make(config, num_classes=len(names), class_names=names)
+    images = normalize(pixels, config.augment.mean, config.augment.std)
+    logits = np.asarray(jax.jit(teacher)(arrays, {}, images))
+    np.testing.assert_allclose(logits, np.asarray(model(images))[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_classes_that_the_teacher_does_not_know_are_named(tmp_path):
+    save(CONV, tmp_path / "animals", 4, class_names=ANIMALS)
+    config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "animals")})
+    with pytest.raises(UserError, match="'unicorn'"):
+        make(config, num_classes=2, class_names=["ant", "unicorn"])
+
+
+def test_a_teacher_gets_no_new_parts(weights):
+    """Plain weights as a distilled teacher: half of its logits would come from a random head."""
+    config = taught(**{"teacher.name": "deit_digits_distilled_patch4_16", "teacher.init": str(weights[VIT][0])})
+    with pytest.raises(UserError, match="newly made dist_token, head_dist") as error:
+        make(config)
+    assert "give the model these weights are of" in str(error.value)
+
+
+def test_what_is_changed_to_fit_a_teacher_is_noted(weights):
+    config = taught(**{"teacher.name": VIT, "teacher.init": str(weights[VIT][0]), "teacher.img_size": 32})
+    members, _ = load_teacher(config, img_size=16, num_classes=10, dtype=jnp.float32)
+    assert members[0].notes == (f"teacher {weights[VIT][0]}: pos_embed resized from 4x4 to 8x8 patches",)
 
 
 def test_hub_names_are_not_local(weights):

@@ -1,5 +1,6 @@
 """The study, whole but short: arms, teachers, stored labels, the report; how its runs are shared out."""
 
+import contextlib
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from configs.digits import get_config
 from deit_jax.config import resolve, validate
 from deit_jax.errors import UserError
+from deit_jax.runtime import atomic, lock
 from deit_jax.study import jobs
 from deit_jax.study.ablation import ARMS, ablate, arm_config, parse_arm, plan_jobs
 from deit_jax.study.report import LABELS, by_head, comparisons, mean_and_deviation, paired, scores_table
@@ -181,13 +183,14 @@ def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL", 0.01)
     seen = []
     work = lambda name: jobs.Job(tmp_path / name, (), lambda: seen.append(name) or {})  # noqa: E731
-    with jobs.claimed(tmp_path / "first") as mine:
-        assert mine
+    there = {tmp_path / "first": "process 1 elsewhere"}
+    monkeypatch.setattr(lock, "try_hold", lambda folder: contextlib.nullcontext(there.get(folder)))
 
-        def other_finishes():
-            jobs.write_whole(tmp_path / "first/done.json", {})
+    def other_finishes():
+        atomic.write_json(tmp_path / "first/done.json", {})
 
-        jobs.run_jobs([work("first"), work("second")], other_finishes)
+    (tmp_path / "first").mkdir()
+    jobs.run_jobs([work("first"), work("second")], other_finishes)
     assert seen == ["second"]
 
 
@@ -217,7 +220,7 @@ def test_processes_share_the_runs_out(tmp_path):
 def test_seconds_of_a_run_in_pieces_add_up(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    jobs.write_whole(folder / "seconds.json", 100.0)
+    atomic.write_json(folder / "seconds.json", 100.0)
 
     def stopped():
         raise KeyboardInterrupt

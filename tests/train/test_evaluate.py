@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.errors import UserError
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
-from deit_jax.train.evaluate import evaluate
+from deit_jax.train.evaluate import count_correct, evaluate, predict_classes
 
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -33,8 +34,6 @@ def batches(images, labels, size=8):
 
 
 def test_counts_are_those_by_hand(model):
-    from flax import nnx
-
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (21, 16, 16, 3), np.uint8)
     labels = rng.integers(0, 10, 21).astype(np.int32)
@@ -53,12 +52,16 @@ def test_counts_are_those_by_hand(model):
         assert found["top5"] == pytest.approx(top5)
         assert found["loss"] == pytest.approx(loss, rel=1e-4)
     assert result["images"] == 21
+
+    predicted, given = predict_classes(
+        graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), outputs=np.array([3, 1, 4]), **PIXELS
+    )
+    np.testing.assert_array_equal(given, labels)
+    np.testing.assert_array_equal(predicted["dist"], np.asarray(dist)[:, [3, 1, 4]].argmax(-1))
     assert result["top1"] == result["heads"]["fused_logits"]["top1"]
 
 
 def test_a_diverged_model_is_right_nowhere(model):
-    from flax import nnx
-
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(lambda x: x * jnp.nan, nnx.to_pure_dict(params))
     images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.int32)
@@ -78,11 +81,7 @@ def test_fusions():
 
 
 def test_any_of_several_labels_is_right():
-    from deit_jax.train.evaluate import count_correct
-
     model = models.create_model("regnety_digits", num_classes=10)
-    from flax import nnx
-
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)

@@ -6,8 +6,16 @@ import pytest
 from seeded import GOLDEN
 
 from deit_jax import models
-from deit_jax.config import default_config
-from deit_jax.train.optimizer import decay_mask, make_optimizer, num_steps, schedule
+from deit_jax.config import default_config, resolve
+from deit_jax.train.optimizer import (
+    averaging_decay,
+    decay_mask,
+    describe_averaging,
+    describe_schedule,
+    make_optimizer,
+    num_steps,
+    schedule,
+)
 from deit_jax.weights.names import Timm, entries
 
 TRAINING = np.load(GOLDEN / "training.npz")
@@ -53,6 +61,70 @@ def test_constant_schedule(by_step):
     np.testing.assert_allclose(rates, 1e-3, rtol=1e-5)
 
 
+def test_floors_never_lie_above_the_peak():
+    """At a small batch the scaled peak is below min_lr: the cosine must not rise to it."""
+    config = default_config()
+    config.epochs, config.batch_size, config.optimizer.lr = 20, 8, 5e-4
+    config.optimizer.lr_update, config.optimizer.warmup_lr, config.optimizer.min_lr = "step", 1e-4, 1e-5
+    rates = np.array([schedule(config, 100)(step) for step in range(0, 2000, 50)])
+    np.testing.assert_allclose(rates, 5e-4 * 8 / 512, rtol=1e-5)
+
+
+def describe(**changes):
+    config = default_config()
+    config.epochs, config.batch_size = 20, 1024
+    config.update_from_flattened_dict(changes)
+    return describe_schedule(resolve(config), 100)
+
+
+def test_the_schedule_is_described_in_one_line():
+    assert describe(**{"recipe": "paper"}) == [
+        "learning rate: 2e-06, rising to 0.001 in 500 warm-up steps, 2e-05 at the end"
+    ]
+    released = describe(**{"epochs": 300})
+    assert released == ["learning rate: 1e-06, rising to 0.000999 in 600 warm-up steps, 1.01e-05 at the end"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ({"optimizer.lr": 1e-9, "optimizer.lr_update": "step"}, ["does not rise", "does not fall"]),
+        (
+            {"epochs": 1},
+            ["does not rise: optimizer.lr makes 0.001", "does not fall: its peak is 1e-06 and the run ends"],
+        ),
+        ({"epochs": 2}, ["does not rise", "does not fall"]),
+        ({"epochs": 4}, ["reaches 0.0004", "does not fall"]),
+        ({"optimizer.schedule": "constant", "optimizer.warmup_epochs": 0.0, "optimizer.lr_update": "step"}, []),
+    ],
+)
+def test_a_schedule_that_does_not_rise_or_fall_is_a_warning(changes, warnings):
+    lines = describe(**changes)
+    assert len(lines) == 1 + len(warnings)
+    for line, expected in zip(lines[1:], warnings, strict=True):
+        assert line.startswith("warning: the learning rate ")
+        assert expected in line
+
+
+def test_the_averages_decay_warms_up_where_asked():
+    config = resolve(default_config())
+    assert averaging_decay(config, 5) == 0.99996
+    config.optimizer.ema_warmup = True
+    np.testing.assert_allclose([averaging_decay(config, step) for step in (0, 8, 90)], [0.1, 0.5, 0.91], rtol=1e-6)
+    assert averaging_decay(config, 10**7) == pytest.approx(0.99996)
+
+
+def test_an_average_of_a_short_run_says_what_it_holds():
+    config = resolve(default_config())
+    (line,) = describe_averaging(config, 160)
+    assert "after 160 steps they will hold 99 % of the first weights" in line
+    fitting = float(line.rsplit("ema_decay=")[1])
+    assert 0.09 < fitting**160 <= 0.1
+    assert describe_averaging(config, 300 * 1251) == []
+    config.optimizer.ema_warmup = True
+    assert describe_averaging(config, 160) == []
+
+
 def test_steps_override_epochs():
     config = default_config()
     assert num_steps(config, 1251) == 300 * 1251
@@ -96,8 +168,6 @@ def test_regnet_decays_kernels_alone():
 def test_clipping_bounds_the_gradient_before_adam():
     config = default_config()
     config.recipe = "tuned"
-    from deit_jax.config import resolve
-
     tx = make_optimizer(resolve(config))
     params = {"kernel": np.zeros(4, np.float32)}
     gradient = {"kernel": np.full(4, 100.0, np.float32)}  # norm 200, clipped to 5

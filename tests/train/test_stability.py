@@ -10,10 +10,10 @@ from deit_jax.config import default_config, resolve
 from deit_jax.data import sources
 from deit_jax.distill.label import fill, make_header
 from deit_jax.distill.label_store import LabelStore
+from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError
 from deit_jax.report.log import read_log
 from deit_jax.student import make_student
-from deit_jax.train.loop import train
 
 STEPS = 44
 

@@ -27,6 +27,7 @@ from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, sp
 from deit_jax.data.tools.progress import command, track
 from deit_jax.data.tools.tars import Span, TarTree, is_tar_name, unpacked
 from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
@@ -141,9 +142,7 @@ def _write(target: Path, index: dict, split: str, name: str, part: list[Item], n
 
 
 def _save(target: Path, index: dict) -> None:
-    partial = target / f"{shards.INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=1))
-    partial.replace(target / shards.INDEX)
+    atomic.write_json(target / shards.INDEX, index)
 
 
 def checksum(path: Path) -> str:

@@ -1,0 +1,226 @@
+"""Data to evaluate on, from the files people have: every labelled image of it, whatever its layout.
+
+`open_eval_sets("NAME=ROOT,labels=FILE,split=NAME")`. ROOT is a folder of class folders (their names may be WordNet ids,
+names or numbers, see `deit_jax.data.classes`), a folder of such folders by split, a flat folder with a label file (see
+`deit_jax.data.label_files`), a .csv table, shards of `deit_jax.data.prepare`, a TFDS data_dir, or a folder that holds
+ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deit_jax.data import shards, tfds_source
+from deit_jax.data.base import ArraySource, FileSource, Source, Subset, limit_images
+from deit_jax.data.classes import ClassMap, match_classes
+from deit_jax.data.files import EXTENSIONS
+from deit_jax.data.folders import scan_folder
+from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
+from deit_jax.data.layout import EVAL_SPLITS, TRAIN, split_of
+from deit_jax.data.sources import open_digits
+from deit_jax.data.table import is_table, open_csv
+from deit_jax.errors import UserError, nearest
+
+V2_FOLDER = re.compile(r"imagenetv2-(.+)-format-val")
+SUBSETS_OF_TFDS = ("imagenet_a", "imagenet_r")  # 200 classes each, which their own metadata do not tell
+
+
+class EvalSet(NamedTuple):
+    """Labelled images to evaluate on.
+
+    Attributes:
+        name: heading of its column in tables.
+        source: the images.
+        note: what a reader should know of them, or "".
+    """
+
+    name: str
+    source: Source
+    note: str = ""
+
+
+class Spec(NamedTuple):
+    """What `--data=` names; `root` is None for a dataset of TFDS and for digits."""
+
+    name: str
+    root: Path | None
+    labels: str = ""
+    split: str = ""
+
+
+def parse_spec(text: str) -> Spec:
+    """The parts of `[NAME=]ROOT[,labels=FILE][,split=NAME]`. Raises UserError where there is no such folder."""
+    where, *options = re.split(r",(?=(?:labels|split)=)", text)
+    given = dict(option.split("=", 1) for option in options)
+    name, equals, root = where.partition("=")
+    if not equals or name.startswith(("/", ".", "~")):
+        name, root = "", where
+    path = Path(root).expanduser()
+    if path.exists():
+        return Spec(name or path.resolve().name, path, **given)
+    if equals or not re.fullmatch(r"\w+([/:][\w.-]+)*", root) or given:
+        raise UserError(f"--data {text}: {root} does not exist: give NAME=FOLDER, a .csv table or a TFDS name")
+    return Spec(root, None)
+
+
+def open_eval_sets(text: str) -> list[EvalSet]:
+    """Open what one `--data=` names. Raises UserError for what is missing, empty or without labels."""
+    spec = parse_spec(text)
+    if spec.root is None:
+        if spec.name == "digits":
+            return [EvalSet("digits", open_digits()[1], "the held-out fifth")]
+        return [EvalSet(spec.name, tfds_source.open_eval_split(spec.name, None))]
+    if spec.root.is_dir() and not spec.split:
+        variants = [(V2_FOLDER.fullmatch(entry.name), entry) for entry in sorted(spec.root.iterdir())]
+        found = [(match[1], entry) for match, entry in variants if match]
+        if found:
+            return [_open_root(spec._replace(name=f"{spec.name} {variant}", root=entry)) for variant, entry in found]
+    return [_open_root(spec)]
+
+
+def _open_root(spec: Spec) -> EvalSet:
+    root = spec.root
+    assert root is not None
+    if is_table(root):
+        source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
+        return EvalSet(spec.name, source)
+    if not root.is_dir():
+        unpack = (
+            ": unpack it, or pack it into shards with python -m deit_jax.data.prepare" if ".tar" in root.name else ""
+        )
+        raise UserError(f"--data {root} is not a folder{unpack or ': give one, or a .csv table of path,label'}")
+    if shards.is_shards(root):
+        return EvalSet(spec.name, shards.open_shards(root, train_split="train", eval_split=spec.split, holdout=1.0)[1])
+    if tfds_source.is_data_dir(root, spec.name):
+        return EvalSet(spec.name, tfds_source.open_eval_split(spec.name, root, spec.split))
+    folder = _split_folder(root, spec.split)
+    flat = sorted(entry.name for entry in os.scandir(folder) if _is_image(entry))
+    if spec.labels or flat:
+        return _with_labels(spec, folder, flat)
+    return EvalSet(spec.name, scan_folder(folder)[0])
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    ending = os.path.splitext(entry.name)[1].lower()
+    return not entry.name.startswith(".") and ending in EXTENSIONS and entry.is_file()
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """The folder of the split to evaluate on: `split`, else validation, val or test, else root itself."""
+    folders = [entry.name for entry in root.iterdir() if entry.is_dir()]
+    if split:
+        if split not in folders:
+            raise UserError(f"split '{split}' is not a folder of {root}{nearest(split, folders)}")
+        return root / split
+    found = [name for split in EVAL_SPLITS for name in sorted(folders) if name.lower() == split]
+    if not found and any(split_of(name) == TRAIN for name in folders):
+        raise UserError(f"{root} has a folder of training images but none to evaluate on: add split=train to use it")
+    return root / found[0] if found else root
+
+
+def _with_labels(spec: Spec, folder: Path, flat: list[str]) -> EvalSet:
+    """Images whose labels stand in a file: those in the folder itself, else those in its class folders."""
+    file = Path(spec.labels).expanduser() if spec.labels else find_beside(folder)
+    if file is None:
+        raise UserError(
+            f"{folder} holds images but no class folders: add labels=FILE to --data, a .csv of name,class, ReaL's"
+            " real.json or ImageNet's development kit"
+        )
+    paths = flat or [os.fsdecode(name) for name in scan_folder(folder)[0].names]
+    labels = read_label_file(file, [os.path.basename(path) for path in paths])
+    source = LabelledFiles(folder, paths, labels)
+    note = f"labels of {file}" + (f", {source.left_out} images without a right class left out" * bool(source.left_out))
+    if labels.missing:
+        shown = ", ".join(labels.missing[:3])
+        note += f"; {len(labels.missing)} of its {len(labels.by_name)} images are not in {folder}: {shown}, …"
+    return EvalSet(spec.name, source, note)
+
+
+class LabelledFiles(FileSource):
+    """Image files with the labels of a file; an image may have several right ones (ReaL), those without any are left
+    out, as Beyer et al. 2020 count.
+
+    Attributes:
+        several_labels: whether samples have "labels", all the right ones.
+        left_out: how many images have no right class.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], labels: FileLabels):
+        of = lambda path: labels.by_name.get(os.path.basename(path), labels.by_name.get(Path(path).stem, []))  # noqa: E731
+        right = {path: of(path) for path in paths}
+        kept = [path for path in paths if right[path]]
+        if not kept:
+            raise UserError(f"no image of {folder} has a right class")
+        super().__init__(folder, kept, np.array([right[path][0] for path in kept]), labels.class_names)
+        self.several_labels, self.left_out = labels.several, len(paths) - len(kept)
+        self.right = [np.array(right[path], np.int32) for path in kept]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        every = repr([right.tolist() for right in self.right])
+        return hashlib.sha256((super().fingerprint + every).encode()).hexdigest()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return sample | {"labels": self.right[index]} if self.several_labels else sample
+
+
+def present_classes(source: Source) -> np.ndarray:
+    """The sorted labels that occur; those of TFDS's are taken from its metadata, where they are right.
+
+    ImageNet-A and -R of TFDS are read through for theirs.
+    """
+    match source:
+        case LabelledFiles(several_labels=True):
+            return np.unique(np.concatenate(source.right))
+        case FileSource() | ArraySource() | shards.ShardSource():
+            return np.unique(source.labels)
+        case Subset(source=FileSource() | ArraySource() | shards.ShardSource()):
+            return np.unique(source.source.labels[source.positions])
+        case tfds_source.TfdsSource() if source.title.startswith(SUBSETS_OF_TFDS):
+            return np.unique([source[i]["label"] for i in range(len(source))])
+    return np.arange(source.num_classes)
+
+
+def match_source(
+    source: Source, model_names: Sequence[str] | None, num_outputs: int, *, limit: int = 0, **names: str
+) -> tuple[ClassMap, "MappedSource"]:
+    """`match_classes` of the classes that occur, and at most `limit` images (0: all) with the model's logits as labels.
+
+    names: what errors call both, as `match_classes` takes them: `data`, `model`.
+    """
+    present = present_classes(source)
+    classes = match_classes([source.class_names[i] for i in present], model_names, num_outputs, subset=True, **names)
+    outputs = np.full(source.num_classes, -1, np.int32)
+    outputs[present] = classes.outputs
+    return classes, MappedSource(limit_images(source, limit), outputs, num_outputs)
+
+
+class MappedSource:
+    """A source whose labels are a model's logits; outputs: the logit of each label, -1 for one that never occurs."""
+
+    def __init__(self, source: Source, outputs: np.ndarray, num_outputs: int):
+        self.source, self.outputs, self.num_classes = source, outputs, num_outputs
+        self.class_names = [str(i) for i in range(num_outputs)]
+        self.several_labels = getattr(source, "several_labels", False)
+        self.title, self.notes = source.title, source.notes
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint.encode() + self.outputs.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = dict(self.source[index])
+        sample["label"] = int(self.outputs[sample["label"]])
+        if self.several_labels:
+            sample["labels"] = self.outputs[sample["labels"]]
+        return sample

@@ -1,0 +1,110 @@
+"""Writing files whole or not at all: a reader, or a process killed at any moment, never leaves or meets half a file."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deit_jax.errors import UserError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+# how tensorstore and others quote the system's errors
+DISK_TEXTS = (
+    "No space left",
+    "Disk quota",
+    "Read-only file system",
+    "Permission denied",
+    "Operation not permitted",
+    "Input/output error",
+    "No such file or directory",
+    "Stale file handle",
+)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name beside `path`, for the block to write a file or folder to; it takes `path`'s place at the end.
+
+    The content reaches the disk before the name does. Where the block or the disk fails, `path` stays as it was and
+    the temporary is removed. Raises UserError where the disk is full or cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        for written in [*temporary.rglob("*"), temporary]:
+            sync(written)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Replace `path` with `content`. Raises UserError as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace `path` with UTF-8 text. Raises UserError as `replacing` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
+    """Replace `path` with `value` as JSON. Raises UserError as `replacing` does."""
+    write_text(path, json.dumps(value, indent=indent))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or folder's content is on the disk, where the file system can say so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks know no sync of a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> UserError:
+    """The one line for a write that failed: where, why, how much is free, and how much is needed where that is known.
+
+    error: an OSError, or a library's error whose text holds the system's. needed: bytes.
+    """
+    known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
+    text = known or str(error).strip() or type(error).__name__
+    full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
+    folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
+    space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
+    mend = f"{space} in {folder}; make room there" if full else f"check that {folder} is there and can be written"
+    return UserError(f"{path} cannot be written ({text.splitlines()[0][:160]}): {mend}")
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is the disk's: the system's own, or a library's that quotes it."""
+    return isinstance(error, OSError) or any(text in str(error) for text in DISK_TEXTS)
+
+
+def free_space(folder: str | os.PathLike) -> int:
+    """Bytes that can still be written on the disk of `folder`, or of its nearest parent that exists."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def readable(count: float) -> str:
+    """A number of bytes for people: "812 B", "3.4 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

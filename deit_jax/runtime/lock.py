@@ -1,0 +1,63 @@
+"""One process at a time in a folder. The system lets go of a dead process's lock, so none has to be removed by hand.
+
+FOLDER/.lock          the lock itself, always empty
+FOLDER/.holder.json   who has it: process, host, since when
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
+
+
+@contextlib.contextmanager
+def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
+    """Hold `folder` for this process while the block lasts: yields None, or who holds it where another process does.
+
+    A process that holds it already holds it again. Raises UserError where the folder cannot be written.
+    """
+    folder = Path(folder).absolute()
+    held = filelock.FileLock(folder / ".lock", timeout=0, is_singleton=True, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except filelock.Timeout:
+        yield holder(folder)
+        return
+    except OSError as error:
+        raise atomic.write_error(folder / ".lock", error) from error
+    try:
+        if held.lock_counter == 1:
+            since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            atomic.write_json(
+                folder / ".holder.json", {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+            )
+        yield None
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
+def hold(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold `folder` as `try_hold` does, or raise UserError that says which process has it."""
+    with try_hold(folder) as other:
+        if other is not None:
+            raise UserError(f"{folder} is in use by {other}: wait for it, stop it, or choose another --workdir")
+        yield
+
+
+def holder(folder: Path) -> str:
+    """Who holds the lock of `folder`, for people; "another process" in the moment before it has said so."""
+    try:
+        found = json.loads((folder / ".holder.json").read_text())
+        return f"process {found['process']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
