@@ -73,11 +73,13 @@ def _check_index(index: dict[str, Any]) -> None:
             if not isinstance(name, str) or "/" in name or not isinstance(shard["sha256"], str):
                 raise ValueError(f"a shard of {split} has no name or checksum")
             runs = shard["labels"]
+            if any(len(run) != 2 for run in runs):
+                raise ValueError(f"{name} has labels that are not [label, how many] pairs")
             if not all(type(x) is int and x >= 0 for x in (records, size, *(x for run in runs for x in run))):
                 raise ValueError(f"{name} has counts that are not whole numbers")
             if records * HEADER.size > size or sum(run[1] for run in runs) != records:
                 raise ValueError(f"{name} cannot hold {records} records")
-            if any(len(run) != 2 or run[0] >= len(classes) for run in runs):
+            if any(run[0] >= len(classes) for run in runs):
                 raise ValueError(f"{name} has a label outside the {len(classes)} classes")
 
 

@@ -519,10 +519,13 @@ def number(sample) -> int:
     return int(sample["name"].rsplit("/", 1)[1].removesuffix(".jpg"))
 
 
-CLASSES = dict(zip(tfds_source.NAMES, (1000, 1000, 1000, 10, 100, 102, 196, 8142, 37), strict=True))
+CLASSES = dict.fromkeys(tfds_source.NAMES, 1000) | {
+    "cifar10": 10, "cifar100": 100, "oxford_flowers102": 102, "cars196": 196, "i_naturalist2018": 8142,
+    "oxford_iiit_pet": 37,
+}  # fmt: skip
 SPLITS = {
     "imagenet2012_real": {"validation": 5},
-    "imagenet_v2": {"test": 5},
+    **{name: {"test": 5} for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch")},
     "oxford_flowers102": {"train": 4, "validation": 5, "test": 6},
     "i_naturalist2018": {"train": 4, "validation": 5},
     "imagenet2012": {"train": 4, "validation": 5},
