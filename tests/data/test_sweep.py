@@ -213,7 +213,7 @@ def test_right_tables(tmp_path, text, name):
         ("ant/0.png,1\nant/1.png,01\n", "'01' and '1', the same number"),
         ("ant/0.png," + "9" * 5000 + "\nant/1.png,1\n", "a label of 5000 characters"),
         (GOOD + "x" * 200_000 + ",1\n", "field larger than field limit"),
-        (GOOD + '"ant/0.png,ant\n', "line 5 is '\"ant/0.png,ant"),
+        (GOOD + '"ant/0.png,ant\n', "line 5 is 'ant/0.png,ant'"),
         (GOOD.replace("\n", ",train\n") + "bee/1.png,bee,holdback\n", "'holdback', which is not a usual name"),
         (GOOD.replace("\n", ",train\n") + "bee/1.png,wasp,valid\n", "line 5: 'wasp' is a class the training"),
         (GOOD.replace("\n", ",test\n"), "leaves no images to train on"),
