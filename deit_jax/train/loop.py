@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.data import pipeline
+from deit_jax.data.check import HeaderCheck
 from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
@@ -79,6 +80,8 @@ def train(run: Run) -> dict[str, dict]:
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
+        if jax.process_index() == 0 and step < total:
+            exits.enter_context(HeaderCheck(run.data.evaluation))
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 
