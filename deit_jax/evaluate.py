@@ -29,7 +29,6 @@ from deit_jax.train.classifier import (
     KINDS,
     Classifier,
     evaluate_classifier,
-    evaluation_rows,
     make_classifier,
     weight_sets,
 )
@@ -210,7 +209,7 @@ def evaluate_subject(
     for note in classifier.notes:
         say(f"  {note}")
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    speed, rows = 0.0, 0
+    largest: tuple[dict, np.ndarray | None] = ({"label": ()}, None)  # a batch, and its subset of the classes
     for one in data:
         classes, images = matched[one.name]
         about = f"{len(images):,} images of {classes.describe()}" + (f"; {one.note}" if one.note else "")
@@ -236,13 +235,14 @@ def evaluate_subject(
         if broken := next(iter(counted.values()))["unreadable"]:
             treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
             say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
-        if not speed:
-            rows = evaluation_rows(config.batch_size, len(images), mesh.devices.size)
-            speed = rows / forward_seconds(classifier, kept[0], mesh, present)
+        if len(kept[0]["label"]) > len(largest[0]["label"]):
+            largest = kept[0], present
+    rows = len(largest[0]["label"]) * jax.process_count()
     row = {
         "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
         "img_size": classifier.view.size, "crop": classifier.view.crop, "interpolation": classifier.view.interpolation,
-        "flops": classifier.flops(), "images_per_second": speed, "batch_size": rows,
+        "flops": classifier.flops(), "batch_size": rows,
+        "images_per_second": rows / forward_seconds(classifier, largest[0], mesh, largest[1]),
     }  # fmt: skip
     return [row | {"kind": name, "results": result} for name, result in results.items()]
 
