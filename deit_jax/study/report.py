@@ -300,7 +300,7 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         "teachers": {name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r}
                      for name, r in teachers(workdir).items()},
         "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
-        "where": {name: r["where"] for name, r in finished(workdir).items()},
+        "where": sorted({r["where"] for r in finished(workdir).values()}),
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
     atomic.write_json(folder / "ablation.json", record)
