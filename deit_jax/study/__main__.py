@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     averaged = {a: {s: r for s, r in runs.items() if s in seeds} for a, runs in collect(workdir, config, "ema").items()}
     folder = Path(arguments[1]) if len(arguments) == 2 else workdir / "results"
     report.write(workdir, config, scores, averaged, folder)
-    copy_records(workdir, folder / "runs")
+    copy_records(workdir, folder / "runs", set(seeds))
     print(f"{len(seeds)} seeds of {len(scores)} arms: {folder / 'ablation.md'}")
     if left_out:
         print(f"left out: seeds {', '.join(map(str, left_out))}, which only some arms have finished")
@@ -60,8 +60,12 @@ def complete(scores: Scores) -> tuple[Scores, list[int]]:
     return kept, sorted({s for runs in scores.values() for s in runs} - every)
 
 
-def copy_records(workdir: Path, folder: Path) -> None:
+def copy_records(workdir: Path, folder: Path, seeds: set[int]) -> None:
+    """Copy each run's record; of stored labels only those of complete `seeds`: runs of others still need the labels
+    themselves."""
     for name, result in report.finished(workdir).items():
+        if name.startswith("labels/") and int(name.split("-")[-2]) not in seeds:
+            continue
         (folder / name).mkdir(parents=True, exist_ok=True)
         atomic.write_json(folder / name / "done.json", result)
 

@@ -70,7 +70,10 @@ def test_the_report_can_be_written_from_the_folder_alone(runs, tmp_path, capsys)
     recorded = json.loads(json.dumps(flat(config))) | former
     (folder / "config.json").write_text(json.dumps({k: v for k, v in recorded.items() if v is not None}))
     assert flat(recorded_config(folder)) == flat(config)
+    for seed in (2, 3):
+        record(folder / f"labels/teacher-{seed}-topk", {"cls": TRUTH})
     main([str(folder), str(tmp_path / "out")])
+    assert [p.name for p in (tmp_path / "out/runs/labels").iterdir()] == ["teacher-2-topk"]  # seed 3 is not complete
     assert "3 seeds of 5 arms" in capsys.readouterr().out
     assert jobs.result(tmp_path / "out/runs/hard-2") == jobs.result(folder / "hard-2")
     assert json.loads((tmp_path / "out/ablation.json").read_text())["scores"] == json.loads(json.dumps(scores))
@@ -126,6 +129,8 @@ def test_loss_is_averaged_where_all_runs_have_it():
         [{"step": 50, "epoch": 1.0, "loss": 4.0}],
     ]
     assert mean_loss(logs) == [{"step": 50, "epoch": 1.0, "loss": 3.0}]
+    assert mean_loss([*logs, []]) == mean_loss(logs)  # a run whose record alone was kept
+    assert mean_loss([[]]) == []
 
 
 def test_comparisons_are_over_the_seeds_both_arms_have():
