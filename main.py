@@ -5,9 +5,18 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deit_jax.config import check_config_file, check_override, resolve, validate
+from deit_jax.config import (
+    check_config_file,
+    check_override,
+    default_config,
+    evaluation,
+    flat,
+    resolve,
+    validate,
+)
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory
+from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, Interrupted, listen
 
 MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
 FLAGS = flags.FLAGS
@@ -16,7 +25,10 @@ flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, repor
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_integer("verify", 0, "label: make so many stored batches again and compare.", lower_bound=0)
 flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
-flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
+flags.DEFINE_multi_string("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
+flags.DEFINE_multi_string("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
+flags.DEFINE_string("weights", "", "evaluate: params, or ema (averaged), of a run; '' both where both are there.")
+flags.DEFINE_string("output", "", "evaluate: folder for evaluation.md, .json and .csv.")
 
 
 def main(argv: list[str]) -> None:
@@ -28,27 +40,49 @@ def main(argv: list[str]) -> None:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
     if FLAGS.config is None:
         raise UserError("no config: give --config=configs/FILE.py (configs/digits.py needs no data)")
-    needs_workdir = mode in ("train", "label", "ablate") or (mode == "evaluate" and not FLAGS.checkpoint)
-    if needs_workdir and not FLAGS.workdir:
+    if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
+    if FLAGS.workdir and "://" in FLAGS.workdir:
+        raise UserError(f"workdir {FLAGS.workdir} is not a folder: mount the bucket (gcsfuse, s3fs) and give its path")
     if mode == "plan":
-        from deit_jax.plan import prepare_environment
+        from deit_jax.runtime.topologies import prepare_environment
 
         prepare_environment(FLAGS.topology)
 
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
-    import jax
-
-    from deit_jax.runtime import sharding
+    from deit_jax.runtime import peers, sharding
     from deit_jax.runtime.compile_cache import use_compile_cache
 
     if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
         use_compile_cache()
     sharding.start_processes()
+    with peers.watch(FLAGS.config.processes.lost_after):
+        run_mode(mode)
+
+
+def run_mode(mode: str) -> None:
+    """Do what a mode does."""
+    import jax  # here and below: a command line that is wrong is told so before jax is loaded
+
+    if mode == "evaluate":
+        from deit_jax.evaluate import Request, evaluate_command
+
+        given = config_flags.get_override_values(FLAGS["config"])
+        request = Request(tuple(FLAGS.checkpoint), tuple(FLAGS.data), FLAGS.weights, FLAGS.workdir or "", FLAGS.output)
+        evaluate_command(FLAGS.config, changed(FLAGS.config) | given, request)
+        return
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
+    if config.init and mode in ("train", "label", "ablate"):
+        from deit_jax.weights.normalization import adopt_normalization
+
+        given = config_flags.get_override_values(FLAGS["config"])
+        adopted = adopt_normalization(config, FLAGS.workdir, given)
+        if adopted is not config:
+            print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
+        config = adopted
     if mode == "train":
         if config.finetune.epochs:
             from deit_jax.chain import chain as run
@@ -60,10 +94,6 @@ def main(argv: list[str]) -> None:
         from deit_jax.study.ablation import ablate
 
         ablate(config, FLAGS.workdir)
-    elif mode == "evaluate":
-        from deit_jax.evaluate import evaluate_checkpoint, own_checkpoint
-
-        evaluate_checkpoint(config, FLAGS.checkpoint or own_checkpoint(FLAGS.workdir))
     elif mode == "label":
         from deit_jax.distill.label import label
 
@@ -76,6 +106,12 @@ def main(argv: list[str]) -> None:
         from deit_jax.benchmark import benchmark
 
         benchmark(config)
+
+
+def changed(config) -> dict:
+    """{setting: value} of the settings that differ from their defaults."""
+    defaults = flat(default_config())
+    return {path: value for path, value in flat(config).items() if value != defaults[path]}
 
 
 def join_values(argv: list[str]) -> list[str]:
@@ -92,8 +128,11 @@ def join_values(argv: list[str]) -> list[str]:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's flags; what a user can mend is said in one line, before absl's own checks where those would be many."""
+    """absl's flags; what a user can fix is said in one line, before absl's own checks where those would be many."""
     argv = join_values(argv)
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("--")]
+    if "config" not in names and ("--mode=evaluate" in argv or " --mode evaluate" in " ".join(argv)):
+        argv.insert(1, f"--config={evaluation.__file__}")  # every setting at its default
     for argument in argv[1:]:
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and equals:
@@ -103,9 +142,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        causes = [error]
-        while causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
         for cause in reversed(causes):  # a config file's own complaint lies deepest, under wrappings with its traceback
             if isinstance(cause, UserError):
                 raise cause from None
@@ -113,20 +152,20 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def entry() -> None:
-    """The command line: what a user can mend ends in one line and exit code 2; an interruption in 130."""
-    from deit_jax.runtime.interrupt import Interrupted
+    """The command line.
 
+    Exit codes: 2 for what a user can fix, in one line; 130 after a signal; 75 where another process of the run was
+    lost (`deit_jax.runtime.peers`); 1 for a fault of this program, with its traceback.
+    """
     try:
-        app.run(main, flags_parser=parse)
+        with listen():
+            app.run(main, flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as stop:
-        print(stop)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("stopped")
-        sys.exit(130)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped", flush=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
 
@@ -164,10 +165,12 @@ class Augment(Group):
 class Data(Group):
     name: str = S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards")
     root: str = S(
-        "", "image folder (class by folder), .csv of path,label, ArrayRecord folder, or TFDS data_dir", runtime=True
+        "", "image folder (class by folder), table of path,label (.csv, .tsv), shards, or TFDS data_dir", runtime=True
     )  # its content is known by its fingerprint
     train_split: str = S("train", "folder or TFDS split to train on")
-    eval_split: str = S("", "split to evaluate on; '': validation, val or test, whichever exists")
+    eval_split: str = S(
+        "", "split to evaluate on; '': validation, val, valid, dev or test, whichever exists; holdout: hold images out"
+    )
     holdout: float = S(0.1, "share held out for evaluation where the data has no such split")
     limit: int = S(0, "train on this many images, drawn by seed; 0: all")
     resize: str = S(
@@ -176,15 +179,27 @@ class Data(Group):
         ("exact", "fast"),
     )
     crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
+    interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
     eval_batch_size: int = S(0, "0: batch_size", runtime=True)
     workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
     threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
     prefetch: int = S(4, "batches held ready", runtime=True)
+    exif: bool = S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
+    check: str = S(
+        "size", "images are known again by names and sizes, or by the files' bytes too (reads all)", ("size", "content")
+    )
     max_broken: float = S(0.001, "share of unreadable training images above which a run stops", runtime=True)
+    broken_floor: int = S(10, "unreadable training images that never stop a run, whatever their share", runtime=True)
+    eval_broken: str = S(
+        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"), runtime=True
+    )
 
 
 class Evaluate(Group):
     every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
+    limit: int = S(
+        0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    )
     fusion: str = S(
         None,
         "of the two heads: mean of logits (released) or of probabilities (paper)",
@@ -206,6 +221,20 @@ class Log(Group):
 class Stability(Group):
     patience: int = S(10, "consecutive non-finite steps (each is skipped) before rolling back to the last checkpoint")
     rollbacks: int = S(3, "roll-backs before the run stops")
+
+
+class Mesh(Group):
+    data: int = S(
+        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", runtime=True
+    )
+    fsdp: int = S(
+        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", runtime=True
+    )
+    tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
+
+
+class Processes(Group):
+    lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
 
 
 class Finetune(Group):
@@ -254,9 +283,8 @@ class Config(Group):
     checkpoint: Checkpoint
     log: Log
     stability: Stability
-    sharding: str = S(
-        "replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"), runtime=True
-    )
+    mesh: Mesh
+    processes: Processes
     finetune: Finetune
     ablate: Ablate
 
@@ -275,7 +303,7 @@ def table(group: type[Group]) -> dict[str, Any]:
 SETTINGS: dict[str, Any] = table(Config)
 
 # former name → name: config files and flags are told the new one, recorded runs are read by it
-RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
+RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:
@@ -310,9 +338,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
     ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
+    defaults = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings newer than a run
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
+    value = lambda config, name: plain(config.get(name, defaults.get(name)))  # noqa: E731
     keys = (ours.keys() | theirs.keys()) - free
-    return sorted(k for k in keys if plain(ours.get(k)) != plain(theirs.get(k)))
+    return sorted(k for k in keys if value(ours, k) != value(theirs, k))
 
 
 def describe() -> str:

@@ -5,8 +5,10 @@
     FOLDER/index/          topk: Zarr array uint16 (steps, batch, k), likeliest first
     FOLDER/probability/    topk: Zarr array float (steps, batch, k)
 
-A chunk is CHUNK whole steps and one file an array, written at once or not at all. So the files that are there are the
-record of progress, and several processes write side by side without a word between them.
+A chunk is CHUNK whole steps and one file per array, written at once or not at all. So the files that are there are the
+record of progress, and several processes write side by side without a word between them. A chunk ends in its CRC-32C;
+the arrays' metadata (zarr.json) carry the hash of labels.json, so that no store takes over the chunks of another. What
+is read must lie in the range of the data's classes. Stores from before the sums are read as they are.
 """
 
 import hashlib
@@ -25,6 +27,7 @@ from deit_jax.runtime import atomic
 
 CHUNK = 64  # steps a file
 MAX_CLASSES = 2**16 - 1  # uint16, its largest number standing for "not there"
+RESTORE = "restore it from a copy, or make labels in another --workdir"
 # Two bytes hold a class of 1,000 in ten bits: shuffled, the empty ones cost nothing.
 COMPRESSION = {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
 
@@ -55,9 +58,9 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder} holds no labels: make them with --mode=label --workdir={folder}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r:.80}): make the labels anew in another folder") from error
+        raise UserError(f"{path} cannot be read ({error!r:.80}): make labels in another folder") from error
     if not intact:
-        raise UserError(f"{path} was changed by hand (its hash does not fit): restore it, or make the labels anew")
+        raise UserError(f"{path} was changed (its hash does not fit): {RESTORE}")
     return header
 
 
@@ -70,6 +73,57 @@ def runs(chunks: Iterable[int]) -> list[tuple[int, int]]:
         else:
             found.append((chunk, chunk + 1))
     return found
+
+
+def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) -> dict[str, Any]:
+    """TensorStore's description of a new array."""
+    compression = {**COMPRESSION, "typesize": np.dtype(dtype).itemsize}
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "metadata": {
+            "shape": shape,
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (CHUNK, *shape[1:])}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "blosc", "configuration": compression},
+                {"name": "crc32c"},
+            ],
+            "fill_value": MAX_CLASSES if dtype == "uint16" else "NaN",
+            "attributes": {"identity": identity},
+        },
+    }
+
+
+def check_owner(array: Path, identity: str, *, new: bool = False) -> None:
+    """Raise UserError where the chunks in an array's folder were not made for the store of this identity.
+
+    new: the store has no labels.json, so chunks that do not name their store are nobody's.
+    """
+    path = array / "zarr.json"
+    if not path.exists():
+        if any(array.glob("c/*")):
+            raise UserError(f"{array} holds labels whose zarr.json is lost: {RESTORE}")
+        return
+    try:
+        owner = json.loads(path.read_text()).get("attributes", {}).get("identity")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r:.80}): {RESTORE}") from error
+    if owner is None and new:
+        raise UserError(f"{array} holds labels whose labels.json is lost: {RESTORE}")
+    if owner not in (None, identity):
+        raise UserError(f"{array} holds labels that were made for other settings: {RESTORE}")
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a chunk's file is as long as its Blosc header says, plus the four bytes of its CRC-32C if it has one."""
+    try:
+        with open(file, "rb") as opened:
+            header = opened.read(16)
+        return len(header) == 16 and file.stat().st_size - int.from_bytes(header[12:], "little") in (0, 4)
+    except OSError:
+        return False
 
 
 class LabelStore:
@@ -86,40 +140,30 @@ class LabelStore:
     @classmethod
     def create(cls, folder: Path, header: dict[str, Any], steps: int) -> "LabelStore":
         """Start a store, or open the one that is there and make room for `steps` steps."""
-        if not (folder / "labels.json").exists():
+        new = not (folder / "labels.json").exists()
+        if new:
+            for name in arrays_of(header["kind"], header["k"], header["dtype"]):
+                check_owner(folder / name, header["hash"], new=True)
             atomic.write_json(folder / "labels.json", header)
         store = cls(folder)
         for name, (dtype, more) in store.arrays().items():
-            shape = (steps, header["batch_size"], *more)
-            if (folder / name / "zarr.json").exists():
+            path = folder / name
+            check_owner(path, store.header["hash"])
+            if (path / "zarr.json").exists():
                 store.make_room(name, steps)
                 continue
-            ts.open(
-                {
-                    "driver": "zarr3",
-                    "kvstore": {"driver": "file", "path": str(folder / name)},
-                    "metadata": {
-                        "shape": shape,
-                        "data_type": dtype,
-                        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": (CHUNK, *shape[1:])}},
-                        "codecs": [
-                            {"name": "bytes", "configuration": {"endian": "little"}},
-                            {
-                                "name": "blosc",
-                                "configuration": {**COMPRESSION, "typesize": np.dtype(dtype).itemsize},
-                            },
-                        ],
-                        "fill_value": MAX_CLASSES if dtype == "uint16" else "NaN",
-                    },
-                },
-                create=True,
-            ).result()
+            spec = array_spec(path, (steps, header["batch_size"], *more), dtype, store.header["hash"])
+            try:
+                ts.open(spec, create=True).result()
+            except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
+                raise atomic.write_error(path, error) from error
         return store
 
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         return arrays_of(self.header["kind"], self.header["k"], self.header["dtype"])
 
     def make_room(self, name: str, steps: int) -> None:
+        """Make an array long enough for `steps` steps."""
         array = self.array(name)
         if array.shape[0] < steps:
             # what was the last chunk may be cut short: it is made again, whole
@@ -128,22 +172,64 @@ class LabelStore:
             self.opened.pop(name)
 
     def array(self, name: str) -> ts.TensorStore:
+        """One of the store's arrays, opened once. Raises UserError where its zarr.json is missing or damaged."""
         if name not in self.opened:
             spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.folder / name)}}
             spec["store_data_equal_to_fill_value"] = True  # what was written is there, whatever it says
             context = ts.Context({"cache_pool": {"total_bytes_limit": 2**27}})
-            # data is written once, so what is cached stays true
-            self.opened[name] = ts.open(spec, open=True, context=context, recheck_cached_data="open").result()
+            dtype, more = self.arrays()[name]
+            check_owner(self.folder / name, self.header["hash"])
+            try:
+                # data is written once, so what is cached stays true
+                array = ts.open(spec, open=True, context=context, recheck_cached_data="open").result()
+            except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
+                raise UserError(
+                    f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
+                ) from error
+            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[:1]
+            if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
+                raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
+            self.opened[name] = array
         return self.opened[name]
 
+    def chunk_file(self, name: str, chunk: int) -> Path:
+        """The file of one chunk of an array."""
+        _, more = self.arrays()[name]
+        return self.folder.joinpath(name, "c", str(chunk), "0", *["0"] * len(more))
+
     def present(self) -> set[int]:
-        """The chunks that are there."""
+        """The chunks that are there, as long as they say they are."""
         per_array = []
         for name, (_, more) in self.arrays().items():
             leaf = "/".join(["0"] * (1 + len(more)))
             files = self.folder.glob(f"{name}/c/*/{leaf}")
-            per_array.append({int(f.relative_to(self.folder / name / "c").parts[0]) for f in files})
+            per_array.append({int(f.relative_to(self.folder / name / "c").parts[0]) for f in files if is_whole(f)})
         return set.intersection(*per_array)
+
+    def damaged(self) -> dict[int, str]:
+        """{chunk: what is wrong} of the chunks that are there, read in full."""
+        found = {}
+        steps = self.array(next(iter(self.arrays()))).shape[0]
+        there = {int(p.name) for name in self.arrays() for p in (self.folder / name / "c").glob("[0-9]*")}
+        for chunk in sorted(c for c in there if c * CHUNK < steps):
+            files = [self.chunk_file(name, chunk) for name in self.arrays()]
+            if not any(file.exists() for file in files):
+                continue
+            broken = next((file for file in files if not is_whole(file)), None)
+            if broken is not None:
+                found[chunk] = f"{broken} is {'cut short' if broken.exists() else 'missing'}"
+                continue
+            try:
+                self.read_steps(chunk * CHUNK, min((chunk + 1) * CHUNK, steps))
+            except UserError as error:
+                found[chunk] = str(error)
+        return found
+
+    def remove(self, chunk: int) -> None:
+        """Remove a chunk's files, so that it counts as missing."""
+        for name in self.arrays():
+            self.chunk_file(name, chunk).unlink(missing_ok=True)
+            self.opened.pop(name, None)  # with what is cached
 
     def missing(self, steps: int) -> list[int]:
         """The chunks of the first `steps` steps that are not there yet."""
@@ -166,17 +252,29 @@ class LabelStore:
 
     def read(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """{array's name: labels of one step's rows}. Raises UserError where they are not there or damaged."""
+        return {name: values[0] for name, values in self.read_steps(step, step + 1, rows).items()}
+
+    def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
+        again = "run --mode=label again, which makes damaged labels again"
         try:
-            pending = {name: self.array(name)[step, rows].read() for name in self.arrays()}
+            pending = {name: self.array(name)[first:end, rows].read() for name in self.arrays()}
             labels = {name: future.result() for name, future in pending.items()}
         except (ValueError, IndexError) as error:
             raise UserError(
-                f"the labels of step {step} in {self.folder} cannot be read ({first_line(error)}): remove the files of"
-                f" chunk {step // CHUNK} and run --mode=label again"
+                f"the labels of step {first} in {self.folder} cannot be read ({first_line(error)}): {again}"
             ) from error
-        first = next(iter(labels.values()))
-        if (first == MAX_CLASSES).any():
-            raise UserError(f"{self.folder} has no labels for step {step}: finish it with --mode=label")
+        classes = next(iter(labels.values()))
+        if (classes == MAX_CLASSES).any():
+            raise UserError(f"{self.folder} has no labels for step {first}: finish it with --mode=label")
+        known = self.header["images"]["data.classes"]
+        if (largest := int(classes.max())) >= known:
+            raise UserError(
+                f"the labels of step {first} in {self.folder} name class {largest}, the data has {known}: {again}"
+            )
+        shares = labels.get("probability")
+        if shares is not None and not ((shares >= 0) & (shares <= 1)).all():
+            raise UserError(f"the labels of step {first} in {self.folder} hold no probabilities: {again}")
         return labels
 
     def __getstate__(self) -> dict:

@@ -81,7 +81,8 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
 
     error: an OSError, or a library's error whose text holds the system's. needed: bytes.
     """
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
+    text = known or str(error).strip() or type(error).__name__
     full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
     folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
     space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")

@@ -1,37 +1,134 @@
-"""Ending a run by a signal without losing it."""
+"""Ending a run by a signal without losing it.
 
+SIGINT and SIGTERM are heard from the start of a command to its end. While a run has something to save (`Stop`), the
+first one is noted and the run ends when it has saved; elsewhere it ends the command within seconds. The second one ends
+the process at once. A thread hears them too, as Python's own handlers wait for a compilation or a device to return.
+"""
+
+import contextlib
+import multiprocessing
+import os
 import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
-import jax
+EXIT_INTERRUPTED = 130  # as the shell's for SIGINT
+EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
+GRACE = 5.0  # seconds that the main thread has to end by itself where nothing has to be saved
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """A signal asked the run to end; its state is saved."""
+class Interrupted(BaseException):
+    """A signal asked the command to end; what had to be saved is saved. As KeyboardInterrupt, no Exception."""
 
 
 class Stop:
-    """While active, SIGINT and SIGTERM are noted in `signal` instead of ending the process; a second one ends it.
+    """While active, a signal is noted in `signal` instead of ending the process.
 
-    Of several processes none may stop alone: there SIGTERM is left to jax, which has all of them agree on a step.
+    Of several processes none may stop alone: there `asked` is true after the same step on all of them, whichever got
+    the signal (`deit_jax.runtime.peers`).
     """
 
-    signal: int | None = None
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.last: int | None = None  # the step after which all processes stop
+        self.step = 0  # that `asked` was last called with
+        self.lock = threading.Lock()
+        self.listening = contextlib.ExitStack()
 
-    def __enter__(self):
-        noted = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-        self.before = {s: signal.signal(s, self.note) for s in noted}
+    def __enter__(self) -> "Stop":
+        self.listening.enter_context(listen())
+        STATE.stops.append(self)
         return self
 
-    def asked(self, manager, step: int) -> bool:
-        """Whether the run shall end after `step`. manager: the run's orbax CheckpointManager."""
-        return self.signal is not None or (jax.process_count() > 1 and manager.reached_preemption(step))
+    def __exit__(self, *_: object) -> None:
+        STATE.stops.remove(self)
+        self.listening.close()
 
-    def note(self, number, frame):
-        if self.signal is not None:
-            signal.signal(number, self.before[number])
-            signal.raise_signal(number)
-        self.signal = number
+    def asked(self, step: int) -> bool:
+        """Whether the run shall end after `step`; to be called after every step, in order."""
+        if not STATE.several:
+            return self.signal is not None
+        with self.lock:  # held while the processes agree on a step
+            self.step = step
+            return self.last is not None and step >= self.last
 
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+
+class State:
+    """What has been heard in this process."""
+
+    def __init__(self) -> None:
+        self.stops: list[Stop] = []  # active ones, the innermost last
+        self.count = 0  # signals
+        self.listening = False
+        self.several = False  # whether `peers` has processes agree
+        self.saved: Callable[[], str] = lambda: "what was saved before"  # for the message about a lost process
+
+
+STATE = State()
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[None]:
+    """Hear signals while the block lasts; nested blocks and other threads than the main one change nothing."""
+    if STATE.listening or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    STATE.listening, STATE.count = True, 0
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    take_signals()
+    threading.Thread(target=hear, args=(ours,), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        STATE.listening = False
+        theirs.close()
+
+
+def take_signals() -> None:
+    """Install the handlers; again after jax.distributed, which takes SIGTERM for itself."""
+    for number in SIGNALS:
+        signal.signal(number, note)
+
+
+def note(number: int, frame: FrameType | None) -> None:
+    """Python's handler, in the main thread: note the signal where there is something to save, else end the command."""
+    if STATE.stops:
+        for stop in STATE.stops:
+            stop.signal = number
+    else:
+        raise Interrupted("stopped")
+
+
+def hear(signals: socket.socket) -> None:
+    """The listening thread: one byte per signal, as soon as it comes; ends when the other end is closed."""
+    with signals:
+        while received := signals.recv(1):
+            if received[0] not in SIGNALS:
+                continue
+            STATE.count += 1
+            if STATE.count > 1:
+                end_now("stopped at once, without saving", EXIT_INTERRUPTED)
+            elif STATE.stops:
+                print("stopping after this step, saving first; a second signal ends at once", file=sys.stderr)
+            else:
+                end = threading.Timer(GRACE, end_now, ("stopped", EXIT_INTERRUPTED))
+                end.daemon = True
+                end.start()
+
+
+def end_now(text: str, code: int) -> None:
+    """Say a line and end the process and its workers, whatever its other threads do."""
+    print(text, file=sys.stderr, flush=True)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)

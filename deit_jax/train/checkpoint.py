@@ -10,8 +10,12 @@ verified first; a damaged checkpoint is set aside and the one before it used. A 
 said in one line, and the next save tries again.
 """
 
+import functools
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
+from deit_jax.runtime.interrupt import STATE
+from deit_jax.runtime.processes import from_process_0
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import SCORES, read_meta, saved_shapes
 
@@ -73,6 +78,7 @@ class Checkpoints:
         self.saving: int | None = None
         self.failure: UserError | None = None  # of the last save, until one succeeds
         from_process_0(lambda: set_damaged_aside(self.directory))
+        silence_save_threads()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), KeepBest(self.scores)]),
             cleanup_tmp_directories=True,
@@ -82,6 +88,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise atomic.write_error(self.directory, error) from error
+        STATE.saved = self.newest_saved
         evaluated = {step: self.meta(step).get("metrics") for step in self.manager.all_steps()}
         self.scores |= {step: metrics for step, metrics in evaluated.items() if metrics}
 
@@ -162,10 +169,14 @@ class Checkpoints:
         self.saving = step
         try:
             from_process_0(lambda: check_space(self.directory, needed))
+            if not self.directory.is_dir():
+                say(f"warning: {self.directory} was removed or moved while the run was writing to it: made again")
+                self.manager.reload()
             self.manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             self.fail(error, needed)
-        return self.failure is None
+            return False
+        return True
 
     def settle(self) -> None:
         """Wait for the running save; one that failed is said in one line, and its remains are removed."""
@@ -252,30 +263,32 @@ class Checkpoints:
         self.discard_after(step)
         return self.restore(shapes, step)
 
+    def newest_saved(self) -> str:
+        """What a message says is saved; asked of the disk, as it may be said in the middle of a save."""
+        newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
+        return "nothing" if newest is None else f"step {newest}"
+
     def close(self) -> None:
         """Wait for the running save. Raises UserError where the last one failed: the run's end is not on the disk."""
         self.settle()
         self.manager.close()
         if self.failure is not None:
-            newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
-            kept = "nothing is saved" if newest is None else f"saved is step {newest}"
-            raise UserError(f"{self.failure}; {kept}, and the same command goes on from there")
+            raise UserError(f"{self.failure}; saved is {self.newest_saved()}, and the same command goes on from there")
 
 
-def from_process_0(decide: Callable[[], int | None]) -> int:
-    """What `decide` returns on process 0, on every process; where it raises UserError there, all of them do."""
-    if jax.process_count() == 1:
-        return decide() or 0
-    decided, failure = 0, None
-    if jax.process_index() == 0:
-        try:
-            decided = decide() or 0
-        except UserError as error:
-            failure = error
-    decided, failed = multihost_utils.broadcast_one_to_all(np.array([decided, failure is not None], np.int32))
-    if failed:
-        raise failure or UserError("process 0 cannot use the checkpoints: it says why")
-    return int(decided)
+@functools.cache
+def silence_save_threads() -> None:
+    """Leave the report of a failed save to `Checkpoints.fail`: Orbax prints a traceback per thread that it uses."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.exc_info is None)
+    report = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        error = arguments.exc_value
+        frames = traceback.extract_tb(arguments.exc_traceback)
+        if error is None or not atomic.is_disk_error(error) or not any("orbax" in f.filename for f in frames):
+            report(arguments)
+
+    threading.excepthook = hook
 
 
 def set_damaged_aside(directory: Path) -> None:

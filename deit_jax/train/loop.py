@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.data import pipeline
+from deit_jax.data.check import HeaderCheck
 from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
-from deit_jax.train.checkpoint import Checkpoints
+from deit_jax.runtime.layout import place_params
+from deit_jax.train.checkpoint import Checkpoints, say
 from deit_jax.train.evaluate import evaluate_sets
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.setup import Run, load_init
@@ -44,12 +46,12 @@ def make_program(run: Run) -> Program:
     """Place the state and the teacher on the run's mesh; nothing is compiled before its first call."""
     config = run.config
     shapes = jax.eval_shape(lambda: create_state(run.student, config))
-    state_sharding = sharding.place_params(shapes, run.mesh, config.sharding)
+    state_sharding = place_params(shapes, run.layout)
     abstract_state = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_sharding)
     initialize = jax.jit(
         lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
     )
-    step = make_step(run.student, run.teacher.logits, config, run.steps_per_epoch)
+    step = make_step(run.sharded_student, run.teacher.logits, config, run.steps_per_epoch, run.layout.batch_shards)
     step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
     teacher_arrays = jax.device_put(list(run.teacher.arrays), sharding.replicated(run.mesh))
     return Program(abstract_state, initialize, step, teacher_arrays)
@@ -73,14 +75,17 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # whatever ends the run, all that is open is closed
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
+        say(f"{run.title}: {checkpoints.forecast(program.abstract_state)}")
         state = start_state(run, program, checkpoints)
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
+        if jax.process_index() == 0 and step < total:
+            exits.enter_context(HeaderCheck(run.data.evaluation))
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 
-        while not stop.asked(checkpoints.manager, step):
+        while not stop.asked(step):
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total:
@@ -121,7 +126,8 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 def initial_weights(run: Run) -> dict | None:
     """What a run without a usable checkpoint starts from. A resumed run has not loaded it yet."""
-    return (run.init if run.init.weights else load_init(run.config, run.student)).weights
+    init = run.init if run.init.weights else load_init(run.config, run.student, run.data.train.class_names)
+    return init.weights
 
 
 def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:
@@ -168,7 +174,7 @@ def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, s
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
-            run.student.graphdef, sets, batches(), mesh=run.mesh, **run.normalization,
+            run.sharded_student.graphdef, sets, batches(), mesh=run.mesh, **run.normalization,
             fusion=run.config.evaluate.fusion,
         )  # fmt: skip
     except Interrupted:

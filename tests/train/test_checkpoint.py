@@ -1,9 +1,9 @@
 """What is saved comes back, on any mesh; the newest and the best are kept; a folder says what it holds."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_state import META, shapes, state
 
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
@@ -13,36 +13,13 @@ from deit_jax.train.workdir import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
 
-def state(step: int, bad: int = 0) -> dict:
-    kernel = jnp.arange(64.0 * 16).reshape(64, 16) + step
-    number = lambda n: jnp.asarray(n, jnp.int32)  # noqa: E731
-    return {
-        "step": number(step),
-        "offset": number(0),
-        "params": {"head": {"kernel": kernel}},
-        "batch_stats": {},
-        "opt": ({"mu": kernel * 2},),
-        "ema": {"params": {"head": {"kernel": kernel * 3}}, "batch_stats": {}},
-        "nonfinite": {"in_row": number(bad), "total": number(bad)},
-    }
-
-
-def shapes(mesh, how="replicated"):
-    tree = jax.eval_shape(lambda: state(0))
-    places = sharding.place_params(tree, mesh, how, smallest=1)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
-
-
-META = {"model": {"name": "x"}}
-
-
-@pytest.mark.parametrize("how", ["replicated", "fsdp"])
-def test_round_trip_over_meshes(tmp_path, how):
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": -1}, {"fsdp": 2, "tensor": 2}], ids=["replicated", "fsdp", "all"])
+def test_round_trip_over_meshes(tmp_path, sizes):
     saved = Checkpoints(tmp_path)
     saved.save(jax.device_put(state(3), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))), META)
     saved.close()
     opened = Checkpoints(tmp_path)
-    back = opened.restore(shapes(sharding.make_mesh(), how))
+    back = opened.restore(shapes(sharding.make_mesh(**sizes)))
     opened.close()
     jax.tree.map(np.testing.assert_array_equal, back, state(3))
     assert len(back["params"]["head"]["kernel"].sharding.device_set) == 8

@@ -1,0 +1,162 @@
+"""The processes of one run: a signal to one of them stops all after the same step, and a lost one is noticed.
+
+A thread of each process writes a sign of life to jax's key-value store every second and reads the others'. It speaks
+while the main thread is in a compilation or waits for a device, and before jax's own check, which ends the process with
+its stack.
+"""
+
+import _thread
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jax._src import distributed  # jax has no public name for its key-value store
+
+from deit_jax.runtime import interrupt
+from deit_jax.runtime.interrupt import EXIT_LOST, STATE, Stop, end_now
+
+POLL = 1.0  # seconds
+AGREEMENT = 60  # seconds that all processes have to name their step
+STOP, ALIVE, STEP, LINE = "deit_jax/stop", "deit_jax/alive/", "deit_jax/step/", "deit_jax/line"
+DONE = "done"
+
+
+class Peers:
+    """This process among the others; the thread runs until `close`."""
+
+    def __init__(self, lost_after: float):
+        state = distributed.global_state
+        self.client: Any = state.client
+        self.index, self.count = state.process_id, state.num_processes
+        self.host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
+        self.lost_after = lost_after
+        self.closed = threading.Event()
+        self.agreed = False
+        self.seen = {str(i): ("", time.monotonic()) for i in range(self.count)}  # last sign, and when it changed
+        self.thread = threading.Thread(target=self.run, name="peers", daemon=True)
+        self.lines: list[socket.socket] = []  # process 0's to the others
+
+    def start(self) -> None:
+        """Start the threads."""
+        self.thread.start()
+        threading.Thread(target=self.serve if self.index == 0 else self.follow, name="line", daemon=True).start()
+
+    def serve(self) -> None:
+        """Process 0: keep a connection to each of the others, which the system closes when this process ends."""
+        with socket.create_server(("", 0)) as server:
+            self.client.key_value_set(LINE, str(server.getsockname()[1]), allow_overwrite=True)
+            while True:
+                self.lines.append(server.accept()[0])
+
+    def follow(self) -> None:
+        """The others: end when process 0 does. jax notices, too, but ends this process with its stack.
+
+        Where no connection can be made, between hosts that allow none, the signs of life are all there is.
+        """
+        try:
+            port = int(self.client.blocking_key_value_get(LINE, AGREEMENT * 1000))
+            with socket.create_connection((self.host, port), timeout=AGREEMENT) as line:
+                line.settimeout(None)
+                goodbye = line.recv(1)
+        except OSError as error:
+            if not isinstance(error, ConnectionResetError):
+                return
+            goodbye = b""
+        if not goodbye and not self.closed.is_set():
+            self.lost("0", "its connection ended")
+
+    def run(self) -> None:
+        """Give signs of life, look for the others', hear of signals."""
+        count, failures = 0, 0
+        while not self.closed.wait(POLL):
+            count += 1
+            try:
+                self.client.key_value_set(f"{ALIVE}{self.index}", str(count), allow_overwrite=True)
+                signs = dict(self.client.key_value_dir_get(ALIVE))
+                self.hear_stop()
+                failures = 0
+            except Exception as error:  # jaxlib's, when process 0, which keeps the store, is gone
+                failures += 1
+                if failures > 1 and not self.closed.is_set():
+                    self.lost("0", f"{type(error).__name__}, twice")
+                continue
+            self.look(signs, time.monotonic())
+
+    def look(self, signs: dict[str, str], now: float) -> None:
+        """End this process where another has given no new sign for `lost_after` seconds."""
+        for name, (before, since) in self.seen.items():
+            sign = signs.get(f"{ALIVE}{name}", "")
+            if sign != before:
+                self.seen[name] = (sign, now)
+            elif sign != DONE and now - since > self.lost_after and name != str(self.index):
+                self.lost(name, f"no sign of life for {self.lost_after:.0f} s")
+
+    def lost(self, name: str, why: str) -> None:
+        """Say which process is lost and what is saved, and end this one."""
+        end_now(
+            f"process {name} of {self.count} was lost ({why}); saved is {STATE.saved()}; the same command goes on from"
+            " there, with any number of processes",
+            EXIT_LOST,
+        )
+
+    def hear_stop(self) -> None:
+        """Tell the others of a signal to this process, hear of one to them, and agree on a step to stop after."""
+        if self.agreed:
+            return
+        if STATE.count:
+            self.client.key_value_set(STOP, str(self.index), allow_overwrite=True)
+        else:
+            try:
+                self.client.key_value_try_get(STOP)
+            except Exception:  # jaxlib's NOT_FOUND
+                return
+            _thread.interrupt_main(signal.SIGTERM)
+        self.agreed = True
+        if STATE.stops:
+            self.agree(STATE.stops[-1])
+
+    def agree(self, stop: Stop) -> None:
+        """Let all processes stop after the same step, which none has passed yet."""
+        with stop.lock:  # meanwhile no process begins another step
+            self.client.key_value_set(f"{STEP}{self.index}", str(stop.step))
+            steps = [int(self.client.blocking_key_value_get(f"{STEP}{i}", AGREEMENT * 1000)) for i in range(self.count)]
+            stop.last = max(steps) + 1
+            stop.signal = stop.signal or signal.SIGTERM
+
+    def close(self) -> None:
+        """Say goodbye: from here on this process may end without being missed."""
+        self.closed.set()
+        self.thread.join(timeout=2 * POLL)
+        for line in self.lines:
+            with contextlib.suppress(OSError):
+                line.send(b"0")
+        with contextlib.suppress(Exception):
+            self.client.key_value_set(f"{ALIVE}{self.index}", DONE, allow_overwrite=True)
+
+
+@contextlib.contextmanager
+def watch(lost_after: float) -> Iterator[None]:
+    """Watch the other processes while the block lasts, if there are any; jax.distributed has been started.
+
+    lost_after: seconds without a sign of life after which a process counts as lost.
+    """
+    if distributed.global_state.client is None or distributed.global_state.num_processes == 1:
+        yield
+        return
+    interrupt.take_signals()
+    peers = Peers(lost_after)
+    STATE.several = True
+    peers.start()
+    try:
+        yield
+    except Exception:
+        if not peers.closed.wait(0):
+            time.sleep(2 * POLL + lost_after)  # where a lost process is the cause, the thread says so and ends this one
+        raise
+    finally:
+        peers.close()
+        STATE.several = False

@@ -1,0 +1,191 @@
+"""A damaged checkpoint is noticed whatever is wrong with it, set aside, and the one before it used; a full disk costs
+no training."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from small_state import META, shapes, state
+
+from deit_jax.errors import UserError
+from deit_jax.runtime import atomic, sharding
+from deit_jax.train.checkpoint import Checkpoints
+from deit_jax.weights import integrity
+from deit_jax.weights.orbax import read_weights
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run's folder with steps 1 and 2, the second of which is the better one."""
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(state(step), META, {"top1": 10.0 * step})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in integrity.UNSUMMED)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+DAMAGE = {"cut": cut, "emptied": lambda path: path.write_bytes(b""), "deleted": lambda path: path.unlink()}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_file_of_a_checkpoint_is_watched(run, kind):
+    step = run / "checkpoints/2"
+    assert integrity.damage(step) is None
+    for path in files(step):
+        before = path.read_bytes()
+        DAMAGE[kind](path)
+        assert path.relative_to(step).as_posix() in integrity.damage(step)
+        path.write_bytes(before)
+    assert integrity.damage(step) is None
+
+
+def test_every_flipped_bit_is_noticed(run):
+    step, rng = run / "checkpoints/2", random.Random(0)
+    every = [*files(step), step / integrity.SUMS]
+    for _ in range(200):
+        path = rng.choice(every)
+        bit = rng.randrange(8 * path.stat().st_size)
+        flip(path, bit)
+        assert integrity.damage(step), (path, bit)
+        flip(path, bit)
+    assert integrity.damage(step) is None
+
+
+@pytest.mark.parametrize("part", ["params", "rest", "ema", "meta", "checksums.json", "params/manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(run, part, capsys):
+    path = run / "checkpoints/2" / part
+    shutil.rmtree(path) if path.is_dir() else cut(path)
+    checkpoints = Checkpoints(run)
+    back = checkpoints.restore(shapes(sharding.make_mesh()))
+    assert int(back["step"]) == 1
+    checkpoints.save(state(2), META)
+    checkpoints.close()
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert part in said
+    assert "set aside in" in said
+    assert (run / "damaged/2").is_dir()
+    assert integrity.damage(run / "checkpoints/2") is None
+
+
+def test_weights_come_from_the_best_intact_checkpoint_and_nothing_is_moved(run, capsys):
+    cut(next((run / "checkpoints/2/params/d").iterdir()))
+    _, weights = read_weights(run)
+    np.testing.assert_array_equal(weights["params"]["head"]["kernel"], state(1)["params"]["head"]["kernel"])
+    assert "checkpoints/2 is damaged (params/d/" in capsys.readouterr().err
+    assert not (run / "damaged").exists()
+    read_weights(run, "ema")  # whose files of step 2 are whole
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"checkpoints/2 is damaged \(params/d/.*no intact one"):
+        read_weights(run / "checkpoints/2")
+
+
+def test_a_run_without_an_intact_checkpoint_is_refused_and_left_alone(run):
+    for step in (1, 2):
+        (run / f"checkpoints/{step}/rest/_METADATA").unlink()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UserError, match="no checkpoint in .* is intact .*rest/_METADATA is missing"):
+        Checkpoints(run)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_checkpoints_from_before_checksums_are_read_and_their_damage_found_in_reading(run):
+    for step in (1, 2):
+        (run / f"checkpoints/{step}/{integrity.SUMS}").unlink()
+    checkpoints = Checkpoints(run)
+    assert int(checkpoints.restore(shapes(sharding.make_mesh()))["step"]) == 2
+    checkpoints.close()
+    for path in (run / "checkpoints/2/rest/d").iterdir():
+        path.write_bytes(b"")
+    checkpoints = Checkpoints(run)
+    assert int(checkpoints.restore(shapes(sharding.make_mesh()))["step"]) == 1
+    checkpoints.close()
+    assert (run / "damaged/2").is_dir()
+
+
+def test_orbax_marker_does_not_decide(run):
+    (run / "checkpoints/2/commit_success.txt").unlink()
+    checkpoints = Checkpoints(run)
+    assert int(checkpoints.restore(shapes(sharding.make_mesh()))["step"]) == 2
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_orbax_metadata_of_the_step_is_not_needed(run, content):
+    path = run / "checkpoints/2/_CHECKPOINT_METADATA"
+    path.unlink() if content is None else path.write_text(content)
+    checkpoints = Checkpoints(run)
+    assert int(checkpoints.restore(shapes(sharding.make_mesh()))["step"]) == 2
+    checkpoints.close()
+
+
+def test_a_damaged_evaluation_counts_as_none(run):
+    checkpoints = Checkpoints(run)
+    checkpoints.score(1, {"top1": 90.0})
+    checkpoints.close()
+    scores = run / "checkpoints/1/scores.json"
+    assert Checkpoints(run).scores[1]["top1"] == 90.0
+    scores.write_text(scores.read_text().replace("90", "99"))
+    assert Checkpoints(run).scores[1]["top1"] == 10.0
+
+
+def test_a_full_disk_is_said_and_the_next_save_tries_again(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), META)
+    checkpoints.settle()
+    monkeypatch.setattr(atomic, "free_space", lambda folder: 10)
+    assert not checkpoints.save(state(2), META)
+    assert "not be enough" in checkpoints.forecast(state(2))
+    assert "(10 B free, 12.3 kB needed): make room there; training goes on" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert checkpoints.save(state(3), META)
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+
+
+def test_a_disk_that_fills_while_saving(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), META)
+    checkpoints.settle()
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(integrity, "write_sums", lambda folder: (_ for _ in ()).throw(full))
+    checkpoints.save(state(2), META)
+    with pytest.raises(UserError, match=r"No space left.* free in .*saved is step 1, and the same command goes on"):
+        checkpoints.close()
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    assert captured.err == ""
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_weights_that_have_grown_beyond_bounds_are_not_healthy(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(state(1), META)
+    huge = state(2)
+    huge["params"]["head"]["kernel"] *= 1e20
+    checkpoints.save(huge, META)
+    assert checkpoints.last_good() == 1  # although the second is still being written
+    checkpoints.close()
+    assert not json.loads((tmp_path / "checkpoints/2/meta/metadata").read_text())["healthy"]
