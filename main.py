@@ -5,7 +5,15 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deit_jax.config import check_config_file, check_override, resolve, validate
+from deit_jax.config import (
+    check_config_file,
+    check_override,
+    default_config,
+    evaluation,
+    flat,
+    resolve,
+    validate,
+)
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory
 from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, Interrupted, listen
@@ -17,7 +25,10 @@ flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, repor
 flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 flags.DEFINE_integer("verify", 0, "label: make so many stored batches again and compare.", lower_bound=0)
 flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
-flags.DEFINE_string("checkpoint", "", "evaluate: weights to use instead of the workdir's best.")
+flags.DEFINE_multi_string("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
+flags.DEFINE_multi_string("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
+flags.DEFINE_string("weights", "", "evaluate: params, or ema (averaged), of a run; '' both where both are there.")
+flags.DEFINE_string("output", "", "evaluate: folder for evaluation.md, .json and .csv.")
 
 
 def main(argv: list[str]) -> None:
@@ -29,12 +40,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
     if FLAGS.config is None:
         raise UserError("no config: give --config=configs/FILE.py (configs/digits.py needs no data)")
-    needs_workdir = mode in ("train", "label", "ablate") or (mode == "evaluate" and not FLAGS.checkpoint)
-    if needs_workdir and not FLAGS.workdir:
+    if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
     if mode == "plan":
-        from deit_jax.plan import prepare_environment
+        from deit_jax.runtime.topologies import prepare_environment
 
         prepare_environment(FLAGS.topology)
 
@@ -54,6 +64,13 @@ def run_mode(mode: str) -> None:
     """Do what a mode does."""
     import jax  # here and below: a command line that is wrong is told so before jax is loaded
 
+    if mode == "evaluate":
+        from deit_jax.evaluate import Request, evaluate_command
+
+        given = config_flags.get_override_values(FLAGS["config"])
+        request = Request(tuple(FLAGS.checkpoint), tuple(FLAGS.data), FLAGS.weights, FLAGS.workdir or "", FLAGS.output)
+        evaluate_command(FLAGS.config, changed(FLAGS.config) | given, request)
+        return
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
     if mode == "train":
@@ -67,10 +84,6 @@ def run_mode(mode: str) -> None:
         from deit_jax.study.ablation import ablate
 
         ablate(config, FLAGS.workdir)
-    elif mode == "evaluate":
-        from deit_jax.evaluate import evaluate_checkpoint, own_checkpoint
-
-        evaluate_checkpoint(config, FLAGS.checkpoint or own_checkpoint(FLAGS.workdir))
     elif mode == "label":
         from deit_jax.distill.label import label
 
@@ -83,6 +96,12 @@ def run_mode(mode: str) -> None:
         from deit_jax.benchmark import benchmark
 
         benchmark(config)
+
+
+def changed(config) -> dict:
+    """{setting: value} of the settings that differ from their defaults."""
+    defaults = flat(default_config())
+    return {path: value for path, value in flat(config).items() if value != defaults[path]}
 
 
 def join_values(argv: list[str]) -> list[str]:
@@ -101,6 +120,9 @@ def join_values(argv: list[str]) -> list[str]:
 def parse(argv: list[str]) -> list[str]:
     """absl's flags; what a user can fix is said in one line, before absl's own checks where those would be many."""
     argv = join_values(argv)
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("--")]
+    if "config" not in names and ("--mode=evaluate" in argv or " --mode evaluate" in " ".join(argv)):
+        argv.insert(1, f"--config={evaluation.__file__}")  # every setting at its default
     for argument in argv[1:]:
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and equals:
@@ -111,8 +133,8 @@ def parse(argv: list[str]) -> list[str]:
         return FLAGS(argv)
     except flags.Error as error:
         causes: list[BaseException] = [error]
-        while below := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(below)
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
         for cause in reversed(causes):  # a config file's own complaint lies deepest, under wrappings with its traceback
             if isinstance(cause, UserError):
                 raise cause from None

@@ -1,11 +1,31 @@
-"""One kind of error for what a user can mend; `main.py` prints it as one line, without a traceback."""
+"""The error for what a user can fix, and how text from outside is shown; `main.py` prints it as one line, without a
+traceback."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
+def shown(text: str | os.PathLike) -> str:
+    """Text from outside (a file's name, a class, a line of a table) as it may be printed: on one line, with control
+    characters, bytes that are not UTF-8 and invisible characters written as escapes (`\\x1b`, `\\xff`, `\\u202e`)."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte of a file's name that is not UTF-8
+        number -= 0xDC00
+    elif number >= 0x100:
+        return character.encode("ascii", "backslashreplace").decode()
+    return f"\\x{number:02x}"
+
+
 class UserError(ValueError):
-    """Bad input. The message names the thing, what was given and the mend, on one line."""
+    """Bad input. The message names the thing, what was given and the fix; it is made fit to print on one line."""
+
+    def __init__(self, message: str):
+        super().__init__(shown(message))
 
 
 def nearest(name: str, known: Iterable[str], how_many: int = 1) -> str:

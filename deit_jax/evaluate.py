@@ -1,54 +1,293 @@
-"""`--mode=evaluate`: any weights on any data."""
+"""`--mode=evaluate`: any weights on any data sets, as one table.
 
+    python main.py --mode=evaluate --workdir=RUN
+    python main.py --mode=evaluate --checkpoint=A --checkpoint=B --data=val=/data/imagenet/val --data=v2=/data/v2
+
+See docs/evaluation.md.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from deit_jax import models
-from deit_jax.data import pipeline, sources
+from deit_jax.config import RENAMED, default_config, flat, resolve, validate
+from deit_jax.data import sources
+from deit_jax.data.base import Subset
+from deit_jax.data.testsets import EvalSet, match_source, open_eval_sets
+from deit_jax.data.tools.progress import track
 from deit_jax.errors import UserError
-from deit_jax.report.tables import accuracy_rows, table
+from deit_jax.report import evaluation as report
 from deit_jax.runtime import sharding
 from deit_jax.student import compute_dtype
-from deit_jax.train.evaluate import evaluate
-from deit_jax.weights import fit_weights, load_weights
-from deit_jax.weights.orbax import find_step
+from deit_jax.train.classifier import (
+    KINDS,
+    Classifier,
+    evaluate_classifier,
+    evaluation_rows,
+    make_classifier,
+    weight_sets,
+)
+from deit_jax.train.evaluate import USED, count_correct
+from deit_jax.weights import Weights
+from deit_jax.weights.orbax import find_step, read_meta
+
+BATCH_SIZE = 256
+TIMED_SECONDS, TIMED_CALLS = 2.0, 30  # of the forward pass: until the first is used up, at most so many calls
+OUTPUTS = {"evaluation.md": report.markdown, "evaluation.json": report.as_json, "evaluation.csv": report.as_csv}
 
 
-def own_checkpoint(workdir: str) -> str:
-    """The workdir, after making sure that it is one: else its name might be taken for a hub's."""
-    if find_step(Path(workdir)) is None:
-        raise UserError(f"workdir {workdir} holds no checkpoint: train there first, or give --checkpoint=")
-    return workdir
+class Request(NamedTuple):
+    """What the command line asks for.
 
-
-def evaluate_checkpoint(config, source: str) -> dict:
-    """`--mode=evaluate`: any weights `load_weights` reads, on the evaluation data of `config`; prints a table.
-
-    The model is what the weights are; `config` gives data, crop and size (0: the weights' own).
+    Attributes:
+        checkpoints: weights, as `load_weights` takes them; empty: the workdir's.
+        data: as `open_eval_sets` takes them; empty: what `config` or the run's checkpoint names.
+        kind: "params" or "ema" of a training checkpoint; "": both where both are there.
+        workdir: a run's folder, or "".
+        output: a folder for the results, or "".
     """
-    weights = load_weights(source)
-    eval_source = sources.open_eval_source(config)
-    if weights.num_classes != eval_source.num_classes:
-        raise UserError(
-            f"{source} has {weights.num_classes} classes, the data {eval_source.num_classes}:"
-            " evaluate it on data of its classes"
-        )
-    default = models.find(config.model.name)[1].get("img_size", 224)  # a ConvNet's weights do not tell
-    size = config.model.img_size or weights.architecture.config.get("img_size") or default
-    build = weights.architecture.constructor(img_size=size, dtype=compute_dtype(config.model.dtype))
-    params, batch_stats, notes = fit_weights(weights, build, new_parts=False)
+
+    checkpoints: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    kind: str = ""
+    workdir: str = ""
+    output: str = ""
+
+
+class Subject(NamedTuple):
+    """One set of weights to evaluate: where it is, and its settings."""
+
+    source: str
+    config: Any
+
+
+def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict[str, Any]:
+    """`--mode=evaluate`: evaluate, print the tables, write them to `request.output`.
+
+    Args:
+        config: of the command line, not resolved.
+        explicit: the settings among it that were given, {"data.crop": 0.9}; others are the run's or the weights' own.
+        request: everything else.
+
+    Returns the report: {"rows": …, "data": {name: one line}, "device": …}. Raises UserError for bad input, before
+    anything is compiled where it can be known.
+    """
+    if request.kind not in ("", *KINDS):
+        raise UserError(f"--weights {request.kind} is not known: use params, or ema for the averaged ones")
+    check_output(request.output)
+    subjects = [Subject(source, settings(config, explicit, source)) for source in named_sources(request)]
+    data = open_data(subjects, explicit, request)
+    for subject in subjects[1:]:  # the first is checked when it is loaded
+        check_match(subject, data, request.kind)
+    found = {"rows": [], "data": {}, "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
     mesh = sharding.make_mesh()
-    arrays = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = pipeline.eval_batches(config, eval_source, size=size, **process)
-    pixels = {"mean": weights.mean, "std": weights.std}
-    result = evaluate(models.abstract(build)[0], arrays, batches, mesh=mesh, **pixels, fusion=config.evaluate.fusion)
-    if jax.process_index():
-        return result
-    for note in notes:
-        print(note)
-    rows = accuracy_rows(weights.name or source, {"params": result})
-    print(table(["model", "head", "weights", "top-1 %", "top-5 %"], rows))
-    print(f"\n{result['images']} images, {size} px, crop {config.data.crop}; cross-entropy {result['loss']:.4f}")
-    return result
+    try:
+        for subject in subjects:
+            found["rows"] += evaluate_subject(subject, explicit, data, mesh, request.kind, found["data"])
+    finally:  # an image that cannot be read does not cost the results before it
+        if found["rows"] and jax.process_index() == 0:
+            print(f"\n{report.markdown(found)}", end="")
+            write_outputs(request.output, found)
+    return found
+
+
+def named_sources(request: Request) -> list[str]:
+    """The weights to evaluate, in the order given. Raises UserError where there are none."""
+    names = [name for part in request.checkpoints for name in part.split(",") if name]
+    if names:
+        return list(dict.fromkeys(names))
+    if not request.workdir:
+        raise UserError("nothing to evaluate: give --workdir=RUN or --checkpoint=WEIGHTS")
+    if find_step(Path(request.workdir)) is None:  # else its name might be taken for a hub's
+        raise UserError(f"workdir {request.workdir} holds no checkpoint: train there first, or give --checkpoint=")
+    return [request.workdir]
+
+
+def settings(config, explicit: dict[str, Any], source: str) -> Any:
+    """The resolved settings for one set of weights: its run's where it is a run's checkpoint, else `config`'s, and over
+    both what is explicit."""
+    step = run_step(source)
+    recorded = read_meta(step).get("config") if step else None
+    if recorded is None:
+        own: Any = config
+    else:
+        own, known = default_config(), flat(default_config())
+        values = {RENAMED.get(key, key): value for key, value in flat(recorded).items()}
+        own.update_from_flattened_dict({key: value for key, value in values.items() if key in known})
+        own.update_from_flattened_dict(explicit)
+    own = resolve(own)
+    own.batch_size = own.data.eval_batch_size or (own.batch_size if "batch_size" in explicit else BATCH_SIZE)
+    own.accumulate, own.data.eval_batch_size = 1, 0
+    validate(own)
+    return own
+
+
+def run_step(source: str) -> Path | None:
+    """The checkpoint of a run that `source` stands for, or None: a file, a hub name."""
+    path = Path(source).expanduser()
+    return find_step(path) if path.is_dir() else None
+
+
+def open_data(subjects: Sequence[Subject], explicit: dict[str, Any], request: Request) -> list[EvalSet]:
+    """The data sets to evaluate on. Raises UserError where none is named, or two alike."""
+    if request.data:
+        sets = [one for text in request.data for one in open_eval_sets(text)]
+    else:
+        run = next((subject for subject in subjects if run_step(subject.source)), None)
+        if run is None and not {"data.root", "data.name"} & explicit.keys():
+            raise UserError("no data: give --data=NAME=FOLDER, see docs/evaluation.md")
+        sets = [own_data((run or subjects[0]).config, subjects)]
+    names = [one.name for one in sets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"--data names two sets '{twice}': give them names of their own, as --data=a=FOLDER")
+    return sets
+
+
+def own_data(config, subjects: Sequence[Subject]) -> EvalSet:
+    """The evaluation images that a config names.
+
+    Where they would be held out of the training images, that is done only for the runs that were trained on the rest;
+    other weights are evaluated on every image.
+    """
+    name = Path(config.data.root).name if config.data.root else config.data.name
+    train, held_out = sources.find_sources(config)
+    if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
+        return EvalSet(name, held_out)
+    trained_on = {trained_fingerprint(subject.source) for subject in subjects}
+    if sources.open_sources(config)[0].fingerprint in trained_on:
+        return EvalSet(name, held_out, "held out of the run's training images")
+    config = config.copy_and_resolve_references()
+    config.data.holdout = 1.0
+    return EvalSet(name, sources.find_sources(config)[1])
+
+
+def trained_fingerprint(source: str) -> str:
+    """The fingerprint of the images that a run was trained on; "" where none is recorded."""
+    step = run_step(source)
+    record = step.parent.parent / "config.json" if step else None
+    if record is None or not record.is_file():
+        return ""
+    return json.loads(record.read_text()).get("data.fingerprint", "")
+
+
+def check_match(subject: Subject, data: Sequence[EvalSet], kind: str) -> None:
+    """Raise UserError where a set's classes are not the weights'."""
+    weights = next(iter(weight_sets(subject.source, kind).values()))
+    for one in data:
+        match_weights(weights, one)
+
+
+def match_weights(weights: Weights, data: EvalSet, limit: int = 0):
+    """`match_source` of a data set and weights."""
+    if not weights.num_classes:
+        raise UserError(f"{weights.source} has no classification head: it cannot be evaluated")
+    names = {"data": data.name, "model": weights.source}
+    return match_source(data.source, weights.class_names, weights.num_classes, limit=limit, **names)
+
+
+def evaluate_subject(
+    subject: Subject, explicit: dict[str, Any], data: Sequence[EvalSet], mesh, kind: str, described: dict[str, str]
+) -> list[dict[str, Any]]:
+    """A row of the report per set of weights. described: gets a line per data set."""
+    config, sets = subject.config, weight_sets(subject.source, kind)
+    matched = {one.name: match_weights(next(iter(sets.values())), one, config.evaluate.limit) for one in data}
+    own = {key: explicit[f"data.{key}"] for key in ("crop", "interpolation") if f"data.{key}" in explicit}
+    classifier = make_classifier(
+        sets, mesh, img_size=config.model.img_size, dtype=compute_dtype(config.model.dtype), **own
+    )
+    say(f"{subject.source}: {classifier.name or 'a model without a name'}, {classifier.view.size} px")
+    for note in classifier.notes:
+        say(f"  {note}")
+    results: dict[str, dict[str, Any]] = {name: {} for name in sets}
+    speed, rows = 0.0, 0
+    for one in data:
+        classes, images = matched[one.name]
+        about = f"{len(images):,} images of {classes.describe()}" + (f"; {one.note}" if one.note else "")
+        described.setdefault(one.name, about)
+        say(f"  {one.name}: {about}")
+        present = np.isin(np.arange(classes.num_outputs), classes.outputs) if classes.is_subset else None
+        kept: list[dict] = []
+        counted = evaluate_classifier(
+            classifier,
+            images,
+            mesh,
+            batch_size=config.batch_size,
+            config=config,
+            fusion=config.evaluate.fusion,
+            subset=present,
+            progress=lambda batches, total, kept=kept: keep_first(show(batches, total), kept),
+        )
+        for name, result in counted.items():
+            results[name][one.name] = result | {
+                "classes": len(classes.outputs), "outputs": classes.num_outputs, "matched_by": classes.how
+            }  # fmt: skip
+            say(f"  {one.name}: top-1 {result['top1']:.2f} %, {report.KINDS[name]} weights")
+        if not speed:
+            rows = evaluation_rows(config.batch_size, len(images), mesh.devices.size)
+            speed = rows / forward_seconds(classifier, kept[0], mesh, present)
+    row = {
+        "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
+        "img_size": classifier.view.size, "crop": classifier.view.crop, "interpolation": classifier.view.interpolation,
+        "flops": classifier.flops(), "images_per_second": speed, "batch_size": rows,
+    }  # fmt: skip
+    return [row | {"kind": name, "results": result} for name, result in results.items()]
+
+
+def forward_seconds(classifier: Classifier, batch: dict[str, np.ndarray], mesh, subset) -> float:
+    """The median time of a forward pass over a batch that is on the devices already, compiled and warm."""
+    placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
+    weights = next(iter(classifier.sets.values()))
+    seconds: list[float] = []
+    while len(seconds) < TIMED_CALLS and (not seconds or sum(seconds) < TIMED_SECONDS):
+        begun = time.perf_counter()
+        jax.block_until_ready(
+            count_correct(classifier.graphdef, weights, placed, classifier.mean, classifier.std, subset)
+        )
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
+
+
+def show(batches: Iterable[dict], total: int) -> Iterable[dict]:
+    """The batches, with a progress line and the time left on process 0."""
+    return track(batches, "batches", total) if jax.process_index() == 0 else batches
+
+
+def keep_first(batches: Iterable[dict], kept: list[dict]) -> Iterator[dict]:
+    for batch in batches:
+        if not kept:
+            kept.append(batch)
+        yield batch
+
+
+def say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def check_output(folder: str) -> None:
+    """Raise UserError where the results would overwrite others, or cannot be written."""
+    if not folder:
+        return
+    there = next((name for name in OUTPUTS if (Path(folder) / name).exists()), None)
+    if there:
+        raise UserError(f"--output {folder} holds {there} of an earlier evaluation: choose another folder")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made ({error.strerror}): choose another folder") from error
+
+
+def write_outputs(folder: str, found: dict[str, Any]) -> None:
+    """evaluation.md, .json and .csv in `folder`; nothing where it is ""."""
+    if not folder:
+        return
+    for name, render in OUTPUTS.items():
+        (Path(folder) / name).write_text(render(found))
+    print(f"\nwrote {', '.join(str(Path(folder) / name) for name in OUTPUTS)}")

@@ -1,4 +1,4 @@
-"""What `predict` prints and draws, `certify`'s table, and what `import deit_jax` costs."""
+"""What `predict` prints and draws, and what `import deit_jax` costs."""
 
 import re
 import subprocess
@@ -13,9 +13,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import deit_jax
-from deit_jax import certify, convert, predict
+from deit_jax import convert, predict
 from deit_jax.data import imagenet
-from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
 
 PHOTOS = [str(seeded.GOLDEN / name) for name in ("eval_cock.JPEG", "eval_giant_panda.JPEG")]
@@ -73,58 +72,6 @@ def test_bad_input_of_predict(tmp_path, small):
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
             predict.main([str(small), *arguments])
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    """Twelve images of three ImageNet classes, the sixth to the eighth."""
-    rng = np.random.default_rng(0)
-    for synset in imagenet.synsets()[5:8]:
-        folder = tmp_path / "val" / synset
-        folder.mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "val"
-
-
-def test_certify_counts_what_is_right(tmp_path, labelled, monkeypatch, capsys):
-    folder, name = labelled, "deit_tiny_patch16_224"
-    state = state_of(name)
-    state["head.bias"][6] = 1e3  # it says the seventh class, whatever it sees
-    save_file(state, tmp_path / "w.safetensors")
-    rows = certify.certify(str(folder), {name: str(tmp_path / "w.safetensors")}, batch_size=8)
-    assert rows == [[name, "0.875", "12", "33.333", "72.2", "-38.867", "FAIL"]]
-    with pytest.raises(SystemExit) as stopped:
-        certify.main([f"--data={folder}", f"--models={name}={tmp_path / 'w.safetensors'}", "--batch_size=8"])
-    assert stopped.value.code == 1
-    assert "here are 12" in capsys.readouterr().out
-    monkeypatch.setitem(certify.PUBLISHED, name, ("", {0.875: 33.3, 1.0: 33.4}))
-    rows = certify.certify(str(folder), {name: str(tmp_path / "w.safetensors")}, batch_size=8)
-    assert [row[-1] for row in rows] == ["pass", "FAIL"]
-
-
-def test_verdict_is_within_five_hundredths():
-    assert certify.verdict(72.15, 72.2) == certify.verdict(72.25, 72.2) == "pass"
-    assert certify.verdict(72.149, 72.2) == certify.verdict(72.251, 72.2) == "FAIL"
-
-
-def test_certify_knows_the_published_models():
-    names = set(certify.chosen(""))
-    assert len(names) == 9
-    assert all(name in hub for name, hub in certify.chosen("").items())
-    assert certify.chosen("regnety_160=x.safetensors") == {"regnety_160": "x.safetensors"}
-    with pytest.raises(UserError, match="'deit_tiny' is no published model .did you mean deit_tiny_"):
-        certify.chosen("deit_tiny")
-
-
-def test_bad_input_of_certify(tmp_path, small):
-    with pytest.raises(UserError, match="is not a folder"):
-        certify.open_images(str(tmp_path / "nothing"))
-    for name in ("cats", "dogs"):
-        (tmp_path / "mine" / name).mkdir(parents=True)
-        Image.new("RGB", (20, 20)).save(tmp_path / "mine" / name / "0.png")
-    with pytest.raises(UserError, match="has 3 classes, the data 2"):
-        certify.certify(str(tmp_path / "mine"), {"deit_tiny_patch16_224": str(small)})
 
 
 def test_import_is_light_and_models_need_no_data_libraries():

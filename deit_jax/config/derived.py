@@ -1,6 +1,7 @@
 """Configs that follow from a run's config: its teacher's training, and the same student without a teacher."""
 
 from deit_jax import models
+from deit_jax.config.recipes import resolve
 from deit_jax.config.settings import Config, default_config
 
 
@@ -16,9 +17,8 @@ def teacher_config(config: Config) -> Config:
         a = c.augment
         a.policy, a.erasing, a.mixup, a.cutmix, a.repeats = "none", 0.0, 0.0, 0.0, 1
     c.distill.update(default_config().distill)
-    c.distill.kind, c.distill.normalization = "none", config.distill.normalization
     c.teacher.update(default_config().teacher)
-    return c
+    return resolve(c)
 
 
 def plain_config(config: Config) -> Config:

@@ -6,15 +6,15 @@ Batch 512, AdamW at a constant 5e-6 after warm-up, decay 1e-8, 30 epochs, all au
 import re
 from pathlib import Path
 
+from deit_jax import models
 from deit_jax.config import Config, default_config
 from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
 
 
 def named_size(name: str) -> int:
-    """The image size in pixels that a model's name ends in, or 224."""
-    found = re.search(r"_patch\d+_(\d+)$", name)
-    return int(found[1]) if found else 224
+    """The image size in pixels that a model of this name is made for."""
+    return models.find(name)[1].get("img_size", 224)
 
 
 def at_size(name: str, size: int) -> str:

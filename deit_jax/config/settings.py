@@ -13,6 +13,7 @@ from typing import Any, Self
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
 IMAGENET_TRAIN_IMAGES = 1_281_167
 
 
@@ -176,6 +177,7 @@ class Data(Group):
         ("exact", "fast"),
     )
     crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
+    interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
     eval_batch_size: int = S(0, "0: batch_size", runtime=True)
     workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
     threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
@@ -185,6 +187,9 @@ class Data(Group):
 
 class Evaluate(Group):
     every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
+    limit: int = S(
+        0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    )
     fusion: str = S(
         None,
         "of the two heads: mean of logits (released) or of probabilities (paper)",
@@ -210,6 +215,16 @@ class Stability(Group):
 
 class Processes(Group):
     lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
+
+
+class Mesh(Group):
+    data: int = S(
+        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", runtime=True
+    )
+    fsdp: int = S(
+        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", runtime=True
+    )
+    tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
 
 
 class Finetune(Group):
@@ -253,9 +268,7 @@ class Config(Group):
     log: Log
     stability: Stability
     processes: Processes
-    sharding: str = S(
-        "replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"), runtime=True
-    )
+    mesh: Mesh
     finetune: Finetune
     ablate: Ablate
 
@@ -274,7 +287,7 @@ def table(group: type[Group]) -> dict[str, Any]:
 SETTINGS: dict[str, Any] = table(Config)
 
 # former name → name: config files and flags are told the new one, recorded runs are read by it
-RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
+RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:
@@ -309,9 +322,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
     ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
+    defaults = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings newer than a run
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
+    value = lambda config, name: plain(config.get(name, defaults.get(name)))  # noqa: E731
     keys = (ours.keys() | theirs.keys()) - free
-    return sorted(k for k in keys if plain(ours.get(k)) != plain(theirs.get(k)))
+    return sorted(k for k in keys if value(ours, k) != value(theirs, k))
 
 
 def describe() -> str:

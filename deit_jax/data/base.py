@@ -20,7 +20,7 @@ class Source(Protocol):
     """Images with labels by position. `image` is encoded bytes or uint8 pixels (height, width[, 3])."""
 
     num_classes: int
-    class_names: list[str]
+    class_names: list[str]  # by label
 
     @property
     def fingerprint(self) -> str:
@@ -126,6 +126,7 @@ class Subset:
     def __init__(self, source: Source, positions: np.ndarray):
         self.source, self.positions = source, np.asarray(positions, np.int64)
         self.class_names, self.num_classes = source.class_names, source.num_classes
+        self.several_labels = getattr(source, "several_labels", False)
 
     @functools.cached_property
     def fingerprint(self) -> str:

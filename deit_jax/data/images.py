@@ -61,10 +61,16 @@ def random_resized_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fas
     return (fast_resize if fast else resize)(decode(image)[top : top + height, left : left + width], size, size)
 
 
-def eval_image(image: str | os.PathLike | Encoded | np.ndarray, size: int = 224, crop: float = 0.875) -> np.ndarray:
-    """The evaluation view, uint8 (size, size, 3): short side to int(size / crop), bicubic, then the centre square.
+def eval_image(
+    image: str | os.PathLike | Encoded | np.ndarray,
+    size: int = 224,
+    crop: float = 0.875,
+    interpolation: str = "bicubic",
+) -> np.ndarray:
+    """The evaluation view, uint8 (size, size, 3): short side resized to int(size / crop), then the centre square.
 
-    `image` is a path, an encoded image or pixels. The same bytes as torchvision's Resize and CenterCrop on PIL.
+    `image` is a path, an encoded image or pixels; interpolation: a name of PIL's `Image.Resampling`, in lower case. The
+    same bytes as torchvision's Resize and CenterCrop on PIL.
     """
     if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file:
@@ -76,7 +82,7 @@ def eval_image(image: str | os.PathLike | Encoded | np.ndarray, size: int = 224,
         new_height, new_width = int(short * height / width), short
     else:
         new_height, new_width = short, int(short * width / height)
-    pixels = resize(pixels, new_height, new_width)
+    pixels = resize(pixels, new_height, new_width, interpolation)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # half to even, as torchvision
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
@@ -102,11 +108,11 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, scale: Sequence
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """PIL's antialiased bicubic: uint8 (h, w, 3) → (height, width, 3)."""
+def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
+    """PIL's antialiased resizing: uint8 (h, w, 3) → (height, width, 3)."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()]))
 
 
 def fast_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

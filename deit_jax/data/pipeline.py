@@ -104,6 +104,7 @@ def eval_batches(
         threads=_threads(config),
         batch=batch,
         crop=config.data.crop,
+        interpolation=config.data.interpolation,
     )
     return _checked(_ahead(config, make, 0, -(-len(source) // batch)))
 
@@ -190,6 +191,7 @@ class EvalBatch:
     threads: int
     batch: int
     crop: float
+    interpolation: str
 
     def __call__(self, number: int) -> dict[str, Any]:
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
@@ -214,7 +216,7 @@ class EvalBatch:
                 labels = sample["labels"][:MAX_LABELS]
                 out["labels"][row, : len(labels)] = labels
                 out["mask"][row] = len(labels) > 0
-            out["image"][row] = images.eval_image(pixels, self.size, self.crop)
+            out["image"][row] = images.eval_image(pixels, self.size, self.crop, self.interpolation)
 
         try:
             _fill(self.threads, len(real), load)

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from deit_jax.data import order
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, check_unchanged, hold_out
+from deit_jax.data.base import ArraySource, FileSource, Source, Subset, check_unchanged, hold_out, limit_images
 from deit_jax.data.folders import open_csv, open_folder, scan_folder
 from deit_jax.errors import UserError
 
@@ -43,7 +43,7 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
     if limit and limit < len(train):
         drawn = order.generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
-    return train, evaluation
+    return train, limit_images(evaluation, config.evaluate.limit)
 
 
 def open_eval_source(config: ml_collections.ConfigDict) -> Source:

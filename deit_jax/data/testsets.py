@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deit_jax.data import shards, tfds_source
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset
+from deit_jax.data.base import ArraySource, FileSource, Source, Subset, limit_images
 from deit_jax.data.classes import ClassMap, match_classes
 from deit_jax.data.folders import EVAL_SPLITS, EXTENSIONS, open_csv, scan_folder
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
@@ -197,9 +197,9 @@ def present_classes(source: Source) -> np.ndarray:
 
 
 def match_source(
-    source: Source, model_names: Sequence[str] | None, num_outputs: int, **names: str
+    source: Source, model_names: Sequence[str] | None, num_outputs: int, *, limit: int = 0, **names: str
 ) -> tuple[ClassMap, "MappedSource"]:
-    """`match_classes` of the classes that occur, and the source with a model's logits as labels.
+    """`match_classes` of the classes that occur, and at most `limit` images (0: all) with the model's logits as labels.
 
     names: what errors call both, as `match_classes` takes them: `data`, `model`.
     """
@@ -207,7 +207,7 @@ def match_source(
     classes = match_classes([source.class_names[i] for i in present], model_names, num_outputs, subset=True, **names)
     outputs = np.full(source.num_classes, -1, np.int32)
     outputs[present] = classes.outputs
-    return classes, MappedSource(source, outputs, num_outputs)
+    return classes, MappedSource(limit_images(source, limit), outputs, num_outputs)
 
 
 class MappedSource:
@@ -218,7 +218,7 @@ class MappedSource:
         self.class_names = [str(i) for i in range(num_outputs)]
         self.several_labels = getattr(source, "several_labels", False)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint.encode() + self.outputs.tobytes()).hexdigest()
 

@@ -7,9 +7,13 @@ import jax
 from flax import nnx
 
 from deit_jax.errors import UserError, nearest
-from deit_jax.models import regnet, vit
+from deit_jax.models import efficientnet, regnet, vit
 
-FAMILIES = {vit.ViT: vit.CONFIGS, regnet.RegNet: regnet.CONFIGS}
+FAMILIES = {
+    vit.ViT: vit.CONFIGS,
+    regnet.RegNet: regnet.CONFIGS,
+    efficientnet.EfficientNet: efficientnet.CONFIGS,
+}
 
 
 def list_models() -> list[str]:

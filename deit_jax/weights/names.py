@@ -8,6 +8,7 @@ alike: what one writes, the other reads.
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -17,6 +18,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 # axes of PyTorch's layout as seen from ours, by rank: linear (out, in), convolution (out, in, height, width)
 KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 COUNTER = "num_batches_tracked"
+HEADS = ("head", "head_dist", "classifier")  # the last is EfficientNet's
 
 # timm's → Hugging Face's, outside the blocks (behind the prefix "deit." or "vit.")
 TOP = {
@@ -52,7 +54,7 @@ class Entry:
 
     def view(self, tree: dict) -> np.ndarray:
         """Our array's share that is this tensor, in PyTorch's layout; writing into it fills `tree`."""
-        array = tree
+        array: Any = tree
         for name in self.path:
             array = array[name]
         array = array if self.block is None else array[self.block]
@@ -133,9 +135,10 @@ def timm_key(path: tuple[str, ...]) -> str:
 
 def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
     """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
-    for path, array in traverse_util.flatten_dict(tree).items():
+    leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
+    for path, array in leaves.items():
         shape, key = tuple(array.shape), timm_key(path)
-        stacked = path[1] == "blocks"
+        stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
         numbers, shape = (range(shape[0]), shape[1:]) if stacked else ([None], shape)
         axes = KERNEL_AXES[len(shape)] if path[-1] == "kernel" else None
         shape = shape if axes is None else tuple(shape[a] for a in axes)

@@ -1,4 +1,4 @@
-"""The log of a run: always valid JSON, means over intervals that a restart does not change, and no fault that ends it."""
+"""The log of a run: valid JSON, means over intervals that a restart does not change, no fault that ends it."""
 
 import errno
 import json

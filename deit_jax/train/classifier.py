@@ -1,0 +1,171 @@
+"""Weights as a classifier: loaded, fitted and placed on the devices once, for any number of evaluations."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Bool
+
+from deit_jax import models
+from deit_jax.config import default_config
+from deit_jax.data import pipeline
+from deit_jax.data.base import Source
+from deit_jax.errors import UserError
+from deit_jax.runtime import sharding
+from deit_jax.runtime.flops import count_flops
+from deit_jax.train.evaluate import evaluate_sets, head_logits
+from deit_jax.weights import Weights, fit_weights, load_weights
+from deit_jax.weights.orbax import find_step
+
+KINDS = ("params", "ema")
+DEFAULT_CROP, DEFAULT_INTERPOLATION = 0.875, "bicubic"
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a model sees of an image: `size` pixels per side, of a centre crop of `crop` of the resized short side."""
+
+    size: int
+    crop: float
+    interpolation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A model with its weights on the devices.
+
+    Attributes:
+        name: a registry name, or "".
+        build: constructor of the model.
+        sets: {"params" or "ema": {"params", "batch_stats"}} of arrays on the mesh.
+        view: the evaluation view.
+        mean, std: normalization statistics of its pixels.
+        num_classes, class_names: of its outputs; names None: not known.
+        notes: what was changed to fit, one line each.
+    """
+
+    name: str
+    build: functools.partial
+    sets: dict[str, dict[str, Any]]
+    view: View
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    class_names: list[str] | None
+    notes: list[str]
+
+    @functools.cached_property
+    def graphdef(self) -> nnx.GraphDef:
+        return models.abstract(self.build)[0]
+
+    def parameters(self) -> int:
+        """How many there are; batch statistics are not counted."""
+        weights = next(iter(self.sets.values()))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights["params"]))
+
+    def flops(self) -> int:
+        """Floating-point operations per image, two per multiply-add."""
+        options = {"attention": "einsum"} if "attention" in self.build.keywords else {}
+        graphdef, params, batch_stats = models.abstract(functools.partial(self.build, **options))
+        image = jax.ShapeDtypeStruct((1, self.view.size, self.view.size, 3), jnp.uint8)
+        run = lambda weights, images: head_logits(graphdef, weights, images, self.mean, self.std)  # noqa: E731
+        return count_flops(run, {"params": params, "batch_stats": batch_stats}, image)
+
+
+def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
+    """{"params" and "ema": weights}: the set `which`, or both where a checkpoint has both. As `load_weights`."""
+    path = Path(source).expanduser()
+    step = find_step(path) if path.is_dir() else None
+    kinds = (which,) if which else KINDS if step and (step / "ema").is_dir() else KINDS[:1]
+    return {kind: load_weights(source, weights=kind) for kind in kinds}
+
+
+def make_classifier(
+    sets: dict[str, Weights],
+    mesh: Mesh,
+    *,
+    name: str = "",
+    img_size: int = 0,
+    crop: float = 0.0,
+    interpolation: str = "",
+    dtype: Any = jnp.float32,
+) -> Classifier:
+    """Fit weights into their model, and place them on every device of the mesh.
+
+    Args:
+        sets: of `weight_sets`.
+        name: the registry model they must be of; "": what they are.
+        img_size, crop, interpolation: of the evaluation view; 0 and "": the weights' own.
+        dtype: the compute type.
+
+    Raises:
+        UserError: where weights and model do not fit.
+    """
+    weights = next(iter(sets.values()))
+    known = name or weights.name  # a ConvNet's weights do not tell their size
+    named = models.find(known)[1].get("img_size", 224) if known else 224
+    size = img_size or (named if name else weights.architecture.config.get("img_size", named))
+    if not isinstance(size, int):
+        raise UserError(
+            f"{weights.source} takes images that are not square: give a square size by --config.model.img_size"
+        )
+    options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
+    build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
+    placed, notes = {}, []
+    for kind, one in sets.items():
+        params, batch_stats, notes = fit_weights(one, build, new_parts=False)
+        placed[kind] = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
+    crop, interpolation = crop or weights.crop or DEFAULT_CROP, interpolation or weights.interpolation
+    view = View(size, crop, interpolation or DEFAULT_INTERPOLATION)
+    return Classifier(
+        name or weights.name, build, placed, view, weights.mean, weights.std, weights.num_classes, weights.class_names,
+        notes,
+    )  # fmt: skip
+
+
+def evaluation_rows(wanted: int, images: int, devices: int) -> int:
+    """Images per batch: about `wanted`, divisible over the devices, not more than the images need."""
+    return -(-min(wanted, max(images, 1)) // devices) * devices
+
+
+def evaluate_classifier(
+    classifier: Classifier,
+    source: Source,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    config: Any = None,
+    fusion: str = "logits",
+    subset: Bool[np.ndarray, " classes"] | None = None,
+    progress: Callable = lambda batches, total: batches,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate every set of weights on images labelled by the classifier's outputs.
+
+    Args:
+        source: its labels are indices of logits (`data.testsets.MappedSource`).
+        batch_size: about so many images per batch, over all devices.
+        config: `data.threads`, `data.workers` and `data.prefetch` are its.
+        fusion, subset: as `evaluate_sets`.
+        progress: wraps the iterator of batches, given how many there will be.
+
+    Returns {"params" or "ema": result of `evaluate_sets`}. Raises UserError naming an image that cannot be read.
+    """
+    config = (config or default_config()).copy_and_resolve_references()
+    rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
+    view = classifier.view
+    config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = pipeline.eval_batches(config, source, size=view.size, **process)
+    pixels = {"mean": classifier.mean, "std": classifier.std}
+    batches = progress(batches, -(-len(source) // rows))
+    return evaluate_sets(
+        classifier.graphdef, classifier.sets, batches, mesh=mesh, **pixels, fusion=fusion, subset=subset
+    )

@@ -1,0 +1,320 @@
+"""EfficientNet against timm: logits on seeded weights, sizes, names; training; and depthwise convolutions."""
+
+import json
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seeded
+from flax import nnx
+from helpers import import_timm, relative, state_of
+from safetensors.numpy import load_file, save_file
+
+import deit_jax
+from deit_jax import convert, models
+from deit_jax.config import default_config, resolve
+from deit_jax.distill.teacher import load_teacher, no_teacher, teacher_of
+from deit_jax.errors import UserError
+from deit_jax.models import grouped_conv
+from deit_jax.models.efficientnet import CONFIGS, EfficientNet
+from deit_jax.models.linen import to_linen
+from deit_jax.runtime.flops import count_flops
+from deit_jax.student import Student
+from deit_jax.train.step import create_state, make_update
+from deit_jax.weights import fit_weights, load_weights
+
+GOLDEN = np.load(seeded.GOLDEN / "efficientnet.npz")
+SIZE = 75  # pixels of the golden images: some sizes on the way are odd, some even
+B0, TF_B0 = "efficientnet_b0", "tf_efficientnet_b0"
+SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "num_classes": 10, "img_size": 32}
+
+
+def small(name: str = B0, **overrides):
+    return models.constructor(name, **(SMALL | overrides))
+
+
+@pytest.fixture(scope="module")
+def b0(tmp_path_factory):
+    """B0's file in timm's names, which does not say whether it is a tf_ one; its state dict."""
+    state = state_of(B0, num_classes=10)
+    path = tmp_path_factory.mktemp("b0") / "model.safetensors"
+    save_file(state, path, {"format": "pt"})
+    return path, state
+
+
+# ---- against timm
+
+
+def logits_of(name: str, path, images: np.ndarray, dtype) -> np.ndarray:
+    """Logits of a golden model's seeded weights, read from a file in timm's names."""
+    save_file(state_of(name), path / f"{name}.safetensors")
+    graphdef, arrays = nnx.split(deit_jax.load_model(path / f"{name}.safetensors", dtype=dtype))
+    arrays = jax.tree.map(lambda a: a.astype(dtype), arrays)
+    return np.asarray(jax.jit(lambda a, x: nnx.merge(graphdef, a)(x))(arrays, jnp.asarray(images, dtype)))
+
+
+@pytest.mark.parametrize("name", [B0, "efficientnet_b3", TF_B0])
+def test_logits_equal_timm_on_golden_weights(tmp_path, name):
+    logits = logits_of(name, tmp_path, seeded.images(2, SIZE), jnp.float32)
+    assert relative(logits, GOLDEN[f"{name}/logits"]) < 1e-5
+
+
+# On these weights timm's own float32 logits are off by 2e-5 of the largest (tf_ B4) and by 0.8 of it (B7): each of up
+# to 55 blocks adds to what its input was, and magnifies its rounding.
+@pytest.mark.parametrize("name", ["efficientnet_b7", "tf_efficientnet_b4"])
+def test_logits_equal_timm_where_rounding_is_magnified(tmp_path, name):
+    with jax.enable_x64(True):
+        logits = logits_of(name, tmp_path, seeded.images(2, SIZE), jnp.float64)
+    assert relative(logits, GOLDEN[f"{name}/logits"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b1", "tf_efficientnet_b2"])
+def test_logits_equal_timm(tmp_path, name):
+    torch, timm = import_timm()
+    theirs = timm.create_model(name).eval()
+    state = seeded.checkpoint({key: list(value.shape) for key, value in theirs.state_dict().items()}, seed=5)
+    theirs.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in state.items()})
+    save_file(state, tmp_path / f"{name}.safetensors")
+    images = seeded.images(1, 64, seed=3)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert relative(deit_jax.load_model(tmp_path / f"{name}.safetensors")(images), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("efficientnet_b0", 5_288_548),
+        ("efficientnet_b1", 7_794_184),
+        ("efficientnet_b2", 9_109_994),
+        ("efficientnet_b3", 12_233_232),
+        ("efficientnet_b4", 19_341_616),
+        ("efficientnet_b5", 30_389_784),
+        ("efficientnet_b6", 43_040_704),
+        ("efficientnet_b7", 66_347_960),
+    ],
+)
+def test_parameter_counts(name, count):
+    _, params, _ = models.abstract(models.constructor(name))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize(("name", "published"), [("efficientnet_b0", 0.39), ("efficientnet_b1", 0.70)])
+def test_the_models_cost_what_is_published(name, published):
+    graphdef, params, batch_stats = models.abstract(models.constructor(name))
+    size = CONFIGS[name]["img_size"]
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    flops = count_flops(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, batch_stats, images)
+    assert flops / 2e9 == pytest.approx(published, rel=0.02)
+
+
+def test_every_published_name_is_known():
+    names = {f"{mark}efficientnet_b{i}" for mark in ("", "tf_") for i in range(8)}
+    assert names <= set(deit_jax.list_models())
+    module, config = models.find("timm/tf_efficientnet_b3.ns_jft_in1k")
+    assert module is EfficientNet
+    assert (config["img_size"], config["crop"], config["drop_rate"], config["tf_style"]) == (300, 0.904, 0.3, True)
+    assert not models.find("efficientnet_b3")[1]["tf_style"]
+
+
+def test_new_weights_have_the_released_scales():
+    model = small(num_classes=100)(rngs=nnx.Rngs(0))
+    block = getattr(getattr(model.blocks, "1"), "0")
+    assert float(block.conv_dw.kernel[...].std()) == pytest.approx(math.sqrt(2 / 9), rel=0.2)
+    assert float(block.conv_pw.kernel[...].std()) == pytest.approx(math.sqrt(2 / block.conv_pw.out_features), rel=0.2)
+    assert float(jnp.abs(model.classifier.kernel[...]).max()) == pytest.approx(0.1, rel=0.01)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "mean"),
+    [
+        ("efficientnet_b0_ra-3dd342df.safetensors", B0, 0.485),
+        ("tf_efficientnet_b0_ns-c0e6a31c.safetensors", TF_B0, 0.485),
+        ("tf_efficientnet_b0_ap-f262efe1.safetensors", TF_B0, 0.5),
+        ("tf_efficientnet_b0.ap_in1k.safetensors", TF_B0, 0.5),
+    ],
+)
+def test_the_name_of_a_file_tells_which_of_two_models_it_is(tmp_path, b0, caplog, file, name, mean):
+    (tmp_path / file).symlink_to(b0[0])
+    weights = load_weights(tmp_path / file)
+    assert (weights.name, weights.num_classes, weights.mean[0]) == (name, 10, mean)
+    assert {key: weights.architecture.config[key] for key in CONFIGS[name]} == CONFIGS[name]
+    assert not caplog.text
+
+
+def test_timms_config_file_tells_too(tmp_path, b0):
+    (tmp_path / "model.safetensors").symlink_to(b0[0])
+    said = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"input_size": [3, 256, 256], "mean": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    weights = load_weights(tmp_path)
+    assert (weights.name, weights.mean) == (TF_B0, (0.5, 0.5, 0.5))
+    assert weights.architecture.config["img_size"] == 256
+
+
+def test_a_file_that_does_not_tell_is_announced_and_a_name_decides(b0, caplog):
+    path, _ = b0
+    with caplog.at_level(logging.WARNING, "deit_jax"):
+        weights = load_weights(path)
+    assert f"does not say whether it is {B0} or {TF_B0}" in caplog.text
+    assert weights.name == B0
+    for name in (B0, TF_B0):
+        fit_weights(weights, name)
+    assert deit_jax.load_model(path, name=TF_B0).tf_style
+
+
+def test_weights_of_the_other_padding_are_refused(tmp_path, b0):
+    (tmp_path / f"{TF_B0}.safetensors").symlink_to(b0[0])
+    with pytest.raises(UserError, match=f"{TF_B0} .EfficientNet. of TensorFlow's padding.* use the model {TF_B0}"):
+        fit_weights(load_weights(tmp_path / f"{TF_B0}.safetensors"), B0)
+
+
+def test_another_efficientnet_and_a_missing_tensor_are_told(tmp_path, b0):
+    state = {key.replace("blocks.6.0.", "blocks.6.3."): value for key, value in b0[1].items()}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="an EfficientNet of stages 1 x 16, .*, 4 x 320 is none of"):
+        load_weights(tmp_path / "x.safetensors")
+    state = {key: value for key, value in b0[1].items() if key != "blocks.2.1.se.conv_expand.bias"}
+    save_file(state, tmp_path / f"{B0}.safetensors")
+    with pytest.raises(UserError, match=r"missing blocks\.2\.1\.se\.conv_expand\.bias"):
+        load_weights(tmp_path / f"{B0}.safetensors")
+
+
+def test_other_classes_make_a_new_head(b0, caplog):
+    params, _, notes = fit_weights(load_weights(b0[0]), B0, num_classes=3)
+    assert notes == ["classifier newly made with 3 classes: the weights have 10 classes"]
+    assert params["classifier"]["kernel"].shape == (1280, 3)
+
+
+def test_timm_to_orbax_to_timm_gives_every_tensor_back(tmp_path, b0):
+    source = tmp_path / f"{TF_B0}.safetensors"
+    source.symlink_to(b0[0])
+    convert.convert(source, tmp_path / "orbax")
+    assert load_weights(tmp_path / "orbax").name == TF_B0
+    convert.convert(tmp_path / "orbax", tmp_path / "again.safetensors")
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == b0[1].keys()
+    for key, value in b0[1].items():
+        np.testing.assert_array_equal(again[key], value, err_msg=key)
+    assert load_weights(tmp_path / "again.safetensors").name == TF_B0
+
+
+def test_timm_loads_what_we_write(tmp_path, b0):
+    torch, timm = import_timm()
+    path = convert.convert(b0[0], tmp_path / "out.safetensors")
+    model = timm.create_model(B0, num_classes=10, checkpoint_path=str(path)).eval()
+    images = seeded.images(2, 64)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert relative(deit_jax.load_model(b0[0])(images), logits) < 1e-5
+
+
+# ---- training and teaching
+
+
+def config_of(**changes):
+    config = default_config()
+    config.model.name, config.optimizer.ema_decay = B0, 0.0
+    config.update_from_flattened_dict(changes)
+    return resolve(config)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_training_changes_statistics_and_lowers_the_loss(dtype):
+    config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0, dtype=dtype)
+    student = Student(build, models.abstract(build)[0], 32, 10)
+    update = jax.jit(make_update(student, no_teacher, config, lambda step: 3e-3))
+    state = before = jax.jit(lambda: create_state(student, config))()
+    batch = {"image": seeded.images(8, 32), "target": jax.nn.one_hot(jnp.arange(8), 10)}
+    losses = []
+    for _ in range(6):
+        state, metrics = update(state, batch, [], jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    for old, new in zip(*(jax.tree.leaves(s["batch_stats"]) for s in (before, state)), strict=True):
+        assert np.abs(new - old).max() > 0
+    for old, new in zip(*(jax.tree.leaves(s["params"]) for s in (before, state)), strict=True):
+        assert np.abs(new - old).max() > 0
+
+
+def test_dropout_and_stochastic_depth_follow_the_key():
+    model, images = small(depth_coefficient=1.0, drop_path_rate=0.9)(rngs=nnx.Rngs(0)), seeded.images(4, 32)
+    graphdef, arrays = nnx.split(model)
+    run = jax.jit(lambda arrays, key: nnx.merge(graphdef, arrays)(images, train=True, key=key))
+    one, again, other = (np.asarray(run(arrays, jax.random.key(seed))) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 0
+    without = run(arrays, None)
+    assert np.abs(one - without).max() > 0
+
+
+def test_bfloat16_is_near_float32():
+    images, arrays = seeded.images(8, 32), jax.jit(lambda key: models.init_arrays(small(), key))(jax.random.key(0))
+
+    def outputs(dtype):
+        graphdef, *_ = models.abstract(small(dtype=dtype))
+        merged = lambda arrays: nnx.merge(graphdef, *arrays)  # noqa: E731
+        return jax.jit(lambda a, x: (merged(a).features(x), merged(a)(x)))(arrays, images)
+
+    (_, logits), (features, rough) = outputs(jnp.float32), outputs(jnp.bfloat16)
+    assert (features.dtype, rough.dtype) == (jnp.bfloat16, jnp.float32)
+    assert relative(rough, logits) < 0.05
+
+
+def test_it_teaches_under_the_name_that_is_given(b0):
+    config = config_of(**{"teacher.name": TF_B0, "teacher.init": str(b0[0]), "distill.kind": "hard"})
+    members, arrays = load_teacher(config, img_size=32, num_classes=10, dtype=jnp.float32)
+    assert members[0].build.keywords["tf_style"]
+    images = seeded.images(2, 32)
+    logits = jax.jit(teacher_of(config, members))(arrays, {}, images)
+    assert relative(logits, deit_jax.load_model(b0[0], name=TF_B0)(images)) < 1e-5
+
+
+def test_linen_has_the_same_model():
+    images = seeded.images(2, 32)
+    model = to_linen(TF_B0, **SMALL)
+    variables = model.init(jax.random.key(0), images)
+    assert set(variables) == {"params", "batch_stats"}
+    graphdef, _, _ = models.abstract(small(TF_B0))
+    ours = nnx.merge(graphdef, variables["params"], variables["batch_stats"])
+    np.testing.assert_allclose(model.apply(variables, images), ours(images), atol=1e-6)
+
+
+def test_features_are_a_thirty_second_of_the_image():
+    arrays = models.abstract(small())
+    features = jax.eval_shape(lambda: nnx.merge(arrays[0], *map(zeros, arrays[1:])).features(seeded.images(1, 64)))
+    assert features.shape == (1, 2, 2, 320)
+
+
+def zeros(tree):
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+
+
+# ---- depthwise convolutions
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", ["SAME", ((2, 2), (2, 2)), ((1, 2), (0, 1))])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(9, 12), (8, 7)])
+def test_depthwise_convolutions_equal_xlas_and_so_do_their_gradients(size, stride, padding, dtype):
+    images = jax.random.normal(jax.random.key(0), (3, *size, 6)).astype(dtype)
+    kernel = jax.random.normal(jax.random.key(1), (5, 5, 1, 6)).astype(dtype)
+    options = {"window_strides": (stride, stride), "padding": padding, "feature_group_count": 6}
+    options["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+
+    def value_and_gradients(conv, dtype):
+        out, back = jax.vjp(lambda x, w: conv(x, w, **options), images.astype(dtype), kernel.astype(dtype))
+        return out, *back(jnp.sin(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
+
+    ours = jax.jit(lambda: value_and_gradients(grouped_conv.conv_general_dilated, dtype))()
+    theirs = jax.jit(lambda: value_and_gradients(jax.lax.conv_general_dilated, jnp.float32))()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        assert a.shape == b.shape
+        assert relative(a.astype(jnp.float32), np.asarray(b)) < (1e-5 if dtype == jnp.float32 else 2e-2)

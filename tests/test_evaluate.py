@@ -1,0 +1,160 @@
+"""Each layout in which people have the test sets gives the right labels: a model that knows the answer scores 100 %."""
+
+import csv
+import io
+import json
+import tarfile
+
+import numpy as np
+import oracle
+import pytest
+from scipy.io import savemat
+
+from deit_jax.config import default_config
+from deit_jax.data import imagenet
+from deit_jax.errors import UserError
+from deit_jax.evaluate import Request, evaluate_command
+
+SYNSETS = imagenet.synsets()
+SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
+EXPLICIT = {"data.crop": 1.0, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("sets")
+
+
+@pytest.fixture(scope="module")
+def weights(root):
+    return oracle.save_oracle(root / f"{oracle.NAME}.safetensors", 1000)
+
+
+def val_name(i: int) -> str:
+    return f"ILSVRC2012_val_{i + 1:08}.JPEG"
+
+
+def save_devkit(folder) -> None:
+    """The development kit's two files, its ids in another order than the models' outputs."""
+    folder.mkdir(parents=True)
+    ids = np.random.default_rng(0).permutation(1000) + 1
+    kinds = [("ILSVRC2012_ID", "f8"), ("WNID", "O")]
+    savemat(folder / "meta.mat", {"synsets": np.array([*zip(ids, SYNSETS, strict=True), (1001, "n0")], kinds)})
+    truth = "".join(f"{ids[c]}\n" for c in SHOWN)
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+
+
+def make_layouts(root) -> dict[str, str]:
+    """{name of a layout: its --data}"""
+    for number in range(1000):
+        oracle.save_image(root / "v2" / "imagenetv2-top-images-format-val" / str(number) / "a.jpeg", number)
+    for variant in ("matched-frequency", "threshold0.7"):
+        for number in SHOWN:
+            oracle.save_image(root / "v2" / f"imagenetv2-{variant}-format-val" / str(number) / "a.jpeg", number)
+    for i, number in enumerate(SHOWN):
+        oracle.save_image(root / "flat" / val_name(i), number)
+        oracle.save_image(root / "beside" / "val" / val_name(i), number)
+        oracle.save_image(root / "synsets" / "val" / SYNSETS[number] / val_name(i), number)
+        oracle.save_image(root / "synsets" / "train" / SYNSETS[number] / "0.JPEG", number + 1)  # never looked at
+        oracle.save_image(root / "names" / imagenet.class_names()[number].replace(" ", "_") / "0.png", number)
+    save_devkit(root / "kit" / "data")
+    with tarfile.open(root / "beside" / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        tar.add(root / "kit", "ILSVRC2012_devkit_t12")
+    rows = [(val_name(i), SYNSETS[number]) for i, number in enumerate(SHOWN)]
+    for name, lines in {
+        "names.csv": [("name", "class"), *rows],
+        "kaggle.csv": [("ImageId", "PredictionString"), *((n[:-5], f"{s} 1 2 3 4 {s} 5 6 7 8 ") for n, s in rows)],
+    }.items():
+        with open(root / name, "w", newline="") as file:
+            csv.writer(file).writerows(lines)
+    with open(root / "flat" / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *((name, SHOWN[i]) for i, (name, _) in enumerate(rows))])
+    (root / "caffe.txt").write_text("".join(f"{name} {SHOWN[i]}\n" for i, (name, _) in enumerate(rows)))
+    (root / "order.txt").write_text("".join(f"{synset}\n" for _, synset in rows))
+    return {
+        "v2": f"{root}/v2",
+        "split": f"{root}/synsets",
+        "synsets": f"{root}/synsets/val",
+        "names": f"{root}/names",
+        "kit": f"{root}/flat,labels={root}/kit",
+        "truth": f"{root}/flat,labels={root}/kit/data/ILSVRC2012_validation_ground_truth.txt",
+        "beside": f"{root}/beside/val",
+        "csv": f"{root}/flat,labels={root}/names.csv",
+        "kaggle": f"{root}/flat,labels={root}/kaggle.csv",
+        "caffe": f"{root}/flat,labels={root}/caffe.txt",
+        "order": f"{root}/flat,labels={root}/order.txt",
+        "table": f"{root}/flat/table.csv",
+    }
+
+
+def run(weights, *data: str, explicit=None, **request):
+    given = EXPLICIT | (explicit or {})
+    config = default_config()
+    config.update_from_flattened_dict(given)
+    return evaluate_command(config, given, Request((str(weights),), data, **request))
+
+
+def test_every_layout_gives_the_right_labels(root, weights, tmp_path, capsys):
+    layouts = make_layouts(root)
+    found = run(weights, *(f"{name}={where}" for name, where in layouts.items()), output=str(tmp_path / "out"))
+    (row,) = found["rows"]
+    names = [*layouts, "v2 matched-frequency", "v2 threshold0.7", "v2 top-images"]
+    names.remove("v2")
+    assert sorted(row["results"]) == sorted(names)
+    assert {name: result["top1"] for name, result in row["results"].items()} == dict.fromkeys(names, 100.0)
+    assert {result["images"] for name, result in row["results"].items() if "v2 top" not in name} == {6}
+    whole = row["results"]["v2 top-images"]
+    assert (whole["images"], whole["classes"], whole["matched_by"]) == (1000, 1000, "ImageNet's class numbers")
+    assert "subset" not in whole
+    assert row["results"]["synsets"]["subset"]["top1"] == 100
+    assert "split: 6 images of 6 of the weights' 1000 classes, matched by WordNet ids" in capsys.readouterr().out
+
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["rows"][0]["results"]["kit"]["top1"] == 100
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "out" / "evaluation.csv").read_text()))
+    assert (line["model"], float(line["kit top1"]), float(line["kit, all classes top1"])) == (oracle.NAME, 100, 100)
+    assert int(line["parameters"]) == row["parameters"] == found["rows"][0]["parameters"]
+    assert f"| {oracle.NAME} | {weights} |" in (tmp_path / "out" / "evaluation.md").read_text()
+    with pytest.raises(UserError, match="holds evaluation.md of an earlier evaluation"):
+        run(weights, f"{root}/flat/table.csv", output=str(tmp_path / "out"))
+
+
+def test_real_is_counted_by_hand(tmp_path, weights):
+    """Eight images: the first class is among the right ones of three, not among those of two, three have none."""
+    right = [[3, 5], [], [7, 10], [6], [], [641, 2], [1, 2], []]
+    for i in range(8):
+        oracle.save_image(tmp_path / "val" / val_name(i), [3, 4, 10, 2, 4, 641, 100, 4][i])
+    (tmp_path / "real.json").write_text(json.dumps(right))
+    result = run(weights, f"real={tmp_path}/val,labels={tmp_path}/real.json")["rows"][0]["results"]["real"]
+    assert (result["images"], result["top1"]) == (5, 60.0)
+
+
+def test_a_subset_of_the_classes_is_scored_both_ways(tmp_path, weights):
+    """Images of classes 3, 10 and 2 of which one lies in the folder of another, and one shows a fourth class."""
+    shown = {3: [3, 3], 10: [10, 2], 2: [2, 999]}
+    for number, images in shown.items():
+        for i, image in enumerate(images):
+            oracle.save_image(tmp_path / SYNSETS[number] / f"{i}.png", image)
+    result = run(weights, f"r={tmp_path}")["rows"][0]["results"]["r"]
+    assert result["top1"] == pytest.approx(100 * 4 / 6)
+    logits = np.array([oracle_logits(weights, image) for images in shown.values() for image in images])[:, list(shown)]
+    by_hand = (logits.argmax(1) == [0, 0, 1, 1, 2, 2]).mean()
+    assert result["subset"]["top1"] == pytest.approx(100 * by_hand)
+    assert result["subset"]["images"] == result["images"] == 6
+    assert (result["classes"], result["outputs"]) == (3, 1000)
+
+
+def oracle_logits(weights, number: int) -> np.ndarray:
+    from deit_jax import load_model
+    from deit_jax.augment import normalize
+    from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
+
+    model = load_model(weights)
+    return np.asarray(model(normalize(oracle.image_of(number)[None], IMAGENET_MEAN, IMAGENET_STD))[0])
+
+
+def test_a_limit_of_its_own(root, weights):
+    if not (root / "flat").exists():
+        make_layouts(root)
+    result = run(weights, f"x={root}/flat/table.csv", explicit={"evaluate.limit": 4})["rows"][0]["results"]["x"]
+    assert (result["images"], result["classes"], result["top1"]) == (4, 6, 100.0)
