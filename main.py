@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
     if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
+    if FLAGS.workdir and "://" in FLAGS.workdir:
+        raise UserError(f"workdir {FLAGS.workdir} is not a folder: mount the bucket (gcsfuse, s3fs) and give its path")
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 
@@ -73,6 +75,14 @@ def run_mode(mode: str) -> None:
         return
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
+    if config.init and mode in ("train", "label", "ablate"):
+        from deit_jax.weights.normalization import adopt_normalization
+
+        given = config_flags.get_override_values(FLAGS["config"])
+        adopted = adopt_normalization(config, FLAGS.workdir, given)
+        if adopted is not config:
+            print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
+        config = adopted
     if mode == "train":
         if config.finetune.epochs:
             from deit_jax.chain import chain as run

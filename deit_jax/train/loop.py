@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.data import pipeline
+from deit_jax.data.check import HeaderCheck
 from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
@@ -79,6 +80,8 @@ def train(run: Run) -> dict[str, dict]:
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
+        if jax.process_index() == 0 and step < total:
+            exits.enter_context(HeaderCheck(run.data.evaluation))
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 
@@ -123,7 +126,8 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 def initial_weights(run: Run) -> dict | None:
     """What a run without a usable checkpoint starts from. A resumed run has not loaded it yet."""
-    return (run.init if run.init.weights else load_init(run.config, run.student)).weights
+    init = run.init if run.init.weights else load_init(run.config, run.student, run.data.train.class_names)
+    return init.weights
 
 
 def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:
