@@ -208,7 +208,8 @@ def test_forecast_by_hand():
          "topology 'v5e:3x3' is not one that libtpu can compile for: Topology layout"),
         ('ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".',
          "libtpu is locked by another program that uses it: wait for that one to end"),
-        ("Unable to initialize backend: cannot open libtpu.so", "libtpu does not work here, whatever the topology"),
+        ("Unable to initialize backend 'tpu': cannot open libtpu.so",
+         "libtpu does not work here, whatever the topology"),
     ],
 )  # fmt: skip
 def test_libtpus_errors_are_told_apart(error, message):

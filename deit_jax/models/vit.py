@@ -354,6 +354,7 @@ SIZES = {
 }
 # Small images, small machines: digits and CIFAR-10.
 SMALL = {
+    "pico_patch4_12": {"embed_dim": 64, "num_heads": 2, "depth": 3, "patch_size": 4, "img_size": 12},
     "digits_patch4_16": {"embed_dim": 96, "num_heads": 3, "depth": 4, "patch_size": 4, "img_size": 16},
     "nano_patch4_32": {"embed_dim": 96, "num_heads": 3, "depth": 6, "patch_size": 4, "img_size": 32},
     "cifar_patch4_32": {"embed_dim": 192, "num_heads": 3, "depth": 9, "patch_size": 4, "img_size": 32},
