@@ -16,6 +16,7 @@ from deit_jax.config import (
 )
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory
+from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, Interrupted, listen
 
 MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
 FLAGS = flags.FLAGS
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> None:
     if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
+    if FLAGS.workdir and "://" in FLAGS.workdir:
+        raise UserError(f"workdir {FLAGS.workdir} is not a folder: mount the bucket (gcsfuse, s3fs) and give its path")
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 
@@ -49,14 +52,20 @@ def main(argv: list[str]) -> None:
 
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
-    import jax
-
-    from deit_jax.runtime import sharding
+    from deit_jax.runtime import peers, sharding
     from deit_jax.runtime.compile_cache import use_compile_cache
 
     if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
         use_compile_cache()
     sharding.start_processes()
+    with peers.watch(FLAGS.config.processes.lost_after):
+        run_mode(mode)
+
+
+def run_mode(mode: str) -> None:
+    """Do what a mode does."""
+    import jax  # here and below: a command line that is wrong is told so before jax is loaded
+
     if mode == "evaluate":
         from deit_jax.evaluate import Request, evaluate_command
 
@@ -119,7 +128,7 @@ def join_values(argv: list[str]) -> list[str]:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's flags; what a user can mend is said in one line, before absl's own checks where those would be many."""
+    """absl's flags; what a user can fix is said in one line, before absl's own checks where those would be many."""
     argv = join_values(argv)
     names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("--")]
     if "config" not in names and ("--mode=evaluate" in argv or " --mode evaluate" in " ".join(argv)):
@@ -143,20 +152,20 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def entry() -> None:
-    """The command line: what a user can mend ends in one line and exit code 2; an interruption in 130."""
-    from deit_jax.runtime.interrupt import Interrupted
+    """The command line.
 
+    Exit codes: 2 for what a user can fix, in one line; 130 after a signal; 75 where another process of the run was
+    lost (`deit_jax.runtime.peers`); 1 for a fault of this program, with its traceback.
+    """
     try:
-        app.run(main, flags_parser=parse)
+        with listen():
+            app.run(main, flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as stop:
-        print(stop)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("stopped")
-        sys.exit(130)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped", flush=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

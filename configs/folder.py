@@ -37,4 +37,5 @@ def get_config(text: str = ""):
     # few steps: a short memory for the averaged weights, views of more images instead of more views of an image
     c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs, c.optimizer.ema_decay = 5e-5, "step", 3.0, 0.999
     c.augment.repeats = 1
+    c.data.exif = True  # phones store photos as the sensor lies
     return c

@@ -31,7 +31,7 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     workdir = Path(workdir)
     first, then = stages(config, workdir)
     validate(then, num_devices=jax.device_count())
-    data = open_data(then)
+    data = open_data(then, workdir)
     make_student(then, data.train.num_classes)
     pipeline.steps_per_epoch(then, data.train)
 

@@ -34,6 +34,7 @@ from deit_jax.train.classifier import (
     weight_sets,
 )
 from deit_jax.train.evaluate import USED, count_correct
+from deit_jax.train.setup import recorded_classes
 from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta
 
@@ -157,11 +158,13 @@ def own_data(config, subjects: Sequence[Subject]) -> EvalSet:
     other weights are evaluated on every image.
     """
     name = Path(config.data.root).name if config.data.root else config.data.name
-    train, held_out = sources.find_sources(config)
+    run = next((step for step in (run_step(subject.source) for subject in subjects) if step), None)
+    classes = recorded_classes(run)
+    train, held_out = sources.find_sources(config, classes)
     if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
         return EvalSet(name, held_out)
     trained_on = {trained_fingerprint(subject.source) for subject in subjects}
-    if sources.open_sources(config)[0].fingerprint in trained_on:
+    if sources.open_sources(config, classes)[0].fingerprint in trained_on:
         return EvalSet(name, held_out, "held out of the run's training images")
     config = config.copy_and_resolve_references()
     config.data.holdout = 1.0

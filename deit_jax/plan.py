@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
 from deit_jax.config.derived import has_teacher
+from deit_jax.data import batch
 from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
@@ -28,15 +28,8 @@ from deit_jax.train.step import create_state, make_step
 
 
 def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch, as `data.pipeline.train_batches` makes them."""
-    array = lambda dtype, *axes: jax.ShapeDtypeStruct((config.batch_size, *axes), dtype)  # noqa: E731
-    batch = {name: array(np.int32) for name in ("label", "index", "epoch", "repeat")}
-    batch["image"] = array(np.uint8, img_size, img_size, 3)
-    if config.distill.labels and config.distill.kind == "hard":
-        batch["teacher"] = array(np.int32)
-    if config.distill.labels and config.distill.kind == "soft":
-        batch |= {"teacher": array(np.int32, config.label.k), "teacher_probability": array(np.float32, config.label.k)}
-    return batch
+    """The shapes of a training batch of a resolved config."""
+    return batch.abstract(batch.train_entries(img_size) | batch.teacher_entries(config), config.batch_size)
 
 
 def unloaded_teacher(config, **sizes) -> tuple[Callable, list[TeacherModel]]:
@@ -156,8 +149,9 @@ def make_plan(config: Config, devices: list[jax.Device]) -> Plan:
 
 
 def memory_used(error: str) -> float | None:
-    """Bytes out of the compiler's message "Used 21.50G of 15.75G hbm"; None where it has no such words."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error)
+    """Bytes out of the compiler's message, "Used 21.50G of 15.75G hbm" or "HLO temporaries (22.17G) exceeds available
+    HBM (15.75G)"; None where it has no such words."""
+    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error) or re.search(r"\(([\d.]+)([KMGT])\) exceeds", error)
     return float(used[1]) * 2 ** (10 * (1 + "KMGT".index(used[2]))) if used else None
 
 

@@ -2,7 +2,7 @@
 
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import Box, Erasing, draw_erasing, erase
-from deit_jax.augment.mix import Mix, draw_beta, draw_mix, group_size, mix_images, mix_targets
+from deit_jax.augment.mix import Mix, draw_beta, draw_mix, group_size, mix_images, mix_targets, num_groups
 from deit_jax.augment.ops import OPS, apply_op
 from deit_jax.augment.pipeline import augment_train, sample_keys
 from deit_jax.augment.rand import RandAugment, draw_rand_augment, rand_augment
@@ -30,6 +30,7 @@ __all__ = [
     "mix_images",
     "mix_targets",
     "normalize",
+    "num_groups",
     "rand_augment",
     "sample_keys",
     "three_augment",

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from deit_jax.augment.erasing import Box
@@ -52,27 +53,55 @@ def draw_beta(key: jax.Array, alpha: Float[Array, ""], largest: float) -> Float[
     return jax.nn.sigmoid(log_a[first] - log_b[first])
 
 
+MIN_GROUP = 8  # images: smaller groups of equal size give way to larger ones of unequal size
+
+
 def group_size(batch: int, wanted: int) -> int:
-    """Images that are mixed among themselves: the largest divisor of `batch` that is at most `wanted`."""
+    """The largest divisor of `batch` that is at most `wanted`: the images per mixing group, where it is large enough
+    (see `num_groups`)."""
     return next(size for size in range(min(batch, wanted), 0, -1) if batch % size == 0)
 
 
-def _pairs(x: Array, groups: int) -> tuple[Array, Array]:
-    """(groups, size, …) and the same with each group's order reversed: the partners."""
-    x = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
-    return x, x[:, ::-1]
+def num_groups(batch: int, wanted: int) -> int:
+    """Groups within which the images of a batch are mixed, each of `wanted` images at most.
+
+    Groups have `group_size` images where that is at least 8 (or nearly `wanted`, where less is wanted). Other batches
+    (67 = 1 x 67, 134 = 2 x 67, 335 = 5 x 67) would be left unmixed or mixed in fixed pairs: their groups differ by one
+    image, the larger groups first, as `numpy.array_split` cuts.
+    """
+    size = group_size(batch, wanted)
+    large_enough = size == batch or size >= min(MIN_GROUP, wanted, max(2, wanted // 2))
+    return batch // size if large_enough else -(-batch // wanted)
+
+
+def _partners(batch: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each row its partner (the row at the mirrored position of its group) and its group, int (batch,) each."""
+    parts = np.array_split(np.arange(batch), groups)
+    return np.concatenate([rows[::-1] for rows in parts]), np.repeat(np.arange(groups), [len(rows) for rows in parts])
+
+
+def _mix_rows(x: Float[Array, "batch *rest"], share: Float[Array, "groups *rest"]) -> Float[Array, "batch *rest"]:
+    """share x row + (1 - share) x partner's row, with the share of the row's group."""
+    batch, groups = x.shape[0], share.shape[0]
+    if batch % groups:
+        partner, group = _partners(batch, groups)
+        return x * share[group] + x[partner] * (1 - share[group])
+    # Groups of equal size are an axis of their own: rows stay on the device that has them, where a device has whole
+    # groups. A gather would not be known to.
+    own, share = x.reshape(groups, batch // groups, *x.shape[1:]), share[:, None]
+    return (own * share + own[:, ::-1] * (1 - share)).reshape(x.shape)
 
 
 def mix_images(images: Float[Array, "batch height width 3"], mix: Mix) -> Float[Array, "batch height width 3"]:
-    """Mix each image with its partner, the image as far from its group's end as it is from its start."""
-    own, partner = _pairs(images, mix.lam.shape[0])
+    """Mix each image with its partner, the image as far from its group's end as it is from its start.
+
+    The number of groups is that of `mix.lam`; groups are neighbouring rows (see `num_groups` for their sizes).
+    """
     inside = mix.box.mask(*images.shape[1:3])
-    share = jnp.where(mix.cutmix[:, None, None], 1.0 - inside, mix.lam[:, None, None])[:, None, :, :, None]
-    return (own * share + partner * (1 - share)).reshape(images.shape)
+    share = jnp.where(mix.cutmix[:, None, None], 1.0 - inside, mix.lam[:, None, None])
+    return _mix_rows(images, share[..., None])
 
 
 def mix_targets(targets: Float[Array, "batch classes"], lam: Float[Array, "groups"]) -> Float[Array, "batch classes"]:
-    """lam x target + (1 - lam) x partner's target, a lam a group."""
-    own, partner = _pairs(targets, lam.shape[0])
-    lam = lam[:, None, None]
-    return (own * lam + partner * (1 - lam)).reshape(targets.shape)
+    """lam x target + (1 - lam) x partner's target, with one lam per group."""
+    return _mix_rows(targets, lam[:, None])

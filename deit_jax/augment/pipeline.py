@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
-from deit_jax.augment.mix import draw_mix, group_size, mix_images, mix_targets
+from deit_jax.augment.mix import draw_mix, mix_images, mix_targets, num_groups
 from deit_jax.augment.pixels import choose, on_chosen, pack, unpack
 from deit_jax.augment.rand import draw_rand_augment, passes_needed, rand_augment
 from deit_jax.augment.three import BLUR, draw_three_augment, three_augment
@@ -32,8 +32,8 @@ def augment_train(
     """Flip, policy, normalize, erase and mix a batch of cropped images; smooth and mix its targets.
 
     `batch` holds image (batch, height, width, 3) uint8 and label, index, epoch, repeat (batch,) int32. `key` is a typed
-    key, `cfg` any object with the attributes of `config.augment`. Mixing acts on groups of `cfg.mix_group` neighbours,
-    or of the largest divisor of the batch below it, whatever the devices. `shards`: devices that the batch is split
+    key, `cfg` any object with the attributes of `config.augment`. Mixing acts on groups of neighbours, of
+    `cfg.mix_group` images or fewer (`mix.num_groups`), whatever the devices. `shards`: devices that the batch is split
     over (None: all that jax has); it changes how fast this is, never what it gives. Returns float32 images and
     probabilities.
     """
@@ -69,7 +69,7 @@ def augment_train(
 
     targets = soft_targets(batch["label"], num_classes, cfg.label_smoothing)
     if cfg.mixup > 0 or cfg.cutmix > 0:
-        groups = size // group_size(size, cfg.mix_group)
+        groups = num_groups(size, cfg.mix_group)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(mix_key, step), jnp.arange(groups))
         mix = jax.vmap(lambda k: draw_mix(k, cfg, height, width))(keys)
         images, targets = mix_images(images, mix), mix_targets(targets, mix.lam)

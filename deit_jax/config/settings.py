@@ -165,10 +165,12 @@ class Augment(Group):
 class Data(Group):
     name: str = S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards")
     root: str = S(
-        "", "image folder (class by folder), .csv of path,label, ArrayRecord folder, or TFDS data_dir", runtime=True
+        "", "image folder (class by folder), table of path,label (.csv, .tsv), shards, or TFDS data_dir", runtime=True
     )  # its content is known by its fingerprint
     train_split: str = S("train", "folder or TFDS split to train on")
-    eval_split: str = S("", "split to evaluate on; '': validation, val or test, whichever exists")
+    eval_split: str = S(
+        "", "split to evaluate on; '': validation, val, valid, dev or test, whichever exists; holdout: hold images out"
+    )
     holdout: float = S(0.1, "share held out for evaluation where the data has no such split")
     limit: int = S(0, "train on this many images, drawn by seed; 0: all")
     resize: str = S(
@@ -182,7 +184,15 @@ class Data(Group):
     workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
     threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
     prefetch: int = S(4, "batches held ready", runtime=True)
+    exif: bool = S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
+    check: str = S(
+        "size", "images are known again by names and sizes, or by the files' bytes too (reads all)", ("size", "content")
+    )
     max_broken: float = S(0.001, "share of unreadable training images above which a run stops", runtime=True)
+    broken_floor: int = S(10, "unreadable training images that never stop a run, whatever their share", runtime=True)
+    eval_broken: str = S(
+        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"), runtime=True
+    )
 
 
 class Evaluate(Group):
@@ -221,6 +231,10 @@ class Mesh(Group):
         1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", runtime=True
     )
     tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
+
+
+class Processes(Group):
+    lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
 
 
 class Finetune(Group):
@@ -270,6 +284,7 @@ class Config(Group):
     log: Log
     stability: Stability
     mesh: Mesh
+    processes: Processes
     finetune: Finetune
     ablate: Ablate
 

@@ -1,5 +1,6 @@
 """What a source of images is, and the plain kinds: pixels in memory, files, a part of another source."""
 
+import concurrent.futures
 import functools
 import hashlib
 import os
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deit_jax.data import order
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, shown
 
 # The held-out share does not follow config.seed: runs with other seeds are measured on the same images, and a teacher
 # trained with another seed has not seen them.
@@ -20,7 +21,9 @@ class Source(Protocol):
     """Images with labels by position. `image` is encoded bytes or uint8 pixels (height, width[, 3])."""
 
     num_classes: int
-    class_names: list[str]  # by label
+    class_names: list[str]
+    title: str  # where the images are, for people
+    notes: Sequence[str]  # what was passed over or assumed, for people
 
     @property
     def fingerprint(self) -> str:
@@ -33,16 +36,67 @@ class Source(Protocol):
 
 
 def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source | None, Source]:
-    """Split by image, evenly over the classes, the same way every time: (training part, held-out part).
+    """Split by image, evenly over the classes, the same way every time.
 
-    A share of 1 holds everything out: (None, source).
+    Args:
+      labels: of the images, int (n,); all alike where they are not known.
+      share: of the images that is held out. 1 holds everything out.
+
+    Returns:
+      (training part, or None where everything is held out; held-out part). Each class keeps an image to train on.
+
+    Raises:
+      UserError: where no image can be held out.
     """
     if share >= 1:
         return None, source
     if len(source) < 2:
-        raise UserError("there is only 1 image: holding one out for evaluation needs at least 2")
-    held = order.spread(labels, share, HOLDOUT_SEED)
-    return Subset(source, np.setdiff1d(np.arange(len(source)), held)), Subset(source, held)
+        raise UserError(f"there is only 1 image in {source.title}: holding one out for evaluation needs at least 2")
+    held = _leave_one(order.spread(labels, share, HOLDOUT_SEED), labels)
+    if not len(held):
+        raise UserError(
+            f"each class in {source.title} has a single image, so none can be held out: add images, or a folder val"
+        )
+    title = f"{source.title}, {len(held) / len(source):.0%} held out"
+    train = Subset(source, np.setdiff1d(np.arange(len(source)), held), title=source.title)
+    return train, Subset(source, held, title=title, notes=())
+
+
+def _leave_one(held: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`held` (sorted positions) with an image put back of each class that would have none left; others are held in
+    their place, of classes that can spare one."""
+    total, taken = np.bincount(labels), np.bincount(labels[held], minlength=labels.max() + 1)
+    emptied = np.flatnonzero((taken == total) & (total > 0))
+    if not len(emptied):
+        return held
+    back = [held[labels[held] == label][0] for label in emptied]
+    held = np.setdiff1d(held, back)
+    taken[emptied] -= 1
+    missing = len(back)
+    for position in order.generator(HOLDOUT_SEED, "subset").permutation(len(labels)):
+        label = labels[position]
+        if missing and total[label] - taken[label] > 1 and position not in held:
+            held, missing = np.append(held, position), missing - 1
+            taken[label] += 1
+    return np.sort(held)
+
+
+def summary(train: Source | None, evaluation: Source) -> list[str]:
+    """What is used for training and evaluation, with counts, and what is passed over: lines to print."""
+    lines = []
+    for what, source in (("training", train), ("evaluation", evaluation)):
+        if source is not None:
+            labels, classes = getattr(source, "labels", None), f"{source.num_classes} classes"
+            here = source.num_classes if labels is None else len(np.unique(labels))
+            classes = f"{here} of {classes}" if here < source.num_classes else classes
+            lines.append(f"{what}: {len(source):,} images of {classes}, {shown(source.title)}")
+    notes = list(dict.fromkeys(note for source in (train, evaluation) if source is not None for note in source.notes))
+    return lines + notes
+
+
+def not_used(what: Sequence[str]) -> list[str]:
+    """The note of what a source passed over."""
+    return [f"not used: {', '.join(what)}"] if what else []
 
 
 def limit_images(source: Source, limit: int) -> Source:
@@ -59,12 +113,12 @@ def check_unchanged(source: Source, recorded: str, name: str) -> None:
     if source.fingerprint != recorded:
         raise UserError(
             f"{name} has changed since the run began (fingerprint {source.fingerprint[:12]}, then {recorded[:12]}): "
-            "restore the images, or start anew in another --workdir"
+            "restore the images, or start a new run in another --workdir"
         )
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without the lines that follow; its kind where it says nothing."""
+    """The first line of a library's error; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -74,7 +128,8 @@ class ArraySource:
     def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str = "image"):
         self.images, self.labels = images, np.asarray(labels, np.int32)
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.name = name
+        self.name = self.title = name
+        self.notes: Sequence[str] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -91,22 +146,65 @@ class ArraySource:
 
 
 class FileSource:
-    """Image files: paths below `root` and labels (n,)."""
+    """Image files: paths below `root` and labels (n,).
 
-    def __init__(self, root: str | os.PathLike, names: Sequence[str], labels: np.ndarray, class_names: Sequence[str]):
+    Attributes:
+      by_content: the fingerprint covers the files' bytes, not only their sizes.
+    """
+
+    by_content = False
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        names: Sequence[str],
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        *,
+        title: str = "",
+        notes: Sequence[str] = (),
+    ):
         self.root = os.fspath(root)
         self.names = np.array([os.fsencode(name) for name in names])  # one block: cheap to send to worker processes
         self.labels = np.asarray(labels, np.int32)
         self.class_names, self.num_classes = list(class_names), len(class_names)
+        self.title, self.notes = title or self.root, list(notes)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of names, sizes and labels, not of the files' bytes: ImageNet's takes seconds, not an hour."""
-        sizes = np.array([os.stat(self.path(i)).st_size for i in range(len(self))], np.int64)
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        for part in (self.names, sizes, self.labels):
+        """Of names, sizes and labels; of the files' bytes too with `by_content`, which reads them all (an hour for
+        ImageNet from a disk, where the sizes take seconds). Raises UserError for a file that is gone."""
+        digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "backslashreplace"))
+        for part in (self.names, self.sizes, self.labels):
             digest.update(part)
+        if self.by_content:
+            with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                for content in pool.map(self._content, range(len(self))):
+                    digest.update(content)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each file, int64 (n,). Raises UserError for a file that is gone."""
+        return np.array([self._stat(i).st_size for i in range(len(self))], np.int64)
+
+    def _stat(self, index: int) -> os.stat_result:
+        try:
+            return os.stat(self.path(index))
+        except OSError as error:
+            raise UserError(f"{self.path(index)} cannot be read ({error.strerror}): restore it") from error
+
+    def _content(self, index: int) -> bytes:
+        try:
+            with open(self.path(index), "rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise UserError(f"{self.path(index)} cannot be read ({error.strerror}): restore it") from error
+
+    def head(self, index: int, count: int) -> bytes:
+        """The first `count` bytes of a file."""
+        with open(self.path(index), "rb") as file:
+            return file.read(count)
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
@@ -123,14 +221,25 @@ class FileSource:
 class Subset:
     """Some of a source's images, by position."""
 
-    def __init__(self, source: Source, positions: np.ndarray):
+    def __init__(self, source: Source, positions: np.ndarray, *, title: str = "", notes: Sequence[str] | None = None):
         self.source, self.positions = source, np.asarray(positions, np.int64)
         self.class_names, self.num_classes = source.class_names, source.num_classes
+        self.title = title or source.title
+        self.notes = source.notes if notes is None else list(notes)
         self.several_labels = getattr(source, "several_labels", False)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint.encode() + self.positions.tobytes()).hexdigest()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 (n,); AttributeError where the source does not know its labels without reading its images."""
+        return self.source.labels[self.positions]
+
+    def head(self, index: int, count: int) -> bytes:
+        """The first `count` bytes of an image file; AttributeError where the source has no files."""
+        return self.source.head(int(self.positions[index]), count)
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,131 +1,102 @@
-"""Image folders and lists of image files."""
+"""Folders of images: a folder per class, with or without folders of splits above them."""
 
-import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.base import FileSource, Source, hold_out
+from deit_jax.data.base import FileSource, Source, hold_out, not_used
+from deit_jax.data.classes import sort_classes
+from deit_jax.data.files import EXTENSIONS, FolderTree, class_text, list_images
+from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT, RIGHT, check_named, choose_splits, classes_below, read_layout
 from deit_jax.errors import UserError, nearest
 
-EXTENSIONS = frozenset(".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .tga .ico".split())
-EVAL_SPLITS = ("validation", "val", "test")
+__all__ = ["EVAL_SPLITS", "EXTENSIONS", "number_classes", "open_folder", "scan_folder"]
 
 
-def open_folder(root: str, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
-    """root/<class>/<image>, or root/<split>/<class>/<image>; classes are numbered in sorted order.
+def open_folder(
+    root: str, *, train_split: str, eval_split: str, holdout: float, class_names: Sequence[str] | None = None
+) -> tuple[Source | None, Source]:
+    """The images of ROOT/CLASS/image or ROOT/SPLIT/CLASS/image.
 
-    Without an evaluation split, `holdout` of the training images is kept for it.
+    Args:
+      train_split, eval_split: see `layout.choose_splits`.
+      holdout: share of the training images to evaluate on where there is no split for it.
+      class_names: order of the classes, as a run recorded it; None: numeric where all are numbers, else sorted.
+
+    Returns:
+      The training images (None where there are none) and the evaluation images.
+
+    Raises:
+      UserError: for a folder that is missing or has neither layout, an evaluation class that training lacks.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise UserError(f"data.root {root} is not a folder: give one that holds a folder of images for each class")
-    splits = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    train_folder = folder / train_split if train_split in splits else folder
-    if train_folder is folder and train_split != "train":
-        raise UserError(
-            f"data.train_split '{train_split}' is no folder of {root}{nearest(train_split, splits)}: "
-            "name one that is there"
-        )
-    train, labels = scan_folder(train_folder)
-    if train_folder is folder and not eval_split:
-        return hold_out(train, labels, holdout)
-    found = [name for name in ([eval_split] if eval_split else EVAL_SPLITS) if name in splits]
-    if not found and eval_split:
-        raise UserError(
-            f"data.eval_split '{eval_split}' is no folder of {root}{nearest(eval_split, splits)}: "
-            "name one that is there, or leave it empty to hold images out"
-        )
-    if not found:
-        return hold_out(train, labels, holdout)
-    return train, scan_folder(folder / found[0], train.class_names)[0]
+    listing = list_images(FolderTree(folder))
+    top = {path for path in listing.folders if "/" not in path}
+    check_named(top, train_split, eval_split, f"is no folder of {root}")
+    layout = read_layout(listing, root, (train_split, eval_split))
+    if "" in layout.splits:
+        notes = not_used(layout.unused([]) + listing.describe_skipped())
+        whole = _source(folder, "", layout.splits[""], class_names, notes)
+        return hold_out(whole, whole.labels, holdout)
+    train_name, eval_name = choose_splits([*layout.splits, *layout.others], train_split, eval_split, root)
+    notes = not_used(layout.unused([train_name, eval_name]) + listing.describe_skipped())
 
+    def part(split: str, known: Sequence[str] | None) -> FileSource:
+        if split not in layout.splits:
+            raise UserError(
+                f"{folder / split} holds images but no class folders: put the images of each class into a folder of its"
+                f" own, or use --config.data.eval_split={HOLDOUT} to hold training images out"
+            )
+        return _source(folder, split, layout.splits[split], known, notes)
 
-def scan_folder(folder: Path, class_names: Sequence[str] | None = None) -> tuple["FileSource", np.ndarray]:
-    """The images below <folder>/<class>/ and their labels. With `class_names`, only those classes may occur, and
-    classes may be missing."""
-    present = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not present:
-        raise UserError(f"{folder} holds no class folders: put the images of each class into a folder of its own")
-    known = list(class_names) if class_names is not None else present
-    unknown = sorted(set(present) - set(known))
-    if unknown:
-        raise UserError(f"{folder / unknown[0]} is a class the training images lack{nearest(unknown[0], known)}")
-    names, labels = [], []
-    for class_name in present:
-        found = sorted(_images_below(folder / class_name, class_name))
-        if not found:
-            raise UserError(f"class folder {folder / class_name} holds no image: add some or remove the folder")
-        names += found
-        labels += [known.index(class_name)] * len(found)
-    labels = np.asarray(labels, np.int32)
-    return FileSource(folder, names, labels, known), labels
-
-
-def _images_below(folder: Path, prefix: str) -> list[str]:
-    found = []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += _images_below(Path(entry.path), f"{prefix}/{entry.name}")
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            found.append(f"{prefix}/{entry.name}")
-    return found
-
-
-def open_csv(path: str, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
-    """A table of image paths and labels, one a line: `path,label` or `path,label,split`.
-
-    Paths are relative to the table's folder. Labels are class names, numbered in sorted order, or numbers from 0. A
-    first line that starts with "path" is a heading. With splits, the evaluation split is `eval_split` or whichever of
-    validation, val and test occurs; without one, `holdout` of the training images is kept for it.
-    """
-    rows = _table_rows(path)
-    given = [row[1] for row in rows]
-    if all(label.isdecimal() for label in given):
-        labels = np.array([int(label) for label in given], np.int32)
-        class_names = [str(number) for number in range(labels.max() + 1)]
-    else:
-        class_names, labels = np.unique(given, return_inverse=True)
-        class_names, labels = class_names.tolist(), labels.astype(np.int32)
-    folder = Path(path).parent
-    if not (folder / rows[0][0]).is_file():
-        raise UserError(f"{path} names {rows[0][0]}, which is no file: paths are taken from the table's own folder")
-
-    def part(chosen: np.ndarray) -> FileSource:
-        names = [rows[i][0] for i in chosen]
-        return FileSource(folder, names, labels[chosen], class_names)
-
-    splits = np.array([row[2] if len(row) > 2 else train_split for row in rows])
-    present = set(splits.tolist())
-    if train_split not in present:
-        raise UserError(
-            f"data.train_split '{train_split}' does not occur in {path}{nearest(train_split, present)}: "
-            f"it has {', '.join(sorted(present))}"
-        )
-    train = part(np.flatnonzero(splits == train_split))
-    found = [name for name in ([eval_split] if eval_split else EVAL_SPLITS) if name in present]
-    if found:
-        return train, part(np.flatnonzero(splits == found[0]))
-    if eval_split:
-        raise UserError(
-            f"data.eval_split '{eval_split}' does not occur in {path}{nearest(eval_split, present)}: "
-            f"it has {', '.join(sorted(present))}"
-        )
+    train = part(train_name, class_names) if train_name else None
+    if eval_name:
+        return train, part(eval_name, train.class_names if train else class_names)
+    if train is None:
+        raise UserError(f"{root} has nothing to evaluate on: {RIGHT}")
     return hold_out(train, train.labels, holdout)
 
 
-def _table_rows(path: str) -> list[list[str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row]
-    if rows and rows[0][1][0].lower() == "path":
-        rows = rows[1:]
-    if not rows:
-        raise UserError(f"{path} lists no image: each line is path,label")
-    for number, row in rows:
-        if len(row) not in (2, 3) or not all(row):
-            raise UserError(f"{path}, line {number} is '{','.join(row)}': it must be path,label or path,label,split")
-    return [row for _, row in rows]
+def scan_folder(folder: Path, class_names: Sequence[str] | None = None) -> tuple[FileSource, np.ndarray]:
+    """The images of FOLDER/CLASS/image and their labels, int32 (n,).
+
+    class_names: the classes there may be, by label, of which some may be missing; None: those that are there.
+    """
+    listing = list_images(FolderTree(folder))
+    if not any("/" not in path for path in listing.folders):
+        raise UserError(f"{folder} holds no class folders: put the images of each class into a folder of its own")
+    classes = classes_below(listing, "", str(folder))
+    source = _source(Path(folder), "", classes, class_names, not_used(listing.describe_skipped()))
+    return source, source.labels
+
+
+def _source(
+    folder: Path, split: str, classes: dict[str, list[str]], known: Sequence[str] | None, notes: Sequence[str]
+) -> FileSource:
+    """The images of one split. classes: paths below `folder`; notes: what was passed over, for people."""
+    root = folder / split
+    number = number_classes(list(classes), known, str(root))
+    names = [path.removeprefix(f"{split}/") if split else path for paths in classes.values() for path in paths]
+    labels = np.repeat(list(number.values()), [len(paths) for paths in classes.values()])
+    class_names = sorted(number, key=number.__getitem__) if known is None else known
+    return FileSource(root, names, labels, class_names, notes=notes)
+
+
+def number_classes(present: Sequence[str], known: Sequence[str] | None, where: str) -> dict[str, int]:
+    """The label of each class folder: {class name: label}, in the order of `present`.
+
+    known: the classes there may be, by label; None: those of `present`.
+
+    Raises UserError for a class that is not known, and for two whose names are the same once written as text.
+    """
+    texts = [class_text(name) for name in present]
+    if len(set(texts)) < len(texts):
+        raise UserError(f"{where} has class folders whose names are the same once written as text: rename one")
+    number = {name: i for i, name in enumerate(sort_classes(texts) if known is None else known)}
+    unknown = sorted(set(texts) - set(number))
+    if unknown:
+        raise UserError(f"{where}/{unknown[0]} is a class the training images lack{nearest(unknown[0], number)}")
+    return {text: number[text] for text in texts}

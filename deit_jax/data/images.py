@@ -1,61 +1,26 @@
-"""Encoded image or pixels → the square uint8 view a model sees, byte for byte as PIL and torchvision make it."""
+"""Decoded image → the square uint8 view a model sees, byte for byte as PIL and torchvision make it."""
 
-import io
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
-from deit_jax.data import jpeg
+from deit_jax.data.decode import Box, Encoded, check_size, decode, decode_boxes
 
-Encoded = bytes | bytearray | memoryview
-Box = tuple[int, int, int, int]  # top, left, height, width
+__all__ = ["Box", "Encoded", "decode", "decode_boxes", "draw_crop", "eval_image", "fast_resize", "random_resized_crop"]
+
+LARGE = 1 << 24  # pixels of a resized image above which only the part that is kept is computed
 _local = threading.local()  # a resizer keeps buffers, so each thread has its own
-
-
-def decode(image: Encoded | np.ndarray) -> np.ndarray:
-    """RGB pixels, uint8 (height, width, 3), identical to `PIL.Image.open(image).convert("RGB")`.
-
-    Like PIL's convert it ignores EXIF orientation and drops alpha. Pixels, uint8 (height, width[, 1 or 3]), pass
-    through. Raises OSError for what cannot be decoded (cut short, no image, too large).
-    """
-    if isinstance(image, np.ndarray):
-        return _as_rgb(image)
-    if bytes(image[:2]) == b"\xff\xd8":
-        pixels = _decode_plain_jpeg(image)
-        if pixels is not None:
-            return pixels
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except OSError:
-        raise
-    except Exception as error:  # PIL's plugins let many kinds escape: SyntaxError, ValueError, struct.error …
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def decode_boxes(image: Encoded | np.ndarray, draw: Callable[[int, int], list[Box]]) -> tuple[np.ndarray, list[Box]]:
-    """The boxes draw(height, width) gives for the image's size, and its pixels as `decode` makes them, of which the
-    rows below all boxes may be left out. `draw` is a pure function."""
-    frame = jpeg.read_frame(image) if isinstance(image, bytes) and image[:2] == b"\xff\xd8" else None
-    if frame:
-        boxes = draw(frame.height, frame.width)
-        pixels = jpeg.decode_top(image, frame, max(top + height for top, _, height, _ in boxes))
-        if pixels is not None:
-            return pixels, boxes
-    pixels = decode(image)
-    return pixels, draw(*pixels.shape[:2])
 
 
 def random_resized_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fast: bool = False) -> np.ndarray:
     """Cut `box` out of the image and resize it, bicubic with antialiasing, to uint8 (size, size, 3).
 
     Crop first, then resize: PIL's `resize(box=…)` would let the filter look beyond the box, which torchvision's
-    does not. `fast` leaves PIL's arithmetic (see `fast_resize`).
+    does not. `fast`: by `fast_resize` instead of PIL's arithmetic.
     """
     top, left, height, width = box
     return (fast_resize if fast else resize)(decode(image)[top : top + height, left : left + width], size, size)
@@ -66,30 +31,90 @@ def eval_image(
     size: int = 224,
     crop: float = 0.875,
     interpolation: str = "bicubic",
+    *,
+    exif: bool = False,
 ) -> np.ndarray:
-    """The evaluation view, uint8 (size, size, 3): short side resized to int(size / crop), then the centre square.
+    """The evaluation view: short side resized to int(size / crop) pixels, then the centre square.
 
-    `image` is a path, an encoded image or pixels; interpolation: a name of PIL's `Image.Resampling`, in lower case. The
-    same bytes as torchvision's Resize and CenterCrop on PIL.
+    Args:
+      image: a path, an encoded image, or pixels, uint8 (height, width[, 3]).
+      size: of the view, in pixels.
+      crop: the view's side over the short side of the resized image.
+      interpolation: a name of PIL's `Image.Resampling`, in lower case.
+      exif: turn the image as its EXIF orientation says.
+
+    Returns:
+      uint8 (size, size, 3), the same bytes as torchvision's Resize and CenterCrop on PIL.
+
+    Raises:
+      OSError: for what cannot be read or decoded.
     """
     if isinstance(image, str | os.PathLike):
         with open(image, "rb") as file:
             image = file.read()
-    pixels = decode(image)
+    pixels = decode(image, exif)
     height, width = pixels.shape[:2]
     short = max(size, int(size / crop))
     if width <= height:
         new_height, new_width = int(short * height / width), short
     else:
         new_height, new_width = short, int(short * width / height)
-    pixels = resize(pixels, new_height, new_width, interpolation)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # half to even, as torchvision
+    if new_height * new_width > LARGE and short > min(height, width) and interpolation == "bicubic":
+        return _centre_of_strip(pixels, new_height, new_width, top, left, size)
+    check_size(new_height, new_width)
+    pixels = resize(pixels, new_height, new_width, interpolation)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
+def _centre_of_strip(pixels: np.ndarray, new_height: int, new_width: int, top: int, left: int, size: int) -> np.ndarray:
+    """`resize(pixels, new_height, new_width)[top : top + size, left : left + size]` of an image that is enlarged,
+    without the rest, in memory for the rows or columns that are kept.
+
+    PIL resizes an enlarged image along its rows first, then along its columns.
+    """
+    height, width = pixels.shape[:2]
+    if width <= height:
+        first, weights = _window(height, new_height, top, size)
+        rows = pixels[first[0] : first[-1] + weights.shape[1]]
+        rows = resize(rows, len(rows), new_width)[:, left : left + size]
+        return _weighted(rows, first - first[0], weights)
+    first, weights = _window(width, new_width, left, size)
+    columns = _weighted(pixels.swapaxes(0, 1), first, weights).swapaxes(0, 1)
+    return np.ascontiguousarray(resize(np.ascontiguousarray(columns), new_height, size)[top : top + size])
+
+
+def _window(length: int, new_length: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """PIL's bicubic weights for pixels start … start + count of an axis enlarged from `length` to `new_length`.
+
+    Returns the first source pixel of each, int (count,), and its weights in units of 2^-22, int64 (count, 4 or 5).
+    """
+    scale = length / new_length
+    centre = (np.arange(start, start + count) + 0.5) * scale
+    low = np.maximum((centre - 2 + 0.5).astype(np.int64), 0)
+    high = np.minimum((centre + 2 + 0.5).astype(np.int64), length)
+    taps = int((high - low).max())
+    first = np.minimum(low, length - taps)
+    at = first[:, None] + np.arange(taps)
+    x = np.abs(at - centre[:, None] + 0.5)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights = np.where((at >= low[:, None]) & (at < high[:, None]), weights, 0.0)
+    weights = weights / weights.sum(1, keepdims=True)
+    return first, np.trunc(weights * (1 << 22) + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
+
+
+def _weighted(rows: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of rows: uint8 (n, m, 3) → (count, m, 3)."""
+    taken = rows[first[:, None] + np.arange(weights.shape[1])].astype(np.int64)  # (count, taps, m, 3)
+    total = np.einsum("ct,ctmx->cmx", weights, taken) + (1 << 21)
+    return np.clip(total >> 22, 0, 255).astype(np.uint8)
+
+
 def draw_crop(rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Box:
-    """A training crop by torchvision's law: area uniform in `scale` x image, log aspect (width / height) uniform in
-    `ratio`, ten tries to fit; else the largest centred box of an allowed aspect. All in whole pixels."""
+    """A training crop from torchvision's distribution: area uniform in `scale` x image, log aspect (width / height)
+    uniform in `ratio`, ten tries to fit; else the largest centred box of an allowed aspect. All in whole pixels."""
     area = height * width
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     draws = rng.random(22).tolist()
@@ -133,21 +158,3 @@ def fast_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         _local.resizer.resize(image, resized, _local.options)
         image = resized
     return np.frombuffer(image.get_buffer(), np.uint8).reshape(height, width, 3)
-
-
-def _decode_plain_jpeg(data: Encoded) -> np.ndarray | None:
-    """Grey and YCbCr JPEG by simplejpeg, which is faster; None leaves the file to PIL: CMYK, RGB and whatever
-    libjpeg complains about, so that PIL decides what is broken."""
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or 1 << 62):
-            return None
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except (ValueError, MemoryError):
-        return None
-
-
-def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

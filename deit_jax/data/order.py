@@ -4,34 +4,37 @@ import functools
 
 import numpy as np
 
-from deit_jax.augment.mix import group_size
+from deit_jax.augment.mix import num_groups
 from deit_jax.randomness import PURPOSES
 
 
 def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:
-    """The random numbers of one place in a run; no other place has them."""
+    """The random generator of one place in a run; no other place draws the same numbers."""
     return np.random.Generator(np.random.Philox(key=[seed, PURPOSES[purpose]], counter=[0, index, epoch, repeat]))
 
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """int64 (length,): the images of one epoch, shuffled."""
+    """The images of one epoch in shuffled order, int64 (length,)."""
     return generator(seed, "order", epoch).permutation(length)
 
 
 @functools.lru_cache(maxsize=8)
 def layout(batch: int, mix_group: int) -> np.ndarray:
-    """int64 (batch,): which of a batch's consecutive views stands in each row.
+    """Which of a batch's consecutive views stands in each row, int64 (batch,).
 
     View j goes to group j mod groups, as the release deals views to its GPUs, which sends copies of an image to
     different groups. Inside a group (G rows, row i is mixed with row G-1-i) the second half stands in reverse, so
     partners are views G/2 places apart in their group and copies do not meet even where there is a single group.
     """
-    size = group_size(batch, mix_group)
-    half = (size + 1) // 2
-    rows = np.concatenate([np.arange(half), np.arange(half, size)[::-1]])
-    groups = batch // size
-    return (np.arange(groups)[:, None] + groups * rows[None, :]).reshape(-1)
+    groups = num_groups(batch, mix_group)
+
+    def rows(group: int) -> np.ndarray:
+        dealt = np.arange(group, batch, groups)
+        half = (len(dealt) + 1) // 2
+        return np.concatenate([dealt[:half], dealt[half:][::-1]])
+
+    return np.concatenate([rows(group) for group in range(groups)])
 
 
 def batch_views(

@@ -1,10 +1,9 @@
-"""Source → batches. The k-th batch is a pure function of (config.seed, k), however many workers make it.
+"""Source → batches (see `deit_jax.data.batch`). The k-th batch is a pure function of (config.seed, k), however many
+workers make it.
 
-A training batch is a dictionary with a leading axis of this process's rows: `image` uint8 (rows, size, size, 3),
-`label`, `index`, `epoch` and `repeat` int32 (rows,). Global rows [p * B / P, (p + 1) * B / P) go to process p of P.
-An evaluation batch has `image`, `label` and `mask` float32 (rows,): 1 for an image, 0 for padding. Where an image may
-have several right labels (imagenet2012_real), `labels` int32 (rows, MAX_LABELS) holds them, then -1, and the images
-that have none are masked out, as Beyer et al. 2020 count.
+Each process gets its rows of the global batch of B: rows [p * B / P, (p + 1) * B / P) go to process p of P. In an
+evaluation of images that may have several right labels (imagenet2012_real), those that have none are masked out, as
+Beyer et al. 2020 count.
 """
 
 import concurrent.futures
@@ -16,26 +15,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
-import ml_collections
 import numpy as np
 from absl import flags
 
+from deit_jax.config import Config
+from deit_jax.data import batch as batches
 from deit_jax.data import images, order
-from deit_jax.data.sources import Source
-from deit_jax.errors import UserError
+from deit_jax.data.base import Source
+from deit_jax.data.batch import MAX_LABELS, UNREADABLE, Batch
+from deit_jax.errors import UserError, shown
 from deit_jax.runtime import hardware
 
-Batch = dict[str, np.ndarray]
 log = logging.getLogger(__name__)
 
 ENDLESS = 1 << 40  # steps
-MAX_LABELS = 32  # right labels an image may have
-CHUNK = 8  # images a task of the decoding threads
-GIVE_UP = 64  # broken images in a row that mean something else is wrong
-MIN_VIEWS = 1000  # before the share of broken images is judged
+CHUNK = 8  # images per task of the decoding threads
+GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
+MIN_VIEWS = 1000  # before the share of unreadable images is judged
 
 
-def steps_per_epoch(config: ml_collections.ConfigDict, source: Source) -> int:
+def steps_per_epoch(config: Config, source: Source) -> int:
     """Whole batches in the training images. Raises UserError where there is not one."""
     steps = len(source) // config.batch_size
     if not steps:
@@ -47,7 +46,7 @@ def steps_per_epoch(config: ml_collections.ConfigDict, source: Source) -> int:
 
 
 def train_batches(
-    config: ml_collections.ConfigDict,
+    config: Config,
     source: Source,
     *,
     size: int,
@@ -56,12 +55,19 @@ def train_batches(
     process_count: int = 1,
     labels: Any = None,
 ) -> "TrainBatches":
-    """Endless batches of steps start, start + 1, …; starting late costs nothing. `size` is pixels a side.
+    """Endless training batches of steps start, start + 1, …; starting late costs nothing.
 
-    labels: a teacher's stored ones (deit_jax.distill.label_reader.BatchLabels), which become entries of the batch.
+    Args:
+      size: of the images, pixels per side.
+      labels: a teacher's stored ones (deit_jax.distill.label_reader.BatchLabels), which become entries of the batch.
 
-    The iterator counts unreadable images in `.broken` (of `.seen`), which are replaced by the next ones that can be
-    read; it raises UserError above `data.max_broken`. `.close()` ends its threads and processes.
+    Returns:
+      An iterator that counts unreadable images in `.broken` (of `.seen`); each is replaced by the next that can be
+      read. `.close()` ends its threads and processes.
+
+    Raises:
+      UserError: where there is not one whole batch; while iterating, where more images are unreadable than
+        `data.max_broken` and `data.broken_floor` allow.
     """
     steps_per_epoch(config, source)
     if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
@@ -78,23 +84,29 @@ def train_batches(
         fast=config.data.resize == "fast",
         scale=tuple(config.augment.crop_scale),
         ratio=tuple(config.augment.crop_ratio),
+        exif=config.data.exif,
     )
     if labels is not None:
         make = labels.into(make)
-    return TrainBatches(_ahead(config, make, start, ENDLESS), config.data.max_broken)
+    return TrainBatches(_ahead(config, make, start, ENDLESS), config.data.max_broken, config.data.broken_floor)
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict,
+    config: Config,
     source: Source,
     *,
     size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> "EvalBatches":
     """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
 
-    Raises UserError naming an image that cannot be read.
+    Returns:
+      An iterator. An image that cannot be read is named in a warning and in `.broken`, and counts as wrong or is
+      skipped, as `data.eval_broken` says.
+
+    Raises:
+      UserError: while iterating, where none of the images can be read.
     """
     batch = config.data.eval_batch_size or config.batch_size
     make = EvalBatch(
@@ -104,9 +116,11 @@ def eval_batches(
         threads=_threads(config),
         batch=batch,
         crop=config.data.crop,
+        exif=config.data.exif,
+        skip=config.data.eval_broken == "skip",
         interpolation=config.data.interpolation,
     )
-    return _checked(_ahead(config, make, 0, -(-len(source) // batch)))
+    return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)))
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:
@@ -118,11 +132,11 @@ def process_rows(batch: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _threads(config: ml_collections.ConfigDict) -> int:
+def _threads(config: Config) -> int:
     return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
-def _ahead(config: ml_collections.ConfigDict, make: Callable, start: int, stop: int) -> Iterator[Any]:
+def _ahead(config: Config, make: Callable, start: int, stop: int) -> Iterator[Any]:
     """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
     steps = grain.MapDataset.range(start, stop).map(make)
     workers, ready = config.data.workers, max(1, config.data.prefetch)
@@ -173,17 +187,54 @@ def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[
     return decoded, sample
 
 
-def _checked(batches: Iterator[Any]) -> Iterator[Batch]:
+class EvalBatches:
+    """Iterator over evaluation batches that names the images that cannot be read.
+
+    Attributes:
+      broken: what was said of each, so far.
+      seen: images met so far, readable or not.
+    """
+
+    def __init__(self, batches: Iterator[Any]):
+        self._batches = batches
+        self.broken: list[str] = []
+        self.seen = 0
+
+    def __iter__(self) -> "EvalBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            batch = dict(_unwrapped(next(self._batches)))
+        except StopIteration:
+            if self.broken and len(self.broken) == self.seen:
+                raise UserError(
+                    f"none of the {self.seen} evaluation images can be read, the first: {self.broken[0]}"
+                ) from None
+            raise
+        broken = batch.pop("broken")
+        for name in broken:
+            log.warning("evaluation image cannot be read: %s", shown(name))
+        self.broken += broken
+        self.seen += batch.pop("seen")
+        return batch
+
+    def close(self) -> None:
+        """End the threads and processes that read ahead."""
+        self._batches.close()
+
+
+def _unwrapped(batch: dict[str, Any]) -> dict[str, Any]:
     """Errors travel from the workers as values: an exception would lose its type on the way."""
-    for batch in batches:
-        if "error" in batch:
-            raise UserError(batch["error"])
-        yield batch
+    if "error" in batch:
+        raise UserError(batch["error"])
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-    """Batch number → evaluation batch, or {"error": message}."""
+    """Batch number → evaluation batch, with the unreadable images' names under "broken" and the images' number under
+    "seen"; or {"error": message}."""
 
     source: Source
     size: int
@@ -191,26 +242,29 @@ class EvalBatch:
     threads: int
     batch: int
     crop: float
+    exif: bool
+    skip: bool
     interpolation: str
 
     def __call__(self, number: int) -> dict[str, Any]:
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
         real = np.flatnonzero(indices < len(self.source))
-        out = {
-            "image": np.zeros((len(indices), self.size, self.size, 3), np.uint8),
-            "label": np.zeros(len(indices), np.int32),
-            "mask": np.zeros(len(indices), np.float32),
-        }
-        out["mask"][real] = 1
         several = getattr(self.source, "several_labels", False)
+        out = batches.zeros(batches.eval_entries(self.size, several), len(indices))
+        out["mask"][real] = 1
         if several:
-            out["labels"] = np.full((len(indices), MAX_LABELS), -1, np.int32)
+            out["labels"][:] = -1
+        broken = [""] * len(real)
 
-        def load(row):
+        def load(row: int) -> None:
             try:
-                pixels, sample = read(self.source, int(indices[row]))
+                pixels, sample = read(
+                    self.source, int(indices[row]), lambda image: images.decode(image, exif=self.exif)
+                )
             except OSError as error:
-                raise UserError(f"evaluation image {error} cannot be read: mend or remove it") from error
+                broken[row] = str(error)
+                out["label"][row], out["mask"][row] = UNREADABLE, not self.skip
+                return
             out["label"][row] = sample["label"]
             if several:
                 labels = sample["labels"][:MAX_LABELS]
@@ -222,7 +276,7 @@ class EvalBatch:
             _fill(self.threads, len(real), load)
         except UserError as error:
             return {"error": str(error)}
-        return out
+        return {**out, "broken": [name for name in broken if name], "seen": len(real)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +294,7 @@ class TrainBatch:
     fast: bool
     scale: tuple[float, float]
     ratio: tuple[float, float]
+    exif: bool
 
     def __call__(self, step: int) -> dict[str, Any]:
         epoch, index, repeat = order.batch_views(
@@ -251,13 +306,8 @@ class TrainBatch:
             mix_group=self.mix_group,
         )
         index, repeat = index[self.rows], repeat[self.rows]
-        out = {
-            "image": np.empty((len(index), self.size, self.size, 3), np.uint8),
-            "label": np.empty(len(index), np.int32),
-            "index": index.astype(np.int32),
-            "epoch": np.full(len(index), epoch, np.int32),
-            "repeat": repeat.astype(np.int32),
-        }
+        out = batches.zeros(batches.train_entries(self.size), len(index))
+        out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
@@ -280,8 +330,8 @@ class TrainBatch:
     def readable(
         self, index: int, epoch: int, views: list[int], broken: list[str]
     ) -> tuple[int, np.ndarray, list[images.Box], int]:
-        """Position, pixels, a box a view, and label of the first image from `index` on that can be read; the others'
-        names are added to `broken`. Raises UserError where too many in a row cannot."""
+        """Position, pixels, one box per view, and label of the first image from `index` on that can be read; the names
+        of the others are added to `broken`. Raises UserError where too many in a row cannot."""
         tries = min(GIVE_UP, len(self.source))
         for position in range(index, index + tries):
             position %= len(self.source)
@@ -292,7 +342,7 @@ class TrainBatch:
 
             try:
                 (pixels, boxes), sample = read(
-                    self.source, position, lambda image, draw=draw: images.decode_boxes(image, draw)
+                    self.source, position, lambda image, draw=draw: images.decode_boxes(image, draw, self.exif)
                 )
                 return position, pixels, boxes, sample["label"]
             except OSError as error:
@@ -301,10 +351,15 @@ class TrainBatch:
 
 
 class TrainBatches:
-    """Iterator over training batches that counts the broken images on the way."""
+    """Iterator over training batches that counts the unreadable images on the way.
 
-    def __init__(self, batches: Iterator[Any], max_broken: float):
-        self._batches, self._max_broken = batches, max_broken
+    Attributes:
+      broken: views whose image could not be read and was replaced, so far.
+      seen: views so far.
+    """
+
+    def __init__(self, batches: Iterator[Any], max_broken: float, floor: int):
+        self._batches, self._max_broken, self._floor = batches, max_broken, floor
         self._named: set[str] = set()
         self.seen = self.broken = 0
 
@@ -312,13 +367,12 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        batch = dict(next(self._batches))
-        if "error" in batch:
-            raise UserError(batch["error"])
+        batch = dict(_unwrapped(next(self._batches)))
         self._count(len(batch["label"]), batch.pop("broken"))
         return batch
 
     def close(self) -> None:
+        """End the threads and processes that read ahead."""
         self._batches.close()
 
     def _count(self, views: int, broken: list[str]) -> None:
@@ -326,10 +380,12 @@ class TrainBatches:
         self.broken += len(broken)
         for name in broken:
             if name not in self._named:
-                log.warning("unreadable image, replaced by the next: %s", name)
+                log.warning("unreadable image, replaced by the next: %s", shown(name))
                 self._named.add(name)
-        if self.seen >= MIN_VIEWS and self.broken > self._max_broken * self.seen:
+        too_many = self.broken > self._max_broken * self.seen and len(self._named) > self._floor
+        if self.seen >= MIN_VIEWS and too_many:
             raise UserError(
-                f"{self.broken} of {self.seen} training images cannot be read, e.g. {broken[0] if broken else '-'}: "
-                f"mend or remove them, or raise data.max_broken above {self.broken / self.seen:.2g}"
+                f"{self.broken} of {self.seen} views of training images cannot be read, of {len(self._named)} files,"
+                f" e.g. {min(self._named)}: repair or remove them, or raise data.max_broken above"
+                f" {self.broken / self.seen:.2g} or data.broken_floor to {len(self._named)} or more"
             )

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, first_line, hold_out
-from deit_jax.data.folders import EVAL_SPLITS
-from deit_jax.errors import UserError, nearest
+from deit_jax.data.layout import check_named, choose_splits
+from deit_jax.errors import UserError
 
 INDEX = "dataset.json"
 HEADER = struct.Struct("<IH")
@@ -25,7 +25,7 @@ HEADER = struct.Struct("<IH")
 
 def pack(label: int, name: str, image: bytes) -> bytes:
     """One record."""
-    encoded = name.encode()
+    encoded = name.encode("utf-8", "surrogateescape")
     return HEADER.pack(label, len(encoded)) + encoded + image
 
 
@@ -33,7 +33,7 @@ def unpack(record: bytes) -> tuple[int, str, bytes]:
     """(label, name, image bytes) of a record."""
     label, length = HEADER.unpack_from(record)
     end = HEADER.size + length
-    return label, record[HEADER.size : end].decode(), record[end:]
+    return label, record[HEADER.size : end].decode("utf-8", "surrogateescape"), record[end:]
 
 
 def is_shards(root: Path) -> bool:
@@ -51,11 +51,36 @@ def read_index(root: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text())
         done = index["complete"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): make it anew with python -m deit_jax.data.prepare") from error
+        _check_index(index)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({first_line(error)[:80]}): make it again with python -m deit_jax.data.prepare"
+        ) from error
     if not done:
         raise UserError(f"{root} is not finished: run its python -m deit_jax.data.prepare command again")
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raise ValueError, TypeError or KeyError for an index that `prepare` cannot have written: before anything is
+    allocated by its counts."""
+    classes = index["classes"]
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError("a class is not a name")
+    for split, written in index["splits"].items():
+        for shard in written:
+            name, records, size = shard["file"], shard["records"], shard["bytes"]
+            if not isinstance(name, str) or "/" in name or not isinstance(shard["sha256"], str):
+                raise ValueError(f"a shard of {split} has no name or checksum")
+            runs = shard["labels"]
+            if any(len(run) != 2 for run in runs):
+                raise ValueError(f"{name} has labels that are not [label, how many] pairs")
+            if not all(type(x) is int and x >= 0 for x in (records, size, *(x for run in runs for x in run))):
+                raise ValueError(f"{name} has counts that are not whole numbers")
+            if records * HEADER.size > size or sum(run[1] for run in runs) != records:
+                raise ValueError(f"{name} cannot hold {records} records")
+            if any(run[0] >= len(classes) for run in runs):
+                raise ValueError(f"{name} has a label outside the {len(classes)} classes")
 
 
 def open_shards(
@@ -64,15 +89,11 @@ def open_shards(
     """Training (None without a split `train`) and evaluation images of a prepared folder."""
     index = read_index(root)
     known = list(index["splits"])
-    for setting, split in (("train_split", train_split), ("eval_split", eval_split)):
-        if split not in known and split not in ("", "train"):
-            raise UserError(
-                f"data.{setting} '{split}' is no split of {root}{nearest(split, known)}: it has {', '.join(known)}"
-            )
-    train = ShardSource(root, index, train_split) if train_split in known else None
-    found = [split for split in ([eval_split] if eval_split else EVAL_SPLITS) if split in known]
-    if found:
-        return train, ShardSource(root, index, found[0])
+    check_named(known, train_split, eval_split, f"is no split of {root}")
+    train_name, eval_name = choose_splits(known, train_split, eval_split, str(root))
+    train = ShardSource(root, index, train_name) if train_name else None
+    if eval_name:
+        return train, ShardSource(root, index, eval_name)
     if train is None:
         raise UserError(f"{root} has no split to evaluate on: it has {', '.join(known)}")
     return hold_out(train, train.labels, holdout)
@@ -96,12 +117,13 @@ class ShardSource:
 
         self.root, self.split, self.shards = root, split, index["splits"][split]
         self.class_names, self.num_classes = list(index["classes"]), len(index["classes"])
+        self.title, self.notes = f"{root}, split {split}", []
         if not sum(shard["records"] for shard in self.shards):
-            raise UserError(f"split '{split}' of {root} is empty: prepare it anew")
+            raise UserError(f"split '{split}' of {root} is empty: prepare it again")
         for shard in self.shards:
             path = root / shard["file"]
             if not path.is_file():
-                raise UserError(f"shard {path} is missing: copy it here or prepare it anew")
+                raise UserError(f"shard {path} is missing: copy it here or prepare it again")
             if path.stat().st_size != shard["bytes"]:
                 raise UserError(
                     f"shard {path} has {path.stat().st_size} bytes instead of {shard['bytes']}: copy it again"

@@ -1,13 +1,25 @@
 """Where images come from: `config.data` → a training and an evaluation source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
+from deit_jax.config import Config
 from deit_jax.data import order
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, check_unchanged, hold_out, limit_images
-from deit_jax.data.folders import open_csv, open_folder, scan_folder
+from deit_jax.data.base import (
+    ArraySource,
+    FileSource,
+    Source,
+    Subset,
+    check_unchanged,
+    hold_out,
+    limit_images,
+    summary,
+)
+from deit_jax.data.folders import open_folder, scan_folder
+from deit_jax.data.layout import RIGHT
+from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError
 
 __all__ = [
@@ -22,21 +34,33 @@ __all__ = [
     "open_eval_source",
     "open_sources",
     "scan_folder",
+    "summary",
 ]
 
 
-def open_sources(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
+def open_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
-    A `root` decides by what it is: a .csv table, a folder of shards as deit_jax.data.prepare makes them, a TFDS
-    data_dir, a folder of images by class. Raises UserError for what is missing, empty or unknown, and where
-    `model.num_classes` is given and differs.
+    A `root` decides by what it is: a .csv or .tsv table, a folder of shards as deit_jax.data.prepare makes them, a TFDS
+    data_dir, a folder of images by class.
+
+    Args:
+      class_names: the order of the classes that a run recorded when it began (a checkpoint's), for folders and tables;
+        None for a new run: numeric where all names are whole numbers, else sorted.
+
+    Raises:
+      UserError: for what is missing, empty or unknown, for a single class, and where `model.num_classes` is given and
+        differs.
     """
-    train, evaluation = find_sources(config)
+    train, evaluation = find_sources(config, class_names)
     if train is None:
         raise UserError(
             f"{config.data.root or config.data.name} leaves no images to train on: choose a split with "
             "--config.data.train_split and --config.data.holdout below 1, or use --mode=evaluate"
+        )
+    if train.num_classes < 2:
+        raise UserError(
+            f"{train.title} holds a single class, {train.class_names[0]}: a classifier needs two or more; {RIGHT}"
         )
     _check_classes(config, train)
     limit = config.data.limit
@@ -46,7 +70,7 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
     return train, limit_images(evaluation, config.evaluate.limit)
 
 
-def open_eval_source(config: ml_collections.ConfigDict) -> Source:
+def open_eval_source(config: Config) -> Source:
     """The evaluation images alone, also of data that has none to train on (imagenet_v2, imagenet2012_real)."""
     evaluation = find_sources(config)[1]
     _check_classes(config, evaluation)
@@ -63,29 +87,42 @@ def open_digits() -> tuple[Source, Source]:
     return hold_out(whole, scans.target, 0.2)
 
 
-def find_sources(config: ml_collections.ConfigDict) -> tuple[Source | None, Source]:
-    """All training images, None where there are none, and the evaluation images. Raises UserError as open_sources."""
+def find_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source | None, Source]:
+    """All training images, None where there are none, and the evaluation images; see `open_sources`."""
+    train, evaluation = _find(config, class_names)
+    for source in (train, evaluation):
+        while isinstance(source, Subset):
+            source = source.source
+        if isinstance(source, FileSource):
+            source.by_content = config.data.check == "content"
+    return train, evaluation
+
+
+def _find(config: Config, class_names: Sequence[str] | None) -> tuple[Source | None, Source]:
     data = config.data
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     if not data.root and data.name == "digits":
         return open_digits()
     root = Path(data.root).expanduser() if data.root else None
-    if root and root.suffix == ".csv":
+    if root and is_table(root) and not root.is_dir():
         if not root.is_file():
-            raise UserError(f"data.root {data.root} is not there: give a table of path,label")
-        return open_csv(str(root), **splits)
+            raise UserError(f"data.root {data.root} is not there, or not a file: give a table of path,label")
+        return open_csv(str(root), **splits, class_names=class_names)
     if root and not root.is_dir():
-        raise UserError(f"data.root {data.root} is not a folder: give one that holds a folder of images for each class")
+        raise UserError(
+            f"data.root {data.root} is not a folder: give one that holds a folder of images for each class, or a table"
+            f" ({', '.join(DELIMITERS)})"
+        )
     from deit_jax.data import shards, tfds_source
 
     if root and shards.is_shards(root):
         return shards.open_shards(root, **splits)
     if root is None or tfds_source.is_data_dir(root, data.name):
         return tfds_source.open_tfds(data.name, root, **splits)
-    return open_folder(str(root), **splits)
+    return open_folder(str(root), **splits, class_names=class_names)
 
 
-def _check_classes(config: ml_collections.ConfigDict, source: Source) -> None:
+def _check_classes(config: Config, source: Source) -> None:
     wanted = config.model.num_classes
     if wanted and wanted != source.num_classes:
         where = config.data.root or config.data.name

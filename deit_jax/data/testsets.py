@@ -19,9 +19,12 @@ import numpy as np
 from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, limit_images
 from deit_jax.data.classes import ClassMap, match_classes
-from deit_jax.data.folders import EVAL_SPLITS, EXTENSIONS, open_csv, scan_folder
+from deit_jax.data.files import EXTENSIONS
+from deit_jax.data.folders import scan_folder
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
+from deit_jax.data.layout import EVAL_SPLITS, TRAIN, split_of
 from deit_jax.data.sources import open_digits
+from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
 
 V2_FOLDER = re.compile(r"imagenetv2-(.+)-format-val")
@@ -84,9 +87,8 @@ def open_eval_sets(text: str) -> list[EvalSet]:
 def _open_root(spec: Spec) -> EvalSet:
     root = spec.root
     assert root is not None
-    if root.suffix == ".csv":
+    if is_table(root):
         source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
-        _check_files(source, root)
         return EvalSet(spec.name, source)
     if not root.is_dir():
         unpack = (
@@ -116,8 +118,8 @@ def _split_folder(root: Path, split: str) -> Path:
         if split not in folders:
             raise UserError(f"split '{split}' is not a folder of {root}{nearest(split, folders)}")
         return root / split
-    found = [name for name in EVAL_SPLITS if name in folders]
-    if not found and "train" in folders:
+    found = [name for split in EVAL_SPLITS for name in sorted(folders) if name.lower() == split]
+    if not found and any(split_of(name) == TRAIN for name in folders):
         raise UserError(f"{root} has a folder of training images but none to evaluate on: add split=train to use it")
     return root / found[0] if found else root
 
@@ -138,16 +140,6 @@ def _with_labels(spec: Spec, folder: Path, flat: list[str]) -> EvalSet:
         shown = ", ".join(labels.missing[:3])
         note += f"; {len(labels.missing)} of its {len(labels.by_name)} images are not in {folder}: {shown}, …"
     return EvalSet(spec.name, source, note)
-
-
-def _check_files(source: Source, table: Path) -> None:
-    """Raise UserError naming three files of a table that are not there."""
-    if not isinstance(source, FileSource):
-        return
-    missing = [source.path(i) for i in range(len(source)) if not os.path.exists(source.path(i))]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"{len(missing)} images of {table} are not there: {', '.join(missing[:3])}{more}")
 
 
 class LabelledFiles(FileSource):
@@ -217,6 +209,7 @@ class MappedSource:
         self.source, self.outputs, self.num_classes = source, outputs, num_outputs
         self.class_names = [str(i) for i in range(num_outputs)]
         self.several_labels = getattr(source, "several_labels", False)
+        self.title, self.notes = source.title, source.notes
 
     @property
     def fingerprint(self) -> str:

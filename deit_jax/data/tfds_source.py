@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, first_line, hold_out
-from deit_jax.data.folders import EVAL_SPLITS
+from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT
 from deit_jax.errors import UserError, nearest
 
 NAMES = (
@@ -40,7 +40,7 @@ def open_tfds(
     train = None if known and train_split == "train" and "train" not in known else TfdsSource(builder, train_split)
     # tfds.testing.mock_data() knows no splits and accepts any.
     found = [split for split in EVAL_SPLITS if split in known or not known]
-    if eval_split or found:
+    if (eval_split or found) and eval_split != HOLDOUT:
         return train, TfdsSource(builder, eval_split or found[0])
     # The labels would have to be read from every record, so the held-out share is drawn without regard to classes.
     return hold_out(train, np.zeros(len(train), np.int32), holdout)
@@ -162,7 +162,7 @@ class TfdsSource:
         self._name = next((key for key in ("file_name", "id") if key in features), None)
         self.several_labels = "real_label" in features
         self.class_names, self.num_classes = list(features[self._label].names), features[self._label].num_classes
-        self.title = f"{builder.info.full_name}/{split}"
+        self.title, self.notes = f"{builder.info.full_name}/{split}", []
         stored = [(key, info.shard_lengths, info.num_bytes) for key, info in builder.info.splits.items()]
         self._identity = repr((self.title, len(self), self.class_names, stored))
 

@@ -38,6 +38,7 @@ def image_identity(config, source, img_size: int) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "model.img_size": img_size,
         "data.resize": config.data.resize,
+        **({"data.exif": True} if config.data.exif else {}),  # stores from before the setting are of images unturned
         **{f"augment.{name}": config.augment[name] for name in shaping},
         **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
     }

@@ -60,9 +60,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error!r:.80}): make labels in another folder") from error
     if not intact:
-        raise UserError(
-            f"{path} was changed by hand (its hash does not fit): restore it, or make labels in another folder"
-        )
+        raise UserError(f"{path} was changed (its hash does not fit): {RESTORE}")
     return header
 
 
@@ -188,8 +186,8 @@ class LabelStore:
                 raise UserError(
                     f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
                 ) from error
-            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[0]
-            if form != (dtype, (self.header["batch_size"], *more), CHUNK):
+            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[:1]
+            if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
                 raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
             self.opened[name] = array
         return self.opened[name]

@@ -88,7 +88,7 @@ def open_run(
 
     Raises UserError for bad input.
     """
-    data = data or open_data(config)
+    data = data or open_data(config, workdir)
     models = open_models(config, data, teacher_init=teacher_init, begun=find_step(Path(workdir)) is not None)
     per_epoch = pipeline.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)

@@ -370,6 +370,11 @@ CONFIGS |= {
     f"vit_{size}_patch16_{pixels}": {**SIZES[size], "img_size": pixels} for size in SIZES for pixels in (224, 384)
 }
 CONFIGS |= {
+    "vit_large_patch16_224": {"embed_dim": 1024, "num_heads": 16, "depth": 24},
+    "vit_large_patch16_384": {"embed_dim": 1024, "num_heads": 16, "depth": 24, "img_size": 384},
+    "vit_huge_patch14_224": {"embed_dim": 1280, "num_heads": 16, "depth": 32, "patch_size": 14},
+}
+CONFIGS |= {
     f"deit_{name.split('_')[0]}{mark}_{name.split('_', 1)[1]}": {**sizes, "distilled": bool(mark)}
     for name, sizes in SMALL.items()
     for mark in ("", "_distilled")

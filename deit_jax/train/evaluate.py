@@ -1,6 +1,7 @@
 """Accuracy of each head and of their fusion over a whole dataset."""
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -66,6 +67,8 @@ def count_correct(
         # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
         rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
+        # an unreadable image, which counts as wrong: the loss of a guess
+        loss = jnp.where(batch["label"] < 0, math.log(logits.shape[1]), loss)
         counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
         return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
 

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.data import pipeline
+from deit_jax.data.check import HeaderCheck
 from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
 from deit_jax.runtime.layout import place_params
-from deit_jax.train.checkpoint import Checkpoints
+from deit_jax.train.checkpoint import Checkpoints, say
 from deit_jax.train.evaluate import evaluate_sets
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.setup import Run, load_init
@@ -74,10 +75,13 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # whatever ends the run, all that is open is closed
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
+        say(f"{run.title}: {checkpoints.forecast(program.abstract_state)}")
         state = start_state(run, program, checkpoints)
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
+        if jax.process_index() == 0 and step < total:
+            exits.enter_context(HeaderCheck(run.data.evaluation))
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 

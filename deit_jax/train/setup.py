@@ -3,6 +3,7 @@
 A command resolves its config into a `Run` and hands that on; nothing after it opens data or weights again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from deit_jax.runtime.layout import Layout, make_layout
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights.orbax import find_step, read_meta
 
 
 class Data(NamedTuple):
@@ -117,14 +119,26 @@ class Run:
         }
 
 
-def open_data(config: Config) -> Data:
-    """The training and evaluation images of a resolved config.
+def open_data(config: Config, workdir: str | Path | None = None) -> Data:
+    """The training and evaluation images of a resolved config. Process 0 prints what they are.
+
+    workdir: of a run that may have begun, whose classes keep the order that its checkpoint records.
 
     Raises UserError for what is missing, and on every process where several of them see different images.
     """
-    data = Data(*sources.open_sources(config))
+    data = Data(*sources.open_sources(config, recorded_classes(workdir)))
+    if jax.process_index() == 0:
+        print("\n".join(sources.summary(*data)), flush=True)
     check_same_on_all_processes(data)
     return data
+
+
+def recorded_classes(workdir: str | Path | None) -> list[str] | None:
+    """The class names, by label, that a checkpoint of `workdir` records; None where there is none that can be read."""
+    step = find_step(Path(workdir)) if workdir is not None else None
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        return list(read_meta(step)["weights"]["class_names"]) if step else None
+    return None
 
 
 def check_same_on_all_processes(data: Data) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deit_jax.augment import Box, Mix, draw_mix, group_size, mix_images, mix_targets
+from deit_jax.augment import Box, Mix, draw_mix, group_size, mix_images, mix_targets, num_groups
 from deit_jax.losses import soft_targets
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mixup.npz")
@@ -57,6 +57,40 @@ def test_groups_do_not_mix_with_each_other():
 @pytest.mark.parametrize(("batch", "group"), [(1024, 64), (96, 48), (32, 32), (100, 50), (67, 1), (1, 1)])
 def test_group_is_the_largest_divisor(batch, group):
     assert group_size(batch, 64) == group
+
+
+@pytest.mark.parametrize(
+    ("batch", "wanted", "sizes"),
+    [
+        (1024, 64, [64] * 16), (96, 64, [48, 48]), (100, 64, [50, 50]), (1016, 64, [8] * 127), (63, 64, [63]),
+        (67, 64, [34, 33]), (101, 64, [51, 50]), (127, 64, [64, 63]), (134, 64, [45, 45, 44]),
+        (509, 64, [64] * 5 + [63] * 3), (7, 2, [2, 2, 2, 1]), (6, 1, [1] * 6), (1, 64, [1]),
+    ],
+)  # fmt: skip
+def test_groups_have_partners_enough(batch, wanted, sizes):
+    groups = num_groups(batch, wanted)
+    assert [len(rows) for rows in np.array_split(np.arange(batch), groups)] == sizes
+
+
+@pytest.mark.parametrize("batch", range(65, 700, 7))
+def test_no_batch_is_left_unmixed(batch):
+    groups = num_groups(batch, 64)
+    assert batch // groups >= 8
+    assert -(-batch // groups) <= 64
+
+
+def test_groups_of_unequal_size_mix_as_groups_of_equal_size_do():
+    images = np.random.default_rng(0).normal(size=(7, 8, 9, 3)).astype(np.float32)
+    targets = np.eye(7, dtype=np.float32)
+    one, other = mixes(0.3, False), mixes(0.6, True, (2, 5, 3, 9))
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), one, other)
+    expected = [mix_images(images[:4], one), mix_images(images[4:], other)]
+    np.testing.assert_array_equal(mix_images(images, both), np.concatenate(expected))
+    expected = np.zeros((7, 7), np.float32)
+    for row, partner, lam in [*((i, 3 - i, 0.3) for i in range(4)), *((4 + i, 6 - i, 0.6) for i in range(3))]:
+        expected[row, row] += lam
+        expected[row, partner] += 1 - lam
+    np.testing.assert_allclose(mix_targets(targets, both.lam), expected, atol=1e-6)
 
 
 def test_lambda_and_switch_follow_the_recipe():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import stats
 
-from deit_jax.data import images, jpeg
+from deit_jax.data import decode, images, jpeg
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PHOTOS = ("cock.JPEG", "giant_panda.JPEG")
@@ -38,6 +38,8 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 def pil_rgb(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode == "I;16":  # PIL would clip to white what is above 255
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
 
 
@@ -274,3 +276,91 @@ def test_boxes_are_drawn_for_the_images_size(name):
     for top, left, height, width in boxes:
         expected = whole[top : top + height, left : left + width]
         np.testing.assert_array_equal(pixels[top : top + height, left : left + width], expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_is_scaled_by_its_range(kind):
+    values = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    pixels = images.decode(encoded(Image.fromarray(values), kind))
+    np.testing.assert_array_equal(pixels, np.stack([[[0, 0, 1], [128, 254, 255]]] * 3, -1))
+
+
+def test_colours_of_16_bits_are_scaled_alike():
+    """PIL keeps the upper 8 bits of colours itself: grey is treated the same."""
+    import struct
+    import zlib
+
+    rows = b"".join(b"\0" + struct.pack(">6H", *row) for row in ([0, 256, 65535, 255, 32768, 65279],))
+    chunk = lambda kind, data: (  # noqa: E731
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    np.testing.assert_array_equal(images.decode(png), [[[0, 1, 255], [0, 128, 254]]])
+
+
+@pytest.mark.parametrize(("mode", "values"), [("F", [[0.0, 1.0]]), ("F", [[-3.0, 9.0]]), ("I", [[0, 70000]])])
+def test_pixels_of_32_bits_without_a_known_range_are_refused(mode, values):
+    image = Image.fromarray(np.array(values, np.float32 if mode == "F" else np.int32))
+    with pytest.raises(OSError, match=f"32 bits .PIL's mode {mode}."):
+        images.decode(encoded(image, "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("value", [*range(1, 9), 0, 9])
+def test_exif_orientation_is_pils(kind, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    data = encoded(textured(90, 61), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    np.testing.assert_array_equal(images.decode(data, exif=True), expected)
+    np.testing.assert_array_equal(images.decode(data), pil_rgb(data))
+    np.testing.assert_array_equal(images.eval_image(data, 32, exif=True), images.eval_image(expected, 32))
+    draw = lambda height, width: [(0, 0, height // 2, width)]  # noqa: E731
+    pixels, ((top, left, height, width),) = images.decode_boxes(data, draw, exif=True)
+    np.testing.assert_array_equal(pixels[top:height, left:width], expected[: expected.shape[0] // 2])
+
+
+def claimed(width: int, height: int) -> bytes:
+    """A JPEG whose header claims another size."""
+    data = bytearray(encoded(textured(64, 64), "JPEG"))
+    frame = jpeg.read_frame(bytes(data))
+    data[frame.offset : frame.offset + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return bytes(data)
+
+
+def test_an_image_too_large_is_refused_before_memory_is_taken():
+    import tracemalloc
+
+    huge = claimed(65500, 65500)
+    draw = lambda height, width: [(0, 0, height, width)]  # noqa: E731
+    tracemalloc.start()
+    for use in (images.decode, images.eval_image, decode.read_header, lambda data: images.decode_boxes(data, draw)):
+        with pytest.raises(OSError, match="65500 x 65500 pixels, more than 179 million|exceeds limit"):
+            use(huge)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 90), (90, 2), (3, 200), (200, 7), (31, 33), (1, 500), (500, 1)])
+@pytest.mark.parametrize("size", [32, 33])
+def test_a_strip_is_cropped_before_it_is_resized_to_the_same_bytes(width, height, size, monkeypatch):
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = images.eval_image(pixels, size)
+    monkeypatch.setattr(images, "LARGE", 0)
+    np.testing.assert_array_equal(images.eval_image(pixels, size), whole)
+
+
+@pytest.mark.parametrize("shape", [(8000, 2), (2, 8000), (1_000_000, 1), (1, 1_000_000)])
+def test_long_strips_take_little_memory(shape):
+    import tracemalloc
+
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[:] = 77
+    tracemalloc.start()
+    view = images.eval_image(pixels)
+    assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.stop()
+    assert view.shape == (224, 224, 3)
+    assert (view == 77).all()

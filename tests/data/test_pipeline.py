@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import images, order, pipeline, sources
+from deit_jax.data.check import HeaderCheck
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
 
@@ -197,9 +199,9 @@ def test_broken_image_is_named_replaced_and_counted(source, caplog, workers):
 
 
 def test_run_stops_above_the_rate_of_broken_images(source):
-    config = settings(data__max_broken=0.01)
+    config = settings(data__max_broken=0.01, data__broken_floor=1)
     batches = pipeline.train_batches(config, Spoiled(source, {4, 50}), size=SIZE)
-    with pytest.raises(UserError, match=r"training images cannot be read.*raise data\.max_broken"):
+    with pytest.raises(UserError, match=r"training images cannot be read, of 2 files.*raise data\.max_broken"):
         list(itertools.islice(batches, 70))
     assert pipeline.MIN_VIEWS <= batches.seen < pipeline.MIN_VIEWS + 16
 
@@ -211,6 +213,16 @@ def test_run_goes_on_below_the_rate(source):
     assert 0 < batches.broken < 0.1 * batches.seen
 
 
+def test_few_broken_files_never_stop_a_run(source):
+    batches = pipeline.train_batches(settings(data__max_broken=0.0), Spoiled(source, range(0, 40, 4)), size=SIZE)
+    for _ in range(70):
+        next(batches)
+    assert batches.broken > 50
+    batches = pipeline.train_batches(settings(data__max_broken=0.0), Spoiled(source, range(0, 44, 4)), size=SIZE)
+    with pytest.raises(UserError, match="of 11 files"):
+        list(itertools.islice(batches, 70))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_broken_images(source, workers):
     batches = pipeline.train_batches(settings(data__workers=workers), Spoiled(source, range(90)), size=SIZE)
@@ -220,11 +232,24 @@ def test_nothing_but_broken_images(source, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_evaluation_image_is_an_error_that_names_it(source, workers):
-    config = settings(data__workers=workers)
-    with pytest.raises(UserError, match=r"evaluation image .*class_0.003.jpg .* cannot be read") as error:
-        list(pipeline.eval_batches(config, Spoiled(source, {1}), size=SIZE))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("how", ["wrong", "skip"])
+def test_broken_evaluation_image_is_named_and_counts_as_wrong_or_not(source, workers, how, caplog):
+    config = settings(data__workers=workers, data__eval_broken=how)
+    batches = pipeline.eval_batches(config, Spoiled(source, {1, 89}), size=SIZE)
+    found = list(batches)
+    mask, labels = (np.concatenate([batch[key] for batch in found]) for key in ("mask", "label"))
+    counts = np.delete(mask[:90], [1, 89])
+    assert counts.all()
+    np.testing.assert_array_equal(mask[[1, 89]], how == "wrong")
+    np.testing.assert_array_equal(labels[[1, 89]], -1)
+    assert (len(batches.broken), batches.seen) == (2, 90)
+    assert source.path(1) in caplog.text
+    assert source.path(89) in caplog.text
+
+
+def test_an_evaluation_without_a_readable_image_is_an_error(source):
+    with pytest.raises(UserError, match="none of the 90 evaluation images can be read, the first: .*class_0"):
+        list(pipeline.eval_batches(settings(), Spoiled(source, range(90)), size=SIZE))
 
 
 def test_vanished_file_counts_as_broken(photos, tmp_path):
@@ -270,3 +295,42 @@ def test_shards_make_the_folders_batches(photos, tmp_path, workers):
     theirs, _ = sources.open_sources(config)
     assert len(held) == 9
     assert_same(take(6, config, ours), take(6, config, theirs))
+
+
+def test_exif_reaches_training_and_evaluation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    for number in range(16):
+        (tmp_path / f"c{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"c{number % 2}" / f"{number}.png", exif=exif)
+    source = sources.scan_folder(tmp_path)[0]
+    for on, bright in ((False, slice(0, 8)), (True, slice(16, 24))):
+        config = settings(data__exif=on, augment__crop_scale=(1.0, 1.0), augment__crop_ratio=(1.0, 1.0))
+        held = next(pipeline.eval_batches(config, source, size=SIZE))
+        for batch in (*take(1, config, source), held):
+            assert batch["image"][:, bright].min() > 200
+
+
+@pytest.mark.parametrize("how", ["files", "pixels"])
+def test_headers_are_checked_in_the_background(source, how, caplog):
+    if how == "pixels":
+        assert HeaderCheck(sources.open_digits()[1]).wait() == []
+        return
+    broken = Spoiled(source, {5, 80})
+    with HeaderCheck(broken) as check:
+        assert [source.path(i) in said for i, said in zip((5, 80), check.wait(), strict=True)] == [True, True]
+    assert check.checked == 90
+    assert "2 of 90 evaluation images cannot be read" in caplog.text
+
+
+def test_a_header_check_can_be_stopped(source):
+    class Slow(Spoiled):
+        def __getitem__(self, index):
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    check = HeaderCheck(Slow(source, ()))
+    check.close()
+    assert check.checked < 90

@@ -84,7 +84,8 @@ def test_folder_with_splits(folder, tmp_path):
     assert images.decode(evaluation[0]["image"]).shape == (20, 16, 3)
     (root / "val").rename(root / "special")
     assert len(opened(root, eval_split="special")[1]) == 1
-    assert len(opened(root, holdout=0.2)[1]) == 3  # no evaluation split: from the training images
+    assert len(opened(root, eval_split="holdout", holdout=0.2)[1]) == 3  # from the training images
+    assert "--config.data.eval_split=special" in complaint(root)
     assert "data.eval_split 'specia' is no folder" in complaint(root, eval_split="specia")
     assert "did you mean special?" in complaint(root, eval_split="specia")
     assert "data.train_split 'trian' is no folder" in complaint(root, train_split="trian")
@@ -143,7 +144,7 @@ def test_bad_folders(folder, tmp_path):
     assert opened(folder)[0].num_classes == 4
     single = tmp_path / "single"
     write(single / "a" / "1.jpg", picture(0))
-    assert "only 1 image" in complaint(single)
+    assert "holds a single class folder, a" in complaint(single)
 
 
 def test_evaluation_class_that_training_lacks(folder, tmp_path):
@@ -217,7 +218,10 @@ def test_table_of_numbers_and_splits(folder):
         ("path,label\n", "lists no image"),
         ("cat/0.jpg,1\ncat/1.jpg\n", "line 2 is 'cat/1.jpg'"),
         ("cat/0.jpg,\n", "line 1 is 'cat/0.jpg,'"),
-        ("cats/0.jpg,1\ncats/1.jpg,0\n", "names cats/0.jpg, which is no file"),
+        (
+            "cats/0.jpg,1\ncats/1.jpg,0\n",
+            "line 1 names cats/0.jpg, which cannot be read (No such file",
+        ),
     ],
 )
 def test_bad_tables(folder, text, says):
@@ -516,10 +520,13 @@ def number(sample) -> int:
     return int(sample["name"].rsplit("/", 1)[1].removesuffix(".jpg"))
 
 
-CLASSES = dict(zip(tfds_source.NAMES, (1000, 1000, 1000, 10, 100, 102, 196, 8142, 37), strict=True))
+CLASSES = dict.fromkeys(tfds_source.NAMES, 1000) | {
+    "cifar10": 10, "cifar100": 100, "oxford_flowers102": 102, "cars196": 196, "i_naturalist2018": 8142,
+    "oxford_iiit_pet": 37,
+}  # fmt: skip
 SPLITS = {
     "imagenet2012_real": {"validation": 5},
-    "imagenet_v2": {"test": 5},
+    **{name: {"test": 5} for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch")},
     "oxford_flowers102": {"train": 4, "validation": 5, "test": 6},
     "i_naturalist2018": {"train": 4, "validation": 5},
     "imagenet2012": {"train": 4, "validation": 5},

@@ -1,82 +1,118 @@
 """What is wrong with a dataset: `python -m deit_jax.data.doctor ROOT`.
 
-Prints the classes in the order of their numbers with their counts, then every image that cannot be read, files with
-the same bytes, and those among them whose classes differ or that stand in both splits. Exit code 1 where an image is
-broken or a file has two classes.
+Prints the classes in the order of their numbers with their counts, what is passed over, every image that cannot be
+read, photos that are stored turned or with 16 bits, files with the same bytes, and those among them whose classes
+differ or that stand in both splits. Exit code 1 where an image cannot be read or a file has two classes.
 """
 
 import argparse
 import collections
 import dataclasses
 import hashlib
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from deit_jax.config import default_config
-from deit_jax.data import images
-from deit_jax.data.sources import Source, find_sources
+from deit_jax.data import decode
+from deit_jax.data.base import Source, summary
+from deit_jax.data.sources import find_sources
 from deit_jax.data.tools.progress import command, track
+from deit_jax.errors import shown
+from deit_jax.runtime import hardware
+
+Copies = list[tuple[str, str, int]]  # (split, name, label) of each file
 
 
 @dataclasses.dataclass
 class Findings:
-    """What was found. Names are as the sources give them; counts are {split: images a class}."""
+    """What was found.
+
+    Attributes:
+      counts: images per class, int (classes,), by split.
+      broken: what is said of each image that cannot be read.
+      duplicates: groups of files with the same bytes.
+      turned: images with an EXIF orientation that is not upright.
+      deep: images with 16 bits of grey.
+    """
 
     class_names: list[str]
     counts: dict[str, np.ndarray]
-    broken: list[str]
-    duplicates: list[list[tuple[str, str, int]]]  # groups of (split, name, label) with the same bytes
+    broken: list[str] = dataclasses.field(default_factory=list)
+    duplicates: list[Copies] = dataclasses.field(default_factory=list)
+    turned: int = 0
+    deep: int = 0
 
     @property
-    def contradictions(self) -> list[list[tuple[str, str, int]]]:
+    def contradictions(self) -> list[Copies]:
         return [group for group in self.duplicates if len({label for _, _, label in group}) > 1]
 
     @property
-    def leaks(self) -> list[list[tuple[str, str, int]]]:
+    def leaks(self) -> list[Copies]:
         return [group for group in self.duplicates if len({split for split, _, _ in group}) > 1]
+
+
+class Look(NamedTuple):
+    """What was seen of one image; `complaint` is "" where it can be read."""
+
+    split: str
+    name: str
+    label: int
+    digest: bytes = b""
+    complaint: str = ""
+    turned: bool = False
+    deep: bool = False
+
+
+def look(source: Source, split: str, index: int) -> Look:
+    """Read and decode one image."""
+    try:
+        sample = source[index]
+    except OSError as error:
+        return Look(split, f"{split} image {index}", -1, complaint=str(error))
+    image, name, label = sample["image"], sample["name"], sample["label"]
+    digest = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
+    if not 0 <= label < source.num_classes:
+        return Look(split, name, -1, digest, f"label {label} of {source.num_classes} classes")
+    try:
+        mode = decode.read_header(image)
+        decode.decode(image)
+    except OSError as error:
+        return Look(split, name, label, digest, str(error))
+    turned = decode.orientation(image) != decode.UPRIGHT
+    return Look(split, name, label, digest, turned=turned, deep=mode.startswith("I"))
 
 
 def examine(splits: dict[str, Source]) -> Findings:
     """Read and decode every image of the splits."""
     first = next(iter(splits.values()))
-    counts = {split: np.zeros(source.num_classes, np.int64) for split, source in splits.items()}
-    broken, same = [], collections.defaultdict(list)
-    jobs = [(split, index) for split, source in splits.items() for index in range(len(source))]
-
-    def look(job):
-        split, index = job
-        try:
-            sample = splits[split][index]
-        except OSError as error:
-            return split, -1, f"{split} image {index} ({error})", None, True
-        image, name = sample["image"], sample["name"]
-        digest = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
-        try:
-            images.decode(image)
-        except OSError as error:
-            return split, sample["label"], f"{name} ({error})", digest, True
-        return split, sample["label"], name, digest, False
-
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for split, label, name, digest, unreadable in track(pool.map(look, jobs), "images", len(jobs)):
-            if 0 <= label < len(counts[split]):
-                counts[split][label] += 1
-            if unreadable or not 0 <= label < len(counts[split]):
-                broken.append(name if unreadable else f"{name} (label {label} of {len(counts[split])} classes)")
-            if digest:
-                same[digest].append((split, name, label))
-    return Findings(first.class_names, counts, broken, [group for group in same.values() if len(group) > 1])
+    found = Findings(
+        first.class_names, {split: np.zeros(source.num_classes, np.int64) for split, source in splits.items()}
+    )
+    same: dict[bytes, Copies] = collections.defaultdict(list)
+    jobs = [(source, split, index) for split, source in splits.items() for index in range(len(source))]
+    with ThreadPoolExecutor(min(16, hardware.cores())) as pool:
+        for seen in track(pool.map(lambda job: look(*job), jobs), "images", len(jobs)):
+            if seen.label >= 0:
+                found.counts[seen.split][seen.label] += 1
+            if seen.complaint:
+                found.broken.append(f"{seen.name} ({seen.complaint})")
+            if seen.digest:
+                same[seen.digest].append((seen.split, seen.name, seen.label))
+            found.turned += seen.turned
+            found.deep += seen.deep
+    found.duplicates = [group for group in same.values() if len(group) > 1]
+    return found
 
 
 def report(found: Findings) -> str:
     """The findings, for people."""
-    splits = list(found.counts)
-    width = max(len(name) for name in [*found.class_names, "class"])
+    splits, names = list(found.counts), [shown(name) for name in found.class_names]
+    width = max(map(len, [*names, "class"]))
     lines = [f"{'':>6} {'class':<{width}}" + "".join(f"{split:>12}" for split in splits)]
-    for number, name in enumerate(found.class_names):
+    for number, name in enumerate(names):
         lines.append(f"{number:>6} {name:<{width}}" + "".join(f"{found.counts[s][number]:>12}" for s in splits))
     lines.append(f"{'':>6} {'all':<{width}}" + "".join(f"{found.counts[s].sum():>12}" for s in splits))
     for split in splits:
@@ -84,13 +120,17 @@ def report(found: Findings) -> str:
         if empty:
             lines.append(f"{empty} classes have no image in {split}")
     lines.append(f"{len(found.broken)} unreadable images")
-    lines += [f"  {name}" for name in found.broken]
+    lines += [f"  {shown(name)}" for name in found.broken]
+    if found.turned:
+        lines.append(f"{found.turned} photos are stored turned (EXIF): --config.data.exif=true turns them upright")
+    if found.deep:
+        lines.append(f"{found.deep} grey images of 16 bits are scaled to 8")
     lines.append(
         f"{len(found.duplicates)} files occur more than once, {len(found.contradictions)} of them in different "
         f"classes, {len(found.leaks)} both in training and evaluation"
     )
     for group in found.duplicates:
-        lines.append("  " + " = ".join(name for _, name, _ in group))
+        lines.append("  " + " = ".join(shown(name) for _, name, _ in group))
     return "\n".join(lines)
 
 
@@ -104,6 +144,8 @@ def main() -> None:
     config = default_config()
     config.data.update(root=flags.root, name=flags.name, train_split=flags.train_split, eval_split=flags.eval_split)
     train, evaluation = find_sources(config)
+    for line in summary(train, evaluation):
+        print(line)
     found = examine({"train": train, "evaluation": evaluation} if train else {"evaluation": evaluation})
     print(report(found))
     sys.exit(1 if found.broken or found.contradictions else 0)

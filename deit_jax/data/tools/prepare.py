@@ -1,9 +1,9 @@
 """Turn an image folder or tar files into ArrayRecord shards: `python -m deit_jax.data.prepare SRC DST`.
 
-SRC is a folder of images by class (with or without split folders), a .tar of one, or a folder of .tar files as ImageNet
-comes: ILSVRC2012_img_train.tar (a .tar a class) and ILSVRC2012_img_val.tar, whose classes are read from
-ILSVRC2012_devkit_t12.tar.gz beside them or from --labels. Interrupted, the same command goes on; images are copied
-byte for byte.
+SRC is a folder of images by class (with or without split folders), a tar file of one (.tar, .tar.gz, …), or a folder of
+tar files as ImageNet comes: ILSVRC2012_img_train.tar (a .tar per class) and ILSVRC2012_img_val.tar, whose classes are
+read from ILSVRC2012_devkit_t12.tar.gz beside them or from --labels. Interrupted, the same command goes on; images are
+copied byte for byte.
 """
 
 import argparse
@@ -14,18 +14,23 @@ import io
 import itertools
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from deit_jax.data import shards
-from deit_jax.data.folders import EVAL_SPLITS, EXTENSIONS, scan_folder
+from deit_jax.data.classes import sort_classes
+from deit_jax.data.files import FolderTree, Listing, class_text, list_images
+from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of
 from deit_jax.data.tools.progress import command, track
+from deit_jax.data.tools.tars import Span, TarTree, is_tar_name, unpacked
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
-SPLITS = ("train", *EVAL_SPLITS)
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -39,15 +44,22 @@ class Item:
     size: int
 
 
-def prepare(source: str | Path, target: str | Path, *, shard_megabytes: int = 256, labels: str = "") -> dict:
+def prepare(source: str | Path, target: str | Path, *, shard_megabytes: int = 256, labels: str = "") -> dict[str, Any]:
     """Write shards and their index to `target`; finished shards are kept. Returns the index.
 
     Raises UserError for a source without images, a target begun from other images, tar files without classes.
     """
     target = Path(target)
-    splits = find_images(Path(source), labels)
-    classes = sorted({item.label for items in splits.values() for item in items})
-    number = {label: i for i, label in enumerate(classes)}
+    try:
+        splits = find_images(Path(source), target, labels)
+        return _prepare(source, target, splits, shard_megabytes)
+    finally:
+        for copy in target.glob("*.unpacked"):
+            copy.unlink()
+
+
+def _prepare(source: str | Path, target: Path, splits: dict[str, list["Item"]], shard_megabytes: int) -> dict[str, Any]:
+    classes = sort_classes({item.label for items in splits.values() for item in items})
     plan = {split: cut(items, shard_megabytes << 20) for split, items in splits.items()}
     identity = [[split, [[(i.label, i.name, i.size) for i in part] for part in parts]] for split, parts in plan.items()]
     index = {
@@ -58,12 +70,16 @@ def prepare(source: str | Path, target: str | Path, *, shard_megabytes: int = 25
     }
     begun = target / shards.INDEX
     if begun.is_file():
-        earlier = json.loads(begun.read_text())
+        try:
+            earlier = json.loads(begun.read_text())
+        except ValueError as error:
+            raise UserError(f"{begun} is damaged ({error}): remove {target} and run the command again") from error
         if earlier.get("source") != index["source"]:
             raise UserError(f"{target} was made from other images than {source} holds now: choose another folder")
         index = earlier
     try:
         target.mkdir(parents=True, exist_ok=True)
+        number = {label: i for i, label in enumerate(index["classes"])}  # as begun, in an order of those days
         _write_missing(target, plan, number, index)
     except OSError as error:
         raise UserError(f"cannot write to {target} or read {source}: {error}") from error
@@ -142,86 +158,113 @@ def cut(items: list[Item], limit: int) -> list[list[Item]]:
     return [items[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def find_images(source: Path, labels: str = "") -> dict[str, list[Item]]:
-    """{split: images sorted by class and name}."""
-    if source.is_dir() and any(source.glob("*.tar")):
-        tars = sorted(source.glob("*.tar"))
-    elif source.suffix == ".tar" and source.is_file():
+def find_images(source: Path, target: Path, labels: str = "") -> dict[str, list[Item]]:
+    """Per split, the images of a folder, a tar file or a folder of tar files, sorted by class and name.
+
+    target: where compressed tar files are unpacked to.
+    """
+    if source.is_dir():
+        tars = sorted(path for path in source.iterdir() if is_tar_name(path) and path.name != DEVKIT and path.is_file())
+        if not tars:
+            return _items(list_images(FolderTree(source)), str(source))
+    elif source.is_file() and is_tar_name(source):
         tars = [source]
-    elif source.is_dir():
-        return _images_of_folder(source)
     else:
         raise UserError(f"{source} is neither a folder nor a .tar file: give one that holds the images")
-    splits: dict[str, list[Item]] = {}
+    known: dict[str, str] = {}
+    whole = Listing()
     for tar in tars:
-        for split, item in _images_of_tar(tar):
-            splits.setdefault(split, []).append(item)
-    if not splits:
-        raise UserError(f"the .tar files of {source} hold no image")
-    known = None
-    for items in splits.values():
-        if any(not item.label for item in items):
+        listing = _descended(list_images(TarTree(unpacked(tar, target))))
+        split = _split_in_name(tar)
+        if listing.images and all("/" not in path for path in listing.images):
             known = known or read_labels(source if source.is_dir() else source.parent, labels)
-            items[:] = [item if item.label else _labelled(item, known) for item in items]
-        items.sort()
-    return splits
+            listing = _labelled(listing, known, tar)
+            split = split or TRAIN
+        elif any(split_of(path) for path in listing.folders if "/" not in path):
+            split = ""
+        for path, span in listing.images.items():
+            whole.images[f"{split}/{path}" if split else path] = span
+        whole.folders |= {f"{split}/{path}" if split else path for path in listing.folders}
+        whole.folders |= {split} if split else set()
+        for kind, (count, first) in listing.skipped.items():
+            before, earlier = whole.skipped.get(kind, (0, first))
+            whole.skipped[kind] = before + count, earlier
+    if not whole.images:
+        raise UserError(f"the .tar files of {source} hold no image")
+    return _items(whole, str(source))
 
 
-def _labelled(item: Item, known: dict[str, str]) -> Item:
-    if item.name not in known:
-        raise UserError(f"{item.path} holds {item.name}, whose class is not listed: add it to --labels")
-    return dataclasses.replace(item, label=known[item.name])
-
-
-def _images_of_folder(folder: Path) -> dict[str, list[Item]]:
-    present = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-    splits = [split for split in SPLITS if split in present] if "train" in present else []
-    found = {}
-    for split, root in [(split, folder / split) for split in splits] or [("train", folder)]:
-        files, labels = scan_folder(root)
-        found[split] = sorted(
-            Item(files.class_names[label], os.fsdecode(name), files.path(i), 0, os.stat(files.path(i)).st_size)
-            for i, (name, label) in enumerate(zip(files.names, labels, strict=True))
+def _items(listing: Listing, where: str) -> dict[str, list[Item]]:
+    """Per split, the images of a listing. Prints what is passed over."""
+    layout = read_layout(listing, where)
+    found: dict[str, list[Item]] = {}
+    for split, classes in layout.splits.items():
+        name = split if split in PLAIN_NAMES else _plain(split or TRAIN)
+        if name in found:
+            raise UserError(f"{where} has two folders of the {split_of(split)} split: put their images together")
+        found[name] = sorted(
+            Item(class_text(label), path.removeprefix(f"{split}/" if split else ""), *_span(listing.images[path]))
+            for label, paths in classes.items()
+            for path in paths
         )
+    for line in layout.unused(list(layout.splits)) + listing.describe_skipped():
+        print(f"not used: {line}")
     return found
 
 
-def _images_of_tar(tar: Path) -> Iterator[tuple[str, Item]]:
-    """(split, image) of a .tar of <split>/<class>/<image>, <class>/<image>, <class>.tar or plain images, whose class
-    is left empty. The split is a folder's name, or found in the tar's own name, or train."""
-    by_name = next((split for split in SPLITS if split in tar.name.lower()), "train")
-    by_name = {"val": "validation"}.get(by_name, by_name)
+def _span(where: str | Span) -> Span:
     try:
-        for name, start, size in _members(tar, 0):
-            *folders, last = name.split("/")
-            if last.endswith(".tar"):
-                for inner, offset, length in _members(tar, start):
-                    if Path(inner).suffix.lower() in EXTENSIONS:
-                        label = last.removesuffix(".tar")
-                        yield by_name, Item(label, f"{label}/{Path(inner).name}", str(tar), start + offset, length)
-            elif Path(last).suffix.lower() in EXTENSIONS and not last.startswith("."):
-                split = next((folder for folder in folders if folder in SPLITS), by_name)
-                label = folders[-1] if folders and folders[-1] not in (*SPLITS, ".") else ""
-                yield split, Item(label, f"{label}/{last}" if label else last, str(tar), start, size)
-    except tarfile.TarError as error:
-        raise UserError(f"{tar} is damaged or no .tar file ({error}): fetch it again") from error
+        return where if isinstance(where, Span) else Span(where, 0, os.stat(where).st_size)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror}): restore it") from error
 
 
-def _members(tar: Path, start: int) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the data from `start`, size) of the files of an uncompressed tar that begins at `start`."""
-    with open(tar, "rb") as file:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as opened:
-            for member in opened:
-                if member.isfile():
-                    yield member.name, member.offset_data - start, member.size
+def _plain(split: str) -> str:
+    return next(name for name, kind in SPLIT_NAMES.items() if kind == split_of(split))
+
+
+def _split_in_name(tar: Path) -> str:
+    """The split that a tar file's name tells, as ILSVRC2012_img_val.tar; "" where it tells none."""
+    for word in re.split(r"[^a-z]+", tar.name.lower()):
+        split = split_of(word.removesuffix("set").removesuffix("s"))
+        if split:
+            return {VALIDATION: "validation"}.get(split, split)
+    return ""
+
+
+def _descended(listing: Listing) -> Listing:
+    """A listing without the one folder that holds all of it, as most tar files are packed; a split or a class stays."""
+    while True:
+        top = {path.split("/", 1)[0] for path in [*listing.images, *listing.folders]}
+        name = next(iter(top), "")
+        direct = any(path.count("/") < 2 and path.startswith(f"{name}/") for path in listing.images)
+        if len(top) != 1 or split_of(name) or direct or not listing.images:
+            return listing
+        prefix = f"{name}/"
+        listing = Listing(
+            {path.removeprefix(prefix): span for path, span in listing.images.items()},
+            {path.removeprefix(prefix) for path in listing.folders if path != name},
+            listing.skipped,
+        )
+
+
+def _labelled(listing: Listing, known: dict[str, str], tar: Path) -> Listing:
+    """A listing of images without folders, put into folders of their classes. Raises UserError for one not listed."""
+    for name in listing.images:
+        if name not in known:
+            raise UserError(f"{tar} holds {name}, whose class is not listed: add it to --labels")
+    images = {f"{known[name]}/{name}": span for name, span in listing.images.items()}
+    return Listing(images, {path.split("/", 1)[0] for path in images}, listing.skipped)
 
 
 def read_labels(folder: Path, table: str) -> dict[str, str]:
     """{image name: class} from a table of name,class lines, or from ImageNet's development kit in `folder`."""
     if table:
-        with open(table, newline="") as file:
-            return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) == 2}
+        try:
+            with open(table, newline="", encoding="utf-8-sig") as file:
+                return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) == 2}
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"--labels {table} cannot be read ({error}): give a UTF-8 table of name,class") from error
     if not (folder / DEVKIT).is_file():
         raise UserError(f"images without a class folder need {DEVKIT} beside them, or --labels=TABLE of name,class")
     from scipy.io import loadmat
@@ -231,7 +274,7 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
         synsets = loadmat(io.BytesIO(kit.extractfile(files["meta.mat"]).read()), squeeze_me=True)["synsets"]
         truth = kit.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read().split()
     classes = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    return {f"ILSVRC2012_val_{i:08}.JPEG": classes[int(one)] for i, one in enumerate(truth, 1)}
+    return {f"ILSVRC2012_val_{i:08}.JPEG": classes[int(number)] for i, number in enumerate(truth, 1)}
 
 
 def main() -> None:

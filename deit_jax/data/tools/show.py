@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
 from deit_jax.data.tools.progress import command
+from deit_jax.errors import UserError, shown
 
 COUNT, COLUMNS = 32, 8
 SIDE, GAP, LINE = 160, 6, 15  # pixels
@@ -19,8 +20,11 @@ FLAGS = flags.FLAGS
 
 
 def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """One batch of a resolved config as the step trains on it: images uint8 (batch, size, size, 3), targets (batch,
-    classes), class names."""
+    """One batch of a resolved config as the train step sees it.
+
+    Returns:
+      (images uint8 (batch, size, size, 3), targets (batch, classes), class names).
+    """
     import jax
 
     from deit_jax import models
@@ -40,11 +44,11 @@ def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def caption(target: np.ndarray, names: list[str]) -> str:
-    """The classes that stand out of the smoothing, the larger first."""
+    """The classes of a target (classes,) that stand out of the smoothing, the larger share first."""
     floor = np.median(target) + 0.02
     chosen = [label for label in np.argsort(-target)[:2] if target[label] > floor]
-    shown = [f"{names[label][:12]}: {target[label]:.2f}" for label in chosen]
-    return " + ".join(shown) or "-"
+    parts = [f"{shown(names[label])[:12]}: {target[label]:.2f}" for label in chosen]
+    return " + ".join(parts) or "-"
 
 
 def contact_sheet(images: np.ndarray, captions: list[str]) -> Image.Image:
@@ -68,7 +72,6 @@ def contact_sheet(images: np.ndarray, captions: list[str]) -> Image.Image:
 
 def main(_) -> None:
     from deit_jax.config import resolve, validate
-    from deit_jax.errors import UserError
 
     logging.set_verbosity(logging.WARNING)
     if FLAGS.config is None:

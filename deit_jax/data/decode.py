@@ -1,0 +1,172 @@
+"""Encoded image → uint8 RGB pixels, byte for byte as PIL makes them.
+
+Different from PIL's `convert("RGB")` on purpose: 16-bit greys are scaled to 8 bit (PIL clips them to white), 32-bit
+pixels outside 0 … 255 are refused (no range is agreed for them), and so is an image too large, before memory is taken.
+"""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from deit_jax.data import jpeg
+
+Encoded = bytes | bytearray | memoryview
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = 1
+
+# By value of the EXIF orientation: how the stored pixels have to be turned to stand upright.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda x: x.swapaxes(0, 1)[::-1],
+}
+
+
+def decode(image: Encoded | np.ndarray, exif: bool = False) -> np.ndarray:
+    """RGB pixels, uint8 (height, width, 3).
+
+    Args:
+      image: an encoded image, or pixels, uint8 (height, width[, 1 or 3]), which pass through.
+      exif: turn the image as its EXIF orientation says. Off, it is ignored, as PIL's convert does.
+
+    Returns:
+      The bytes of `PIL.Image.open(image).convert("RGB")` for all images of 8 bits per channel: alpha is dropped. Grey
+      pixels of 16 bits are divided by 256, as PIL itself does with colours of 16 bits.
+
+    Raises:
+      OSError: for what cannot be decoded (cut short, not an image), has 32 bits per pixel of unknown range, or is
+        larger than `max_pixels()`.
+    """
+    if isinstance(image, np.ndarray):
+        return _as_rgb(image)
+    pixels = _decode_plain_jpeg(image) if bytes(image[:2]) == b"\xff\xd8" else None
+    if pixels is None:
+        pixels = _opened(image, _to_rgb)
+    return turn(pixels, orientation(image)) if exif else pixels
+
+
+def decode_boxes(
+    image: Encoded | np.ndarray, draw: Callable[[int, int], list[Box]], exif: bool = False
+) -> tuple[np.ndarray, list[Box]]:
+    """The pixels of an image as `decode` makes them, of which the rows below all boxes may be left out, and the boxes.
+
+    draw: (height, width) → boxes; a pure function.
+    """
+    plain = isinstance(image, bytes) and image[:2] == b"\xff\xd8" and not (exif and orientation(image) != UPRIGHT)
+    frame = jpeg.read_frame(image) if plain else None
+    if frame:
+        check_size(frame.height, frame.width)
+        boxes = draw(frame.height, frame.width)
+        pixels = jpeg.decode_top(image, frame, max(top + height for top, _, height, _ in boxes))
+        if pixels is not None:
+            return pixels, boxes
+    pixels = decode(image, exif)
+    return pixels, draw(*pixels.shape[:2])
+
+
+def max_pixels() -> int:
+    """Pixels above which an image is refused, as by PIL: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 1 << 62
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise OSError for an image of more than `max_pixels()`."""
+    if height * width > max_pixels():
+        raise OSError(f"it claims {width} x {height} pixels, more than {max_pixels() / 1e6:.0f} million")
+
+
+def orientation(image: Encoded | np.ndarray) -> int:
+    """The EXIF orientation of an encoded image, 1 (upright) to 8.
+
+    1 where it has none that is valid, and for TIFF, which PIL turns by itself.
+    """
+    if isinstance(image, np.ndarray):
+        return UPRIGHT
+
+    def read(opened: Image.Image) -> int:
+        return UPRIGHT if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, UPRIGHT)
+
+    try:
+        value = _opened(image, read)
+    except OSError:
+        return UPRIGHT
+    return value if value in TURNS else UPRIGHT
+
+
+def turn(pixels: np.ndarray, value: int) -> np.ndarray:
+    """Pixels (height, width, 3) turned upright from EXIF orientation `value`."""
+    return np.ascontiguousarray(TURNS[value](pixels)) if value in TURNS else pixels
+
+
+def read_header(image: Encoded | np.ndarray) -> str:
+    """PIL's name of the pixels' type ("RGB", "L", "I;16", …), read without decoding.
+
+    Raises OSError for what is not an image that `decode` could read, as far as its header tells.
+    """
+    if isinstance(image, np.ndarray):
+        return "RGB"
+
+    def check(opened: Image.Image) -> str:
+        check_size(opened.height, opened.width)
+        return opened.mode
+
+    return _opened(image, check)
+
+
+def _opened(image: Encoded, use: Callable) -> object:
+    """use(the image opened by PIL). Raises OSError for whatever goes wrong."""
+    try:
+        with warnings.catch_warnings():
+            # Between once and twice PIL's limit it warns; the limit here is where it refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(image))
+        with opened:
+            return use(opened)
+    except OSError:
+        raise
+    except Exception as error:  # PIL's plugins let many kinds escape: SyntaxError, ValueError, struct.error …
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(opened: Image.Image) -> np.ndarray:
+    check_size(opened.height, opened.width)
+    mode = opened.mode
+    if mode.startswith("I;16") or (mode == "I" and opened.format in ("PPM", "PNG")):  # 16 bits, held in 32 by PIL
+        return _as_rgb((np.asarray(opened) >> 8).astype(np.uint8))
+    if mode in ("I", "F"):
+        low, high = np.asarray(opened).min(), np.asarray(opened).max()
+        if not (low >= 0 and high <= 255) or (mode == "F" and high <= 1):
+            raise OSError(
+                f"its pixels have 32 bits (PIL's mode {mode}) and lie in {low:g} … {high:g}: no range is agreed for"
+                " them, store 8 or 16 bits"
+            )
+    return np.asarray(opened.convert("RGB"))
+
+
+def _decode_plain_jpeg(data: Encoded) -> np.ndarray | None:
+    """Grey and YCbCr JPEG by simplejpeg, which is faster; None leaves the file to PIL: CMYK, RGB and whatever
+    libjpeg complains about, so that PIL decides what is broken."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space not in ("YCbCr", "Gray"):
+            return None
+        check_size(height, width)
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except (ValueError, MemoryError):
+        return None
+
+
+def _as_rgb(pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

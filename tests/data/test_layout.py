@@ -1,0 +1,250 @@
+"""One reader of layouts: the same classes, counts and splits from a folder, a tar file of it, and its shards."""
+
+import io
+import json
+import os
+import random
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.config import default_config
+from deit_jax.data import base, order, sources
+from deit_jax.data.tools import prepare
+from deit_jax.data.tools.tars import TarTree
+from deit_jax.errors import UserError
+
+
+def image(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1), number % 256).save(buffer, "PNG")
+    return buffer.getvalue() + number.to_bytes(4, "big")  # each file's bytes are its own
+
+
+def make(root, paths):
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(image(number) if "." in path else b"")
+    return root
+
+
+def opened(root, class_names=None, **data):
+    config = default_config()
+    config.data.root = str(root)
+    config.data.update(data)
+    return sources.open_sources(config, class_names)
+
+
+def held(source):
+    """{(class, the image's bytes)}"""
+    samples = [source[i] for i in range(len(source))]
+    return sorted((source.class_names[sample["label"]], sample["image"]) for sample in samples)
+
+
+def complaint(root, **data) -> str:
+    with pytest.raises(UserError) as error:
+        opened(root, **data)
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+def generated(seed: int) -> list[str]:
+    """The files of a random data set: classes of several kinds of names, with or without splits, and what else lies in
+    such folders."""
+    rng = random.Random(seed)
+    kind = rng.choice(["words", "numbers", "odd"])
+    names = {
+        "words": ["ant", "bee", "Cat", "dog", "elk"],
+        "numbers": ["0", "1", "2", "10", "007"],
+        "odd": ["a b", "ü$_^", "-x", "train", "n.jpg"],
+    }[kind][: rng.randint(2, 5)]
+    if kind == "odd" and len(names) < 4:
+        names += ["train", "zz"]
+    splits = rng.choice([[], ["train", "val"], ["Training", "Validation", "test"], ["train", "valid"], ["train"]])
+    paths = []
+    for split in splits or [""]:
+        for name in names if split in ("", "train", "Training") else names[: rng.randint(1, len(names))]:
+            for i in range(rng.randint(1, 4) if split else rng.randint(2, 5)):
+                inside = rng.choice(["", "", "sub/", "x/y/"])
+                ending = rng.choice([".png", ".JPG", ".jfif", ".Jpeg", ".webp"])
+                paths.append("/".join(filter(None, [split, name, f"{inside}{i}{ending}"])))
+            paths += rng.choice([[], [f"{split}/{name}/notes.txt".lstrip("/"), f"{split}/{name}/._0.png".lstrip("/")]])
+    return paths + rng.choice([[], ["README.md", ".DS_Store.png"], ["__MACOSX/ant/0.png"]])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_folder_tar_and_shards_hold_the_same(seed, tmp_path):
+    root = make(tmp_path / "set", generated(seed))
+    rng = random.Random(seed)
+    inner = sorted(path for path in root.rglob("*.*") if path.is_file() and path.parent.name != "__MACOSX")
+    target = rng.choice([path for path in inner if not path.name.startswith(".") and path.parent != root])
+    (target.parent / "linked.png").symlink_to(os.path.relpath(target, target.parent))
+    (target.parent / "gone.png").symlink_to("nowhere.png")
+    kind = rng.choice(["", "gz", "bz2", "xz"])
+    packed = tmp_path / ("packed.tar" + (f".{kind}" if kind else ""))
+    with tarfile.open(packed, f"w:{kind}") as tar:
+        tar.add(root, arcname=rng.choice([".", "set", "a/b/set"]))
+    ours = opened(root, holdout=0.3)
+    for source in (root, packed):
+        shards = tmp_path / f"shards_{source.name}"
+        prepare.prepare(source, shards)
+        theirs = opened(shards, holdout=0.3)
+        assert ours[0].class_names == theirs[0].class_names
+        for mine, other in zip(ours, theirs, strict=True):
+            assert held(mine) == held(other)
+        assert not list(shards.glob("*.unpacked"))
+    assert any("broken link" in note for note in ours[0].notes)
+
+
+RIGHT_SPLITS = [
+    ("Train", "Val"), ("training", "validation"), ("TRAIN", "valid"), ("train", "dev"), ("train", "TEST"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "val"), RIGHT_SPLITS)
+def test_common_names_of_splits(tmp_path, train, val):
+    make(tmp_path, [f"{train}/a/1.png", f"{train}/b/1.png", f"{train}/b/2.png", f"{val}/b/3.png"])
+    ours = opened(tmp_path)
+    assert [len(source) for source in ours] == [3, 1]
+    assert ours[1][0]["label"] == 1
+    lines = base.summary(*ours)
+    assert lines[0] == f"training: 3 images of 2 classes, {tmp_path}/{train}"
+    assert lines[1] == f"evaluation: 1 images of 1 of 2 classes, {tmp_path}/{val}"
+
+
+def test_validation_comes_before_test_and_what_is_not_used_is_said(tmp_path):
+    make(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/2.png", "val/b/3.png", "extra/a/9.png", "train/x.heic"])
+    train, evaluation = opened(tmp_path)
+    assert evaluation[0]["label"] == 1
+    (line,) = base.summary(train, evaluation)[2:]
+    assert line == "not used: folder test (1 images), folder extra (1 images), 1 .heic file (train/x.heic)"
+    assert len(opened(tmp_path, eval_split="test")[1]) == 1
+    assert len(opened(tmp_path, eval_split="extra")[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (["set/a/1.png", "set/b/1.png"], "a single folder, set, with the folders a, b in it"),
+        (["set/train/a/1.png", "set/val/a/1.png"], "a single folder, set"),
+        (["a/1.png", "a/2.png"], "a single class folder, a: a classifier needs two or more"),
+        (["train/a/1.png", "val/a/1.png"], "single class, a"),
+        (["train/1.png", "val/2.png"], "images directly in train (1 images), val (1 images)"),
+        (["Train/1.png", "Val/2.png"], "images directly in Train (1 images)"),
+        (["cat/1.png", "dog/1.png", "test/1.png"], "images directly in test"),
+        (["train/a/1.png", "train/b/1.png", "test/1.png"], "test holds images but no class folders"),
+        (["train/a/1.png", "train/b/1.png", "cat/1.png"], "split folders (train) beside class folders (cat)"),
+        (["a/train/1.png", "a/val/1.png", "b/train/1.png"], "hold train, val: splits come first"),
+        (["val/a/1.png", "val/b/1.png"], "leaves no images to train on"),
+        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "c is a class the training images lack"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "validation/a/1.png"], "are all names of the validation"),
+        (["a/1.png", "b/1.png", "c/readme.txt"], "class folder"),
+        (["1.png", "2.png"], "2 images but no class folders"),
+        (["a/x.txt"], "no class folders"),
+    ],
+)
+def test_what_is_neither_layout_is_an_error_that_shows_what_was_found(tmp_path, paths, says):
+    assert says in complaint(make(tmp_path, paths))
+
+
+def test_train_among_other_classes_is_a_class(tmp_path):
+    make(tmp_path, [f"{name}/{i}.png" for name in ("train", "tulip", "turtle") for i in range(3)])
+    assert opened(tmp_path)[0].class_names == ["train", "tulip", "turtle"]
+
+
+def test_numeric_folders_are_in_numeric_order_and_a_run_begun_before_keeps_its_own(tmp_path):
+    make(tmp_path, [f"{name}/{i}.png" for name in range(11) for i in range(3)])
+    train, _ = opened(tmp_path)
+    assert train.class_names == [str(i) for i in range(11)]
+    for i in range(len(train)):
+        assert train[i]["name"].split("/")[-2] == str(train[i]["label"])
+    recorded = sorted(str(i) for i in range(11))
+    before, held_out = opened(tmp_path, recorded)
+    assert before.class_names == recorded
+    for i in range(len(before)):
+        assert before[i]["name"].split("/")[-2] == recorded[before[i]["label"]]
+    labels = np.repeat(np.arange(11), 3)  # as the order of the files was numbered then
+    np.testing.assert_array_equal(held_out.positions, order.spread(labels, 0.1, 0))
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1, 6], [1, 9], [2, 1, 4], [1, 1, 2], [1] * 9 + [2], [5, 5, 5]])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_a_classes_only_training_image_is_never_held_out(counts, share):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.zeros((len(labels), 2, 2), np.uint8)
+    train, evaluation = sources.hold_out(sources.ArraySource(images, labels, list("abcdefghij")), labels, share)
+    assert set(train.labels) == set(labels)
+    wanted = min(max(round(len(labels) * share), 1), len(labels) - len(counts))
+    assert len(evaluation) == wanted
+    assert not set(train.positions) & set(evaluation.positions)
+    plain = order.spread(labels, share, base.HOLDOUT_SEED)
+    if all(np.bincount(labels[plain], minlength=len(counts)) < counts):  # as runs begun before
+        np.testing.assert_array_equal(evaluation.positions, plain)
+
+
+def test_nothing_can_be_held_out_of_single_images(tmp_path):
+    assert "each class in" in complaint(make(tmp_path, ["a/1.png", "b/1.png"]))
+
+
+# --- tar files
+
+
+def tar(path, *members):
+    """members: (name, bytes), or (name, type, target)."""
+    with tarfile.open(path, "w") as file:
+        for name, what, *target in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(what, bytes) and not target:
+                info.size = len(what)
+                file.addfile(info, io.BytesIO(what))
+            else:
+                info.type, info.linkname = what, target[0]
+                file.addfile(info)
+    return path
+
+
+def test_links_in_a_tar_are_followed_as_on_disk(tmp_path):
+    packed = tar(
+        tmp_path / "x.tar",
+        ("a/1.png", image(1)), ("b/2.png", image(2)),
+        ("b/hard.png", tarfile.LNKTYPE, "a/1.png"), ("b/soft.png", tarfile.SYMTYPE, "../a/1.png"),
+        ("c", tarfile.SYMTYPE, "b"), ("b/gone.png", tarfile.SYMTYPE, "nowhere"),
+        ("b/turn.png", tarfile.SYMTYPE, "turn.png"), ("b/out.png", tarfile.SYMTYPE, "/etc/passwd"),
+        ("b/up", tarfile.SYMTYPE, ".."), ("a/pipe.png", tarfile.FIFOTYPE, ""),
+    )  # fmt: skip
+    prepare.prepare(packed, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert index["classes"] == ["a", "b", "c"]
+    assert [records["labels"] for records in index["splits"]["train"]] == [[[0, 1], [1, 3], [2, 3]]]
+
+
+@pytest.mark.parametrize("name", ["../a/1.png", "a/../../b/1.png"])
+def test_a_tar_that_reaches_outside_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="has a member outside of it"):
+        TarTree(tar(tmp_path / "x.tar", (name, image(0))))
+
+
+def test_tars_by_split_and_by_class(tmp_path):
+    (tmp_path / "set").mkdir()
+    for name in ("x_train.tar", "x-valset.tar"):
+        tar(tmp_path / "set" / name, ("x/a/1.png", image(len(name))), ("x/b/1.png", image(3)))
+    index = prepare.prepare(tmp_path / "set", tmp_path / "out")
+    assert {split: sum(s["records"] for s in shards) for split, shards in index["splits"].items()} == {
+        "train": 2, "validation": 2,
+    }  # fmt: skip
+    (tmp_path / "byclass").mkdir()
+    for name in ("cat", "dog"):
+        tar(tmp_path / "byclass" / f"{name}.tar", (f"{name}/1.png", name.encode()))
+    assert prepare.prepare(tmp_path / "byclass", tmp_path / "out2")["classes"] == ["cat", "dog"]
+
+
+def test_a_compressed_tar_cut_short_is_named(tmp_path):
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as packed:
+        packed.add(make(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(50)]), arcname=".")
+    data = (tmp_path / "x.tar.gz").read_bytes()
+    (tmp_path / "x.tar.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"x.tar.gz cannot be unpacked into"):
+        prepare.prepare(tmp_path / "x.tar.gz", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.unpacked"))

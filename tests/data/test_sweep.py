@@ -1,0 +1,331 @@
+"""Odd inputs of each kind: the right data, or one line and exit code 2; never a traceback or, unsaid, other data."""
+
+import codecs
+import csv
+import io
+import json
+import os
+import socket
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.config import default_config
+from deit_jax.data import base, pipeline, shards, sources
+from deit_jax.data.tools import doctor, prepare, show
+from deit_jax.data.tools.progress import command
+from deit_jax.errors import UserError, shown
+
+
+def image(number: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue() + number.to_bytes(4, "big")
+
+
+def folder(root, *names: str | bytes, images: int = 2):
+    """Class folders of images."""
+    for number, name in enumerate(names or ("ant", "bee")):
+        path = os.path.join(os.fsencode(root), os.fsencode(name))
+        os.makedirs(path)
+        for i in range(images):
+            with open(os.path.join(path, b"%d.png" % i), "wb") as file:
+                file.write(image(10 * number + i))
+    return root
+
+
+def run(monkeypatch, capsys, tool, *arguments) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a tool, as on the command line; whatever is not a SystemExit fails the test."""
+    monkeypatch.setattr("sys.argv", ["tool", *map(str, arguments)])
+    begun = time.monotonic()
+    code = 0
+    try:
+        command(tool.main)
+    except SystemExit as end:
+        code = end.code
+    assert time.monotonic() - begun < 5
+    out = capsys.readouterr()
+    out.out.encode(), out.err.encode()  # both can be written to a terminal
+    assert "\x1b" not in out.out + out.err.replace("\x1b[A", "")
+    return code, out.out, out.err
+
+
+def refused(monkeypatch, capsys, root, *arguments) -> str:
+    code, out, err = run(monkeypatch, capsys, doctor, root, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def accepted(monkeypatch, capsys, root, *arguments) -> str:
+    code, out, _ = run(monkeypatch, capsys, doctor, root, *arguments)
+    assert code == 0
+    return out
+
+
+# --- names
+
+NAMES = [
+    "$x_^", "a\x1b[31mred", "tab\there", "line\nbreak", b"\xff\xfe", "ü", "u\u0308", "\u202egnp", "-rf", "x...", "日本",
+    "a b ", "C:", "%s{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_class_survives(tmp_path, monkeypatch, capsys, name):
+    root = folder(tmp_path / "set", "plain", name)
+    out = accepted(monkeypatch, capsys, root)
+    assert "0 unreadable images" in out
+    config = default_config()
+    config.data.root = str(root)
+    train, evaluation = sources.open_sources(config)
+    assert train.num_classes == 2
+    assert json.loads(json.dumps(train.class_names)) == train.class_names
+    "".join(train.class_names).encode()  # text that can be stored
+    assert base.summary(train, evaluation)
+    prepare.prepare(root, tmp_path / "shards")
+    config.data.root = str(tmp_path / "shards")
+    again = sources.open_sources(config)[0]
+    assert again.class_names == train.class_names
+    assert {again[i]["image"] for i in range(len(again))} == {train[i]["image"] for i in range(len(train))}
+    captions = [show.caption(target, train.class_names) for target in np.eye(2)]
+    show.contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), captions)
+
+
+def test_any_name_of_an_image_survives(tmp_path, monkeypatch, capsys, caplog):
+    root = folder(tmp_path / "set")
+    for name in (b"\xff\x1b[2J.png", b"new\nline.png", b"$_^.jpg"):
+        with open(os.path.join(os.fsencode(root), b"ant", name), "wb") as file:
+            file.write(b"not an image")
+    code, out, _ = run(monkeypatch, capsys, doctor, root)
+    assert code == 1
+    assert "3 unreadable images" in out
+    assert "\\xff\\x1b[2J.png" in out
+    assert "new\\x0aline.png" in out
+    config = default_config()
+    config.data.root, config.batch_size = str(root), 4
+    source = sources.scan_folder(root)[0]
+    batches = pipeline.eval_batches(config, source, size=8)
+    assert len(list(batches)) == 2
+    assert len(batches.broken) == 3
+    assert "\x1b" not in caplog.text
+
+
+def test_shown():
+    assert shown("a\x1bb\nc\udcffd\u202ee ü日 $") == "a\\x1bb\\x0ac\\xffd\\u202ee ü日 $"
+    assert str(UserError("two\nlines")) == "two\\x0alines"
+
+
+# --- what lies in folders
+
+
+def test_what_is_not_a_file_is_named_and_passed_over(tmp_path, monkeypatch, capsys):
+    root = folder(tmp_path / "set")
+    os.mkfifo(root / "ant" / "pipe.png")
+    (root / "ant" / "gone.png").symlink_to("nowhere")
+    (root / "ant" / "self.png").symlink_to("self.png")
+    (root / "bee" / "up").symlink_to("..")
+    (root / "bee" / "zero.png").symlink_to("/dev/zero")
+    (root / "bee" / "x.heic").write_bytes(b"")
+    (root / "bee" / "y.HEIC").write_bytes(b"")
+    (root / "bee" / "noending").write_bytes(b"")
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind("set/ant/socket.png")
+        server.close()
+    finally:
+        os.chdir(here)
+    out = accepted(monkeypatch, capsys, root)
+    assert "2 broken links (ant/gone.png …)" in out
+    assert "3 pipe, socket or devices" in out
+    assert "1 link back to a folder above it (bee/up)" in out
+    assert "2 .heic files (bee/x.heic …)" in out
+    assert f"{'all':<6}" in out
+
+
+@pytest.mark.parametrize("where", ["/dev/zero", "/dev/null", "nowhere", "pipe", "file.txt", "file.png", ""])
+def test_roots_that_are_not_data(tmp_path, monkeypatch, capsys, where):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file.txt", "file.png"):
+        (tmp_path / name).write_bytes(image())
+    root = where if where.startswith("/") else tmp_path / where
+    refused(monkeypatch, capsys, root)
+
+
+# --- tables
+
+
+def table(root, text: str | bytes, name: str = "list.csv"):
+    folder(root)
+    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root / name
+
+
+GOOD = "ant/0.png,ant\nant/1.png,ant\nbee/0.png,bee\nbee/1.png,bee\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (GOOD, "list.csv"),
+        (GOOD, "DATA.CSV"),
+        (GOOD.replace(",", "\t"), "list.tsv"),
+        (GOOD.replace("\n", "\r\n"), "list.csv"),
+        (GOOD.replace("\n", "\n\n"), "list.csv"),
+        (codecs.BOM_UTF8 + GOOD.encode(), "list.csv"),
+        (GOOD.encode("utf-16"), "list.csv"),
+        (codecs.BOM_UTF16_BE + GOOD.encode("utf-16-be"), "list.csv"),
+        ("Path,Label\n" + GOOD, "list.csv"),
+        ("filename,class\n" + GOOD, "list.csv"),
+        ("id,label,file\n" + "".join(f"7,{b},{a}\n" for a, b in csv.reader(GOOD.splitlines())), "list.csv"),
+        (GOOD.replace("ant/0.png", '"ant/0.png"'), "list.csv"),
+        (GOOD.replace("ant/0.png", "./bee/../ant/0.png"), "list.csv"),
+    ],
+)
+def test_right_tables(tmp_path, text, name):
+    config = default_config()
+    config.data.root = str(table(tmp_path / "set", text, name))
+    train, evaluation = sources.open_sources(config)
+    both = [source[i] for source in (train, evaluation) for i in range(len(source))]
+    assert train.class_names == ["ant", "bee"]
+    assert sorted((os.path.basename(os.path.dirname(x["name"])), x["label"]) for x in both) == [
+        ("ant", 0), ("ant", 0), ("bee", 1), ("bee", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD.replace("bee/1", "bee/9"), "line 4 names bee/9.png, which cannot be read (No such file or directory)"),
+        (GOOD.replace("bee/1.png", "bee"), "line 4 names bee, which cannot be read (it is not a file)"),
+        (GOOD.replace("bee/1.png", "/dev/zero"), "it is not a file"),
+        (GOOD.replace("bee/1", "bee/\x001"), "zero bytes"),
+        (GOOD.replace("bee\n", "bée\n").encode("latin-1"), "line 3 is not text in UTF-8 (byte 0xe9)"),
+        (GOOD.encode("utf-16-le"), "not text in UTF-8 (it holds zero bytes)"),
+        (bytes(10_000), "zero bytes"),
+        (GOOD.replace(",", ";"), "separated by semicolons?"),
+        ("ant/0.png,0\nant/1.png,1\nbee/0.png,-1\n", "has the label -1"),
+        ("ant/0.png,1\nant/1.png,01\n", "'01' and '1', the same number"),
+        ("ant/0.png," + "9" * 5000 + "\nant/1.png,1\n", "a label of 5000 characters"),
+        (GOOD + "x" * 200_000 + ",1\n", "field larger than field limit"),
+        (GOOD + '"ant/0.png,ant\n', "line 5 is 'ant/0.png,ant'"),
+        (GOOD.replace("\n", ",train\n") + "bee/1.png,bee,holdback\n", "'holdback', which is not a usual name"),
+        (GOOD.replace("\n", ",train\n") + "bee/1.png,wasp,valid\n", "line 5: 'wasp' is a class the training"),
+        (GOOD.replace("\n", ",test\n"), "leaves no images to train on"),
+        (GOOD.replace("bee\n", "ant\n"), "a single class, ant"),
+    ],
+)
+def test_wrong_tables_are_one_line(tmp_path, text, says):
+    config = default_config()
+    config.data.root = str(table(tmp_path / "set", text))
+    with pytest.raises(UserError) as error:
+        sources.open_sources(config)
+    assert says in str(error.value)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "said_so"),
+    [
+        (["0", "1", "0", "1"], ["0", "1"], False),
+        (["1", "2", "2", "1"], ["1", "2"], True),
+        (["900", "7", "7", "900"], ["7", "900"], True),
+        (["10", "9", "9", "10"], ["9", "10"], True),
+        (["999999999", "1", "1", "999999999"], ["1", "999999999"], True),
+        (["00", "01", "00", "01"], ["00", "01"], True),
+        (["..", "/", "/", ".."], ["..", "/"], False),
+        (["1.0", "0.0", "0.0", "1.0"], ["0.0", "1.0"], False),
+        (["ant", "-1", "-1", "ant"], ["-1", "ant"], False),
+    ],
+)
+def test_labels_of_tables(tmp_path, labels, names, said_so):
+    paths = [line.split(",")[0] for line in GOOD.splitlines()]
+    config = default_config()
+    config.data.root = str(table(tmp_path / "set", "".join(f"{p},{x}\n" for p, x in zip(paths, labels, strict=True))))
+    train, evaluation = sources.open_sources(config)
+    assert train.class_names == names
+    said = any("names in numeric order" in line for line in base.summary(train, evaluation))
+    assert said == said_so
+
+
+@pytest.mark.parametrize("split", ["valid", "VAL", "Dev", "test", "validation"])
+def test_splits_of_tables(tmp_path, split):
+    text = GOOD.replace("\n", ",Train\n") + f"ant/0.png,ant,{split}\n"
+    config = default_config()
+    config.data.root = str(table(tmp_path / "set", text))
+    train, evaluation = sources.open_sources(config)
+    assert (len(train), len(evaluation)) == (4, 1)
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    source = sources.scan_folder(folder(tmp_path / "set"))[0]
+    (tmp_path / "set" / "bee" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"bee/1.png cannot be read \(No such file or directory\): restore it"):
+        _ = source.fingerprint
+
+
+# --- fingerprints
+
+
+def test_content_is_checked_where_asked(tmp_path):
+    root = folder(tmp_path / "set", images=4)
+    config = default_config()
+    config.data.root = str(root)
+
+    def prints(check):
+        config.data.check = check
+        return [source.fingerprint for source in sources.open_sources(config)]
+
+    before = {check: prints(check) for check in ("size", "content")}
+    assert before["size"] != before["content"]
+    path = root / "bee" / "1.png"
+    path.write_bytes(path.read_bytes()[:-4] + b"\7\7\7\7")
+    assert prints("size") == before["size"]
+    assert prints("content") != before["content"]
+
+
+# --- shards
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index["splits"]["train"][0].update(records=1 << 60),
+        lambda index: index["splits"]["train"][0].update(records=-1),
+        lambda index: index["splits"]["train"][0].update(records="4"),
+        lambda index: index["splits"]["train"][0].update(bytes=1e30),
+        lambda index: index["splits"]["train"][0].update(labels=[[0, 1 << 50]]),
+        lambda index: index["splits"]["train"][0].update(labels=[[99, 4]]),
+        lambda index: index["splits"]["train"][0].update(labels=7),
+        lambda index: index["splits"]["train"][0].update(labels=[[0]]),
+        lambda index: index["splits"]["train"][0].update(file="../../etc/passwd"),
+        lambda index: index["splits"]["train"][0].update(file=5),
+        lambda index: index["splits"].update(train=None),
+        lambda index: index.update(splits=[1, 2]),
+        lambda index: index.update(classes=5),
+        lambda index: index.update(classes=[{}, []]),
+    ],
+)
+def test_an_absurd_index_is_one_line(tmp_path, change):
+    prepare.prepare(folder(tmp_path / "set"), tmp_path / "out")
+    path = tmp_path / "out" / shards.INDEX
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    config = default_config()
+    config.data.root = str(tmp_path / "out")
+    with pytest.raises(UserError, match="is damaged") as error:
+        sources.open_sources(config)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "7", "[" * 10_000, '{"complete": true}', "\x00"])
+def test_an_index_that_is_not_one(tmp_path, text):
+    (tmp_path / shards.INDEX).write_text(text)
+    with pytest.raises(UserError, match="is damaged"):
+        shards.read_index(tmp_path)
