@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         raise UserError("no workdir: give --workdir=FOLDER")
 
     if mode == "plan":
-        from deit_jax.plan import prepare_environment
+        from deit_jax.runtime.topologies import prepare_environment
 
         prepare_environment(FLAGS.topology)
 

@@ -15,6 +15,7 @@ _FROM = {
     "resize_pos_embed": "models.pos_embed",
     "distillation_loss": "losses",
     "fuse": "models.vit",
+    "shard": "runtime.layout",
     "eval_image": "data.images",
     "UserError": "errors",
 }

@@ -20,6 +20,7 @@ from deit_jax.plan import step_flops, unloaded_teacher
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
+from deit_jax.runtime.layout import make_layout, place_params
 from deit_jax.student import Student, make_student
 from deit_jax.train.evaluate import head_logits
 from deit_jax.train.step import create_state, make_step
@@ -91,8 +92,9 @@ class Workload:
     def __init__(self, config, num_classes: int = 1000):
         config = config.copy_and_resolve_references()
         config.model.num_classes = config.model.num_classes or num_classes
-        self.config, self.mesh = config, sharding.make_mesh()
-        self.student = make_student(config, config.model.num_classes)
+        self.config, self.mesh = config, sharding.make_mesh(**config.mesh)
+        layout = make_layout(self.mesh)
+        self.student = make_student(config, config.model.num_classes).on(layout)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
         teacher, members = unloaded_teacher(config, **sizes)
         everywhere = sharding.replicated(self.mesh)
@@ -101,11 +103,11 @@ class Workload:
         )
         self.teacher_arrays = random_weights(1)
         shapes = jax.eval_shape(lambda: create_state(self.student, config))
-        places = sharding.place_params(shapes, self.mesh, config.sharding)
+        places = place_params(shapes, layout)
         self.state = jax.jit(lambda: create_state(self.student, config), out_shardings=places)()
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
 
-        step = jax.jit(make_step(self.student, teacher, config, 1000), donate_argnums=0)
+        step = jax.jit(make_step(self.student, teacher, config, 1000, layout.batch_shards), donate_argnums=0)
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun

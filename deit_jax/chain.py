@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from deit_jax.config import validate
+from deit_jax.config import Config, validate
 from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline
 from deit_jax.report import log, tables
@@ -21,7 +21,7 @@ from deit_jax.student import make_student
 from deit_jax.train.setup import open_data
 
 
-def chain(config, workdir: str | Path) -> dict[str, dict]:
+def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     """Train as `config` says, then fine-tune as `config.finetune` says.
 
     config: resolved and valid. A second call goes on where the first ended, in whichever stage; both stages share the

@@ -17,10 +17,12 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax import core
 
 from deit_jax import models
 from deit_jax.errors import UserError
@@ -52,7 +54,7 @@ def activations(model: nnx.Module, images) -> dict[str, np.ndarray]:
     with recording(model, "", seen):
         x = model.norm(x)
         model.head(x[:, 0])
-        if model.distilled:
+        if model.dist_head:
             model.head_dist(x[:, 1])
     return seen
 
@@ -69,7 +71,7 @@ def recording(module: nnx.Module, prefix: str, seen: dict[str, np.ndarray]):
         def call(self, *args, **kwargs):
             out = original(self, *args, **kwargs)
             name = names.get(id(self))
-            if name and isinstance(out, jax.Array) and not isinstance(out, jax.core.Tracer):
+            if name and isinstance(out, jax.Array) and not isinstance(out, core.Tracer):
                 seen[name] = np.asarray(out)
             return out
 
@@ -90,7 +92,7 @@ def torch_activations(model, images) -> dict[str, np.ndarray]:
 
     images: normalized, (B, H, W, 3).
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  optional
 
     seen: dict[str, np.ndarray] = {}
 
@@ -141,7 +143,7 @@ def report(
     lines = [f"{name:32} {error:.1e}" for name, error in errors.items()] if every else []
     beyond = [name for name, error in errors.items() if not error <= tolerance]
     if not beyond:
-        worst = max(errors, key=errors.get)
+        worst = max(errors, key=errors.__getitem__)
         lines.append(f"{len(errors)} layers agree; the largest difference is {errors[worst]:.1e}, at {worst}")
         return "\n".join(lines)
     name = beyond[0]
@@ -158,12 +160,12 @@ def report(
 def timm_activations(source: str, name: str, num_classes: int, images) -> dict[str, np.ndarray]:
     """Those of timm's model of that name, with the weights of `source`."""
     try:
-        import timm
-        import torch
+        import timm  # pyright: ignore[reportMissingImports]  optional
+        import torch  # pyright: ignore[reportMissingImports]  optional
     except Exception as error:  # torchvision's import fails in its own ways
         raise UserError(f"--timm needs torch and timm, which cannot be imported ({error}): pip install timm") from error
-    from deit_jax.convert import tensors
     from deit_jax.weights.names import Timm
+    from deit_jax.weights.write import tensors
 
     size = {"img_size": images.shape[1:3]} if issubclass(models.find(name)[0], ViT) else {}
     theirs = timm.create_model(name, num_classes=num_classes, **size)
@@ -173,7 +175,7 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.compare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("python -m deit_jax.compare", description="Compare models layer by layer.")
     parser.add_argument("weights", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder")
     parser.add_argument("other", metavar="OTHER_WEIGHTS", nargs="?", help="weights to compare with")
     parser.add_argument("--timm", action="store_true", help="compare with timm's model on the same weights")
@@ -186,11 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("nothing to compare with: give one of OTHER_WEIGHTS, --timm and --npz=FILE")
         print(run(args))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run(args: argparse.Namespace) -> str:
-    model = load_model(args.weights)
+    model: Any = load_model(args.weights)
     size = model.img_size if isinstance(model.img_size, tuple) else (model.img_size,) * 2
     images = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
     if args.npz:

@@ -3,65 +3,28 @@
 Nothing is trained, no data and no weights are read, and with `--topology=v5e:4x4` the machine need not be there.
 """
 
-import importlib.util
 import math
-import os
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from deit_jax import models
-from deit_jax.config import IMAGENET_TRAIN_IMAGES, recipe_differences, validate
+from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import batch
 from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
-from deit_jax.errors import UserError
 from deit_jax.runtime import hardware, sharding
-from deit_jax.runtime.collectives import Collective, collectives
+from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
 from deit_jax.runtime.flops import count_flops
+from deit_jax.runtime.layout import Layout, make_layout, place_params
+from deit_jax.runtime.mesh import mesh_sizes
+from deit_jax.runtime.topologies import topology_devices
 from deit_jax.student import compute_dtype, make_student
+from deit_jax.train.optimizer import num_steps
 from deit_jax.train.step import create_state, make_step
-
-NO_LIBTPU = (
-    "a plan for a TPU that is not here needs libtpu's compiler: pip install libtpu (Linux, x86-64), or leave --topology"
-)
-
-
-def prepare_environment(topology: str) -> None:
-    """To be called before jax looks for devices: plan on the CPU, and let libtpu not look for a TPU.
-
-    topology: as libtpu names them, "v5e:4x4"; "" changes nothing. Raises UserError for what is none.
-    """
-    if not topology:
-        return
-    if not re.fullmatch(r"v\d+\w?:\d+(x\d+)+", topology):
-        raise UserError(f"topology '{topology}' is none: name chip and grid, as v5e:4x4, v5p:2x2x2 or v6e:4x4")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(NO_LIBTPU)
-    chip, _, grid = topology.partition(":")
-    chips = math.prod(map(int, grid.split("x")))
-    count = chips if chip in ("v5e", "v6e") else 2 * chips  # older names count cores
-    os.environ |= {
-        "TPU_ACCELERATOR_TYPE": f"{chip.replace('v5e', 'v5litepod')}-{count}",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-    jax.config.update("jax_platforms", "cpu")
-
-
-def topology_devices(topology: str) -> list:
-    """The devices of a TPU topology, for compiling only. Raises UserError where libtpu knows no such topology."""
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
-        raise UserError(f"topology '{topology}' is not known to libtpu: {reason}") from None
 
 
 def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -87,14 +50,15 @@ class Step(NamedTuple):
     teacher_arrays: list
 
 
-def abstract_step(config, num_devices: int = 1) -> Step:
+def abstract_step(config, layout: Layout | None = None) -> Step:
     """The train step of a resolved config on ImageNet's schedule, nothing allocated."""
     classes = config.model.num_classes or 1000
     student = make_student(config, classes)
+    student = student if layout is None else student.on(layout)
     teacher, members = unloaded_teacher(config, img_size=student.img_size, num_classes=classes)
     teacher_arrays = [models.abstract(member.build)[1:] for member in members]
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
-    step = make_step(student, teacher, config, per_epoch, shards=num_devices)
+    step = make_step(student, teacher, config, per_epoch, shards=layout.batch_shards if layout else 1)
     state = jax.eval_shape(lambda: create_state(student, config))
     return Step(step, state, abstract_batch(config, student.img_size), teacher_arrays)
 
@@ -108,19 +72,22 @@ def step_flops(config) -> int:
 
 def compile_step(config, mesh) -> tuple[jax.stages.Compiled, float]:
     """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
-    step, state, batch, teacher_arrays = abstract_step(config, mesh.devices.size)
+    layout = make_layout(mesh)
+    step, state, batch, teacher_arrays = abstract_step(config, layout)
     place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)  # noqa: E731
     everywhere = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)  # noqa: E731
-    state = place(state, sharding.place_params(state, mesh, config.sharding))
+    places = place_params(state, layout)
+    state = place(state, places)
     batch = place(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     teacher_arrays = place(teacher_arrays, everywhere(teacher_arrays))
     begun = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, teacher_arrays).compile()
+    jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
+    compiled = jitted.lower(state, batch, teacher_arrays).compile()
     return compiled, time.perf_counter() - begun
 
 
 class Plan(NamedTuple):
-    """What `plan` found. Bytes are a device's; `collectives` by kind."""
+    """What `plan` found. Bytes are per device; `collectives` by kind."""
 
     devices: int
     device_kind: str
@@ -129,32 +96,44 @@ class Plan(NamedTuple):
     arguments: int
     temporaries: int
     outputs: int
+    available: float | None
     flops: int
     collectives: dict[str, Collective]
     compile_seconds: float
 
+    @property
+    def needed(self) -> int:
+        """Bytes of memory that a step takes on each device."""
+        return self.arguments + self.temporaries + self.outputs
 
-def plan(config, topology: str = "") -> Plan:
-    """`--mode=plan`: compile the train step of a resolved config and print what it needs.
+    @property
+    def fits(self) -> bool:
+        """Whether that is there; where it is not known, a program that compiled is taken to fit."""
+        return self.available is None or self.needed <= self.available
 
-    topology: "" for the devices at hand, or a TPU topology ("v5e:4x4"), once `prepare_environment` was called with it.
-    Raises UserError where the step does not fit.
-    """
-    devices = topology_devices(topology) if topology else jax.devices()
-    validate(config, num_devices=len(devices))
-    if topology:
-        config = hardware.settle(config, "tpu")
-    mesh, kind = sharding.make_mesh(devices), devices[0].device_kind
+
+class DoesNotFit(Exception):
+    """The compiler itself found no way to place the program in the device's memory. `needed`: bytes, as it says."""
+
+    def __init__(self, needed: float | None):
+        super().__init__()
+        self.needed = needed
+
+
+def make_plan(config: Config, devices: list[jax.Device]) -> Plan:
+    """The plan of a resolved and settled config on these devices. Raises DoesNotFit where the compiler gives up."""
+    kind = devices[0].device_kind
     try:
-        compiled, seconds = compile_step(config, mesh)
+        compiled, seconds = compile_step(config, sharding.make_mesh(devices, **config.mesh))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(does_not_fit(config, len(devices), kind, str(error))) from None
+        raise DoesNotFit(memory_used(str(error))) from None
     parts = abstract_step(config)
-    count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
+    count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))  # noqa: E731
     memory = compiled.memory_analysis()
-    result = Plan(
+    here = sum(d.process_index == devices[0].process_index for d in devices)
+    return Plan(
         devices=len(devices),
         device_kind=kind,
         parameters=count(parts.state["params"]),
@@ -162,51 +141,149 @@ def plan(config, topology: str = "") -> Plan:
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        available=hardware.device_memory(kind, here),
         flops=step_flops(config),
         collectives=collectives(compiled.as_text()),
         compile_seconds=seconds,
     )
-    if jax.process_index() == 0:
-        print(describe(result, config))
+
+
+def memory_used(error: str) -> float | None:
+    """Bytes out of the compiler's message "Used 21.50G of 15.75G hbm"; None where it has no such words."""
+    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error)
+    return float(used[1]) * 2 ** (10 * (1 + "KMGT".index(used[2]))) if used else None
+
+
+def plan(config: Config, topology: str = "") -> Plan | None:
+    """`--mode=plan`: compile the train step of a resolved config and print what it needs, and whether that fits.
+
+    Where it does not, what would make it fit is compiled too, and printed with its memory.
+
+    Args:
+        config: resolved and valid.
+        topology: "" for the devices at hand, or a TPU topology ("v5e:4x4"), once `prepare_environment` was called.
+
+    Returns the plan; None where the compiler gave up on it.
+    """
+    devices = topology_devices(topology) if topology else jax.devices()
+    validate(config, num_devices=len(devices))
+    if topology:
+        config = hardware.settle(config, "tpu")
+    show = print if jax.process_index() == 0 else lambda *_, **__: None
+    available = hardware.device_memory(devices[0].device_kind, len(jax.local_devices()))
+    try:
+        result = make_plan(config, devices)
+        show(describe(result, config))
+        if result.fits:
+            return result
+        needed = result.needed
+    except DoesNotFit as error:
+        result, needed = None, error.needed
+        show(
+            f"{config.model.name}, batch {config.batch_size} on {len(devices)} x {devices[0].device_kind}: the compiler"
+        )
+        show("finds no way to place the step in a device's memory")
+    show(f"\ndoes not fit: {memory_of(needed, available)} per device. What would make it fit:")
+    for changes in ways_to_fit(config, len(devices)):
+        show(f"  {flags(changes):58} {memory_of(*try_change(config, changes, devices))}", flush=True)
     return result
 
 
-def does_not_fit(config, count: int, kind: str, error: str) -> str:
-    """One line out of the compiler's many."""
-    used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", error)
-    amounts = f" ({used[1]} of {used[2]})" if used else ""
-    return (
-        f"batch_size {config.batch_size} does not fit {count} x {kind}{amounts}: use --config.model.remat=full,"
-        " --config.accumulate=2, --config.sharding=fsdp or a smaller batch"
-    )
+def ways_to_fit(config: Config, num_devices: int) -> list[dict[str, Any]]:
+    """Changes of settings that save memory, {setting: value}, as far as they are valid here; the last one combines
+    those that change neither the batch nor what is learned."""
+    batch, shards = config.batch_size, num_devices // max(1, config.mesh.tensor)
+    ways: list[dict[str, Any]] = []
+    if issubclass(models.find(config.model.name)[0], models.vit.ViT):
+        ways += [{"model.remat": how} for how in ("dots", "full") if config.model.remat not in (how, "full")]
+    if batch % (2 * config.accumulate * shards) == 0:
+        ways.append({"accumulate": 2 * config.accumulate})
+    if shards > 1 and config.mesh.fsdp == 1:
+        ways.append({"mesh.fsdp": -1, "mesh.data": 1})
+    free = [way for way in ways if way != {"model.remat": "dots"}]
+    if batch % (2 * shards * config.accumulate) == 0:
+        ways.append({"batch_size": batch // 2})
+    if len(free) > 1:
+        ways.append({name: value for way in free for name, value in way.items()})
+    return ways
 
 
-def describe(p: Plan, config) -> str:
+def try_change(config: Config, changes: dict[str, Any], devices: list[jax.Device]) -> tuple[float | None, float | None]:
+    """(bytes needed per device, bytes there) of the config with these changes."""
+    changed = config.copy_and_resolve_references()
+    for path, value in changes.items():
+        group = changed
+        *groups, name = path.split(".")
+        for part in groups:
+            group = group[part]
+        group[name] = value
+    try:
+        found = make_plan(changed, devices)
+    except DoesNotFit as error:
+        here = sum(d.process_index == devices[0].process_index for d in devices)
+        return error.needed, hardware.device_memory(devices[0].device_kind, here)
+    return found.needed, found.available
+
+
+def flags(changes: dict[str, Any]) -> str:
+    """Changes as a command line has them."""
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+
+
+def memory_of(needed: float | None, available: float | None) -> str:
+    """ "21.50 GiB of 16.00 GiB" and whether that fits."""
+    if needed is None:
+        return "more than the device has"
+    if available is None:
+        return amount(needed)
+    return f"{amount(needed)} of {amount(available).strip()}{': fits' if needed <= available else ''}"
+
+
+def describe(p: Plan, config: Config) -> str:
     """A plan, for people."""
-    known = hardware.accelerator(p.device_kind)
     teacher = f", teacher {config.teacher.name} {p.teacher_parameters:,}" if p.teacher_parameters else ""
-    together = amount(p.arguments + p.temporaries + p.outputs)
+    mesh = " x ".join(f"{n} {axis}" for axis, n in mesh_sizes(p.devices, **config.mesh).items() if n > 1)
     lines = [
         f"{config.model.name}: {p.parameters:,} parameters{teacher}",
-        f"batch {config.batch_size} on {p.devices} x {p.device_kind}, parameters {config.sharding},"
+        f"batch {config.batch_size} on {p.devices} x {p.device_kind}" + (f" ({mesh})" if mesh else "") + ","
         f" remat {config.model.remat}, accumulate {config.accumulate}; compiled in {p.compile_seconds:.1f} s",
         "",
-        "memory a device",
+        "memory per device",
         f"  arguments (state, batch, teacher)  {amount(p.arguments)}",
         f"  temporaries (activations)          {amount(p.temporaries)}",
         f"  outputs beyond the old state       {amount(p.outputs)}",
-        f"  together                           {together}" + (f" of {amount(known.memory)}" if known else ""),
+        f"  together                           {memory_of(p.needed, p.available)}",
         "",
-        f"arithmetic: {p.flops / 1e9:,.1f} GFLOP a step, {p.flops / config.batch_size / 1e9:,.2f} an image",
+        f"arithmetic: {p.flops / 1e9:,.1f} GFLOP per step, {p.flops / config.batch_size / 1e9:,.2f} per image",
     ]
-    if known:
-        rate = known.peak * p.devices / p.flops * config.batch_size
-        lines.append(f"  at half of the peak rate: {rate / 2:,.0f} images/s")
-    lines += ["", "communication a step and device" + ("" if p.collectives else ": none")]
+    lines += ["", "communication per step and device" + ("" if p.collectives else ": none")]
     lines += [f"  {name:18} {c.count:5} times, {amount(c.bytes)} in all" for name, c in p.collectives.items()]
+    lines += forecast(p, config)
     lines += ["", f"recipe {config.recipe}: where paper and released code differ"]
     lines += [f"  {line}" for line in recipe_differences(config)]
     return "\n".join(lines)
+
+
+def forecast(p: Plan, config: Config) -> list[str]:
+    """Lines on images/s and hours, from the arithmetic at half of the peak rate and what is sent over the links; none
+    for devices without known rates."""
+    known = hardware.accelerator(p.device_kind)
+    if not known:
+        return []
+    computing = p.flops / (p.devices * known.peak / 2)
+    sending = bytes_sent(p.collectives, p.devices) / known.link if known.link and p.devices > 1 else 0.0
+    steps = num_steps(config, max(1, IMAGENET_TRAIN_IMAGES // config.batch_size))
+    rate = lambda seconds: f"{config.batch_size / seconds:,.0f} images/s, {steps * seconds / 3600:,.1f} h"  # noqa: E731
+    lines = [
+        "",
+        f"forecast for {steps:,} steps, at half of the peak rate",
+        f"  communication hidden: {rate(max(computing, sending))}",
+    ]
+    if sending:
+        lines.append(
+            f"  nothing hidden:       {rate(computing + sending)} ({sending / (computing + sending):.0%} of it sending)"
+        )
+    return lines
 
 
 def amount(count: float) -> str:

@@ -1,114 +1,296 @@
 """What a model sees in images.
 
     python -m deit_jax.predict WEIGHTS IMAGE… [--attention=FILE.png] [--top=5] [--crop=0.875]
+    python -m deit_jax.predict WEIGHTS FOLDER --output=FILE.csv
 
 prints the likeliest classes of each image with their probabilities, of the class head, the distillation head and both
-together. WEIGHTS is whatever `deit_jax.load_model` takes.
+together; with `--output` they go into a table, .csv or .json. WEIGHTS is whatever `deit_jax.load_model` takes. Images
+are turned as their EXIF orientation says, and resized, cropped and normalized as the weights say.
 """
 
 import argparse
+import csv
+import functools
+import io
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deit_jax.augment import normalize
+from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data import imagenet
+from deit_jax.data.folders import EXTENSIONS
 from deit_jax.data.images import eval_image
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, shown
 from deit_jax.models.vit import fuse
+from deit_jax.runtime import atomic
 from deit_jax.weights import Weights, build_model, load_weights
+
+DRAWN = 16  # images of an attention picture
+BATCH = 32  # images per forward pass
+CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command line say
+HEADS = ("class head", "distillation head", "both")
+SUFFIXES = (".csv", ".json")
+
+
+class View(NamedTuple):
+    """How an image becomes the model's input: pixels per side, side of the centre crop / resized short side, filter
+    of the resizing, normalization statistics."""
+
+    size: int
+    crop: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def describe(self) -> str:
+        return f"{self.size} px, crop {self.crop:g}, {self.interpolation}, mean {self.mean}, std {self.std}"
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image: per head, (class name, probability) of the likeliest, most likely first."""
+
+    path: str
+    heads: dict[str, list[tuple[str, float]]]
 
 
 def names_of(weights: Weights) -> list[str]:
-    """Class names: the weights' own, ImageNet's where they have 1000 classes, else numbers."""
+    """Class names by output: the weights' own, ImageNet's where they have 1000 classes, else numbers."""
     if weights.class_names and len(weights.class_names) == weights.num_classes:
         return weights.class_names
     return imagenet.class_names() if weights.num_classes == 1000 else [f"class {i}" for i in range(weights.num_classes)]
 
 
-def read_images(paths: list[str], size: int, crop: float) -> np.ndarray:
-    """Their evaluation views, (n, size, size, 3) uint8. Raises UserError naming one that cannot be read."""
-    views = []
+def find_images(paths: Sequence[str]) -> list[str]:
+    """The image files that `paths` name; of a folder, all below it, sorted. Raises UserError where there is none."""
+    found = []
+    for path in paths:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
+        inside = [
+            os.path.join(folder, name)
+            for folder, _, files in os.walk(path)
+            for name in files
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
+        ]
+        if not inside:
+            raise UserError(f"folder {path} holds no images: give one with {', '.join(sorted(EXTENSIONS)[:4])} … files")
+        found += sorted(inside)
+    return found
+
+
+def read_view(path: str, view: View) -> np.ndarray:
+    """The evaluation view of an image file, turned as its EXIF orientation says: uint8 (size, size, 3).
+
+    Raises OSError where it cannot be read.
+    """
+    data = Path(path).read_bytes()
+    return eval_image(upright(data), view.size, view.crop, view.interpolation)
+
+
+def upright(data: bytes) -> bytes | np.ndarray:
+    """The encoded image, or its pixels turned upright where its EXIF orientation is another."""
+    with Image.open(io.BytesIO(data)) as image:
+        turned = ImageOps.exif_transpose(image)
+        return data if image.getexif().get(0x0112, 1) == 1 else np.asarray(turned.convert("RGB"))
+
+
+def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str], dict[str, str]]:
+    """(views (n, size, size, 3) uint8, their paths, {path: why it cannot be read})."""
+    views, read, failed = [], [], {}
     for path in paths:
         try:
-            views.append(eval_image(path, size, crop))
-        except OSError as error:
-            raise UserError(
-                f"image {path} cannot be read ({error.strerror or error}): give a JPEG or PNG file"
-            ) from error
-    return np.stack(views)
+            views.append(read_view(path, view))
+            read.append(path)
+        except UnidentifiedImageError:
+            failed[path] = "not an image"
+        except Exception as error:  # PIL's plugins let many kinds escape
+            failed[path] = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
+    return np.stack(views) if views else np.zeros((0, view.size, view.size, 3), np.uint8), read, failed
 
 
 def probabilities(model: nnx.Module, images: jax.Array, fusion: str = "logits") -> dict[str, np.ndarray]:
     """Softmax outputs (n, classes) of every head the model has, and of both together, for normalized images."""
-    cls, dist = model.heads(images)
-    if dist is None:
-        return {"class": np.asarray(jax.nn.softmax(cls))}
-    heads = {"class head": cls, "distillation head": dist, "both": fuse(cls, dist, fusion)}
-    return {name: np.asarray(jax.nn.softmax(logits)) for name, logits in heads.items()}
+    graphdef, state = nnx.split(model)
+    found = [np.asarray(p) for p in head_probabilities(graphdef, state, images, fusion)]
+    return dict(zip(HEADS if len(found) > 1 else ("class",), found, strict=True))
 
 
-def describe(heads: dict[str, np.ndarray], names: list[str], top: int) -> str:
-    """The likeliest classes of one image, a column a head. heads: (classes,) each."""
-    top = min(top, len(names))
+@functools.partial(jax.jit, static_argnames=("graphdef", "fusion"))
+def head_probabilities(graphdef, state, images: jax.Array, fusion: str) -> list[jax.Array]:
+    cls, dist = nnx.merge(graphdef, state).heads(images)
+    logits = [cls] if dist is None else [cls, dist, fuse(cls, dist, fusion)]
+    return [jax.nn.softmax(x) for x in logits]
+
+
+def predict_batches(
+    model: nnx.Module, paths: Sequence[str], view: View, fusion: str
+) -> Iterator[tuple[list[str], dict[str, np.ndarray], dict[str, str]]]:
+    """(paths, per head probabilities (n, classes), {path: why it cannot be read}) of one batch of images after the
+    other."""
+    rows = min(BATCH, len(paths))
+    for start in range(0, len(paths), rows):
+        pixels, read, failed = read_views(paths[start : start + rows], view)
+        heads = {}
+        if read:
+            padded = np.pad(pixels, ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0)))  # one shape compiles once
+            every = probabilities(model, normalize(jnp.asarray(padded), view.mean, view.std), fusion)
+            heads = {name: p[: len(read)] for name, p in every.items()}
+        yield read, heads, failed
+
+
+def likeliest(probability: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """(class name, probability) of the `top` likeliest of one image, (classes,)."""
+    best = np.argsort(-probability, kind="stable")[: min(top, len(names))]
+    return [(names[int(i)], float(probability[i])) for i in best]
+
+
+def describe(heads: dict[str, np.ndarray], names: Sequence[str], top: int) -> str:
+    """The likeliest classes of one image, a column per head. heads: (classes,) each."""
+    return show(Prediction("", {head: likeliest(p, names, top) for head, p in heads.items()}))
+
+
+def show(prediction: Prediction) -> str:
+    """A prediction as text, a column per head."""
     columns = []
-    for head, p in heads.items():
-        best = np.argsort(-p, kind="stable")[:top]
-        cells = [f"{100 * p[i]:5.1f} %  {names[i]}" for i in best]
-        width = max(map(len, [head, *cells]))
-        columns.append([cell.ljust(width) for cell in [head, *cells]])
+    for head, classes in prediction.heads.items():
+        cells = [head, *(f"{100 * p:5.1f} %  {shown(name)}" for name, p in classes)]
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) for cell in cells])
     return "\n".join("  " + "    ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.predict", description=__doc__.split("\n")[0])
-    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
-    parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--top", type=int, default=5, help="classes shown")
-    parser.add_argument("--crop", type=float, default=0.875, help="centre crop's side / resized short side")
-    parser.add_argument("--fusion", choices=("logits", "probabilities"), default="logits", help="of the two heads")
-    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
-    parser.add_argument("--attention", metavar="FILE.png", help="draw where class and distillation token look")
-    args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+def write_predictions(path: Path, predictions: Sequence[Prediction], about: dict[str, Any]) -> None:
+    """The table of all predictions: .csv with a row per image (of the joint prediction), .json with every head.
+
+    about: what made them, the head of the .json.
+    """
+    if path.suffix == ".json":
+        rows = [
+            {
+                "path": p.path,
+                "heads": {
+                    head: [{"class": name, "probability": round(value, 6)} for name, value in classes]
+                    for head, classes in p.heads.items()
+                },
+            }
+            for p in predictions
+        ]
+        atomic.write_json(path, about | {"images": rows})
+        return
+    text = io.StringIO()
+    top = max((len(next(reversed(p.heads.values()))) for p in predictions), default=0)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", *(f"{what}{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
+    for p in predictions:
+        joint = next(reversed(p.heads.values()))
+        writer.writerow([p.path, *(cell for name, value in joint for cell in (name, f"{value:.6f}"))])
+    atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def view_of(weights: Weights, model: Any, args: argparse.Namespace) -> View:
+    """The view that the command line asks for; what it leaves open is the weights' own, else the defaults."""
+    size = model.img_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if height != width:
+        raise UserError(f"{args.source} takes images of {height}x{width}: only square views are made here")
+    return View(
+        height,
+        args.crop or weights.crop or CROP,
+        args.interpolation or weights.interpolation or INTERPOLATION,
+        weights.mean,
+        weights.std,
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError for what can be known to be wrong before the weights are read."""
+    if (args.crop is not None and not 0 < args.crop <= 1) or args.top < 1:
+        raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
+    for flag, path in (("attention", args.attention), ("output", args.output)):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"--{flag} {path} cannot be written: its folder does not exist")
+    if args.output and Path(args.output).suffix not in SUFFIXES:
+        raise UserError(f"--output {args.output} is not a table: give FILE{' or FILE'.join(SUFFIXES)}")
+    if args.output and Path(args.output).exists():
+        raise UserError(f"--output {args.output} exists already: remove it or give another name")
 
 
 def run(args: argparse.Namespace) -> None:
-    if not 0 < args.crop <= 1 or args.top < 1:
-        raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
-    if args.attention and not Path(args.attention).absolute().parent.is_dir():
-        raise UserError(f"--attention {args.attention} cannot be written: its folder does not exist")
+    """The command: predict, print or write, draw."""
+    check_arguments(args)
+    paths = find_images(args.images)
     weights = load_weights(args.source, weights=args.weights)
+    if not weights.num_classes:
+        raise UserError(f"{args.source} has no classification head: give weights that have one")
     names = names_of(weights)
     model, _ = build_model(weights, weights.architecture.constructor())
-    height, width = model.img_size if isinstance(model.img_size, tuple) else (model.img_size,) * 2
-    if height != width:
-        raise UserError(f"{args.source} takes images of {height}x{width}: only square views are made here")
-    pixels = read_images(args.images, height, args.crop)
-    images = normalize(pixels, weights.mean, weights.std)
-    heads = probabilities(model, images, args.fusion)
-    for i, path in enumerate(args.images):
-        print(path)
-        print(describe({name: p[i] for name, p in heads.items()}, names, args.top))
+    view = view_of(weights, model, args)
+    print(f"images: {view.describe()}", file=sys.stderr)
+    predictions, failed = [], {}
+    for read, heads, unread in predict_batches(model, paths, view, args.fusion):
+        failed |= unread
+        for i, path in enumerate(read):
+            one = Prediction(path, {head: likeliest(p[i], names, args.top) for head, p in heads.items()})
+            predictions.append(one)
+            if not args.output:
+                print(shown(path))
+                print(show(one))
+    named = [path for path in failed if path in args.images or not predictions]
+    if named:
+        raise UserError(f"image {named[0]} cannot be read ({failed[named[0]]}): give a JPEG or PNG file")
+    for path, why in failed.items():  # in a folder, one bad file does not cost the others
+        print(f"image {shown(path)} cannot be read ({shown(why)})", file=sys.stderr)
+    if args.output:
+        about = {"weights": str(args.source), "view": view._asdict(), "failed": failed}
+        write_predictions(Path(args.output), predictions, about)
+        print(f"wrote {args.output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
     if args.attention:
-        draw_attention(args.attention, model, pixels, images, [names[p.argmax()] for p in list(heads.values())[-1]])
+        draw_attention(args.attention, model, predictions, view)
 
 
-def draw_attention(path: str, model: nnx.Module, pixels: np.ndarray, images: jax.Array, captions: list[str]) -> None:
-    """Attention of the last block, mean over heads, as a picture beside each image."""
+def draw_attention(path: str, model: Any, predictions: Sequence[Prediction], view: View) -> None:
+    """Attention of the last block, mean over heads, as a picture beside each image, of the first DRAWN."""
     if not hasattr(model, "inspect"):
         raise UserError("--attention needs a ViT or DeiT: a ConvNet has none")
-    from deit_jax.report import plots
+    from deit_jax.report import plots  # here: matplotlib takes a second
 
-    attention = model.inspect(images)["attention"][-1].mean(1)[..., model.prefix_tokens :]
-    plots.attention(path, pixels, np.asarray(attention), captions, model.grid)
-    print(f"wrote {path}")
+    drawn = predictions[:DRAWN]
+    pixels, _, _ = read_views([p.path for p in drawn], view)
+    attention = model.inspect(normalize(jnp.asarray(pixels), view.mean, view.std))["attention"][-1]
+    maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :])
+    captions = [shown(next(reversed(p.heads.values()))[0][0]) for p in drawn]
+    plots.attention(path, pixels, maps, captions, model.grid)
+    more = f", the first {DRAWN} of {len(predictions)} images" if len(predictions) > DRAWN else ""
+    print(f"wrote {path}{more}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; what a user can fix ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m deit_jax.predict", description="What a model sees in images.")
+    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--output", metavar="FILE", help="write a table, .csv or .json, instead of printing")
+    parser.add_argument("--top", type=int, default=5, help="classes per image")
+    parser.add_argument("--crop", type=float, help="side of the centre crop / resized short side")
+    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resizing")
+    parser.add_argument("--fusion", choices=("logits", "probabilities"), default="logits", help="of the two heads")
+    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
+    parser.add_argument("--attention", metavar="FILE.png", help="draw where class and distillation token look")
+    try:
+        run(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

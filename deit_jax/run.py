@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from deit_jax.augment import normalize
-from deit_jax.config import default_config, flat
+from deit_jax.config import Config, default_config, flat
 from deit_jax.config.derived import has_teacher, plain_config, plain_name
 from deit_jax.data import pipeline
 from deit_jax.distill import agreement
@@ -29,7 +29,7 @@ from deit_jax.train.setup import Data, Run
 from deit_jax.weights.orbax import read_weights
 
 
-def run(config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
+def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
     """Train what `config` describes: the teacher where it is trained here, the plain student for comparison where
     `train_baseline` asks for it, the student; then write the report.
 
@@ -122,7 +122,7 @@ def draw_attention(student: Run, count: int = 8) -> None:
     images, labels = batch["image"][picked], batch["label"][picked]
     attention = model.inspect(normalize(jnp.asarray(images), **student.normalization))["attention"][-1]
     maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
-    logits = head_logits(graphdef, weights, images, *student.normalization.values())
+    logits = head_logits(graphdef, weights, jnp.asarray(images), **student.normalization)
     predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
     names = [printable(name) for name in student.data.train.class_names]
     captions = [

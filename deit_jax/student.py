@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deit_jax import models
+from deit_jax.config import Config
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
+from deit_jax.runtime.layout import Layout, with_layout
 
 
 class Student(NamedTuple):
@@ -27,13 +29,20 @@ class Student(NamedTuple):
     img_size: int
     num_classes: int
 
+    def on(self, layout: Layout) -> "Student":
+        """The same student, its computation split over devices as `layout` says."""
+        if layout.mesh.size == 1:
+            return self
+        model = nnx.merge(*models.abstract(self.build))
+        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)))
+
 
 def compute_dtype(name: str) -> jnp.dtype:
     """The compute type that a config names; "auto" is bfloat16 on accelerators and float32 on CPU."""
     return jnp.dtype(hardware.best("dtype", name, jax.default_backend()))
 
 
-def make_student(config, num_classes: int) -> Student:
+def make_student(config: Config, num_classes: int) -> Student:
     """The model that `config.model` describes, for data of `num_classes`.
 
     Raises UserError for settings that do not make a model, or a model that does not fit the objective.

@@ -1,7 +1,9 @@
 """The first command, whole but short: teacher, plain and distilled student, tables, pictures."""
 
 import json
+import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -10,7 +12,8 @@ from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Request, evaluate_command
-from deit_jax.run import run
+from deit_jax.report import plots
+from deit_jax.run import printable, run
 
 
 def digits(**changes):
@@ -52,10 +55,30 @@ def test_a_run_leaves_what_it_promises(finished):
     assert b"loss" in events
 
 
-def test_a_finished_run_is_only_evaluated_again(finished, capsys):
+def test_a_finished_run_is_only_evaluated_again(finished, capsys, monkeypatch):
+    """Its results.json is damaged, and a picture fails: neither is in the way."""
     folder, results = finished
+    (folder / "results.json").write_text('{"teacher": {"par')
+    monkeypatch.setattr(plots, "attention", lambda *_: (_ for _ in ()).throw(ValueError("Expected \\\\frac\n^")))
     assert run(digits(), folder) == results
-    assert capsys.readouterr().out.count("complete, evaluating again") == 3
+    said = capsys.readouterr().out
+    assert said.count("complete, evaluating again") == 3
+    line = "attention.png could not be made: ValueError: Expected \\\\frac ^"
+    assert line in said
+    assert line in (folder / "report.md").read_text()
+    recorded = json.loads((folder / "results.json").read_text())
+    assert recorded.pop("seconds") > 0
+    assert recorded == results
+
+
+def test_names_are_text_wherever_they_stand(tmp_path):
+    names = ["cost_$5", "a^{b", r"\frac", "\x1b[31mred", os.fsdecode(b"caf\xe9")]
+    shown = [printable(name) for name in names]
+    assert shown == ["cost_$5", "a^{b", r"\frac", r"\x1b[31mred", r"caf\udce9"]
+    assert printable("table\n| ü |") == "table\n| ü |"
+    images, maps = np.zeros((5, 16, 16, 3), np.uint8), np.ones((5, 2, 16), np.float32)
+    plots.attention(tmp_path / "attention.png", images, maps, shown, (4, 4))
+    assert Image.open(tmp_path / "attention.png").size[0] > 500
 
 
 def test_its_checkpoints_evaluate_to_what_the_run_found(finished):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deit_jax.config.settings import RENAMED, SETTINGS, Config, flat
 from deit_jax.errors import UserError, nearest
+from deit_jax.runtime.mesh import mesh_sizes
 
 
 def check_tuple(path: str, value: tuple, default: tuple) -> None:
@@ -30,6 +31,8 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
         if setting.choices and value not in setting.choices:
             hint = nearest(str(value), setting.choices)
             raise UserError(f"{path} is '{value}'{hint}: use one of {', '.join(setting.choices)}")
+        if path.startswith("mesh."):  # its own ranges; -1 is the rest
+            continue
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise UserError(f"{path} is {value}: it must be a number from 0 on")
         if isinstance(setting.default, tuple) and isinstance(value, tuple):
@@ -54,6 +57,8 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
     if config.data.crop == 0:
         raise UserError("data.crop is 0: give the share of the image to keep, 0.875 or 1.0")
     batch, parts = config.batch_size, config.accumulate
+    if num_devices > 1:  # those along mesh.tensor share their images
+        num_devices //= mesh_sizes(num_devices, **config.mesh)["tensor"]
     if batch % (num_devices * parts):
         at = f"{num_devices} devices" + (f" x {parts} parts" if parts > 1 else "")
         unit = num_devices * parts
@@ -89,7 +94,8 @@ def check_override(path: str, value: str | None) -> None:
     another type."""
     settings = flat(SETTINGS)
     if path in RENAMED:
-        raise UserError(f"config.{path} is now called {RENAMED[path]}: use --config.{RENAMED[path]}=")
+        value = "-1" if path == "sharding" else ""
+        raise UserError(f"config.{path} is now called {RENAMED[path]}: use --config.{RENAMED[path]}={value}")
     if path not in settings:
         groups = sorted({name.rpartition(".")[0] for name in settings} - {""})
         within = f": {path} is a group of settings, as --config.{path}.NAME=" if path in groups else ""

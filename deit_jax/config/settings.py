@@ -197,7 +197,9 @@ class Data(Group):
 
 class Evaluate(Group):
     every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
-    limit: int = S(0, "at most so many images, the same ones each time, evenly over the classes; 0: all", runtime=True)
+    limit: int = S(
+        0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    )
     fusion: str = S(
         None,
         "of the two heads: mean of logits (released) or of probabilities (paper)",
@@ -219,6 +221,16 @@ class Log(Group):
 class Stability(Group):
     patience: int = S(10, "consecutive non-finite steps (each is skipped) before rolling back to the last checkpoint")
     rollbacks: int = S(3, "roll-backs before the run stops")
+
+
+class Mesh(Group):
+    data: int = S(
+        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", runtime=True
+    )
+    fsdp: int = S(
+        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", runtime=True
+    )
+    tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
 
 
 class Finetune(Group):
@@ -261,9 +273,7 @@ class Config(Group):
     checkpoint: Checkpoint
     log: Log
     stability: Stability
-    sharding: str = S(
-        "replicated", "parameters on every device, or split over them (fsdp)", ("replicated", "fsdp"), runtime=True
-    )
+    mesh: Mesh
     finetune: Finetune
     ablate: Ablate
 
@@ -282,7 +292,7 @@ def table(group: type[Group]) -> dict[str, Any]:
 SETTINGS: dict[str, Any] = table(Config)
 
 # former name → name: config files and flags are told the new one, recorded runs are read by it
-RENAMED = {"compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
+RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:
@@ -317,10 +327,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
     ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
-    default = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings younger than a record
+    defaults = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings newer than a run
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
+    value = lambda config, name: plain(config.get(name, defaults.get(name)))  # noqa: E731
     keys = (ours.keys() | theirs.keys()) - free
-    return sorted(k for k in keys if plain(ours.get(k, default.get(k))) != plain(theirs.get(k, default.get(k))))
+    return sorted(k for k in keys if value(ours, k) != value(theirs, k))
 
 
 def describe() -> str:

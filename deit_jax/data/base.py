@@ -23,11 +23,16 @@ class Source(Protocol):
     num_classes: int
     class_names: list[str]
     title: str  # where the images are, for people
-    notes: Sequence[str]  # what was passed over or assumed, for people
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was passed over or assumed, for people."""
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Hex digits that change when the images or labels do."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -93,8 +93,7 @@ def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
 def student_decisions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> dict[str, np.ndarray]:
     """{head: predicted class (images,)} of a student on the evaluation images, and the true labels as "label"."""
     batches = evaluation_batches(run, student.img_size)
-    mean, std = run.normalization.values()
-    heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, mean=mean, std=std)
+    heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **run.normalization)
     return heads | {"label": labels}
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deit_jax.config import validate
+from deit_jax.config import Config, validate
 from deit_jax.config.derived import plain_name, teacher_config, trains_teacher
 from deit_jax.data import pipeline
 from deit_jax.distill.label_reader import open_labels
@@ -27,7 +27,7 @@ class Models(NamedTuple):
     init: Init
 
 
-def open_models(config, data: Data, *, teacher_init: str = "", begun: bool = False) -> Models:
+def open_models(config: Config, data: Data, *, teacher_init: str = "", begun: bool = False) -> Models:
     """The student, its teacher and the weights it starts from.
 
     Args:
@@ -47,7 +47,7 @@ def open_models(config, data: Data, *, teacher_init: str = "", begun: bool = Fal
     return Models(student, teacher, NO_INIT if begun else load_init(config, student))
 
 
-def open_teacher(config, student: Student, data: Data, init: str = "") -> Teacher:
+def open_teacher(config: Config, student: Student, data: Data, init: str = "") -> Teacher:
     """The teacher that `config` asks for; init: as `open_models`'s teacher_init."""
     return make_teacher(
         config,
@@ -59,7 +59,7 @@ def open_teacher(config, student: Student, data: Data, init: str = "") -> Teache
     )
 
 
-def check_teacher_training(config, num_classes: int) -> None:
+def check_teacher_training(config: Config, num_classes: int) -> None:
     """Raise UserError for a teacher that cannot be trained here."""
     if config.teacher.init:
         raise UserError("teacher.init and teacher.epochs are both given: use the weights, or train the teacher here")
@@ -106,12 +106,12 @@ def with_teacher(run: Run, folder: str) -> Run:
     return dataclasses.replace(run, teacher=open_teacher(run.config, run.student, run.data, folder))
 
 
-def train_run(config, workdir: str | Path, data: Data | None = None, **options) -> dict[str, Any]:
+def train_run(config: Config, workdir: str | Path, data: Data | None = None, **options) -> dict[str, Any]:
     """Train one run of its own; arguments as `open_run`, result and errors as `train`."""
     return train(open_run(config, workdir, data, **options))
 
 
-def train_teacher(config, workdir: Path, data: Data | None = None) -> tuple[str, dict[str, Any] | None]:
+def train_teacher(config: Config, workdir: Path, data: Data | None = None) -> tuple[str, dict[str, Any] | None]:
     """(folder of the teacher's weights, its results), trained in WORKDIR/teacher; ("", None) where none is trained."""
     if not trains_teacher(config):
         return "", None

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from deit_jax import models
+from deit_jax.config import Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.data.classes import match_classes
 from deit_jax.errors import UserError
@@ -65,7 +66,7 @@ def stored_distribution(num_classes: int, tau: float) -> TeacherFunction:
     return logits
 
 
-def teacher_of(config, members: Sequence[TeacherModel]) -> TeacherFunction:
+def teacher_of(config: Config, members: Sequence[TeacherModel]) -> TeacherFunction:
     """A live teacher: it runs in the student's jit, in evaluation mode, on the student's augmented and mixed images.
 
     The returned function takes the models' arrays, [(params, batch_stats), …], so that none is a constant of the jitted
@@ -94,7 +95,7 @@ def teacher_of(config, members: Sequence[TeacherModel]) -> TeacherFunction:
 
 
 def make_teacher(
-    config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
+    config: Config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
 ) -> Teacher:
     """The teacher that `config` (resolved) asks for.
 
@@ -112,7 +113,7 @@ def make_teacher(
 
 
 def load_teacher(
-    config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
+    config: Config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
 ) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:
     """The models of the live teacher and their arrays, [(params, batch_stats), …] on the host.
 
@@ -167,7 +168,7 @@ def match_outputs(weights, source: str, num_classes: int, class_names: Sequence[
     return None if found.is_identity else found.outputs
 
 
-def teacher_models(config, *, img_size: int, num_classes: int, dtype) -> list[TeacherModel]:
+def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype) -> list[TeacherModel]:
     """The models that `teacher.name` lists, without weights; where no mean is set, they have the student's."""
     size = config.teacher.img_size or img_size
     options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}

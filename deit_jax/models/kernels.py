@@ -44,16 +44,16 @@ def value_and_slope(x: Array) -> tuple[Array, Array]:
 
 
 def attention_weights(
-    q: Float[Array, "batch_heads queries head_dim"], k: Float[Array, "batch_heads tokens head_dim"]
-) -> Float[Array, "batch_heads queries tokens"]:
+    q: Float[Array, "*batch_heads queries head_dim"], k: Float[Array, "*batch_heads tokens head_dim"]
+) -> Float[Array, "*batch_heads queries tokens"]:
     """softmax(q k^T / sqrt(d)) over the tokens; float32 at least: DeiT-B diverges with half-precision scores."""
-    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    scores = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 
-def attention(q: Float[Array, "batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
+def attention(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
     """`attention_weights(q, k)` v."""
-    return jnp.einsum("bqk,bkd->bqd", attention_weights(q, k).astype(v.dtype), v)
+    return jnp.einsum("...qk,...kd->...qd", attention_weights(q, k).astype(v.dtype), v)
 
 
 # The weights are the largest arrays of a block and one of its eighteen products: the backward pass computes them again.

@@ -7,6 +7,7 @@ from flax import linen, nnx, traverse_util
 
 from deit_jax import models
 from deit_jax.errors import UserError
+from deit_jax.runtime.layout import Layout, with_layout
 
 COLLECTIONS = ("params", "batch_stats")
 
@@ -19,6 +20,7 @@ class LinenModel(linen.Module):
 
     model_name: str
     arguments: Mapping[str, Any]
+    layout: Layout | None = None
 
     @linen.compact
     def __call__(self, images, train: bool = False):
@@ -35,6 +37,8 @@ class LinenModel(linen.Module):
         graphdef, *_ = models.abstract(build)
         trees = self.arrays(build)
         model = nnx.merge(graphdef, *trees)
+        if self.layout is not None:
+            with_layout(model, self.layout)
         draws = train and any(build.keywords.get(rate) for rate in ("drop_rate", "drop_path_rate"))
         key = self.make_rng("dropout") if draws and not self.is_initializing() else None
         out = getattr(model, method)(images, train=train, key=key)

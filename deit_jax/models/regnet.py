@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import conv_general_dilated
 from deit_jax.models.inputs import check_images
+from deit_jax.runtime.layout import Layout, any_mesh, gathered
 
 # He initialization over the fan-out, as PyTorch counts it (output channels x window, groups ignored).
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -131,6 +132,7 @@ class RegNet(nnx.Module):
     """
 
     distilled = False
+    layout: Layout | None = None
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class RegNet(nnx.Module):
             width_in = width
         self.head = Head(width_in, num_classes, rngs=rngs)
 
+    @any_mesh
     def features(self, images: Float[Array, "batch height width 3"], *, train: bool = False) -> dict[str, Array]:
         """Activations after the stem and each stage: {"stem", "s1", …}, each (B, h, w, channels)."""
         check_images(images)
@@ -171,6 +174,8 @@ class RegNet(nnx.Module):
             seen[f"s{i}"] = x = getattr(self, f"s{i}")(x, train=train)
         return seen
 
+    @any_mesh
+    @gathered()
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:

@@ -13,11 +13,13 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.models.inputs import check_images
+from deit_jax.runtime.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
 weight_init = nnx.initializers.normal(0.02)
@@ -73,11 +75,13 @@ def dense(features_in: int, features_out: int, dtype, rngs: nnx.Rngs) -> nnx.Lin
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V a head, heads joined and projected (Eq. 1).
+    """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
     attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass;
-    "cudnn", fused, on NVIDIA GPUs; "auto", what is best in a loop over blocks, "recompute".
+    "cudnn", fused, on NVIDIA GPUs; "auto", the best in a loop over blocks, "recompute".
     """
+
+    layout: Layout | None = None
 
     def __init__(self, dim: int, num_heads: int, *, drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs):
         if dim % num_heads:
@@ -91,13 +95,40 @@ class Attention(nnx.Module):
         qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
         return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
 
+    def split_over_devices(self, x: Float[Array, "batch tokens dim"], layout: Layout) -> Array:
+        """Queries, keys and values (3, batch, heads, tokens, head_dim), each device computing its own heads.
+
+        The joint projection's outputs are [queries, keys, values], each by head: as a weight (dim, 3, heads, head_dim)
+        it can be split by heads.
+        """
+        heads, dim = layout.axes("heads"), x.shape[-1]
+        if self.num_heads % layout.count(heads):
+            raise UserError(
+                f"num_heads {self.num_heads} is not a multiple of the {layout.count(heads)} devices along"
+                f" {', '.join(heads)}: use a divisor of num_heads"
+            )
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        kernel = layout.constrain(kernel.reshape(dim, 3, self.num_heads, -1), P(None, None, heads))
+        bias = layout.constrain(bias.reshape(3, self.num_heads, -1), P(None, heads))
+        x, kernel, bias = (array.astype(self.qkv.dtype) for array in (x, kernel, bias))
+        qkv = jnp.einsum("bnc,ckhd->kbhnd", x, kernel) + bias[:, None, :, None]
+        return layout.constrain(qkv, P(None, layout.axes("batch"), heads))
+
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
         how = kernels.choose_attention(self.attention, self.qkv.dtype, x.shape[-1] // self.num_heads)
-        if how == "cudnn":
+        plain = kernels.attention if how == "einsum" else kernels.attention_recomputed
+        if self.layout is not None and self.layout.axes("heads"):
+            q, k, v = self.split_over_devices(x, self.layout)
+            if how == "cudnn":
+                q, k, v = (einops.rearrange(array, "b h n d -> b n h d") for array in (q, k, v))
+                joined = einops.rearrange(kernels.fused_attention(q, k, v), "b n h d -> (b n) (h d)")
+            else:
+                joined = einops.rearrange(plain(q, k, v), "b h n d -> (b n) (h d)")
+        elif how == "cudnn":
             heads = kernels.fused_attention(*self.split(x, "k b n h d"))
             joined = einops.rearrange(heads, "b n h d -> (b n) (h d)")
         else:
-            heads = (kernels.attention if how == "einsum" else kernels.attention_recomputed)(*self.split(x))
+            heads = plain(*self.split(x))
             joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
         out = self.proj(joined).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
@@ -122,29 +153,35 @@ class Block(nnx.Module):
     Args:
         dim, num_heads, mlp_ratio: width, heads, hidden width of the MLP over `dim`.
         drop_rate: dropout after each branch's projection.
+        norm_eps: added to the variance in the LayerNorms.
         dtype: of the products; parameters stay float32.
         attention: as of `Attention`.
 
-    Calling it with `key` trains: dropout acts, and each branch is dropped a sample with probability `drop_path`
+    Calling it with `key` trains: dropout acts, and each branch is dropped per sample with probability `drop_path`
     (stochastic depth, Huang et al. 2016). Without `key` it evaluates.
     """
 
+    layout: Layout | None = None
+
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *,
-        drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs,
+        drop_rate=0.0, norm_eps=1e-6, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.dtype = jnp.dtype(dtype)
 
+    @any_mesh
+    @gathered(cast=True)
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, drop_path: float | Array = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        a_sample = (x.shape[0], 1, 1)
-        x = x + dropout(self.attn(self.norm1(x), key=keys[0]), drop_path, keys[1], a_sample)
-        return x + dropout(self.mlp(self.norm2(x), key=keys[2]), drop_path, keys[3], a_sample)
+        per_sample = (x.shape[0], 1, 1)
+        x = x + dropout(self.attn(self.norm1(x), key=keys[0]), drop_path, keys[1], per_sample)
+        return x + dropout(self.mlp(self.norm2(x), key=keys[2]), drop_path, keys[3], per_sample)
 
 
 REMAT = {
@@ -158,7 +195,7 @@ REMAT = {
 def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, inspect: int = 0):
     """Scan the stacked blocks over x. jitted so that a call outside jit compiles once, not at every call.
 
-    inspect: also return, a layer, the output (depth, B, N, D) and the attention of the first `inspect` tokens
+    inspect: also return, per layer, the output (depth, B, N, D) and the attention of the first `inspect` tokens
     (depth, B, heads, inspect, N).
     """
     depth = rates.shape[0]
@@ -175,6 +212,9 @@ def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, ins
         x = block(x, drop_path=rate, key=key)
         return x, (x, seen) if inspect else None
 
+    policy = remat_policy(nnx.merge(graphdef, stacked).layout)
+    if remat == "none" and policy is not None:
+        body = jax.checkpoint(body, policy=policy)
     return jax.lax.scan(REMAT[remat](body), x, (stacked, rates, keys), unroll=unroll)
 
 
@@ -186,14 +226,19 @@ class ViT(nnx.Module):
         num_classes: of each head.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
         distilled: tokens [cls, dist, patches] and two heads instead of [cls, patches] and one.
+        dist_head: False leaves the distillation token without a head of its own (Hugging Face's
+            DeiTForImageClassification): the class head alone predicts.
+        norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
         dtype: compute type. Parameters are float32 in any case.
         attention: "einsum", "recompute", "cudnn" or "auto", as of `Attention`.
         remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
-        scan_unroll: blocks an iteration of the scan holds.
+        scan_unroll: blocks per iteration of the scan.
 
     Raises UserError where `img_size` is not a multiple of `patch_size`.
     """
+
+    layout: Layout | None = None
 
     def __init__(
         self,
@@ -206,6 +251,8 @@ class ViT(nnx.Module):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         distilled: bool = False,
+        dist_head: bool = True,
+        norm_eps: float = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dtype=jnp.float32,
@@ -222,7 +269,9 @@ class ViT(nnx.Module):
                 raise UserError(f"img_size {size} is not a multiple of patch_size {patch_size}: use {near}")
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
         self.patch_size, self.num_classes, self.embed_dim, self.depth = patch_size, num_classes, embed_dim, depth
+        self.num_heads, self.norm_eps = num_heads, norm_eps
         self.distilled, self.prefix_tokens = distilled, 2 if distilled else 1
+        self.dist_head = distilled and dist_head
         self.drop_path_rate, self.dtype = drop_path_rate, jnp.dtype(dtype)
         self.remat, self.scan_unroll = remat, scan_unroll
 
@@ -234,15 +283,16 @@ class ViT(nnx.Module):
         self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim)))
 
         def block(rngs):
-            options = {"drop_rate": drop_rate, "dtype": self.dtype, "attention": attention, "rngs": rngs}
-            return Block(embed_dim, num_heads, mlp_ratio, **options)
+            options = {"drop_rate": drop_rate, "norm_eps": norm_eps, "dtype": self.dtype, "attention": attention}
+            return Block(embed_dim, num_heads, mlp_ratio, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
-        self.norm = nnx.LayerNorm(embed_dim, epsilon=1e-6, dtype=self.dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
         self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
-        if distilled:
+        if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
 
+    @any_mesh
     def embed(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches behind the class (and distillation) token, position embedding added."""
         check_images(images, self.img_size)
@@ -266,16 +316,18 @@ class ViT(nnx.Module):
             inspect=inspect,
         )
 
+    @any_mesh
+    @gathered(skip="blocks")
     def heads(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
-        """Logits of the class head and of the distillation head (None for a plain ViT), float32.
+        """Logits of the class head and of the distillation head (None where there is none), float32.
 
         train with `key`: dropout and stochastic depth act; every random number follows from `key`.
         """
         tokens, _ = self.encode(self.embed(images), key=key if train else None)
         prefix = self.norm(tokens[:, : self.prefix_tokens]).astype(jnp.float32)
-        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.distilled else None
+        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
@@ -283,6 +335,7 @@ class ViT(nnx.Module):
         """Logits; a distilled model's are the mean of its heads' (as released; `fuse` has the paper's way)."""
         return fuse(*self.heads(images, train=train, key=key))
 
+    @any_mesh_by({"embed": 0, "blocks": 1, "attention": 1, "norm": 0})
     def inspect(self, images: Float[Array, "batch height width 3"]) -> dict[str, Array]:
         """What happens inside, in evaluation mode.
 

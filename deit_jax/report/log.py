@@ -227,7 +227,7 @@ class Log:
     def interval_losses(self) -> list[float]:
         """The loss of each step since the last line: part of a checkpoint, so that a resumed run logs the same mean."""
         self.losses = [float(x) for x in jax.device_get(self.losses)]
-        return self.losses
+        return list(self.losses)
 
     def reset(self, step: int) -> None:
         """Measure speed from here on."""

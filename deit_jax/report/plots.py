@@ -7,10 +7,10 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # no screen needed
-matplotlib.rcParams["text.parse_math"] = False  # names of classes and runs are text, never markup
 import matplotlib.pyplot as plt
 import numpy as np
 
+plt.rcParams["text.parse_math"] = False  # names of classes and runs are text, never markup
 INK, GRID = "#333333", "#dddddd"
 COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96", "#e8a200", "#0c8599", "#5c3d2e"]
 

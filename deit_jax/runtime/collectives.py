@@ -25,6 +25,12 @@ class Collective(NamedTuple):
     bytes: int
 
 
+def bytes_sent(found: dict[str, Collective], devices: int) -> float:
+    """Bytes that each device sends, with the usual ring algorithms: an all-reduce passes everything round twice."""
+    once = (devices - 1) / devices
+    return sum(c.bytes * once * (2 if kind == "all-reduce" else 1) for kind, c in found.items())
+
+
 class Found(NamedTuple):
     """One collective of the text. TPU programs repeat it, by its channel, in every part that runs while it is sent."""
 

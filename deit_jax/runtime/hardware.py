@@ -7,30 +7,42 @@ GIB = 2**30
 
 
 class Accelerator(NamedTuple):
-    """peak: dense bfloat16 FLOP/s; memory: bytes a device."""
+    """One device: peak dense bfloat16 FLOP/s; memory in bytes; bytes/s it sends to its neighbours (0: not known)."""
 
     peak: float
     memory: float
+    link: float = 0.0
 
 
 # By a part of jax's `device_kind`, the first that matches. Data sheets' rates, but for H100 and H200, whose 989 TFLOP/s
-# no power limit allows for long: there it is what large products of random numbers reach.
+# no power limit allows for long: there it is what large products of random numbers reach. Links: NVLink and TPU
+# interconnect as their data sheets say, one direction.
 ACCELERATORS = {
-    "H200": Accelerator(790e12, 139 * GIB),
-    "H100": Accelerator(790e12, 79 * GIB),
-    "A100-SXM4-80GB": Accelerator(312e12, 79 * GIB),
+    "H200": Accelerator(790e12, 139 * GIB, 450e9),
+    "H100": Accelerator(790e12, 79 * GIB, 450e9),
+    "A100-SXM4-80GB": Accelerator(312e12, 79 * GIB, 300e9),
     "A100 80GB": Accelerator(312e12, 79 * GIB),
     "A100": Accelerator(312e12, 39 * GIB),
-    "TPU v4": Accelerator(275e12, 32 * GIB),
-    "TPU v5 lite": Accelerator(197e12, 16 * GIB),
-    "TPU v5": Accelerator(459e12, 95 * GIB),
-    "TPU v6": Accelerator(918e12, 32 * GIB),
+    "TPU v4": Accelerator(275e12, 32 * GIB, 150e9),
+    "TPU v5 lite": Accelerator(197e12, 16 * GIB, 100e9),
+    "TPU v5": Accelerator(459e12, 95 * GIB, 300e9),
+    "TPU v6": Accelerator(918e12, 32 * GIB, 200e9),
 }
 
 
 def accelerator(device_kind: str) -> Accelerator | None:
     """The table's entry for a jax device's `device_kind`; None where there is none (a CPU, another GPU)."""
     return next((known for part, known in ACCELERATORS.items() if part in device_kind), None)
+
+
+def device_memory(device_kind: str, devices_here: int = 1) -> float | None:
+    """Bytes one device has: an accelerator's by the table, a CPU device's share of the machine's; None: not known."""
+    known = accelerator(device_kind)
+    if known:
+        return known.memory
+    if device_kind.lower() != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices_here
 
 
 def cores() -> int:

@@ -1,14 +1,15 @@
-"""Devices as a mesh with one axis, `data`; where batches and parameters lie on it; several processes.
-
-Rules stand outside the models: a parameter's place follows from its shape alone, so any model can be sharded.
-"""
+"""Processes, the mesh of all their devices, and batches on it. Where parameters lie is in layout.py."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from deit_jax.errors import UserError
+from deit_jax.runtime.mesh import mesh_sizes
 
 
 def start_processes() -> None:
@@ -24,10 +25,18 @@ def start_processes() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(devices=None) -> Mesh:
-    """All devices (of all processes) along `data`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """All devices (of all processes) as a mesh of the axes `data`, `fsdp` and `tensor`; -1 takes what the others leave.
+
+    A batch is split over data and fsdp; weights are stored split over fsdp; heads and MLPs over tensor.
+    Raises UserError where the sizes do not make up the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
+    local = sum(d.process_index == devices[0].process_index for d in devices)
+    if local % sizes["tensor"]:
+        raise UserError(f"mesh.tensor {tensor} does not divide the {local} devices of a process: use a divisor of them")
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -36,26 +45,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
-    return NamedSharding(mesh, P("data"))
-
-
-def place_params(tree, mesh: Mesh, how: str = "replicated", smallest: int = 2**16):
-    """A NamedSharding for each array (or shape) of `tree`.
-
-    how: "replicated", or "fsdp": arrays of at least `smallest` elements are split over `data` along their largest axis
-    that divides evenly; XLA gathers them where they are used.
-    """
-    count = mesh.devices.size
-
-    def place(x):
-        axes = [None] * len(x.shape)
-        fits = [i for i, n in enumerate(x.shape) if n % count == 0]
-        if how == "fsdp" and count > 1 and np.prod(x.shape) >= smallest and fits:
-            axes[max(fits, key=lambda i: x.shape[i])] = "data"
-        return NamedSharding(mesh, P(*axes))
-
-    return jax.tree.map(place, tree)
+    """The leading axis split over the mesh's `data` and `fsdp` axes."""
+    return NamedSharding(mesh, P(tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)))
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

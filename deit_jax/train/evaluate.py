@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
-SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes
+SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
 USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
 
 Batch = dict[str, np.ndarray]
@@ -45,22 +46,20 @@ def count_correct(
     batch: dict,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    subset: jax.Array | None = None,
+    subset: Bool[np.ndarray, " classes"] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Score one evaluation batch.
 
-    Args:
-        batch: of `data.pipeline.eval_batches`; with `labels` (B, n), an image is correct where any is predicted.
-        mean, std: pixel normalization of the model.
-        subset: bool (classes,): score a second time with the other classes' logits left out.
+    subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
 
-    Returns:
-        ({head: [top-1 correct, top-5 correct, summed cross-entropy, images] (4,)}, {head: classes int32 (B,)}); the
-        counts of the subset stand under "subset/HEAD".
+    Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1; and,
+    per head, each row's argmax, int32 (rows,).
     """
-    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]  # -1 pads the labels
 
-    def count(logits: jax.Array) -> jax.Array:
+    # an image with several right labels (ImageNet-ReaL; padded by -1) is correct where any of them is predicted
+    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
+
+    def count(logits):
         own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
         # a tie goes to the class that comes first, as argmax decides
         before = jnp.arange(logits.shape[1]) < labels[..., None]
@@ -71,7 +70,7 @@ def count_correct(
         # an unreadable image, which counts as wrong: the loss of a guess
         loss = jnp.where(batch["label"] < 0, math.log(logits.shape[1]), loss)
         counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
-        return jnp.where(mask > 0, counted, 0).sum(1)  # padding's loss may be infinite: 0 x inf is not 0
+        return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
 
     logits = head_logits(graphdef, weights, batch["image"], mean, std)
     counts = {name: count(x) for name, x in logits.items()}
@@ -100,7 +99,7 @@ def evaluate_sets(
     mean: Iterable[float],
     std: Iterable[float],
     fusion: str = "logits",
-    subset: np.ndarray | None = None,
+    subset: Bool[np.ndarray, " classes"] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate several sets of weights of one model in a single pass over the data.
 
@@ -110,19 +109,19 @@ def evaluate_sets(
         mesh: the devices.
         mean, std: the model's normalization statistics.
         fusion: how the joint prediction combines both heads, "logits" or "probabilities".
-        subset: bool (classes,), which of the model's classes the data has, where it has not all.
+        subset: which of the model's classes the data has, where it lacks some.
 
-    Returns:
-        {name: {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}}; accuracies in percent,
-        loss the mean cross-entropy; the first three are of the joint prediction. With a subset, also "subset": the
-        same, the decision being between its classes alone.
+    Returns, per name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}: accuracies in
+    percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
+    same of decisions between its classes alone.
     """
     mean, std = tuple(mean), tuple(std)
     totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
     pending = []
     for _, batch in placed(batches, mesh):
-        for name, weights in sets.items():
-            pending.append((name, count_correct(graphdef, weights, batch, mean, std, subset)[0]))
+        pending += [
+            (name, count_correct(graphdef, weights, batch, mean, std, subset)[0]) for name, weights in sets.items()
+        ]
         while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
             add_counts(totals, *pending.pop(0))
     for name, counts in pending:
@@ -168,7 +167,7 @@ def add_counts(totals: dict[str, dict[str, np.ndarray]], name: str, counts: dict
 
 
 def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict[str, Any]:
-    """The result of one set of weights from its summed counts, see `evaluate_sets`."""
+    """The result of `evaluate` from its totals per head."""
     whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
     part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {

@@ -15,6 +15,7 @@ from deit_jax.errors import UserError
 from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
+from deit_jax.runtime.layout import place_params
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.evaluate import evaluate_sets
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
@@ -45,12 +46,12 @@ def make_program(run: Run) -> Program:
     """Place the state and the teacher on the run's mesh; nothing is compiled before its first call."""
     config = run.config
     shapes = jax.eval_shape(lambda: create_state(run.student, config))
-    state_sharding = sharding.place_params(shapes, run.mesh, config.sharding)
+    state_sharding = place_params(shapes, run.layout)
     abstract_state = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_sharding)
     initialize = jax.jit(
         lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
     )
-    step = make_step(run.student, run.teacher.logits, config, run.steps_per_epoch)
+    step = make_step(run.sharded_student, run.teacher.logits, config, run.steps_per_epoch, run.layout.batch_shards)
     step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
     teacher_arrays = jax.device_put(list(run.teacher.arrays), sharding.replicated(run.mesh))
     return Program(abstract_state, initialize, step, teacher_arrays)
@@ -83,7 +84,7 @@ def train(run: Run) -> dict[str, dict]:
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
 
-        while not stop.asked(checkpoints.manager, step):
+        while not stop.asked(step):
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total:
@@ -171,7 +172,7 @@ def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, s
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
-            run.student.graphdef, sets, batches(), mesh=run.mesh, **run.normalization,
+            run.sharded_student.graphdef, sets, batches(), mesh=run.mesh, **run.normalization,
             fusion=run.config.evaluate.fusion,
         )  # fmt: skip
     except Interrupted:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deit_jax.config import IMAGENET_TRAIN_IMAGES, resolve
+from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
 
 HELD_BY_AVERAGE = 0.1  # share of the first weights in the final average above which a run says so
 
@@ -27,7 +27,7 @@ def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Gradient → updates before the learning rate, which the train step multiplies them by, negated.
 
     AdamW: clipping, Adam, decoupled decay. SGD: clipping, coupled decay, Nesterov momentum, in PyTorch's order.
@@ -40,12 +40,12 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return optax.chain(clip, optax.scale_by_adam(o.beta1, o.beta2, o.eps), decay)
 
 
-def num_steps(config, steps_per_epoch: int) -> int:
+def num_steps(config: Config, steps_per_epoch: int) -> int:
     """Steps of the whole run: `steps` where given, else `epochs` passes."""
     return config.steps or config.epochs * steps_per_epoch
 
 
-def schedule(config, steps_per_epoch: int | None = None) -> Callable[[jax.Array | int], jax.Array]:
+def schedule(config: Config, steps_per_epoch: int | None = None) -> Callable[[jax.Array | int], jax.Array]:
     """step (0, 1, …) → learning rate, float32, traceable.
 
     Peak lr x batch_size / lr_batch after a linear warm-up, then a half cosine down to min_lr (or constant); neither end
@@ -81,7 +81,7 @@ def schedule(config, steps_per_epoch: int | None = None) -> Callable[[jax.Array 
     return by_step if o.lr_update == "step" else by_epoch
 
 
-def describe_schedule(config, steps_per_epoch: int) -> list[str]:
+def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     """The learning rates of a resolved config in one line, then a warning per thing that they do not do.
 
     A warm-up that does not rise or a cosine that does not fall trains as if it were constant: floors at or above the
@@ -117,7 +117,7 @@ def describe_schedule(config, steps_per_epoch: int) -> list[str]:
     return lines
 
 
-def averaging_decay(config, step: jax.Array | int) -> jax.Array | float:
+def averaging_decay(config: Config, step: jax.Array | int) -> jax.Array | float:
     """The decay of the averaged weights in update `step` (0, 1, …).
 
     With `optimizer.ema_warmup` it rises as (1 + step) / (10 + step) up to `optimizer.ema_decay` (TensorFlow's
@@ -127,7 +127,7 @@ def averaging_decay(config, step: jax.Array | int) -> jax.Array | float:
     return jnp.minimum(decay, (1 + step) / (10 + step)) if config.optimizer.ema_warmup else decay
 
 
-def describe_averaging(config, total_steps: int) -> list[str]:
+def describe_averaging(config: Config, total_steps: int) -> list[str]:
     """A line where the averaged weights will still hold more than a tenth of the first ones after the run, else []."""
     o = config.optimizer
     if not o.ema_decay:

@@ -5,20 +5,23 @@ A command resolves its config into a `Run` and hands that on; nothing after it o
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from deit_jax.config import Config
 from deit_jax.data import sources
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
+from deit_jax.runtime.layout import Layout, make_layout
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights
@@ -30,6 +33,13 @@ class Data(NamedTuple):
 
     train: Source
     evaluation: Source
+
+
+class Normalization(TypedDict):
+    """Statistics that pixels are normalized with, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Init(NamedTuple):
@@ -57,11 +67,10 @@ class Run:
         init: what it starts from where `folder` holds no checkpoint.
         lr_setting, command_folder: the setting of its learning rate and the --workdir (None: `folder`) in the command
             that started it, for messages.
-        mesh: the devices it runs on.
     """
 
     title: str
-    config: Any
+    config: Config
     folder: Path
     data: Data
     student: Student
@@ -72,7 +81,21 @@ class Run:
     init: Init = NO_INIT
     lr_setting: str = "optimizer.lr"
     command_folder: Path | None = None
-    mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The devices it runs on, and what is split over them."""
+        return make_layout(sharding.make_mesh(**self.config.mesh))
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices it runs on."""
+        return self.layout.mesh
+
+    @functools.cached_property
+    def sharded_student(self) -> Student:
+        """The student as it computes on all of these devices; `student` computes wherever its arrays are."""
+        return self.student.on(self.layout)
 
     @property
     def workdir(self) -> Path:
@@ -80,9 +103,9 @@ class Run:
         return self.command_folder or self.folder
 
     @property
-    def normalization(self) -> dict[str, tuple[float, ...]]:
-        """Mean and standard deviation that the student's images are normalized with."""
-        return {"mean": tuple(self.config.augment.mean), "std": tuple(self.config.augment.std)}
+    def normalization(self) -> Normalization:
+        """Of the student's images."""
+        return Normalization(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -95,7 +118,7 @@ class Run:
         }
 
 
-def open_data(config, workdir: str | Path | None = None) -> Data:
+def open_data(config: Config, workdir: str | Path | None = None) -> Data:
     """The training and evaluation images of a resolved config. Process 0 prints what they are.
 
     workdir: of a run that may have begun, whose classes keep the order that its checkpoint records.
@@ -136,7 +159,7 @@ def compare_fingerprints(gathered: np.ndarray) -> None:
             )
 
 
-def load_init(config, student: Student) -> Init:
+def load_init(config: Config, student: Student) -> Init:
     """The weights `config.init` names, fitted to the student. Raises UserError where they do not fit."""
     if not config.init:
         return NO_INIT

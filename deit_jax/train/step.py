@@ -10,6 +10,7 @@ from flax import nnx
 
 from deit_jax import models
 from deit_jax.augment import augment_train
+from deit_jax.config import Config
 from deit_jax.losses import distillation_loss
 from deit_jax.randomness import purpose_key
 from deit_jax.student import Student
@@ -42,7 +43,7 @@ def no_teacher(arrays: Any, batch: Batch, images: jax.Array) -> None:
 NO_TEACHER = Teacher(no_teacher)
 
 
-def create_state(student: Student, config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> State:
+def create_state(student: Student, config: Config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> State:
     """Create the whole state of a run as one pure nested dictionary; runs inside jit.
 
     Returns `step` (updates made), `offset` (batches the data is ahead of them, after a roll-back), `seed` (here and not
@@ -61,7 +62,7 @@ def create_state(student: Student, config, weights: dict | None = None, *, seed:
     }  # fmt: skip
 
 
-def make_loss(student: Student, teacher: TeacherFunction, config) -> Callable:
+def make_loss(student: Student, teacher: TeacherFunction, config: Config) -> Callable:
     """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics)."""
     d = config.distill
 
@@ -107,7 +108,7 @@ def make_gradient(loss_fn: Callable, accum_steps: int) -> Callable:
     return whole if accum_steps == 1 else accumulated
 
 
-def make_update(student: Student, teacher: TeacherFunction, config, lr_schedule: Schedule) -> Callable:
+def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_schedule: Schedule) -> Callable:
     """(state, batch, teacher's arrays, key) → (state, metrics): teacher, loss, gradient, AdamW, EMA.
 
     batch: `image` (B, S, S, 3) float32, normalized and mixed; `target` (B, classes) probabilities; and what the teacher

@@ -1,7 +1,8 @@
 """Weights into a model they were not made for: another image size, other classes, with or without distillation."""
 
 import functools
-import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,67 +10,29 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from deit_jax import models
+from deit_jax.data.classes import match_classes
 from deit_jax.errors import UserError
 from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.pos_embed import resize_pos_embed
-from deit_jax.weights.load import Weights, load_weights
+from deit_jax.models.vit import ViT
+from deit_jax.weights.load import Weights
 from deit_jax.weights.names import HEADS
 from deit_jax.weights.recognise import check_keys
 
+Path = tuple[str, ...]
 POS, DIST = ("params", "pos_embed"), ("params", "dist_token")
-log = logging.getLogger("deit_jax")
+TOKEN = ("dist_token", "head_dist")  # what only a distilled model has
 
 
-def load_model(
-    source,
-    *,
-    name: str | None = None,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    weights: str = "params",
-    rngs: int = 0,
-    **overrides,
-) -> nnx.Module:
-    """A model with its weights, in evaluation form: `model(images)`, `model.heads(images)`.
-
-    Args:
-        source: hub name, .safetensors or .pth file, or Orbax folder (see `load_weights`).
-        name: load into this model instead of what the weights are: `deit_tiny_patch16_224` takes the transformer of a
-            distilled one; what is dropped or newly made is logged.
-        num_classes: other than the weights' own: new heads are made, and logged.
-        img_size: pixels, or (height, width), other than the weights' own: the position embedding is resized.
-        weights: "params", or "ema" of a training checkpoint.
-        rngs: seed of whatever is newly made.
-        overrides: any other argument of the module (`dtype`, `drop_path_rate`, `remat`, …).
-
-    Raises UserError for whatever cannot be found, read or fitted.
-    """
-    loaded = load_weights(source, weights=weights)
-    if not loaded.name and not name:
-        log.warning("%s: %s, of no known model's sizes", source, loaded.architecture.describe())
-    overrides |= {"num_classes": num_classes or loaded.num_classes or None, "img_size": img_size}
-    if overrides["num_classes"] is None:
-        raise UserError(f"{source} has no classification head: give num_classes=, and a new one is made")
-    build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
-    model, notes = build_model(loaded, build, seed=rngs)
-    for note in notes:
-        log.warning("%s: %s", source, note)
-    return model
+Arrays = dict[Path, Any]  # numpy arrays, or their shapes
 
 
-def build_model(weights: Weights, build: functools.partial, *, seed: int = 0) -> tuple[nnx.Module, list[str]]:
-    """(model, notes of `fit_weights`); uses `weights` up, so that the arrays are not there twice."""
-    params, batch_stats, notes = fit_weights(weights, build, seed=seed)
-    weights.tree.clear()
-    graphdef, _, _ = models.abstract(build)
-    return nnx.merge(graphdef, to_device(params), to_device(batch_stats)), notes
+class Fitted(NamedTuple):
+    """A step's result: arrays by path, the paths that must be drawn anew, and a note per change."""
 
-
-def to_device(tree: dict) -> dict:
-    """The arrays as JAX's, the old ones let go one at a time."""
-    for key, value in tree.items():
-        tree[key] = to_device(value) if isinstance(value, dict) else jnp.asarray(value)
-    return tree
+    arrays: Arrays
+    fresh: set[Path]
+    notes: list[str]
 
 
 def fit_weights(
@@ -78,6 +41,7 @@ def fit_weights(
     *,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
     seed: int = 0,
     new_parts: bool = True,
 ) -> tuple[dict, dict, list[str]]:
@@ -87,109 +51,178 @@ def fit_weights(
         weights: from `load_weights`; not changed.
         target: a `models.constructor(…)`, or a model's name.
         num_classes, img_size: of a name (None: the weights' own classes, the name's size).
-        seed: of newly made arrays.
-        new_parts: False refuses to make anything anew (for evaluation).
+        class_names: of the data by label. The heads' outputs are brought into this order by name; weights of as many
+            classes but other names get new heads. None: outputs stay as they are.
+        seed: of newly drawn arrays.
+        new_parts: False refuses to draw any (for teachers and evaluation).
 
-    Returns (parameters, statistics, notes): pure nested dictionaries of float32 numpy arrays as `models.abstract`
-    describes them, and one line for everything resized, dropped or newly made. Raises UserError naming every array
-    that is missing, unknown or of another shape.
+    Returns:
+        (parameters, batch statistics, notes): pure nested dictionaries of float32 numpy arrays as `models.abstract`
+        describes them, and one line for everything resized, reordered, dropped or newly drawn.
+
+    Raises:
+        UserError: naming every array that is missing, unknown or of another shape, and for a model that computes
+            something else with the same shapes.
     """
     if isinstance(target, str):
         target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=img_size)
     graphdef, params, batch_stats = models.abstract(target)
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
-    if not isinstance(model, weights.architecture.module):
-        raise UserError(
-            f"{weights.source} holds {weights.architecture.describe()}, the model is a {type(model).__name__}"
-        )
-    check_style(weights, model)
-    needed = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
-    arrays = traverse_util.flatten_dict(weights.tree)
-    notes: list[str] = []
+    needed = flatten({"params": params, "batch_stats": batch_stats})
 
-    fresh = new_heads(arrays, needed, weights, model.num_classes, notes)
-    if POS in arrays and POS in needed:
-        fit_tokens(arrays, needed, weights, model, fresh, notes)
-    dotted = lambda path: ".".join(path[1:])  # noqa: E731
-    if fresh and not new_parts:
+    notes = check_computation(weights, model)
+    fitted = fit_heads(flatten(weights.tree), needed, weights, model, class_names)
+    if isinstance(model, ViT) and POS in fitted.arrays:
+        fitted = fit_tokens(fitted, needed, weights, model)
+    notes += fitted.notes
+    if fitted.fresh and not new_parts:
         raise UserError(f"{weights.source} does not fit: {'; '.join(notes)}: give the model these weights are of")
-    check_keys(
-        {dotted(path): array.shape for path, array in arrays.items()}
-        | {dotted(path): needed[path].shape for path in fresh},
-        {dotted(path): leaf.shape for path, leaf in needed.items()},
-        f"{weights.source}, {weights.architecture.describe()},",
-        "what the model needs",
-    )
-    made = new_arrays(target, seed, fresh | ({POS} if DIST in fresh else set())) if fresh else {}
-    if DIST in fresh:  # the distillation token's position is new, the others' are not
-        arrays[POS] = np.concatenate([arrays[POS][:, :1], made.pop(POS)[:, 1:2], arrays[POS][:, 2:]], axis=1)
-    tree = traverse_util.unflatten_dict({path: made.get(path, arrays.get(path)) for path in needed})
+    check_shapes(fitted, needed, weights)
+    tree = traverse_util.unflatten_dict(draw_fresh(fitted, needed, target, seed))
     return tree["params"], tree.get("batch_stats", {}), notes
 
 
-def check_style(weights: Weights, model: nnx.Module) -> None:
-    """Raise UserError where weights that are known to be of an `efficientnet_…` go into a `tf_efficientnet_…`, or the
-    other way round: every tensor would fit, and every logit be off."""
+def flatten(tree: dict) -> Arrays:
+    """{path: array} of a nested dictionary."""
+    return dict(traverse_util.flatten_dict(tree))
+
+
+def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
+    """Raise UserError where the model is of another kind, or computes something else with arrays of the same shapes.
+
+    Returns a note where its layer normalizations differ in their epsilon.
+    """
     found = weights.architecture
-    if isinstance(model, EfficientNet) and not found.guessed and model.tf_style != found.config["tf_style"]:
+    if not isinstance(model, found.module):
+        raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
+    if isinstance(model, EfficientNet) and "name" not in found.assumed and model.tf_style != found.config["tf_style"]:
         own, other = ("TensorFlow's", "symmetric")[:: 1 if found.config["tf_style"] else -1]
         raise UserError(
             f"{weights.source} holds {found.describe()} of {own} padding, the model has {other} padding and another"
             f" batch-norm eps: use the model {found.name}"
         )
+    if not isinstance(model, ViT):
+        return []
+    heads = found.config.get("num_heads")
+    if heads and heads != model.num_heads and model.embed_dim == found.config["embed_dim"]:
+        if "num_heads" not in found.assumed:
+            raise UserError(
+                f"{weights.source} has {heads} attention heads, the model {model.num_heads}: use a model of {heads}"
+                f" (num_heads={heads})"
+            )
+        return [f"{model.num_heads} attention heads, as the model has: nothing says how many the weights have"]
+    eps = found.config.get("norm_eps", 1e-6)
+    return [] if eps == model.norm_eps else [f"norm_eps {model.norm_eps:g}, the model's: the weights have {eps:g}"]
 
 
-def new_heads(arrays: dict, needed: dict, weights: Weights, num_classes: int, notes: list[str]) -> set:
-    """Drop heads of other classes from `arrays`; the paths that must be made anew."""
-    if weights.num_classes == num_classes:
-        return set()
-    gone = [path for path in arrays if path[1] in HEADS]
-    for path in gone:
-        del arrays[path]
-    fresh = {path for path in needed if path[1] in HEADS}
-    names = " and ".join(sorted({path[1] for path in fresh}))
-    had = f"{weights.num_classes} classes" if weights.num_classes else "no head"
-    notes.append(f"{names} newly made with {num_classes} classes: the weights have {had}")
-    return fresh
+def fit_heads(
+    arrays: Arrays,
+    needed: Arrays,
+    weights: Weights,
+    model: Any,
+    class_names: Sequence[str] | None,
+) -> Fitted:
+    """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be drawn anew."""
+    wanted, had = model.num_classes, weights.num_classes
+    heads = [path for path in needed if path[1] in HEADS]
+    reason = f"{had} classes" if had else "no head"
+    if had == wanted:
+        if class_names is None:
+            return Fitted(dict(arrays), set(), [])
+        try:
+            matched = match_classes(class_names, weights.class_names, had, model=weights.source)
+        except UserError as error:
+            reason = f"as many, but other ones ({error})"
+        else:
+            if matched.is_identity:
+                by_position = matched.how.startswith("position")
+                return Fitted(dict(arrays), set(), [f"classes matched by {matched.how}"] if by_position else [])
+            ordered = {path: array[..., matched.outputs] for path, array in arrays.items() if path[1] in HEADS}
+            return Fitted(
+                arrays | ordered, set(), [f"outputs put into the order of the data's classes ({matched.how})"]
+            )
+    names = " and ".join(sorted({path[1] for path in heads}))
+    kept = {path: array for path, array in arrays.items() if path[1] not in HEADS}
+    return Fitted(kept, set(heads), [f"{names} newly made with {wanted} classes: the weights have {reason}"])
 
 
-def fit_tokens(arrays: dict, needed: dict, weights: Weights, model, fresh: set, notes: list[str]) -> None:
-    """Bring the position embedding in `arrays` to the model's grid and tokens, and drop or announce (in `fresh`) the
-    distillation token and head."""
-    config, pos = weights.architecture.config, arrays[POS]
-    size, patch, prefix = config["img_size"], config["patch_size"], 1 + config["distilled"]
-    wanted = model.grid[0] * model.grid[1]
-    if size is None and wanted != pos.shape[1] - prefix:
-        raise UserError(
-            f"{weights.source}: pos_embed has {pos.shape[1] - prefix} patch positions, which are no square: load them "
-            f"into a model of their own img_size=(height, width), not {model.img_size[0]}x{model.img_size[1]}"
-        )
-    if size is not None and pos.shape[-1] == model.embed_dim:
-        height, width = (size, size) if isinstance(size, int) else size
-        old = (height // patch, width // patch)
-        if old != model.grid:
-            pos = np.asarray(resize_pos_embed(pos, model.grid, prefix_tokens=prefix, old_grid=old))
-            notes.append(f"pos_embed resized from {old[0]}x{old[1]} to {model.grid[0]}x{model.grid[1]} patches")
-    distillation = [path for path in {**arrays, **needed} if path[1] in ("dist_token", "head_dist")]
-    if config["distilled"] and not model.distilled:
+def fit_tokens(fitted: Fitted, needed: Arrays, weights: Weights, model: ViT) -> Fitted:
+    """The position embedding on the model's grid, and the distillation token and head dropped or to be drawn."""
+    arrays, fresh, notes = dict(fitted.arrays), set(fitted.fresh), list(fitted.notes)
+    distilled = weights.architecture.config["distilled"]
+    pos, resized = fit_positions(arrays[POS], weights, model)
+    notes += resized
+    if distilled and not model.distilled:
         pos = np.delete(pos, 1, axis=1)
-        dropped = [path for path in distillation if arrays.pop(path, None) is not None]
-        names = sorted({path[1] for path in dropped})
-        notes.append(f"dropped {', '.join(names)} and pos_embed's second position: the model has no distillation token")
-    if model.distilled and not config["distilled"]:
+        dropped = [path for path in arrays if path[1] in TOKEN]
+        arrays = {path: array for path, array in arrays.items() if path not in dropped}
+        names = ", ".join(sorted({path[1] for path in dropped}))
+        notes.append(f"dropped {names} and pos_embed's second position: the model has no distillation token")
+    lacking = {path for path in needed if path[1] in TOKEN} - set(arrays) - fresh
+    if model.distilled and not distilled:
         pos = np.insert(pos, 1, 0.0, axis=1)
-        fresh |= set(distillation)
+        fresh |= {path for path in needed if path[1] in TOKEN}
         notes.append("newly made dist_token, head_dist and pos_embed's second position: the weights have none")
-    arrays[POS] = pos
+    elif lacking and not weights.architecture.config.get("dist_head", True):
+        fresh |= lacking
+        notes.append("newly made head_dist: the weights have none, their class head alone predicts")
+    return Fitted(arrays | {POS: pos}, fresh, notes)
 
 
-def new_arrays(build: functools.partial, seed: int, paths: set) -> dict:
+def fit_positions(pos: np.ndarray, weights: Weights, model: ViT) -> tuple[np.ndarray, list[str]]:
+    """The position embedding on the model's grid (rows, columns), and a note where that changes it."""
+    config = weights.architecture.config
+    size, patch, prefix = config["img_size"], config["patch_size"], 1 + config["distilled"]
+    patches, grid = pos.shape[1] - prefix, model.grid
+    if pos.shape[-1] != model.embed_dim:
+        return pos, []  # a model of another width: told by its shapes
+    if size is None or ("img_size" in weights.architecture.assumed and grid[0] * grid[1] == patches):
+        if grid[0] * grid[1] != patches:
+            raise UserError(
+                f"{weights.source}: pos_embed has {patches} patch positions, which are not a square: load them into a"
+                f" model of their own img_size=(height, width), not {model.img_size[0]}x{model.img_size[1]}"
+            )
+        own = size and (size // patch, size // patch)
+        return pos, [f"pos_embed taken for a grid of {grid[0]}x{grid[1]} patches"] if own != grid and size else []
+    height, width = (size, size) if isinstance(size, int) else size
+    old = (height // patch, width // patch)
+    if old == grid:
+        return pos, []
+    resized = np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=prefix, old_grid=old))
+    return resized, [f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches"]
+
+
+def check_shapes(fitted: Fitted, needed: Arrays, weights: Weights) -> None:
+    """Raise UserError naming the arrays that are missing, unknown or of another shape, in dotted form."""
+    dotted = lambda path: ".".join(path[1:])  # noqa: E731
+    check_keys(
+        {dotted(path): array.shape for path, array in fitted.arrays.items()}
+        | {dotted(path): needed[path].shape for path in fitted.fresh},
+        {dotted(path): leaf.shape for path, leaf in needed.items()},
+        f"{weights.source}, {weights.architecture.describe()},",
+        "what the model needs",
+    )
+
+
+def draw_fresh(fitted: Fitted, needed: Arrays, build: functools.partial, seed: int) -> Arrays:
+    """The arrays by path in the order of `needed`, the fresh ones as a new model has them."""
+    if not fitted.fresh:
+        return {path: fitted.arrays[path] for path in needed}
+    with_token = DIST in fitted.fresh  # its position is drawn too, the others' are not
+    drawn = new_arrays(build, seed, fitted.fresh | ({POS} if with_token else set()))
+    if with_token:
+        pos = fitted.arrays[POS]
+        drawn[POS] = np.concatenate([pos[:, :1], drawn[POS][:, 1:2], pos[:, 2:]], axis=1)
+    return {path: drawn[path] if path in drawn else fitted.arrays[path] for path in needed}
+
+
+def new_arrays(build: functools.partial, seed: int, paths: set[Path]) -> Arrays:
     """The arrays at `paths` of a newly initialized model; no other is ever computed (the compiler drops them)."""
 
     @jax.jit
-    def make(key):
+    def draw(key):
         params, batch_stats = models.init_arrays(build, key)
-        arrays = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats})
+        arrays = flatten({"params": params, "batch_stats": batch_stats})
         return [arrays[path] for path in sorted(paths)]
 
-    return {path: np.array(a) for path, a in zip(sorted(paths), make(jax.random.key(seed)), strict=True)}
+    return {path: np.array(a) for path, a in zip(sorted(paths), draw(jax.random.key(seed)), strict=True)}

@@ -8,6 +8,7 @@ alike: what one writes, the other reads.
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -53,7 +54,7 @@ class Entry:
 
     def view(self, tree: dict) -> np.ndarray:
         """Our array's share that is this tensor, in PyTorch's layout; writing into it fills `tree`."""
-        array = tree
+        array: Any = tree
         for name in self.path:
             array = array[name]
         array = array if self.block is None else array[self.block]
@@ -134,7 +135,8 @@ def timm_key(path: tuple[str, ...]) -> str:
 
 def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
     """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
-    for path, array in traverse_util.flatten_dict(tree).items():
+    leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
+    for path, array in leaves.items():
         shape, key = tuple(array.shape), timm_key(path)
         stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
         numbers, shape = (range(shape[0]), shape[1:]) if stacked else ([None], shape)

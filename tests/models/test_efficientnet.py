@@ -1,5 +1,6 @@
 """EfficientNet against timm: logits on seeded weights, sizes, names; training; and depthwise convolutions."""
 
+import json
 import logging
 import math
 
@@ -10,7 +11,6 @@ import pytest
 import seeded
 from flax import nnx
 from helpers import import_timm, relative, state_of
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import deit_jax
@@ -150,11 +150,11 @@ def test_the_name_of_a_file_tells_which_of_two_models_it_is(tmp_path, b0, caplog
 
 def test_timms_config_file_tells_too(tmp_path, b0):
     (tmp_path / "model.safetensors").symlink_to(b0[0])
-    said = '{"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"input_size": [3, 256, 256], "mean": [0.5]}}'
-    (tmp_path / "config.json").write_text(said)
+    said = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"input_size": [3, 256, 256], "mean": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
     weights = load_weights(tmp_path)
-    assert (weights.name, weights.mean) == (TF_B0, (0.5,))
-    assert weights.architecture.config["img_size"] == (256, 256)
+    assert (weights.name, weights.mean) == (TF_B0, (0.5, 0.5, 0.5))
+    assert weights.architecture.config["img_size"] == 256
 
 
 def test_a_file_that_does_not_tell_is_announced_and_a_name_decides(b0, caplog):
@@ -201,8 +201,6 @@ def test_timm_to_orbax_to_timm_gives_every_tensor_back(tmp_path, b0):
     assert again.keys() == b0[1].keys()
     for key, value in b0[1].items():
         np.testing.assert_array_equal(again[key], value, err_msg=key)
-    with safe_open(tmp_path / "again.safetensors", "np") as file:
-        assert file.metadata() == {"format": "pt", "architecture": TF_B0}
     assert load_weights(tmp_path / "again.safetensors").name == TF_B0
 
 

@@ -1,4 +1,4 @@
-"""The log of a run: valid JSON whatever is measured, and a disk that cannot be written costs lines, not the run."""
+"""The log of a run: valid JSON, means over intervals that a restart does not change, no fault that ends it."""
 
 import errno
 import json

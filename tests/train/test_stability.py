@@ -3,6 +3,9 @@
 The stream has 44 batches, 11 an epoch, and a checkpoint after each epoch.
 """
 
+import json
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +17,7 @@ from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError
 from deit_jax.report.log import read_log
 from deit_jax.student import make_student
+from deit_jax.train.checkpoint import is_healthy
 
 STEPS = 44
 
@@ -56,6 +60,9 @@ def test_a_single_bad_step_is_skipped_and_bad_ones_in_a_row_are_left_behind(tmp_
     assert rolled == [(27, 22), (25, 22)]
     assert "3 non-finite steps in a row at step 27: back to step 22, with other data" in capsys.readouterr().out
 
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()), "valid JSON"
+
     losses = [r for r in log if "loss" in r]
     assert [r["step"] for r in losses] == list(range(1, STEPS + 1)), "the log holds what led to the weights"
     # position 30 + 19 is the end of the stream's 44: it goes round, and meets position 5 once more
@@ -70,6 +77,16 @@ def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path):
     config = soft_digits(tmp_path / "labels", range(STEPS))
     with pytest.raises(UserError, match=r"diverges: 3 non-finite steps in a row at step 3, after 2 roll-b") as error:
         train(config, tmp_path / "run")
+    new = f"the same command with --config.optimizer.lr=0.000125 --workdir={tmp_path / 'run'}-lr0.000125"
     assert "lower --config.optimizer.lr" in str(error.value)
+    assert str(error.value).endswith(new), "a command that this workdir does not refuse"
     rolled = [(r["rolled_back_from"], r["step"]) for r in read_log(tmp_path / "run") if "rolled_back_from" in r]
     assert rolled == [(3, 0), (3, 0)], "before the first checkpoint it begins anew"
+
+
+@pytest.mark.parametrize(
+    ("weight", "in_row", "healthy"), [(1.0, 0, True), (1.0, 1, False), (np.nan, 0, False), (-1.9e27, 0, False)]
+)
+def test_healthy_is_finite_and_bounded(weight, in_row, healthy):
+    params = {"norm": {"scale": jnp.ones(3)}, "head": {"kernel": jnp.ones((2, 2)).at[1, 0].set(weight)}}
+    assert bool(is_healthy(params, jnp.asarray(in_row))) is healthy

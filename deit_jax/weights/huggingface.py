@@ -1,0 +1,92 @@
+"""Weights as a folder that Hugging Face's `transformers` loads: model, configuration and image processor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from deit_jax.errors import UserError
+from deit_jax.models import vit
+from deit_jax.runtime import atomic
+from deit_jax.weights.load import Weights
+from deit_jax.weights.names import HuggingFace
+from deit_jax.weights.write import tensors, write_file
+
+DISTILLED = HuggingFace("deit.", "cls_classifier")
+ONE_HEAD = HuggingFace("deit.", "classifier")
+PLAIN = HuggingFace("vit.", "classifier")
+CLASSES = {
+    DISTILLED: "DeiTForImageClassificationWithTeacher",
+    ONE_HEAD: "DeiTForImageClassification",
+    PLAIN: "ViTForImageClassification",
+}
+
+
+def save_huggingface(weights: Weights, path: Path) -> None:
+    """A folder that `transformers` loads, by `from_pretrained` of the class in CLASSES or by `pipeline`.
+
+    Raises UserError for a model that has no such form, and where the folder cannot be written.
+    """
+    config = weights.architecture.config
+    if weights.architecture.module is not vit.ViT:
+        raise UserError(
+            f"{weights.source} is {weights.architecture.describe()}: only a ViT or DeiT becomes Hugging Face's"
+        )
+    for what in ("num_classes", "num_heads", "img_size"):
+        if not config[what]:
+            raise UserError(f"{weights.source} does not say its {what}, which Hugging Face's config.json needs")
+    naming = PLAIN if not config["distilled"] else DISTILLED if config.get("dist_head", True) else ONE_HEAD
+    with atomic.replacing(path) as part:
+        part.mkdir()
+        (part / "config.json").write_text(json.dumps(model_config(weights, naming), indent=2) + "\n")
+        (part / "preprocessor_config.json").write_text(json.dumps(processor_config(weights), indent=2) + "\n")
+        write_file(tensors(weights.tree, naming), {"format": "pt"}, part / "model.safetensors")
+
+
+def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
+    """The config.json of transformers' ViT or DeiT."""
+    config = weights.architecture.config
+    names = weights.class_names or [f"LABEL_{i}" for i in range(config["num_classes"])]
+    return {
+        "architectures": [CLASSES[naming]],
+        "model_type": "deit" if config["distilled"] else "vit",
+        "hidden_size": config["embed_dim"],
+        "num_hidden_layers": config["depth"],
+        "num_attention_heads": config["num_heads"],
+        "intermediate_size": round(config["embed_dim"] * config["mlp_ratio"]),
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.get("norm_eps", 1e-6),  # transformers' default is 1e-12
+        "image_size": config["img_size"],
+        "patch_size": config["patch_size"],
+        "num_channels": 3,
+        "qkv_bias": True,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def processor_config(weights: Weights) -> dict[str, Any]:
+    """The preprocessor_config.json: the evaluation view of `deit_jax.eval_image` in transformers' terms.
+
+    BitImageProcessor resizes the short side and cuts the middle out; ViT's and DeiT's own processors would squash
+    the whole image to a square. A model of rectangular images gets the whole image, in its shape.
+    """
+    size = weights.architecture.config["img_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    square = height == width
+    short = int(height / (weights.crop or 0.875))
+    return {
+        "image_processor_type": "BitImageProcessor" if square else "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": short} if square else {"height": height, "width": width},
+        "resample": Image.Resampling[(weights.interpolation or "bicubic").upper()].value,
+        "do_center_crop": square,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(weights.mean),
+        "image_std": list(weights.std),
+    }
