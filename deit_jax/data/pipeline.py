@@ -11,14 +11,14 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
-import ml_collections
 import numpy as np
 from absl import flags
 
+from deit_jax.config.settings import Config
 from deit_jax.data import batch as batches
 from deit_jax.data import images, order
 from deit_jax.data.base import Source
@@ -34,7 +34,7 @@ GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
 MIN_VIEWS = 1000  # before the share of unreadable images is judged
 
 
-def steps_per_epoch(config: ml_collections.ConfigDict, source: Source) -> int:
+def steps_per_epoch(config: Config, source: Source) -> int:
     """Whole batches in the training images. Raises UserError where there is not one."""
     steps = len(source) // config.batch_size
     if not steps:
@@ -46,7 +46,7 @@ def steps_per_epoch(config: ml_collections.ConfigDict, source: Source) -> int:
 
 
 def train_batches(
-    config: ml_collections.ConfigDict,
+    config: Config,
     source: Source,
     *,
     size: int,
@@ -92,7 +92,7 @@ def train_batches(
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict,
+    config: Config,
     source: Source,
     *,
     size: int,
@@ -132,11 +132,11 @@ def process_rows(batch: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * share, (process_index + 1) * share)
 
 
-def _threads(config: ml_collections.ConfigDict) -> int:
+def _threads(config: Config) -> int:
     return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
-def _ahead(config: ml_collections.ConfigDict, make: Callable, start: int, stop: int) -> Iterator[Any]:
+def _ahead(config: Config, make: Any, start: int, stop: int) -> Any:
     """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
     steps = grain.MapDataset.range(start, stop).map(make)
     workers, ready = config.data.workers, max(1, config.data.prefetch)
@@ -195,7 +195,7 @@ class EvalBatches:
       seen: images met so far, readable or not.
     """
 
-    def __init__(self, batches: Iterator[Any]):
+    def __init__(self, batches: Any):
         self._batches = batches
         self.broken: list[str] = []
         self.seen = 0
@@ -292,8 +292,8 @@ class TrainBatch:
     repeats: int
     mix_group: int
     fast: bool
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    scale: tuple[float, ...]
+    ratio: tuple[float, ...]
     exif: bool
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class TrainBatches:
       seen: views so far.
     """
 
-    def __init__(self, batches: Iterator[Any], max_broken: float, floor: int):
+    def __init__(self, batches: Any, max_broken: float, floor: int):
         self._batches, self._max_broken, self._floor = batches, max_broken, floor
         self._named: set[str] = set()
         self.seen = self.broken = 0

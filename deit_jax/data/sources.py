@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import ml_collections
 import numpy as np
 
+from deit_jax.config.settings import Config
 from deit_jax.data import order
 from deit_jax.data.base import (
     ArraySource,
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-def open_sources(config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None) -> tuple[Source, Source]:
+def open_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
     A `root` decides by what it is: a .csv or .tsv table, a folder of shards as deit_jax.data.prepare makes them, a TFDS
@@ -70,26 +71,27 @@ def open_sources(config: ml_collections.ConfigDict, class_names: Sequence[str] |
     return train, limit_images(evaluation, config.evaluate.limit)
 
 
-def open_eval_source(config: ml_collections.ConfigDict) -> Source:
+def open_eval_source(config: Config) -> Source:
     """The evaluation images alone, also of data that has none to train on (imagenet_v2, imagenet2012_real)."""
     evaluation = find_sources(config)[1]
     _check_classes(config, evaluation)
     return evaluation
 
 
-def open_digits() -> tuple[Source, Source]:
+def open_digits() -> tuple[Subset, Subset]:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, a fifth held out."""
     from sklearn.datasets import load_digits
 
-    scans = load_digits()
+    scans: Any = load_digits()
     pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)
     whole = ArraySource(pixels, scans.target, [str(name) for name in scans.target_names], name="digits")
-    return hold_out(whole, scans.target, 0.2)
+    train, evaluation = hold_out(whole, scans.target, 0.2)
+    assert isinstance(train, Subset)
+    assert isinstance(evaluation, Subset)
+    return train, evaluation
 
 
-def find_sources(
-    config: ml_collections.ConfigDict, class_names: Sequence[str] | None = None
-) -> tuple[Source | None, Source]:
+def find_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source | None, Source]:
     """All training images, None where there are none, and the evaluation images; see `open_sources`."""
     train, evaluation = _find(config, class_names)
     for source in (train, evaluation):
@@ -100,7 +102,7 @@ def find_sources(
     return train, evaluation
 
 
-def _find(config: ml_collections.ConfigDict, class_names: Sequence[str] | None) -> tuple[Source | None, Source]:
+def _find(config: Config, class_names: Sequence[str] | None) -> tuple[Source | None, Source]:
     data = config.data
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     if not data.root and data.name == "digits":
@@ -124,7 +126,7 @@ def _find(config: ml_collections.ConfigDict, class_names: Sequence[str] | None) 
     return open_folder(str(root), **splits, class_names=class_names)
 
 
-def _check_classes(config: ml_collections.ConfigDict, source: Source) -> None:
+def _check_classes(config: Config, source: Source) -> None:
     wanted = config.model.num_classes
     if wanted and wanted != source.num_classes:
         where = config.data.root or config.data.name
