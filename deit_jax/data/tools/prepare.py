@@ -30,6 +30,7 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+DEVKIT_FILES = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
 
 
@@ -269,16 +270,25 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
         raise UserError(f"images without a class folder need {DEVKIT} beside them, or --labels=TABLE of name,class")
     from scipy.io import loadmat
 
-    with tarfile.open(folder / DEVKIT) as kit:
-        files = {Path(name).name: name for name in kit.getnames()}
-        synsets = loadmat(io.BytesIO(kit.extractfile(files["meta.mat"]).read()), squeeze_me=True)["synsets"]
-        truth = kit.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read().split()
+    content: dict[str, bytes] = {}
+    try:
+        with tarfile.open(folder / DEVKIT) as kit:
+            for member in kit:
+                file = kit.extractfile(member)
+                if file and Path(member.name).name in DEVKIT_FILES:
+                    content[Path(member.name).name] = file.read()
+        meta, truth = (content[name] for name in DEVKIT_FILES)
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        raise UserError(f"{folder / DEVKIT} is damaged or not ImageNet's ({error}): fetch it again") from error
+    synsets, truth = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"], truth.split()
     classes = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     return {f"ILSVRC2012_val_{i:08}.JPEG": classes[int(number)] for i, number in enumerate(truth, 1)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_jax.data.prepare", description="Make shards of an image folder or tar files."
+    )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--shard_megabytes", type=int, default=256)
