@@ -6,7 +6,6 @@ names or numbers, see `deit_jax.data.classes`), a folder of such folders by spli
 ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
 """
 
-import functools
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deit_jax.data import shards, tfds_source
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, limit_images
+from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
 from deit_jax.data.classes import ClassMap, match_classes
 from deit_jax.data.files import EXTENSIONS
 from deit_jax.data.folders import scan_folder
@@ -161,7 +160,7 @@ class LabelledFiles(FileSource):
         self.several_labels, self.left_out = labels.several, len(paths) - len(kept)
         self.right = [np.array(right[path], np.int32) for path in kept]
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         every = repr([right.tolist() for right in self.right])
         return hashlib.sha256((super().fingerprint + every).encode()).hexdigest()
@@ -182,7 +181,7 @@ def present_classes(source: Source) -> np.ndarray:
         case FileSource() | ArraySource() | shards.ShardSource():
             return np.unique(source.labels)
         case Subset(source=FileSource() | ArraySource() | shards.ShardSource()):
-            return np.unique(source.source.labels[source.positions])
+            return np.unique(source.labels)
         case tfds_source.TfdsSource() if source.title.startswith(SUBSETS_OF_TFDS):
             return np.unique([source[i]["label"] for i in range(len(source))])
     return np.arange(source.num_classes)

@@ -269,7 +269,9 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_jax.data.prepare", description="Make shards of an image folder or tar files."
+    )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--shard_megabytes", type=int, default=256)
