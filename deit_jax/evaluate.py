@@ -162,21 +162,26 @@ def own_data(config, subjects: Sequence[Subject]) -> EvalSet:
     train, held_out = sources.find_sources(config, classes)
     if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
         return EvalSet(name, held_out)
-    trained_on = {trained_fingerprint(subject.source) for subject in subjects}
-    if sources.open_sources(config, classes)[0].fingerprint in trained_on:
-        return EvalSet(name, held_out, "held out of the run's training images")
+    for subject in subjects:
+        if is_trained_on_rest(subject.source, config):
+            return EvalSet(name, held_out, "held out of the run's training images")
     config = config.copy_and_resolve_references()
     config.data.holdout = 1.0
     return EvalSet(name, sources.find_sources(config)[1])
 
 
-def trained_fingerprint(source: str) -> str:
-    """The fingerprint of the images that a run was trained on; "" where none is recorded."""
+def is_trained_on_rest(source: str, config) -> bool:
+    """Whether `source` is of a run that was trained on the images that `config` leaves for training."""
     step = run_step(source)
     record = step.parent.parent / "config.json" if step else None
-    if record is None or not record.is_file():
-        return ""
-    return json.loads(record.read_text()).get("data.fingerprint", "")
+    if step is None or record is None or not record.is_file():
+        return False
+    class_names = read_meta(step).get("weights", {}).get("class_names")  # an older run may have its own order
+    try:
+        train = sources.open_sources(config, class_names)[0]
+    except UserError:  # of other classes
+        return False
+    return train.fingerprint == json.loads(record.read_text()).get("data.fingerprint")
 
 
 def check_match(subject: Subject, data: Sequence[EvalSet], kind: str) -> None:

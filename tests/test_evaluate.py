@@ -14,10 +14,10 @@ from scipy.io import savemat
 
 from deit_jax import load_model
 from deit_jax.augment import normalize
-from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
-from deit_jax.data import imagenet
+from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
+from deit_jax.data import imagenet, sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate import Request, evaluate_command
+from deit_jax.evaluate import Request, Subject, evaluate_command, own_data
 
 SYNSETS = imagenet.synsets()
 SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
@@ -193,3 +193,25 @@ def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weig
     monkeypatch.setattr("deit_jax.evaluate.make_classifier", None)
     with pytest.raises(UserError, match="have 3 and do not name them"):
         run(f"{weights},{small}", f"x={tmp_path / 'mine'}")
+
+
+@pytest.mark.parametrize("class_names", [["2", "10"], ["10", "2"]])  # as numbers, and as text: an older run's order
+def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path, class_names):
+    for name in class_names:
+        for i in range(10):
+            oracle.save_image(tmp_path / "data" / name / f"{i}.png", i)
+    config = default_config()
+    config.data.root = str(tmp_path / "data")
+    config = resolve(config)
+    meta = tmp_path / "run" / "checkpoints" / "5" / "meta"
+    for folder in (meta, meta.parent / "params"):
+        folder.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"weights": {"class_names": class_names}}))
+    fingerprint = sources.open_sources(config, class_names)[0].fingerprint
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"data.fingerprint": fingerprint}))
+    own = own_data(config, [Subject("a/hub", config), Subject(str(tmp_path / "run"), config)])
+    assert (len(own.source), own.note) == (2, "held out of the run's training images")
+    whole = own_data(config, [Subject("a/hub", config)])
+    assert (len(whole.source), whole.note) == (20, "")
+    oracle.save_image(tmp_path / "data" / "10" / "new.png", 0)
+    assert len(own_data(config, [Subject(str(tmp_path / "run"), config)]).source) == 21
