@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 import orbax.checkpoint
+from etils import epath
 
 import main as command
 from deit_jax import evaluate, run  # noqa: F401
@@ -151,10 +153,10 @@ def bits(folder: Path) -> dict[str, Any]:
     for item in ("params", "ema", "rest"):
         if (newest / item).is_dir():
             handler = orbax.checkpoint.PyTreeCheckpointHandler()
-            shapes = handler.metadata(newest / item).tree
+            shapes = handler.metadata(epath.Path(newest / item)).tree
             as_numpy = jax.tree.map(lambda _: orbax.checkpoint.RestoreArgs(restore_type=np.ndarray), shapes)
             arguments = orbax.checkpoint.args.PyTreeRestore(item=shapes, restore_args=as_numpy)
-            arrays[item] = handler.restore(newest / item, args=arguments)
+            arrays[item] = handler.restore(epath.Path(newest / item), args=arguments)
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     found: dict[str, Any] = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
     speed = ("images_per_second", "wait_share")
@@ -171,13 +173,16 @@ def label_bits(folder: Path) -> dict[str, Any]:
     return {"labels": LabelStore(folder).read_steps(0, 30 * CHUNK)["decision"].tobytes()}
 
 
+def keep(place: Path, value: Any) -> None:
+    """Write a value for `in_child`."""
+    place.write_bytes(pickle.dumps(value))
+
+
 def in_child(work: Callable[[], Any], folder: Path) -> Any:
     """work() in a fork, so that this process touches no device; its result must be picklable."""
-    import pickle
-
     place = folder / "result.pickle"
     place.unlink(missing_ok=True)
-    start = Start(lambda: place.write_bytes(pickle.dumps(work())) and None, folder / "result.log")
+    start = Start(lambda: keep(place, work()), folder / "result.log")
     if start.wait() != 0:
         raise RuntimeError("\n".join(start.lines()[-5:]))
     return pickle.loads(place.read_bytes())
@@ -192,6 +197,7 @@ class Campaign:
     def killed(self, count: int, work: Callable[[Path], Callable], compare: Callable, name: str) -> Row:
         """Kill runs at random moments until they end; each finished run must be the uninterrupted one, bit for bit."""
         whole = self.folder / f"{name}-whole"
+        seconds = 0.0
         for _ in range(2):  # the second start knows what the first compiled
             shutil.rmtree(whole, ignore_errors=True)
             start = Start(work(whole), self.folder / f"{name}.log")
@@ -421,9 +427,8 @@ ROWS = {
 def campaign(counts: dict[str, int], folder: Path, seed: int = 0) -> bool:
     """Run the rows whose count is not 0 and print the table; returns whether all held."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-    )
+    compiled = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rows = Campaign(folder, seed)
     print("| fault | tried | held | |\n|---|---|---|---|", flush=True)
