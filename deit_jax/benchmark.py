@@ -43,7 +43,7 @@ def timing(seconds: list[float]) -> Timing:
 
 def stretch(call: Callable[[], Any], count: int) -> float:
     """Seconds per call, of `count` calls in a row whose results are awaited once, at the end."""
-    begun = time.perf_counter()
+    out, begun = None, time.perf_counter()
     for _ in range(count):
         out = call()
     jax.block_until_ready(out)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from deit_jax.errors import UserError
 
@@ -30,7 +31,7 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> 
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}: normalize them first (deit_jax.augment.normalize)")
-    if not isinstance(images, jax.core.Tracer) and images.size:
+    if not isinstance(images, Tracer) and images.size:
         with jax.ensure_compile_time_eval():  # a constant inside a caller's jit is not a tracer either
             largest = float(jnp.abs(images).max())
         if not largest <= LARGEST_PIXEL:

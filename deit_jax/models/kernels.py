@@ -5,6 +5,7 @@ into arrays of all layers. Here GELU keeps its slope and attention its arguments
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,10 @@ attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
 def fused_attention(
-    q: Float[Array, "batch tokens heads head_dim"], k: Array, v: Array, implementation: str = "cudnn"
+    q: Float[Array, "batch tokens heads head_dim"],
+    k: Array,
+    v: Array,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Array:
     """Attention by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
     scores are float32 inside.

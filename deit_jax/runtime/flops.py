@@ -26,7 +26,7 @@ def _of_jaxpr(jaxpr) -> int:
 def _of_equation(equation) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _of_product(*(v.aval.shape for v in equation.invars), params["dimension_numbers"])
+        return _of_product(equation.invars[0].aval.shape, equation.invars[1].aval.shape, params["dimension_numbers"])
     if name == "conv_general_dilated":
         return _of_convolution(equation)
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
