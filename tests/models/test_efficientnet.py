@@ -16,14 +16,14 @@ from safetensors.numpy import load_file, save_file
 import deit_jax
 from deit_jax import convert, models
 from deit_jax.config import default_config, resolve
-from deit_jax.distill.teacher import load_teacher, no_teacher, teacher_of
+from deit_jax.distill.teacher import load_teacher, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.models import grouped_conv
 from deit_jax.models.efficientnet import CONFIGS, EfficientNet
 from deit_jax.models.linen import to_linen
 from deit_jax.runtime.flops import count_flops
 from deit_jax.student import Student
-from deit_jax.train.step import create_state, make_update
+from deit_jax.train.step import create_state, make_update, no_teacher
 from deit_jax.weights import fit_weights, load_weights
 
 GOLDEN = np.load(seeded.GOLDEN / "efficientnet.npz")
