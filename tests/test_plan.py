@@ -170,7 +170,7 @@ def test_a_step_that_does_not_fit_names_what_does(monkeypatch, capsys):
         bytes_ = min(needed[name] for name in ("", *[n for n, on in flat_.items() if on]))
         if not any(flat_.values()):
             raise plan.DoesNotFit(900 * 2**20)
-        return example(arguments=bytes_ * 2**20, available=520 * 2**20)
+        return example(arguments=bytes_ * 2**20, temporaries=0, available=520 * 2**20)
 
     monkeypatch.setattr(plan, "make_plan", made_up)
     monkeypatch.setattr(hardware, "device_memory", lambda kind, here=1: 520 * 2**20)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -136,7 +136,7 @@ def _threads(config: Config) -> int:
     return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
-def _ahead(config: Config, make: Callable, start: int, stop: int) -> Iterator[Any]:
+def _ahead(config: Config, make: Any, start: int, stop: int) -> Any:
     """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
     steps = grain.MapDataset.range(start, stop).map(make)
     workers, ready = config.data.workers, max(1, config.data.prefetch)
@@ -195,7 +195,7 @@ class EvalBatches:
       seen: images met so far, readable or not.
     """
 
-    def __init__(self, batches: Iterator[Any]):
+    def __init__(self, batches: Any):
         self._batches = batches
         self.broken: list[str] = []
         self.seen = 0
@@ -292,8 +292,8 @@ class TrainBatch:
     repeats: int
     mix_group: int
     fast: bool
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    scale: tuple[float, ...]
+    ratio: tuple[float, ...]
     exif: bool
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class TrainBatches:
       seen: views so far.
     """
 
-    def __init__(self, batches: Iterator[Any], max_broken: float, floor: int):
+    def __init__(self, batches: Any, max_broken: float, floor: int):
         self._batches, self._max_broken, self._floor = batches, max_broken, floor
         self._named: set[str] = set()
         self.seen = self.broken = 0

@@ -103,6 +103,9 @@ def make_labels(
     classes = {"num_classes": source.num_classes, "class_names": source.class_names}
     dtype = compute_dtype(config.teacher.dtype)
     members, arrays = load_teacher(config, trained, img_size=student.img_size, dtype=dtype, **classes)
+    if jax.process_index() == 0:
+        for note in [note for member in members for note in member.notes]:
+            print(f"labels: {note}")
     init = config.teacher.init or "trained for it"
     header = make_header(config, source, student, teacher_identity(config, student.img_size, members, arrays, init))
     store = open_store(folder, header, total, config, source, student)

@@ -257,8 +257,9 @@ class LabelStore:
     def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
         again = "run --mode=label again, which makes damaged labels again"
+        arrays = {name: self.array(name) for name in self.arrays()}
         try:
-            pending = {name: self.array(name)[first:end, rows].read() for name in self.arrays()}
+            pending = {name: array[first:end, rows].read() for name, array in arrays.items()}
             labels = {name: future.result() for name, future in pending.items()}
         except (ValueError, IndexError) as error:
             raise UserError(

@@ -300,7 +300,7 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         "teachers": {name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r}
                      for name, r in teachers(workdir).items()},
         "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
-        "where": {name: r["where"] for name, r in finished(workdir).items()},
+        "where": sorted({r["where"] for r in finished(workdir).values()}),
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
     atomic.write_json(folder / "ablation.json", record)
@@ -314,9 +314,9 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
 
 
 def mean_loss(logs: list[list[dict]]) -> list[dict]:
-    """One log of the training loss, averaged over runs where all have it."""
-    losses = [{r["step"]: (r["epoch"], r["loss"]) for r in records if "loss" in r} for records in logs]
-    steps = sorted(set.intersection(*map(set, losses)))
+    """One log of the training loss, averaged over runs where all that kept a log have it."""
+    losses = [{r["step"]: (r["epoch"], r["loss"]) for r in records if "loss" in r} for records in logs if records]
+    steps = sorted(set.intersection(*map(set, losses))) if losses else []
     return [{"step": s, "epoch": losses[0][s][0], "loss": float(np.mean([run[s][1] for run in losses]))} for s in steps]
 
 

@@ -143,7 +143,7 @@ def test_new_weights_have_the_released_scales():
 def test_the_name_of_a_file_tells_which_of_two_models_it_is(tmp_path, b0, caplog, file, name, mean):
     (tmp_path / file).symlink_to(b0[0])
     weights = load_weights(tmp_path / file)
-    assert (weights.name, weights.num_classes, weights.mean[0]) == (name, 10, mean)
+    assert (weights.name, weights.num_classes, weights.mean[0], weights.crop) == (name, 10, mean, 0.875)
     assert {key: weights.architecture.config[key] for key in CONFIGS[name]} == CONFIGS[name]
     assert not caplog.text
 
