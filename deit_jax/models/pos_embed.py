@@ -21,8 +21,8 @@ def cubic(distance: np.ndarray) -> np.ndarray:
 
 
 def resize_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The weight of each of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False), the border
-    repeated, without antialiasing."""
+    """The weight of each of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False),
+    the border repeated, without antialiasing."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
