@@ -28,6 +28,8 @@ from deit_jax.runtime import hardware
 
 log = logging.getLogger(__name__)
 
+_named: set[str] = set()  # unreadable evaluation images that were warned of
+
 ENDLESS = 1 << 40  # steps
 CHUNK = 8  # images per task of the decoding threads
 GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
@@ -120,7 +122,7 @@ def eval_batches(
         skip=config.data.eval_broken == "skip",
         interpolation=config.data.interpolation,
     )
-    return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)))
+    return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)), skip=make.skip)
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:
@@ -188,15 +190,15 @@ def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[
 
 
 class EvalBatches:
-    """Iterator over evaluation batches that names the images that cannot be read.
+    """Iterator over evaluation batches that names the images that cannot be read, each once per process.
 
     Attributes:
       broken: what was said of each, so far.
       seen: images met so far, readable or not.
     """
 
-    def __init__(self, batches: Any):
-        self._batches = batches
+    def __init__(self, batches: Any, *, skip: bool):
+        self._batches, self._skip = batches, skip
         self.broken: list[str] = []
         self.seen = 0
 
@@ -211,10 +213,15 @@ class EvalBatches:
                 raise UserError(
                     f"none of the {self.seen} evaluation images can be read, the first: {self.broken[0]}"
                 ) from None
+            if self.broken:
+                how = "are left out" if self._skip else "count as wrong"
+                log.warning("%d of %d evaluation images cannot be read: they %s", len(self.broken), self.seen, how)
             raise
         broken = batch.pop("broken")
         for name in broken:
-            log.warning("evaluation image cannot be read: %s", shown(name))
+            if name not in _named:
+                log.warning("evaluation image cannot be read: %s", shown(name))
+                _named.add(name)
         self.broken += broken
         self.seen += batch.pop("seen")
         return batch

@@ -243,8 +243,19 @@ def test_broken_evaluation_image_is_named_and_counts_as_wrong_or_not(source, wor
     np.testing.assert_array_equal(mask[[1, 89]], how == "wrong")
     np.testing.assert_array_equal(labels[[1, 89]], -1)
     assert (len(batches.broken), batches.seen) == (2, 90)
-    assert source.path(1) in caplog.text
-    assert source.path(89) in caplog.text
+    assert [source.path(i) in name for i, name in zip((1, 89), batches.broken, strict=True)] == [True, True]
+    assert (
+        f"2 of 90 evaluation images cannot be read: they {'are left out' if how == 'skip' else 'count as wrong'}"
+        in (caplog.text)
+    )
+
+
+def test_a_broken_evaluation_image_is_named_once(source, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline, "_named", set())
+    for _ in range(2):
+        list(pipeline.eval_batches(settings(), Spoiled(source, {2}), size=SIZE))
+    assert caplog.text.count(source.path(2)) == 1
+    assert caplog.text.count("1 of 90 evaluation images cannot be read") == 2
 
 
 def test_an_evaluation_without_a_readable_image_is_an_error(source):
