@@ -149,8 +149,9 @@ def make_plan(config: Config, devices: list[jax.Device]) -> Plan:
 
 
 def memory_used(error: str) -> float | None:
-    """Bytes out of the compiler's message "Used 21.50G of 15.75G hbm"; None where it has no such words."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error)
+    """Bytes out of the compiler's message, "Used 21.50G of 15.75G hbm" or "HLO temporaries (22.17G) exceeds available
+    HBM (15.75G)"; None where it has no such words."""
+    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error) or re.search(r"\(([\d.]+)([KMGT])\) exceeds", error)
     return float(used[1]) * 2 ** (10 * (1 + "KMGT".index(used[2]))) if used else None
 
 

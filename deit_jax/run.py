@@ -21,8 +21,8 @@ from deit_jax.data import pipeline
 from deit_jax.distill import agreement
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.report import log, plots, tables
-from deit_jax.runtime import atomic, lock
-from deit_jax.runtime.processes import wait_for_process_0
+from deit_jax.runtime import atomic
+from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.train.evaluate import head_logits
 from deit_jax.train.loop import train
 from deit_jax.train.setup import Data, Run
@@ -48,8 +48,8 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
     """
     begun = time.perf_counter()
     student = open_run(config, workdir, data, **options)
-    first = jax.process_index() == 0  # the processes of one run share its folder
-    with lock.hold(student.folder) if first else contextlib.nullcontext():
+    first = jax.process_index() == 0
+    with hold_folder(student.folder):
         results = {}
         teacher_folder, results["teacher"] = train_teacher(config, student.folder, student.data)
         if config.train_baseline:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deit_jax.runtime import sharding
+from deit_jax.runtime.layout import make_layout, place_params
 
 
 def state(step: int, bad: int = 0) -> dict:
@@ -20,9 +20,9 @@ def state(step: int, bad: int = 0) -> dict:
     }
 
 
-def shapes(mesh, how="replicated"):
+def shapes(mesh):
     tree = jax.eval_shape(lambda: state(0))
-    places = sharding.place_params(tree, mesh, how, smallest=1)
+    places = place_params(tree, make_layout(mesh, smallest=1))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 

@@ -1,6 +1,7 @@
 """Plans against what the arrays must take, on eight simulated devices; TPU topologies where libtpu is installed."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from flax import nnx
 from deit_jax import plan
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
-from deit_jax.runtime import hardware, sharding
+from deit_jax.runtime import hardware, sharding, topologies
 from deit_jax.runtime.collectives import Collective, collectives
 from deit_jax.runtime.flops import count_flops
 from deit_jax.student import make_student
@@ -95,19 +96,6 @@ def test_a_plan_of_eight_devices(capsys):
     assert "optimizer.lr_update = epoch, as released (paper: step)" in printed
 
 
-def test_parameters_split_over_devices_take_their_share():
-    config = small_config(sharding="fsdp")
-    parts, mesh = plan.abstract_step(config), sharding.make_mesh()
-    places = sharding.place_params(parts.state, mesh, "fsdp")
-    shard = lambda x, place: 4 * int(np.prod(place.shard_shape(x.shape)))  # noqa: E731
-    state = sum(jax.tree.leaves(jax.tree.map(shard, parts.state, places)))
-    compiled, _ = plan.compile_step(config, mesh)
-    arguments = compiled.memory_analysis().argument_size_in_bytes
-    assert arguments == pytest.approx(state + (64 // 8) * (16 * 16 * 3 + 5 * 4), rel=0.001)
-    assert arguments < 0.25 * 16 * size_of(config)
-    assert "all-gather" in collectives(compiled.as_text())
-
-
 def test_arithmetic_of_a_step_by_hand():
     config = small_config()
     depth, dim, tokens, patches = 4, 96, 18, 16
@@ -147,22 +135,100 @@ def test_the_batch_must_fit_the_topology():
         plan.plan(small_config(batch_size=60))
 
 
-def test_a_step_that_does_not_fit_says_so_in_a_line():
+def test_the_compilers_figure_is_read():
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded"
-    message = plan.does_not_fit(small_config(), 16, "TPU v5 lite", said)
-    assert "batch_size 64 does not fit 16 x TPU v5 lite (21.50G of 15.75G)" in message
-    assert "model.remat=full" in message
+    assert plan.memory_used(said) == 21.5 * 2**30
+    said = "the total memory required for HLO temporaries (22.17G) exceeds available HBM (15.75G)."
+    assert plan.memory_used(said) == 22.17 * 2**30
+    assert plan.memory_used("RESOURCE_EXHAUSTED: out of memory") is None
+
+
+def test_ways_to_fit_are_valid_and_cost_nothing_twice():
+    config = small_config()
+    assert plan.ways_to_fit(config, 8) == [
+        {"model.remat": "dots"},
+        {"model.remat": "full"},
+        {"accumulate": 2},
+        {"mesh.fsdp": -1, "mesh.data": 1},
+        {"batch_size": 32},
+        {"model.remat": "full", "accumulate": 2, "mesh.fsdp": -1, "mesh.data": 1},
+    ]
+    config.model.remat, config.mesh.fsdp, config.batch_size = "full", 8, 8
+    assert plan.ways_to_fit(config, 8) == []
+    config.model.name = "regnety_digits"
+    assert all("model.remat" not in way for way in plan.ways_to_fit(config, 1))
+
+
+def test_a_step_that_does_not_fit_names_what_does(monkeypatch, capsys):
+    """Ways are tried for real; only what the device has is made up."""
+    config = small_config()
+    needed = {"": 900, "model.remat": 600, "accumulate": 500, "mesh.fsdp": 300, "batch_size": 550}
+
+    def made_up(config, devices):
+        flat_ = {"model.remat": config.model.remat != "none", "accumulate": config.accumulate > 1,
+                 "mesh.fsdp": config.mesh.fsdp != 1, "batch_size": config.batch_size < 64}  # fmt: skip
+        bytes_ = min(needed[name] for name in ("", *[n for n, on in flat_.items() if on]))
+        if not any(flat_.values()):
+            raise plan.DoesNotFit(900 * 2**20)
+        return example(arguments=bytes_ * 2**20, temporaries=0, available=520 * 2**20)
+
+    monkeypatch.setattr(plan, "make_plan", made_up)
+    monkeypatch.setattr(hardware, "device_memory", lambda kind, here=1: 520 * 2**20)
+    assert plan.plan(config) is None
+    printed = capsys.readouterr().out
+    assert "does not fit:  900.00 MiB of 520.00 MiB per device" in printed
+    assert re.search(r"--config.accumulate=2 +500.00 MiB of 520.00 MiB: fits\n", printed)
+    assert re.search(r"--config.mesh.fsdp=-1 --config.mesh.data=1 +300.00 MiB of 520.00 MiB: fits\n", printed)
+    assert re.search(r"--config.batch_size=32 +550.00 MiB of 520.00 MiB\n", printed)
+
+
+def example(**changes):
+    values = {
+        "devices": 16, "device_kind": "TPU v5 lite", "parameters": 10, "teacher_parameters": 0, "arguments": 3 * 2**30,
+        "temporaries": 2**30, "outputs": 0, "available": 16 * 2**30, "flops": 16 * 197 * 10**12,
+        "collectives": {"all-reduce": Collective(1, 16 * 10**11)}, "compile_seconds": 1.0,
+    }  # fmt: skip
+    return plan.Plan(**(values | changes))
+
+
+def test_forecast_by_hand():
+    config = small_config(batch_size=1024, steps=3600)
+    # 2 s of arithmetic at half of the peak; 2 x 15/16 x 1.6 TB over 100 GB/s are 30 s
+    lines = plan.forecast(example(), config)
+    assert "communication hidden: 34 images/s, 30.0 h" in lines[2]
+    assert "nothing hidden:       32 images/s, 32.0 h (94% of it sending)" in lines[3]
+    assert plan.forecast(example(device_kind="cpu"), config) == []
+    assert example(available=2**30).fits is False
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ('INVALID_ARGUMENT: Topology layout "v5e:3x3" is not divisible by the given chips_per_host_bounds "2x2x1"',
+         "topology 'v5e:3x3' is not one that libtpu can compile for: Topology layout"),
+        ('ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".',
+         "libtpu is locked by another program that uses it: wait for that one to end"),
+        ("Unable to initialize backend 'tpu': cannot open libtpu.so",
+         "libtpu does not work here, whatever the topology"),
+    ],
+)  # fmt: skip
+def test_libtpus_errors_are_told_apart(error, message):
+    assert message in topologies.explain("v5e:3x3", error)
 
 
 @pytest.mark.parametrize(
     ("topology", "message"),
-    [("pod", "name chip and grid, as v5e:4x4"), ("v5e", "name chip and grid"), ("v5e:2x2", "pip install libtpu")],
+    [
+        ("pod", "not a chip and its grid: write v5e:4x4"),
+        ("v5e", "not a chip and its grid"),
+        ("v5e:2x2", "pip install libtpu"),
+    ],
 )
 def test_topologies_that_cannot_be_planned(topology, message, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
     with pytest.raises(UserError, match=message):
-        plan.prepare_environment(topology)
+        topologies.prepare_environment(topology)
 
 
 def test_devices_are_known_by_their_kind():

@@ -233,6 +233,10 @@ class Mesh(Group):
     tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
 
 
+class Processes(Group):
+    lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
+
+
 class Finetune(Group):
     epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/chain.py); 0: do not")
     img_size: int = S(384, "its image size in pixels")
@@ -249,6 +253,12 @@ class Ablate(Group):
         ("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/study/ablation.py", runtime=True
     )
     store_labels: bool = S(False, "store the teacher's labels once per seed, for all its arms", runtime=True)
+    teacher_split: str = S(
+        "",
+        "split that the study's teachers are evaluated and chosen on, so that the students' evaluation split chooses"
+        " nothing; '': the same one",
+        runtime=True,
+    )
 
 
 class Config(Group):
@@ -274,6 +284,7 @@ class Config(Group):
     log: Log
     stability: Stability
     mesh: Mesh
+    processes: Processes
     finetune: Finetune
     ablate: Ablate
 

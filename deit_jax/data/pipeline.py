@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from deit_jax.config.settings import Config
+from deit_jax.config import Config
 from deit_jax.data import batch as batches
 from deit_jax.data import images, order
 from deit_jax.data.base import Source

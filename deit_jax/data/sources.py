@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.config.settings import Config
+from deit_jax.config import Config
 from deit_jax.data import order
 from deit_jax.data.base import (
     ArraySource,

@@ -25,11 +25,12 @@ from deit_jax.distill.teacher import load_teacher, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.randomness import purpose_key
 from deit_jax.report.tables import duration
-from deit_jax.runtime import sharding
-from deit_jax.runtime.interrupt import Interrupted, Stop
+from deit_jax.runtime import atomic, sharding
+from deit_jax.runtime.interrupt import STATE, Interrupted, Stop
+from deit_jax.runtime.processes import from_process_0, hold_folder
 from deit_jax.student import Student, compute_dtype, make_student
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.setup import open_data
+from deit_jax.train.setup import Data, open_data
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
@@ -89,12 +90,22 @@ def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "
     if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
         header = read_header(folder)
         check_identity(folder, header, config, source, student, header["teacher"])
-    make_folder(folder)
+    with hold_folder(folder):
+        return make_labels(config, folder, data, student, total, verify, teacher_init)
 
+
+def make_labels(
+    config, folder: Path, data: Data, student: Student, total: int, verify: int, teacher_init: str
+) -> dict[str, Any]:
+    """As `label`, in a folder that is held by this run and with what was opened to check the config."""
+    source = data.train
     trained = teacher_init or train_teacher(config, folder, data)[0]
     classes = {"num_classes": source.num_classes, "class_names": source.class_names}
     dtype = compute_dtype(config.teacher.dtype)
     members, arrays = load_teacher(config, trained, img_size=student.img_size, dtype=dtype, **classes)
+    if jax.process_index() == 0:
+        for note in [note for member in members for note in member.notes]:
+            print(f"labels: {note}")
     init = config.teacher.init or "trained for it"
     header = make_header(config, source, student, teacher_identity(config, student.img_size, members, arrays, init))
     store = open_store(folder, header, total, config, source, student)
@@ -109,13 +120,6 @@ def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "
     return fill(store, one, batches, total)
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {folder} cannot be written ({error.strerror}): choose another --workdir") from error
-
-
 def open_store(folder: Path, header: dict, total: int, config, source, student: Student) -> LabelStore:
     """The store in `folder`, new or to be finished. Raises UserError where it is one of other labels."""
     if (folder / "labels.json").exists():
@@ -125,10 +129,16 @@ def open_store(folder: Path, header: dict, total: int, config, source, student: 
         if other:
             shown = "; ".join(f"{k}: {theirs[k]} there, {header[k]} here" for k in other)
             raise UserError(f"{folder} holds labels of another form ({shown}): choose another --workdir")
-    if jax.process_index() == 0:
-        LabelStore.create(folder, header, total)
-    wait_for_all("labels begin")
+    from_process_0(lambda: prepare_store(folder, header, total))
     return LabelStore(folder)
+
+
+def prepare_store(folder: Path, header: dict, total: int) -> None:
+    """Start the store or make room in it, and remove what is damaged there, so that it is made again."""
+    store = LabelStore.create(folder, header, total)
+    for chunk, found in store.damaged().items():
+        print(f"labels: chunk {chunk} is damaged ({found}): making it again")
+        store.remove(chunk)
 
 
 def wait_for_all(name: str) -> None:
@@ -158,6 +168,7 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     if store.stored(total):
         progress.say(f"labels: {store.stored(total)} steps are there already")
     pending: list = []
+    STATE.saved = lambda: f"{store.stored(total)} of {total} steps of labels"
     with Stop() as stop:
         for first, end in runs(mine):
             stream = batches(first * CHUNK)
@@ -175,10 +186,10 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
                 break
         for writes in pending:
             finish(store, writes)
-    if stop.signal:
+    wait_for_all("labels end")
+    if stop.signal or store.missing(total):
         done = store.stored(total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command goes on from there")
-    wait_for_all("labels end")
     written = sum(f.stat().st_size for f in store.folder.glob("[dip]*/c/**/*") if f.is_file())
     progress.say(f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
                  f"--config.distill.labels={store.folder}")  # fmt: skip
@@ -210,8 +221,8 @@ def finish(store: LabelStore, writes: list) -> None:
             write.result()
     except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
         raise UserError(
-            f"labels could not be written to {store.folder} ({str(error).splitlines()[0][:200]}): the first"
-            f" {store.steps_done()} steps are stored and stay usable; make room, and the same command goes on"
+            f"{atomic.write_error(store.folder / 'labels', error)}; the first {store.steps_done()} steps are stored and"
+            " stay usable, and the same command goes on from there"
         ) from error
 
 

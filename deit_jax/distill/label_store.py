@@ -60,9 +60,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error!r:.80}): make labels in another folder") from error
     if not intact:
-        raise UserError(
-            f"{path} was changed by hand (its hash does not fit): restore it, or make labels in another folder"
-        )
+        raise UserError(f"{path} was changed (its hash does not fit): {RESTORE}")
     return header
 
 
@@ -188,8 +186,8 @@ class LabelStore:
                 raise UserError(
                     f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
                 ) from error
-            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[0]
-            if form != (dtype, (self.header["batch_size"], *more), CHUNK):
+            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[:1]
+            if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
                 raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
             self.opened[name] = array
         return self.opened[name]
@@ -259,8 +257,9 @@ class LabelStore:
     def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
         again = "run --mode=label again, which makes damaged labels again"
+        arrays = {name: self.array(name) for name in self.arrays()}
         try:
-            pending = {name: self.array(name)[first:end, rows].read() for name in self.arrays()}
+            pending = {name: array[first:end, rows].read() for name, array in arrays.items()}
             labels = {name: future.result() for name, future in pending.items()}
         except (ValueError, IndexError) as error:
             raise UserError(

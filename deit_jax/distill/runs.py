@@ -44,7 +44,7 @@ def open_models(config: Config, data: Data, *, teacher_init: str = "", begun: bo
         teacher = NO_TEACHER
     else:
         teacher = open_teacher(config, student, data, teacher_init)
-    return Models(student, teacher, NO_INIT if begun else load_init(config, student))
+    return Models(student, teacher, NO_INIT if begun else load_init(config, student, data.train.class_names))
 
 
 def open_teacher(config: Config, student: Student, data: Data, init: str = "") -> Teacher:

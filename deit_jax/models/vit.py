@@ -354,6 +354,7 @@ SIZES = {
 }
 # Small images, small machines: digits and CIFAR-10.
 SMALL = {
+    "pico_patch4_12": {"embed_dim": 64, "num_heads": 2, "depth": 3, "patch_size": 4, "img_size": 12},
     "digits_patch4_16": {"embed_dim": 96, "num_heads": 3, "depth": 4, "patch_size": 4, "img_size": 16},
     "nano_patch4_32": {"embed_dim": 96, "num_heads": 3, "depth": 6, "patch_size": 4, "img_size": 32},
     "cifar_patch4_32": {"embed_dim": 192, "num_heads": 3, "depth": 9, "patch_size": 4, "img_size": 32},
@@ -367,6 +368,11 @@ CONFIGS: dict[str, dict] = {
 }
 CONFIGS |= {
     f"vit_{size}_patch16_{pixels}": {**SIZES[size], "img_size": pixels} for size in SIZES for pixels in (224, 384)
+}
+CONFIGS |= {
+    "vit_large_patch16_224": {"embed_dim": 1024, "num_heads": 16, "depth": 24},
+    "vit_large_patch16_384": {"embed_dim": 1024, "num_heads": 16, "depth": 24, "img_size": 384},
+    "vit_huge_patch14_224": {"embed_dim": 1280, "num_heads": 16, "depth": 32, "patch_size": 14},
 }
 CONFIGS |= {
     f"deit_{name.split('_')[0]}{mark}_{name.split('_', 1)[1]}": {**sizes, "distilled": bool(mark)}

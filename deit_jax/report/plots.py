@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, attention, bars. Each function writes one PNG."""
+"""Pictures of a run: curves, attention, differences. Each function writes one PNG."""
 
 import itertools
 import textwrap
@@ -91,19 +91,26 @@ def attention(
     save(figure, Path(path))
 
 
-def bars(path: str | Path, values: dict[str, tuple[float, float]], ylabel: str = "top-1, %") -> None:
-    """A bar with its deviation for each {label: (mean, deviation)}; from 0 on, unless the bars would look alike."""
-    labels = [textwrap.fill(label, 20, break_long_words=False) for label in values]
-    letters = max(len(line) for label in labels for line in label.split("\n"))
-    figure, axis = plt.subplots(figsize=(max(4.0, max(1.25, 0.08 * letters) * len(values)), 3.4))
-    means, deviations = zip(*values.values(), strict=True)
-    axis.bar(range(len(values)), means, yerr=deviations, capsize=4, color=COLORS[0], width=0.62, ecolor=INK)
-    low = min(m - d for m, d in zip(means, deviations, strict=True))
-    high = max(m + d for m, d in zip(means, deviations, strict=True))
-    room = max(high - low, 0.5)
-    axis.set_ylim(0.0 if room > 0.1 * high else low - room, high + 0.3 * room)
-    axis.set_xticks(range(len(values)), labels, fontsize=7)
-    for x, (mean, deviation) in enumerate(values.values()):
-        axis.text(x, mean + deviation, f"{mean:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
-    tidy(axis, "", ylabel)
+def differences(
+    path: str | Path,
+    rows: list[tuple[str, float, float, float, list[float]]],
+    xlabel: str = "difference in top-1, points",
+) -> None:
+    """Paired differences as dots with their confidence intervals, one row each; small dots are the single pairs.
+
+    rows: (label, mean, low, high, values); low and high may be nan (no interval drawn).
+    """
+    figure, axis = plt.subplots(figsize=(8.6, 0.6 + 0.42 * len(rows)))
+    for y, (_, mean, low, high, values) in enumerate(rows):
+        axis.plot(values, [y + 0.18] * len(values), "o", color=COLORS[4], alpha=0.55, markersize=3.5, linewidth=0)
+        if np.isfinite([low, high]).all():
+            axis.plot([low, high], [y, y], color=COLORS[0], linewidth=2.2, solid_capstyle="butt")
+        axis.plot([mean], [y], "o", color=COLORS[0], markersize=6)
+        axis.annotate(f"{mean:+.2f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
+    axis.axvline(0, color=INK, linewidth=0.9, linestyle="--")
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 62) for label, *_ in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    tidy(axis, xlabel, "")
+    axis.grid(axis="x", color=GRID, linewidth=0.8)
+    axis.grid(axis="y", visible=False)
     save(figure, Path(path))

@@ -11,6 +11,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from jax._src import distributed  # jax has no public name for its key-value store
 
@@ -28,7 +30,9 @@ class Peers:
 
     def __init__(self, lost_after: float):
         state = distributed.global_state
-        self.client, self.index, self.count = state.client, state.process_id, state.num_processes
+        self.client: Any = state.client
+        self.index, self.count = state.process_id, state.num_processes
+        self.host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
         self.lost_after = lost_after
         self.closed = threading.Event()
         self.agreed = False
@@ -53,10 +57,9 @@ class Peers:
 
         Where no connection can be made, between hosts that allow none, the signs of life are all there is.
         """
-        host = distributed.global_state.coordinator_address.rpartition(":")[0].strip("[]")
         try:
             port = int(self.client.blocking_key_value_get(LINE, AGREEMENT * 1000))
-            with socket.create_connection((host, port), timeout=AGREEMENT) as line:
+            with socket.create_connection((self.host, port), timeout=AGREEMENT) as line:
                 line.settimeout(None)
                 goodbye = line.recv(1)
         except OSError as error:
@@ -136,7 +139,7 @@ class Peers:
 
 
 @contextlib.contextmanager
-def watch(lost_after: float):
+def watch(lost_after: float) -> Iterator[None]:
     """Watch the other processes while the block lasts, if there are any; jax.distributed has been started.
 
     lost_after: seconds without a sign of life after which a process counts as lost.

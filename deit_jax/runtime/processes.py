@@ -1,9 +1,17 @@
 """Waiting of the processes of one run for each other, beside their devices' collectives."""
 
+import contextlib
 import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+
+from deit_jax.errors import UserError
+from deit_jax.runtime import lock
 
 A_MONTH = 30 * 24 * 3600  # seconds
 calls = itertools.count()  # the same on all processes: a barrier's name must be new each time
@@ -18,3 +26,27 @@ def wait_for_process_0(name: str) -> None:
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))  # named, it is a barrier of the coordinator, not of the devices
         multihost.sync_global_processes(f"deit_jax/{name}/{next(calls)}", timeout=A_MONTH, processes=everyone)
+
+
+def from_process_0(decide: Callable[[], int | None]) -> int:
+    """What `decide` returns on process 0, on every process; where it raises UserError there, all of them do."""
+    if jax.process_count() == 1:
+        return decide() or 0
+    decided, failure = 0, None
+    if jax.process_index() == 0:
+        try:
+            decided = decide() or 0
+        except UserError as error:
+            failure = error
+    decided, failed = multihost_utils.broadcast_one_to_all(np.array([decided, failure is not None], np.int32))
+    if failed:
+        raise failure or UserError("process 0 cannot go on: it says why")
+    return int(decided)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for all processes of this run. Raises UserError on all where another process holds it."""
+    with contextlib.ExitStack() as held:
+        from_process_0(lambda: held.enter_context(lock.hold(folder)))
+        yield

@@ -13,15 +13,31 @@ from deit_jax.runtime.mesh import mesh_sizes
 
 
 def start_processes() -> None:
-    """Join the other processes of a multi-host run, once, before any device is used.
+    """Join the other processes of a multi-host run, once, before any device is used. A single process needs nothing.
 
-    SLURM, Open MPI and Cloud TPU pods are recognised by jax; elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process. A single process needs nothing.
+    Slurm's tasks and the hosts that TPU_WORKER_HOSTNAMES lists are found by jax. Elsewhere each process gets
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or DEIT_JAX_PROCESSES=auto
+    where jax knows the cluster by other marks (a Cloud TPU VM's metadata, Open MPI). See docs/scale.md.
+
+    Raises:
+        UserError: one of the three variables is missing or is not a number.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+    environ = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environ:
+        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        values = [environ.get(name, "") for name in names]
+        for name, value in zip(names, values, strict=True):
+            if not value.isdigit():
+                raise UserError(f"{name} is '{value}': set it to a number beside JAX_COORDINATOR_ADDRESS")
+        count, index = map(int, values)
+        if index >= count:
+            raise UserError(f"JAX_PROCESS_ID is {index} of {count} processes: they count from 0")
+        jax.distributed.initialize(environ["JAX_COORDINATOR_ADDRESS"], count, index)
+    elif (
+        environ.get("DEIT_JAX_PROCESSES") == "auto"
+        or int(environ.get("SLURM_NTASKS", 1)) > 1
+        or len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    ):
         jax.distributed.initialize()
 
 

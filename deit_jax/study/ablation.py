@@ -5,6 +5,8 @@ trained here for so many epochs (`hard@deit_nano_patch4_32:5`: a transformer tea
 several times on one workdir: the processes share out the runs (deit_jax/study/jobs.py).
 """
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +20,7 @@ from deit_jax.distill.label import label
 from deit_jax.distill.runs import open_models, train_run
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import lock
-from deit_jax.study import jobs
-from deit_jax.study import report as ablate_report
+from deit_jax.study import decisions, jobs, report
 from deit_jax.study.jobs import Job
 from deit_jax.train.setup import open_data
 from deit_jax.train.workdir import claim_workdir
@@ -62,6 +63,7 @@ ARMS: dict[str, Callable] = {
     "hard_live": hard,
 }
 TAUGHT = set(ARMS) - {"none", "second_cls"}
+REPORT_SECONDS = 600.0  # the pictures take seconds, as much as some runs' evaluation
 LIVE = "hard_live"  # although `ablate.store_labels`: what stored labels are checked against, for the first seed
 
 
@@ -112,7 +114,7 @@ def arm_config(config, arm: str, seed: int):
 def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]]:
     """Run the study, or what is left of it; returns {arm: {seed: {head: top-1}}}.
 
-    WORKDIR/results holds it as tables, bar plot, curves and JSON, written anew after every run; see ablate_report.
+    WORKDIR/results holds it as tables, pictures and JSON, refreshed every ten minutes and at the end (study/report.py).
     """
     arms = {name: parse_arm(name) for name in config.ablate.arms}
     if config.distill.labels:
@@ -138,71 +140,85 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
     workdir = claim_workdir(workdir, base, source.fingerprint)
 
     def write() -> dict:
-        scores = collect(workdir, config)
+        scores, averaged = collect(workdir, config), collect(workdir, config, "ema")
         if jax.process_index() == 0:
             with lock.try_hold(workdir / "results") as other:
                 if other is None:
-                    ablate_report.write(workdir, config, scores)
+                    report.write(workdir, config, scores, averaged, command=shlex.join(["python", *sys.argv]))
         return scores
 
-    jobs.run_jobs(plan_jobs(base, workdir, arms), write)
+    jobs.run_jobs(plan_jobs(base, workdir, arms), jobs.at_most_every(REPORT_SECONDS, write))
     scores = write()
     if jax.process_index() == 0:
-        print(f"\n{ablate_report.text(workdir, config, scores)}\n\nreport: {workdir / 'results/ablation.md'}")
+        print(f"\n{(workdir / 'results/ablation.md').read_text()}\n\nreport: {workdir / 'results/ablation.md'}")
     return scores
 
 
 def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
-    """Teacher by teacher, and seed by seed, so that an unfinished study compares whole rows."""
-    planned = []
-    for teacher in dict.fromkeys(arm[1:] for arm in arms.values()):
-        group = {name: arm for name, arm in arms.items() if arm[1:] == teacher}
-        taught = [name for name, arm in group.items() if arm.kind in TAUGHT]
-        stored = [name for name in taught if base.ablate.store_labels and group[name].kind != LIVE]
-        config, folder = with_teacher(base, Arm("hard", *teacher)), None
-        name = f"teacher-{config.teacher.name}-{teacher[1]}" if teacher[0] else "teacher"
-        if taught and trains_teacher(config):
-            folder = workdir / name
-            planned.append(Job(folder, (), lambda c=config, f=folder: train_the_teacher(c, f)))
-        needs_teacher = (folder,) if folder else ()
-        for seed in base.ablate.seeds:
-            store = None
-            if stored:
-                soft_ones = [arm for arm in stored if group[arm].kind.startswith("soft")]
-                c = arm_config(base, (soft_ones or stored)[0], seed)
-                c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
-                store = workdir / "labels" / f"{name}-{seed}-{c.label.kind}"
-                work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))  # noqa: E731
-                planned.append(Job(store, needs_teacher, work))
-            for arm in group:
-                if group[arm].kind == LIVE and seed != base.ablate.seeds[0]:
-                    continue  # equality wants no statistics
-                c, run = arm_config(base, arm, seed), workdir / ablate_report.run_name(arm, seed)
-                needs = needs_teacher if arm in taught else ()
-                if arm in stored:
-                    c.distill.labels, needs = str(store), (store,)
-                planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
+    """Teachers first, then seed by seed: an unfinished study has all arms of the seeds that are done."""
+    teachers = {arm[1:]: with_teacher(base, Arm("hard", *arm[1:])) for arm in arms.values() if arm.kind in TAUGHT}
+    names = {t: f"teacher-{c.teacher.name}-{t[1]}" if t[0] else "teacher" for t, c in teachers.items()}
+    folders = {t: workdir / names[t] if trains_teacher(c) else None for t, c in teachers.items()}
+    planned = [
+        Job(folders[t], (), lambda c=c, f=folders[t]: train_the_teacher(c, f))
+        for t, c in teachers.items() if folders[t]
+    ]  # fmt: skip
+    for seed in base.ablate.seeds:
+        stores = {}
+        for t, folder in folders.items():
+            stored = [a for a, arm in arms.items() if arm[1:] == t and arm.kind in TAUGHT and arm.kind != LIVE]
+            if not (base.ablate.store_labels and stored):
+                continue
+            soft_ones = [a for a in stored if arms[a].kind.startswith("soft")]
+            c = arm_config(base, (soft_ones or stored)[0], seed)
+            c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
+            store = workdir / "labels" / f"{names[t]}-{seed}-{c.label.kind}"
+            work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))  # noqa: E731
+            planned.append(Job(store, (folder,) if folder else (), work))
+            stores |= dict.fromkeys(stored, store)
+        for name, arm in arms.items():
+            if arm.kind == LIVE and seed != base.ablate.seeds[0]:
+                continue  # one seed shows the equality
+            c, run = arm_config(base, name, seed), workdir / report.run_name(name, seed)
+            folder = folders.get(arm[1:]) if arm.kind in TAUGHT else None
+            needs = (folder,) if folder else ()
+            if name in stores:
+                c.distill.labels, needs = str(stores[name]), (stores[name],)
+            planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
     return planned
 
 
 def train_one(config, folder: Path, teacher: Path | None = None) -> dict[str, Any]:
-    """Train one run; returns {"heads": {head: top-1}} of its last weights."""
-    found = train_run(config, folder, title=folder.name, teacher_init=str(teacher or ""))
-    return {"heads": {head: r["top1"] for head, r in found["params"]["heads"].items()}}
+    """Train one run; returns what `decisions.record` found of its last weights, and writes down what they decide."""
+    data = open_data(config)
+    train_run(config, folder, data, title=folder.name, teacher_init=str(teacher or ""))
+    return decisions.record(config, data, folder) if jax.process_index() == 0 else {}
 
 
 def train_the_teacher(config, folder: Path) -> dict[str, Any]:
-    """As `train_one`, with the top-1 of the checkpoint that will teach, which is the best on the held-out images."""
-    found = train_one(teacher_config(config), folder)
-    return found | {"teaches_with": read_meta(find_step(folder))["metrics"].get("top1", found["heads"]["cls"])}
+    """Train a teacher, evaluated on `ablate.teacher_split` (default: the students' split) as it learns.
+
+    Returns, and writes down, what `train_one` does for the students' evaluation images; "teaches_with": the top-1 of
+    the checkpoint that teaches, the best on its own split; "evaluation": that of its last weights on the students'.
+    """
+    c = teacher_config(config)
+    students = c.data.eval_split
+    c.data.eval_split = config.ablate.teacher_split or students
+    train_run(c, folder, title=folder.name)
+    found = {"teaches_with": read_meta(find_step(folder))["metrics"]["top1"]}
+    c.data.eval_split = students
+    if jax.process_index() == 0:
+        found |= decisions.record(c, open_data(c), folder)
+        found["evaluation"] = found["heads"]["cls"]
+    return found
 
 
-def collect(workdir: Path, config) -> dict[str, dict[int, dict[str, float]]]:
-    """{arm: {seed: {head: top-1}}} of the runs that are done."""
+def collect(workdir: Path, config, weights: str = "heads") -> dict[str, dict[int, dict[str, float]]]:
+    """{arm: {seed: {head: top-1}}} of the runs that are done; weights: "heads", the last ones, or "ema"."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
     for arm in config.ablate.arms:
         for seed in config.ablate.seeds:
-            found = jobs.result(workdir / ablate_report.run_name(arm, seed))
-            if found:
-                scores.setdefault(arm, {})[seed] = found["heads"]
+            found = jobs.result(workdir / report.run_name(arm, seed))
+            if found and weights in found:
+                scores.setdefault(arm, {})[seed] = found[weights]
     return scores

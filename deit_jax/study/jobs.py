@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import functools
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable
@@ -75,6 +76,19 @@ def commit() -> str:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return ""
+
+
+def at_most_every(seconds: float, function: Callable[[], Any]) -> Callable[[], None]:
+    """`function`, but calls within `seconds` of the last one that ran do nothing."""
+    last = -math.inf
+
+    def limited() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            function()
+            last = time.monotonic()
+
+    return limited
 
 
 def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:

@@ -1,20 +1,20 @@
-"""What a study found: ablation.md (tables, paired tests, where and from what), ablation.json, bars and curves."""
+"""What a study found: ablation.md (claims, tables, paired differences, agreement; where and from what), ablation.json
+and pictures."""
 
 import itertools
 import json
 import math
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from deit_jax.config import default_config, flat
+from deit_jax.distill.agreement import STUDENT_HEADS, disagreement
 from deit_jax.report import log, plots, tables
 from deit_jax.runtime import atomic
-from deit_jax.study import jobs
-
-Scores = dict[str, dict[int, dict[str, float]]]  # arm, seed, head → top-1
+from deit_jax.study import decisions, jobs, statistics
+from deit_jax.study.claims import ALPHA, MARGIN, Decision, Scores, by_head, decide, difference
+from deit_jax.study.statistics import Paired
 
 LABELS = {
     "none": "no distillation", "soft": "soft, with token", "soft_no_token": "soft, no token",
@@ -56,53 +56,47 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def paired(values: list[float], others: list[float]) -> tuple[float, float, float]:
-    """(mean difference, its standard error, two-sided p of Student's paired t-test) over seeds, values - others."""
-    from scipy import stats
-
-    difference = np.round(np.subtract(values, others), 6)  # equal differences are equal, whatever their last bits
-    if len(difference) < 2 or not np.ptp(difference):
-        return float(difference.mean()), math.nan, math.nan
-    test = stats.ttest_rel(values, others)
-    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference))), float(test.pvalue)
-
-
-def by_head(runs: dict[int, dict[str, float]], head: str, fusion: str) -> dict[int, float]:
-    """{seed: top-1} of a head; the fused prediction of a model with one head is that head's. {} where there is none."""
-    key = f"fused_{fusion}" if head == "fused" else head
-    return {seed: heads.get(key, heads["cls"] if head == "fused" else None) for seed, heads in runs.items()
-            if key in heads or head == "fused"}  # fmt: skip
-
-
-def scores_table(scores: Scores, fusion: str) -> str:
+def scores_table(scores: Scores, averaged: Scores, fusion: str) -> str:
+    """Mean ± deviation over the seeds, of each head's last weights; the last column is the joint prediction of the
+    averaged weights."""
     rows = []
     for arm, runs in scores.items():
-        cells = []
-        for head in HEADS:
-            alone = head == "fused" and not by_head(runs, "dist", fusion)
-            values = [] if alone else list(by_head(runs, head, fusion).values())
-            spread = f" ± {mean_and_deviation(values)[1]:.2f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.2f}{spread}" if values else "")
-        rows.append([arm_label(arm), *cells, ", ".join(map(str, runs))])
-    return tables.table(["arm", *HEADS.values(), "seeds"], rows)
+        cells = [spread(list(by_head(runs, head, fusion).values())) for head in HEADS]
+        if not by_head(runs, "dist", fusion):
+            cells[list(HEADS).index("fused")] = ""
+        cells.append(spread(list(by_head(averaged.get(arm, {}), "fused", fusion).values())))
+        rows.append([arm_label(arm), *cells, str(len(runs))])
+    return tables.table(["arm", *HEADS.values(), "averaged weights", "seeds"], rows)
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(values) > 1 else "")
+
+
+def compared(scores: Scores) -> list[tuple[tuple[str, str], tuple[str, str], str]]:
+    """What is compared in this study: COMPARISONS, arms with a teacher of their own against none and each other."""
+    pairs = [((a, "fused"), ("none", "fused"), "") for a in scores if "@" in a]
+    for a, b in itertools.combinations(scores, 2):
+        if "@" in a + b and a.partition("@")[0] == b.partition("@")[0]:
+            pairs.append(((a, "fused"), (b, "fused"), ""))
+    return COMPARISONS + pairs
 
 
 def comparisons(scores: Scores, fusion: str) -> list[dict]:
-    """The paired tests: of what COMPARISONS lists, and between teachers; each over the seeds that both arms have."""
-    pairs = [(((a, "fused"), ("none", "fused")), "") for a in scores if "@" in a]
-    for a, b in itertools.combinations(scores, 2):  # who teaches better?
-        if "@" in a + b and a.partition("@")[0] == b.partition("@")[0]:
-            pairs.append((((a, "fused"), (b, "fused")), ""))
+    """The paired differences of what the study has: {"compared": [(arm, head), (arm, head)], "paper", "values": by
+    seed, "detectable"} and the fields of `Paired` (None where not known)."""
     found = []
-    for ((arm, head), (other, other_head)), paper in [((a, b), paper) for a, b, paper in COMPARISONS] + pairs:
-        a = by_head(scores.get(arm, {}), head, fusion)
-        b = by_head(scores.get(other, {}), other_head, fusion)
-        seeds = sorted(a.keys() & b.keys())
-        if seeds:
-            mean, error, p = paired([a[s] for s in seeds], [b[s] for s in seeds])
-            sides = [(x, h) for x, h in ((arm, head), (other, other_head))]
-            found.append({"compared": sides, "difference": mean, "error": finite(error), "p": finite(p),
-                          "seeds": len(seeds), "paper": paper})  # fmt: skip
+    for side, other, paper in compared(scores):
+        result = difference(scores, side, other, fusion)
+        if result:
+            a, b = (by_head(scores[arm], head, fusion) for arm, head in (side, other))
+            values = {seed: round(a[seed] - b[seed], 4) for seed in sorted(a.keys() & b.keys())}
+            seen = statistics.detectable(result.deviation, result.seeds)
+            found.append({"compared": [side, other], "paper": paper, "values": values, "detectable": finite(seen)}
+                         | {k: finite(v) for k, v in result._asdict().items()})  # fmt: skip
     return found
 
 
@@ -110,25 +104,57 @@ def finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
+def number(x: float | None, form: str = ".2f") -> str:
+    return "" if x is None or not math.isfinite(x) else format(x, form)
+
+
+def p_text(p: float | None) -> str:
+    return "" if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval(found: Paired) -> str:
+    """+1.23 (0.98 .. 1.48)"""
+    known = math.isfinite(found.low)
+    return f"{found.mean:+.2f}" + (f" ({found.low:+.2f} .. {found.high:+.2f})" if known else "")
+
+
+def comparison_label(c: dict) -> str:
+    (arm, head), (other, other_head) = c["compared"]
+    if arm == other:
+        return f"{arm_label(arm)}: {HEADS[head]} - {HEADS[other_head]}"
+    return f"{arm_label(arm)} - {arm_label(other)}"
+
+
 def comparisons_table(found: list[dict]) -> str:
     rows = []
     for c in found:
-        (arm, head), (other, other_head) = c["compared"]
-        if arm == other:
-            name = f"{arm_label(arm)}: {HEADS[head]} - {HEADS[other_head]}"
-        else:
-            name = f"{arm_label(arm)} - {arm_label(other)}"
-        error = "" if c["error"] is None else f"{c['error']:.2f}"
-        p = "" if c["p"] is None else "< 0.001" if c["p"] < 0.001 else f"{c['p']:.3f}"
-        rows.append([name, f"{c['difference']:+.2f}", error, p, str(c["seeds"]), c["paper"]])
-    header = ["difference in top-1 (fused where there are two heads)", "points", "standard error", "p (paired t-test)"]
-    return tables.table([*header, "seeds", "paper, DeiT-S"], rows)
+        between = "" if c["low"] is None else f"{c['low']:+.2f} .. {c['high']:+.2f}"
+        rows.append([comparison_label(c), f"{c['mean']:+.2f}", between, p_text(c["p"]), p_text(c["p_flips"]),
+                     number(c["detectable"]), str(c["seeds"]), c["paper"]])  # fmt: skip
+    header = ["difference in top-1 (fused where there are two heads)", "points", "95 % interval", "p (paired t-test)",
+              "p (sign flips)", "seen with 80 % power", "seeds", "paper, DeiT-S"]  # fmt: skip
+    return tables.table(header, rows)
 
 
-def teachers(workdir: Path) -> list[tuple[str, float, float]]:
-    """(folder's name, top-1, seconds) of every teacher that was trained."""
-    found = [(folder.name, jobs.result(folder)) for folder in sorted(workdir.glob("teacher*"))]
-    return [(name, r["teaches_with"], r["seconds"]) for name, r in found if r]
+def claims_table(decisions: list[Decision]) -> str:
+    """A line for each claim of the paper: its figure, this study's with interval, corrected p, power, verdict."""
+    rows = [
+        [d.claim.name, d.claim.paper, interval(d.found), p_text(d.p), " / ".join(map(number, d.seen)), d.verdict]
+        for d in decisions
+    ]  # fmt: skip
+    header = ["claim", "paper, points", "here, points (95 %)", "p (Holm)", "seen with 80 % power", "verdict"]
+    return tables.table(header, rows)
+
+
+def teachers(workdir: Path) -> dict[str, dict]:
+    """{folder's name: result} of every teacher that was trained."""
+    found = {folder.name: jobs.result(folder) for folder in sorted(workdir.glob("teacher*"))}
+    return {name: r for name, r in found.items() if r}
+
+
+def teacher_fact(name: str, r: dict) -> str:
+    elsewhere = f", {r['evaluation']:.2f} % on the students' evaluation images" if "evaluation" in r else ""
+    return f"{name}: {r['teaches_with']:.2f} % on its held-out images{elsewhere}, {r['seconds'] / 60:.0f} minutes"
 
 
 def finished(workdir: Path) -> dict[str, dict]:
@@ -137,30 +163,114 @@ def finished(workdir: Path) -> dict[str, dict]:
     return {folder.relative_to(workdir).as_posix(): jobs.result(folder) for folder in folders}
 
 
-def text(workdir: Path, config, scores: Scores) -> str:
+def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = "hard") -> dict[str, dict[str, float]]:
+    """The paper's Table 4, averaged over the seeds: percent of the evaluation images that two classifiers decide
+    differently. {} where the runs kept no decisions."""
+    teacher = decisions.read(workdir / "teacher").get("cls")
+    found = []
+    for seed in sorted(scores.get(arm, {}).keys() & scores.get("none", {}).keys()):
+        plain, heads = (decisions.read(workdir / run_name(a, seed)) for a in ("none", arm))
+        if teacher is None or "cls" not in plain or "dist" not in heads:
+            continue
+        heads["fused"] = heads[f"fused_{fusion}"]
+        named = {"teacher": teacher, "student without teacher": plain["cls"]}
+        named |= {label: heads[head] for head, label in STUDENT_HEADS.items()}
+        table = disagreement(named)
+        top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
+        wrong = {"teacher": 100 - jobs.result(workdir / "teacher")["evaluation"],
+                 "student without teacher": 100 - scores["none"][seed]["cls"]}  # fmt: skip
+        wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
+        table = {"true label": {"true label": 0.0, **wrong}} | {
+            k: {"true label": wrong[k], **v} for k, v in table.items()
+        }
+        found.append(table)
+    if not found:
+        return {}
+    return {a: {b: float(np.mean([t[a][b] for t in found])) for b in row} for a, row in found[0].items()}
+
+
+def with_own_teacher(workdir: Path, scores: Scores, fusion: str) -> dict[str, float]:
+    """{arm: percent of the evaluation images that student (joint prediction) and its own teacher decide differently},
+    averaged over seeds."""
+    out = {}
+    for arm, runs in scores.items():
+        _, at, name = arm.partition("@")
+        if arm in ("none", "second_cls"):
+            continue
+        teacher = decisions.read(workdir / (f"teacher-{name.replace(':', '-')}" if at else "teacher")).get("cls")
+        values = []
+        for seed in runs:
+            heads = decisions.read(workdir / run_name(arm, seed))
+            if heads and teacher is not None:
+                values.append(100 * float((heads.get(f"fused_{fusion}", heads["cls"]) != teacher).mean()))
+        if values:
+            out[arm] = float(np.mean(values))
+    return out
+
+
+def cosines(workdir: Path, scores: Scores) -> dict[str, list[float]]:
+    """{arm: mean over seeds of the cosine between the two tokens, before the first block and after each}."""
+    out = {}
+    for arm, runs in scores.items():
+        values = [r["cosine"] for seed in runs if "cosine" in (r := jobs.result(workdir / run_name(arm, seed)) or {})]
+        if values:
+            out[arm] = np.mean(values, axis=0).round(4).tolist()
+    return out
+
+
+def agreement_text(workdir: Path, scores: Scores, fusion: str) -> list[str]:
+    parts = []
+    table = agreement_over_seeds(workdir, scores, fusion)
+    if table:
+        rows = [[a, *(f"{row[b]:.1f}" if a != b else "" for b in table)] for a, row in table.items()]
+        parts += ["## Agreement", "Percent of the evaluation images that two classifiers decide differently, mean over"
+                  " the seeds (paper, Table 4; student: hard, with token):",
+                  tables.table(["", *table], rows)]  # fmt: skip
+    own = with_own_teacher(workdir, scores, fusion)
+    if own:
+        rows = [[arm_label(arm), f"{x:.1f}"] for arm, x in own.items()]
+        parts += ["Student (joint prediction) and its own teacher:", tables.table(["arm", "differ, %"], rows)]
+    tokens = cosines(workdir, scores)
+    if tokens:
+        layers = [str(i) for i in range(len(next(iter(tokens.values()))))]
+        rows = [[arm_label(arm), *(f"{x:.2f}" for x in values)] for arm, values in tokens.items()]
+        parts += ["Cosine between the two tokens, mean over seeds and images (0: before the first block; the paper:"
+                  " 0.06 there, 0.93 at the end):", tables.table(["after block", *layers], rows)]  # fmt: skip
+    return parts
+
+
+def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str = "") -> str:
     """ablation.md."""
     fusion = config.evaluate.fusion
-    trained = teachers(workdir)
     done = finished(workdir)
     seconds = sum(r["seconds"] for r in done.values())
     facts = [
         *sorted({r["where"] for r in done.values()}),
         f"{len(done)} runs (teachers, labels, students), {seconds / 60:.0f} minutes together, side by side if shared",
-        *(f"{name}: {top1:.2f} % (the best on the held-out images teaches), {spent / 60:.0f} minutes"
-          for name, top1, spent in trained),
+        *(teacher_fact(name, r) for name, r in teachers(workdir).items()),
     ]  # fmt: skip
     default = flat(default_config())
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
+    decided = decide(scores, fusion)
+    claims = [
+        f"## The paper's claims\n\nDifferences paired by seed; intervals by Student's t; p corrected over the family"
+        f" (Holm), decided at {ALPHA}. ≈ means within ± {MARGIN:g} point (two one-sided tests). Power: the smallest"
+        " true difference seen in 80 % of such studies, by an uncorrected test / at Holm's strictest level.",
+        claims_table(decided),
+        "![differences](differences.png)",
+    ]  # fmt: skip
     parts = [
         f"# {config.model.name}: ablation",
-        f"`{shlex.join(['python', *sys.argv])}`",
+        *([f"`{command}`"] if command else []),
         "\n".join(f"- {fact}" for fact in facts),
-        "Top-1 in percent on the held-out images, last weights, mean ± standard deviation over the seeds. Soft arms"
-        " have the paper's lambda 0.1 and temperature 3.",
-        scores_table(scores, fusion),
-        "Differences are paired by seed; p is not corrected for the number of comparisons.",
+        *(claims if decided else []),
+        "## Arms",
+        "Top-1 in percent on the evaluation images, last weights (and the joint prediction of the averaged ones), mean"
+        " ± standard deviation over the seeds. Soft arms have the paper's lambda 0.1 and temperature 3.",
+        scores_table(scores, averaged, fusion),
+        "All differences, paired by seed; p is not corrected here.",
         comparisons_table(comparisons(scores, fusion)),
-        "![bars](ablation.png)",
+        *agreement_text(workdir, scores, fusion),
         "![curves](curves.png)",
         "Settings that differ from the defaults:",
         "```\n" + "\n".join(changed) + "\n```",
@@ -168,22 +278,49 @@ def text(workdir: Path, config, scores: Scores) -> str:
     return "\n\n".join(parts)
 
 
-def write(workdir: Path, config, scores: Scores) -> None:
-    """WORKDIR/results: ablation.md, ablation.json, ablation.png, curves.png (of the first seed)."""
+def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path | None = None, command="") -> None:
+    """In `folder` (default WORKDIR/results): ablation.md, ablation.json, differences.png, curves.png (mean over seeds).
+
+    averaged: the scores of the averaged weights. command: that the study was run by, for the text.
+    """
     if not scores:
         return
-    folder, fusion = workdir / "results", config.evaluate.fusion
-    folder.mkdir(exist_ok=True)
-    atomic.write_text(folder / "ablation.md", text(workdir, config, scores) + "\n")
+    folder, fusion = folder or workdir / "results", config.evaluate.fusion
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(folder / "ablation.md", text(workdir, config, scores, averaged, command) + "\n")
+    found = comparisons(scores, fusion)
     record = {
         "scores": scores,
-        "comparisons": comparisons(scores, fusion),
-        "teachers": {name: top1 for name, top1, _ in teachers(workdir)},
+        "scores_averaged_weights": averaged,
+        "claims": [claim_record(d) for d in decide(scores, fusion)],
+        "comparisons": found,
+        "agreement": agreement_over_seeds(workdir, scores, fusion),
+        "disagreement_with_own_teacher": with_own_teacher(workdir, scores, fusion),
+        "token_cosine": cosines(workdir, scores),
+        "teachers": {name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r}
+                     for name, r in teachers(workdir).items()},
         "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
+        "where": sorted({r["where"] for r in finished(workdir).values()}),
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
     atomic.write_json(folder / "ablation.json", record)
-    best = {arm: list(by_head(runs, "fused", fusion).values()) for arm, runs in scores.items()}
-    plots.bars(folder / "ablation.png", {arm_label(arm): mean_and_deviation(v) for arm, v in best.items()})
-    logs = {arm: log.read_log(workdir / run_name(arm, min(runs))) for arm, runs in scores.items()}
-    plots.curves(folder / "curves.png", {arm_label(arm): log for arm, log in logs.items()})
+    unknown = lambda x: math.nan if x is None else x  # noqa: E731
+    rows = [(comparison_label(c), c["mean"], unknown(c["low"]), unknown(c["high"]), list(c["values"].values()))
+            for c in found]  # fmt: skip
+    if rows:
+        plots.differences(folder / "differences.png", rows)
+    logs = {arm: [log.read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
+    plots.curves(folder / "curves.png", {arm_label(arm): mean_loss(records) for arm, records in logs.items()})
+
+
+def mean_loss(logs: list[list[dict]]) -> list[dict]:
+    """One log of the training loss, averaged over runs where all that kept a log have it."""
+    losses = [{r["step"]: (r["epoch"], r["loss"]) for r in records if "loss" in r} for records in logs if records]
+    steps = sorted(set.intersection(*map(set, losses))) if losses else []
+    return [{"step": s, "epoch": losses[0][s][0], "loss": float(np.mean([run[s][1] for run in losses]))} for s in steps]
+
+
+def claim_record(d: Decision) -> dict:
+    numbers = {k: finite(v) for k, v in d.found._asdict().items()}
+    return {"claim": d.claim.name, "compared": [d.claim.better, d.claim.worse], "paper": d.claim.paper, **numbers,
+            "p_holm": finite(d.p), "verdict": d.verdict, "detectable": [finite(x) for x in d.seen]}  # fmt: skip

@@ -15,7 +15,7 @@ import logging
 import shutil
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
+from deit_jax.runtime.interrupt import STATE
+from deit_jax.runtime.processes import from_process_0
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import SCORES, read_meta, saved_shapes
 
@@ -87,6 +88,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise atomic.write_error(self.directory, error) from error
+        STATE.saved = self.newest_saved
         evaluated = {step: self.meta(step).get("metrics") for step in self.manager.all_steps()}
         self.scores |= {step: metrics for step, metrics in evaluated.items() if metrics}
 
@@ -261,14 +263,17 @@ class Checkpoints:
         self.discard_after(step)
         return self.restore(shapes, step)
 
+    def newest_saved(self) -> str:
+        """What a message says is saved; asked of the disk, as it may be said in the middle of a save."""
+        newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
+        return "nothing" if newest is None else f"step {newest}"
+
     def close(self) -> None:
         """Wait for the running save. Raises UserError where the last one failed: the run's end is not on the disk."""
         self.settle()
         self.manager.close()
         if self.failure is not None:
-            newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
-            kept = "nothing is saved" if newest is None else f"saved is step {newest}"
-            raise UserError(f"{self.failure}; {kept}, and the same command goes on from there")
+            raise UserError(f"{self.failure}; saved is {self.newest_saved()}, and the same command goes on from there")
 
 
 @functools.cache
@@ -284,22 +289,6 @@ def silence_save_threads() -> None:
             report(arguments)
 
     threading.excepthook = hook
-
-
-def from_process_0(decide: Callable[[], int | None]) -> int:
-    """What `decide` returns on process 0, on every process; where it raises UserError there, all of them do."""
-    if jax.process_count() == 1:
-        return decide() or 0
-    decided, failure = 0, None
-    if jax.process_index() == 0:
-        try:
-            decided = decide() or 0
-        except UserError as error:
-            failure = error
-    decided, failed = multihost_utils.broadcast_one_to_all(np.array([decided, failure is not None], np.int32))
-    if failed:
-        raise failure or UserError("process 0 cannot use the checkpoints: it says why")
-    return int(decided)
 
 
 def set_damaged_aside(directory: Path) -> None:

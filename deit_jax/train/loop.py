@@ -16,7 +16,7 @@ from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
 from deit_jax.runtime.layout import place_params
-from deit_jax.train.checkpoint import Checkpoints
+from deit_jax.train.checkpoint import Checkpoints, say
 from deit_jax.train.evaluate import evaluate_sets
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.setup import Run, load_init
@@ -75,6 +75,7 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # whatever ends the run, all that is open is closed
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
+        say(f"{run.title}: {checkpoints.forecast(program.abstract_state)}")
         state = start_state(run, program, checkpoints)
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
@@ -125,7 +126,8 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 def initial_weights(run: Run) -> dict | None:
     """What a run without a usable checkpoint starts from. A resumed run has not loaded it yet."""
-    return (run.init if run.init.weights else load_init(run.config, run.student)).weights
+    init = run.init if run.init.weights else load_init(run.config, run.student, run.data.train.class_names)
+    return init.weights
 
 
 def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:

@@ -92,10 +92,11 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     epochs = np.arange(0, total, steps_per_epoch)  # where rates by epoch change
     if len(epochs) <= 2000:
         steps = np.union1d(steps, epochs)
-    rates = np.asarray(schedule(config, steps_per_epoch)(jnp.asarray(steps)), np.float64)
+    rates = np.asarray(jax.jit(schedule(config, steps_per_epoch))(jnp.asarray(steps)), np.float64)
     top = int(np.argmax(rates >= rates.max() * (1 - 1e-6)))
     first, peak, last = rates[0], rates[top], rates[-1]
-    lines = [f"learning rate: {first:.3g}, rising to {peak:.3g} in {steps[top]} warm-up steps, {last:.3g} at the end"]
+    rise = f", rising to {peak:.3g} in {steps[top]} warm-up steps" if top else ""
+    lines = [f"learning rate: {first:.3g} at first{rise}, {last:.3g} at the end"]
     full = o.lr * config.batch_size / o.lr_batch
     if o.warmup_epochs and peak <= first:
         why = "the run ends within the warm-up" if full > peak else f"optimizer.warmup_lr is {o.warmup_lr:.3g}"
@@ -141,5 +142,6 @@ def describe_averaging(config: Config, total_steps: int) -> list[str]:
     fitting = HELD_BY_AVERAGE ** (1 / total_steps)
     return [
         f"averaged weights: after {total_steps} steps they will hold {100 * held:.0f} % of the first weights (ema_decay"
-        f" {o.ema_decay:g}): use --config.optimizer.ema_warmup=True, or ema_decay={math.floor(fitting * 1e4) / 1e4:g}"
+        f" {o.ema_decay:g}): use --config.optimizer.ema_warmup=True, or"
+        f" --config.optimizer.ema_decay={math.floor(fitting * 1e4) / 1e4:g}"
     ]

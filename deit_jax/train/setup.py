@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -159,10 +160,20 @@ def compare_fingerprints(gathered: np.ndarray) -> None:
             )
 
 
-def load_init(config: Config, student: Student) -> Init:
-    """The weights `config.init` names, fitted to the student. Raises UserError where they do not fit."""
+def load_init(config: Config, student: Student, class_names: Sequence[str] | None = None) -> Init:
+    """The weights `config.init` names, fitted to the student. Raises UserError where they do not fit.
+
+    class_names: of the data by label; the heads' outputs are brought into their order.
+    """
     if not config.init:
         return NO_INIT
 
-    params, batch_stats, notes = fit_weights(load_weights(config.init), student.build)
+    weights = load_weights(config.init)
+    params, batch_stats, notes = fit_weights(weights, student.build, class_names=class_names)
+    ours = tuple(config.augment.mean), tuple(config.augment.std)
+    if ours != (weights.mean, weights.std):
+        notes.append(
+            f"images are normalized with mean {ours[0]}, std {ours[1]}: the weights were trained with {weights.mean},"
+            f" {weights.std} (--config.augment.mean=, --config.augment.std=)"
+        )
     return Init({"params": params, "batch_stats": batch_stats}, tuple(notes))

@@ -15,6 +15,8 @@ from deit_jax.config.derived import trains_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
+SOURCES = ("init", "teacher.init")  # settings that may name files and folders
+
 
 def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str) -> Path:
     """Make the folder, or check that the run it holds is this one. Returns its path.
@@ -40,7 +42,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str) 
             raise UserError(
                 f"workdir {workdir} holds a config.json that is no run's: choose another --workdir"
             ) from None
-        changed = differences(ours, theirs)
+        changed = [k for k in differences(ours, theirs) if not same_sources(k, ours.get(k), theirs.get(k))]
         if changed:
             shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])
             more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -49,8 +51,24 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str) 
         if seen != fingerprint:
             raise UserError(f"the training data changed since the run in {workdir} began: choose another --workdir")
     elif jax.process_index() == 0:
-        atomic.write_json(record, ours | {"data.fingerprint": fingerprint})
+        located = {key: absolute(ours[key]) for key in SOURCES}
+        atomic.write_json(record, ours | located | {"data.fingerprint": fingerprint})
     return folder
+
+
+def absolute(sources: str) -> str:
+    """A setting that names weights, with the files and folders of this machine by their absolute names."""
+    parts = [Path(part).expanduser() for part in sources.split(",")]
+    return ",".join(str(path.absolute()) if part and path.exists() else part
+                    for part, path in zip(sources.split(","), parts, strict=True))  # fmt: skip
+
+
+def same_sources(key: str, ours: Any, theirs: Any) -> bool:
+    """Whether a setting names the same weights, by relative names in one and absolute names in the other."""
+    if key not in SOURCES or not isinstance(ours, str) or not isinstance(theirs, str):
+        return False
+    a, b = ([os.path.abspath(os.path.expanduser(part)) for part in text.split(",")] for text in (ours, theirs))
+    return bool(ours) and bool(theirs) and a == b
 
 
 def longer_command(folder: Path, config: Config, theirs: dict[str, Any], changed: list[str]) -> str:

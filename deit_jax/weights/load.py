@@ -28,7 +28,7 @@ from deit_jax.weights.names import (
     naming_of,
     timm_shapes,
 )
-from deit_jax.weights.recognise import Architecture, check_keys, listed, recognise
+from deit_jax.weights.recognise import Architecture, check_keys, listed, recognise, registered_name
 from deit_jax.weights.tensors import Tensors
 
 log = logging.getLogger("deit_jax")
@@ -97,21 +97,47 @@ def load_weights(source: str | os.PathLike, *, weights: str = "params") -> Weigh
     name = str(source)
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        file = None if holds_checkpoint(path) else weight_file(path)
-        loaded = read_file(file, name, weights) if file else read_orbax(name, weights)
-    elif path.is_file():
-        loaded = read_file(path, name, weights)
-    elif hub.is_hub_name(name):
-        loaded = read_file(hub.fetch(name), name, weights)
-    else:
-        raise UserError(
-            f"{name} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
-        )
+    file = find_file(name)
+    loaded = read_file(file, name, weights) if file else read_orbax(name, weights)
     for note in loaded.notes:
         log.warning("%s: %s", name, note)
     return loaded
+
+
+def find_file(source: str) -> Path | None:
+    """The weight file that a source stands for, downloaded where it is a hub name; None for an Orbax folder.
+
+    Raises UserError where there is nothing of this name.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return None if holds_checkpoint(path) else weight_file(path)
+    if path.is_file():
+        return path
+    if hub.is_hub_name(source):
+        return hub.fetch(source)
+    raise UserError(
+        f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
+    )
+
+
+def describe_source(source: str) -> Description:
+    """What is said of weights beside their tensors; no array is read. Raises UserError as `load_weights`."""
+    file = find_file(source)
+    if file is None:
+        return from_meta(read_checkpoint_meta(source), source)[0]
+    tensors = open_file(file)
+    said = describe(file.parent, tensors.metadata, source)
+    said.name = said.name or tensors.name or source.rstrip("/").split("/")[-1]
+    mean, std = published_pixels(registered_name(said.name), said.name)
+    return dataclasses.replace(said, mean=said.mean or mean, std=said.std or std)
+
+
+def read_checkpoint_meta(source: str) -> dict:
+    """The metadata of the checkpoint that an Orbax folder stands for. Raises UserError where there is none."""
+    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
+
+    return orbax.read_meta(orbax.intact_step(Path(source).expanduser()))
 
 
 def holds_checkpoint(folder: Path) -> bool:

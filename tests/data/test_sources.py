@@ -17,6 +17,7 @@ from deit_jax.config import default_config
 from deit_jax.data import images, pipeline, shards, sources, tfds_source
 from deit_jax.data.tools import doctor, prepare
 from deit_jax.errors import UserError
+from examples import cifar10_folders
 
 
 def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (20, 16)) -> bytes:
@@ -631,3 +632,21 @@ def test_tfds_mock_data_needs_no_tensorflow():
         assert len(train) == len(evaluation) == 5
         assert images.decode(train[0]["image"]).shape[2] == 3
         assert 0 <= train[0]["label"] < 1000
+
+
+def test_the_cifar10_study_has_training_held_out_and_test_images_apart(tmp_path):
+    for split, count in (("train", 7), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "all" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "all" / split / name / f"{i}.png")
+    made = cifar10_folders.link(tmp_path / "all", tmp_path / "data", train=4, holdout=3)
+    assert made == {"train": 8, "holdout": 6, "test": 4}
+    train, held = opened(tmp_path / "data", eval_split="holdout")
+    assert (len(train), len(held)) == (8, 6)
+    red = [
+        {int(np.array(Image.open(io.BytesIO(s[i]["image"])))[0, 0, 0]) for i in range(len(s))} for s in (train, held)
+    ]
+    assert red == [{0, 1, 2, 3}, {4, 5, 6}]
+    with pytest.raises(SystemExit, match="has 7 images: 5"):
+        cifar10_folders.link(tmp_path / "all", tmp_path / "more", train=5, holdout=3)

@@ -67,7 +67,7 @@ def opened(store: Path, **changes):
 def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
     """An empty store that no teacher belongs to."""
     folder.mkdir(parents=True, exist_ok=True)
-    both = {"images": {"seed": 0}, "teacher": {}}
+    both = {"images": {"seed": 0, "data.classes": classes}, "teacher": {}}
     form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": batch}
     return LabelStore.create(folder, form | both | {"hash": digest(both)}, steps)
 

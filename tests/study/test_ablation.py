@@ -2,20 +2,24 @@
 
 import contextlib
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from configs import cifar10
 from configs.digits import get_config
 from deit_jax.config import resolve, validate
+from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, lock
+from deit_jax.student import make_student
 from deit_jax.study import jobs
 from deit_jax.study.ablation import ARMS, ablate, arm_config, parse_arm, plan_jobs
-from deit_jax.study.report import LABELS, by_head, comparisons, mean_and_deviation, paired, scores_table
+from deit_jax.study.claims import claims
+from deit_jax.study.report import LABELS, mean_and_deviation
 
 OTHER = "hard@deit_digits_patch4_16:1"
 
@@ -52,6 +56,21 @@ def test_stored_labels_train_the_same_student(study):
     assert scores[OTHER][0] != scores["hard"][0]
 
 
+def test_runs_record_averaged_weights_decisions_and_token_cosines(study):
+    folder, _, scores = study
+    done = jobs.result(folder / "hard-0")
+    assert done["ema"].keys() == scores["hard"][0].keys()
+    assert len(done["cosine"]) == 5
+    assert "cosine" not in jobs.result(folder / "none-0")
+    decisions = np.load(folder / "hard-0/decisions.npz")
+    truth = open_sources(digits())[1].source.labels[open_sources(digits())[1].positions]
+    for head, top1 in scores["hard"][0].items():
+        assert 100 * (decisions[f"params/{head}"] == truth).mean() == pytest.approx(top1)
+    teacher = jobs.result(folder / "teacher")
+    right = np.load(folder / "teacher/decisions.npz")["params/cls"] == truth
+    assert 100 * right.mean() == pytest.approx(teacher["evaluation"]) == pytest.approx(teacher["teaches_with"])
+
+
 def test_its_report_says_what_was_found(study):
     folder, _, scores = study
     text = (folder / "results/ablation.md").read_text()
@@ -64,7 +83,7 @@ def test_its_report_says_what_was_found(study):
     assert set(record["teachers"]) == {"teacher", "teacher-deit_digits_patch4_16-1"}
     assert "NaN" not in (folder / "results/ablation.json").read_text()
     assert jobs.where() in text
-    for picture in ("ablation.png", "curves.png"):
+    for picture in ("differences.png", "curves.png"):
         assert (folder / "results" / picture).stat().st_size > 5000
 
 
@@ -84,6 +103,9 @@ def test_teachers_and_labels_come_before_who_needs_them(tmp_path):
     assert needs("hard-2") == ["labels/teacher-2-hard"]
     assert needs("hard@deit_digits_patch4_16-1-2") == ["labels/teacher-deit_digits_patch4_16-1-2-hard"]
     assert "hard_live-1" not in planned
+    seeds = [name[-1] for name in planned if name.startswith(("none", "hard@"))]
+    assert seeds == ["0", "0", "1", "1", "2", "2"]  # an unfinished study has whole seeds
+    assert list(planned)[:2] == ["teacher", "teacher-deit_digits_patch4_16-1"]
 
 
 def test_arms_differ_only_as_they_should():
@@ -99,6 +121,20 @@ def test_arms_differ_only_as_they_should():
     assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
     assert (configs[OTHER].teacher.name, configs[OTHER].teacher.lr) == ("deit_digits_patch4_16", 0)
     assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_digits:3", 3).teacher.lr == 0.03
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_the_cifar10_study_asks_all_five_claims_of_valid_runs(scale):
+    config = resolve(cifar10.get_config(f"scale={scale}"))
+    assert len(claims(config.ablate.arms)) == 5
+    assert len(config.ablate.seeds) == 10
+    for arm in config.ablate.arms:
+        c = arm_config(config, arm, 0)
+        validate(c)
+        assert c.data.eval_split == "test"
+        assert c.evaluate.every > c.epochs  # the test images choose no checkpoint
+        assert c.ablate.teacher_split == "holdout"
+        make_student(c, 10)
 
 
 @pytest.mark.parametrize(
@@ -136,30 +172,13 @@ def test_every_arm_has_a_name_for_people():
     assert set(LABELS) == set(ARMS)
 
 
-def test_paired_is_students_test():
-    mean, error, p = paired([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])
-    assert (mean, error) == (2.0, pytest.approx(1 / math.sqrt(3)))
-    assert p == pytest.approx(0.0742, abs=1e-4)  # t = 3.4641 at two degrees of freedom, from a table
-    assert all(math.isnan(x) for x in paired([1.0], [0.5])[1:])
-    assert all(math.isnan(x) for x in paired([40.1, 50.3, 60.7], [30.1, 40.3, 50.7])[1:])  # 10, but for rounding
-
-
-def test_comparisons_are_over_the_seeds_both_arms_have():
-    scores = {
-        "none": {0: {"cls": 50.0}, 1: {"cls": 52.0}, 2: {"cls": 90.0}},
-        "hard": {s: {"cls": 60.0 + s, "dist": 61.0, "fused_logits": 62.0 + 3 * s} for s in (0, 1)},
-    }
-    found = {tuple(c["compared"]): c for c in comparisons(scores, "logits")}
-    against_none = found[("hard", "fused"), ("none", "fused")]
-    assert (against_none["difference"], against_none["seeds"]) == (12.5, 2)
-    assert found[("hard", "dist"), ("hard", "cls")]["difference"] == 0.5
-    assert len(found) == 3
-    scores["hard@other:5"] = {0: {"cls": 70.0, "dist": 70.0, "fused_logits": 61.0}}
-    more = {tuple(c["compared"]): c for c in comparisons(scores, "logits")}
-    assert more[("hard", "fused"), ("hard@other:5", "fused")]["difference"] == 1.0
-    assert more[("hard@other:5", "fused"), ("none", "fused")]["p"] is None
-    assert by_head(scores["none"], "dist", "logits") == {}
-    assert "| no distillation | 64.00 ± 22.54 |  |  | 0, 1, 2 |" in scores_table(scores, "logits")
+def test_a_report_is_not_written_after_every_run(monkeypatch):
+    now, calls = 100.0, []
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now)
+    limited = jobs.at_most_every(60, lambda: calls.append(now))
+    for now in (100.0, 130.0, 160.0, 219.0, 220.0):  # noqa: B007
+        limited()
+    assert calls == [100.0, 160.0, 220.0]
 
 
 def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypatch):
@@ -189,7 +208,8 @@ def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
     def other_finishes():
         atomic.write_json(tmp_path / "first/done.json", {})
 
-    (tmp_path / "first").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()  # as the lock would
     jobs.run_jobs([work("first"), work("second")], other_finishes)
     assert seen == ["second"]
 

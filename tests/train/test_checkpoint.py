@@ -13,13 +13,13 @@ from deit_jax.train.workdir import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
 
-@pytest.mark.parametrize("how", ["replicated", "fsdp"])
-def test_round_trip_over_meshes(tmp_path, how):
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": -1}, {"fsdp": 2, "tensor": 2}], ids=["replicated", "fsdp", "all"])
+def test_round_trip_over_meshes(tmp_path, sizes):
     saved = Checkpoints(tmp_path)
     saved.save(jax.device_put(state(3), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))), META)
     saved.close()
     opened = Checkpoints(tmp_path)
-    back = opened.restore(shapes(sharding.make_mesh(), how))
+    back = opened.restore(shapes(sharding.make_mesh(**sizes)))
     opened.close()
     jax.tree.map(np.testing.assert_array_equal, back, state(3))
     assert len(back["params"]["head"]["kernel"].sharding.device_set) == 8

@@ -79,10 +79,10 @@ def describe(**changes):
 
 def test_the_schedule_is_described_in_one_line():
     assert describe(**{"recipe": "paper"}) == [
-        "learning rate: 2e-06, rising to 0.001 in 500 warm-up steps, 2e-05 at the end"
+        "learning rate: 2e-06 at first, rising to 0.001 in 500 warm-up steps, 2e-05 at the end"
     ]
     released = describe(**{"epochs": 300})
-    assert released == ["learning rate: 1e-06, rising to 0.000999 in 600 warm-up steps, 1.01e-05 at the end"]
+    assert released == ["learning rate: 1e-06 at first, rising to 0.000999 in 600 warm-up steps, 1.01e-05 at the end"]
 
 
 @pytest.mark.parametrize(

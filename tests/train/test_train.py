@@ -20,6 +20,7 @@ from deit_jax.errors import UserError
 from deit_jax.losses import soft_targets
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted
+from deit_jax.runtime.layout import make_layout, place_params
 from deit_jax.student import Student, make_student
 from deit_jax.train.step import create_state, make_step, make_update, no_teacher
 from deit_jax.weights.names import Timm, entries
@@ -95,11 +96,11 @@ def small_config(name="deit_digits_distilled_patch4_16"):
 
 
 def run_steps(config, mesh, count=3):
-    student = make_student(config, 10)
+    student, layout = make_student(config, 10), make_layout(mesh)
     rng = np.random.default_rng(0)
-    step = jax.jit(make_step(student, no_teacher, config, 10))
+    step = jax.jit(make_step(student.on(layout), no_teacher, config, 10))
     state = jax.jit(lambda: create_state(student, config, seed=1))()
-    state = jax.device_put(state, sharding.place_params(state, mesh, config.sharding))
+    state = jax.device_put(state, place_params(state, layout))
     for i in range(count):
         batch = {
             "image": rng.integers(0, 256, (config.batch_size, 16, 16, 3), np.uint8),
@@ -113,22 +114,22 @@ def run_steps(config, mesh, count=3):
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("name", "mesh"),
     [
-        ("deit_digits_distilled_patch4_16", {"sharding": "replicated"}),
-        ("deit_digits_distilled_patch4_16", {"sharding": "fsdp"}),
-        ("regnety_digits", {"sharding": "replicated"}),
+        ("deit_digits_distilled_patch4_16", {}),
+        ("deit_digits_distilled_patch4_16", {"fsdp": -1}),
+        ("regnety_digits", {}),
+        ("regnety_digits", {"fsdp": -1}),
     ],
 )
-def test_eight_devices_train_as_one(name, change):
+def test_eight_devices_train_as_one(name, mesh):
     config = small_config(name)
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
-    config.update(change)
-    eight = run_steps(config, sharding.make_mesh())
+    eight = run_steps(config, sharding.make_mesh(**mesh))
     np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(one[0]["ema"]), jax.tree.leaves(eight[0]["ema"]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
-    if change["sharding"] == "fsdp":
+    if mesh and "blocks" in eight[0]["params"]:
         kernel = eight[0]["params"]["blocks"]["mlp"]["fc1"]["kernel"]
         assert kernel.addressable_shards[0].data.size == kernel.size // 8
 

@@ -1,0 +1,92 @@
+"""Whether what a run has written is intact: `python -m deit_jax.check RUN`.
+
+Every checkpoint below RUN (its own, its teacher's, …) is compared with the checksums that were saved with it, every
+chunk of stored labels with its own, and the run's records are read. Nothing is changed. The exit code is 0 where all
+is intact, 1 where something is damaged, 2 where there is nothing to check.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from deit_jax.distill.label_store import LabelStore
+from deit_jax.errors import UserError
+from deit_jax.runtime import atomic
+from deit_jax.weights import integrity
+
+RECORDS = ("config.json", "results.json", "chain.json", "done.json")
+
+
+class Finding(NamedTuple):
+    """One thing that was checked. damage: None where it is intact."""
+
+    path: Path
+    what: str
+    damage: str | None
+
+
+def check(folder: Path) -> Iterator[Finding]:
+    """Check everything below `folder`, one finding per checkpoint, label store and record."""
+    steps = [p for p in folder.rglob("*") if p.parent.name == "checkpoints" and p.name.isdigit() and p.is_dir()]
+    if not steps and (folder / "params").is_dir():
+        steps = [folder]
+    for step in sorted(steps, key=lambda p: (p.parent, int(p.name) if p.name.isdigit() else 0)):
+        files = [p for p in step.rglob("*") if p.is_file()]
+        size = atomic.readable(sum(p.stat().st_size for p in files))
+        sums = "" if integrity.has_sums(step) else ", without checksums: only its metadata was checked"
+        yield Finding(step, f"checkpoint, {len(files)} files, {size}{sums}", integrity.damage(step))
+    for header in sorted(folder.rglob("labels.json")):
+        yield check_labels(header.parent)
+    for record in sorted(p for name in RECORDS for p in folder.rglob(name)):
+        yield Finding(record, "record", unreadable(record.read_bytes()))
+    for log in sorted(folder.rglob("log.jsonl")):
+        lines = log.read_bytes().splitlines()
+        bad = [i for i, line in enumerate(lines, 1) if unreadable(line)]
+        yield Finding(log, f"log, {len(lines)} lines", f"line {bad[0]} is no JSON" if bad else None)
+
+
+def check_labels(folder: Path) -> Finding:
+    """Read every chunk of a label store."""
+    try:
+        store = LabelStore(folder)
+        damaged = store.damaged()
+        steps = store.steps_done()
+    except UserError as error:
+        return Finding(folder, "labels", str(error))
+    first = next((f"chunk {chunk}: {found}" for chunk, found in damaged.items()), None)
+    more = f"; and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return Finding(folder, f"labels, {steps} steps", first and first + more)
+
+
+def unreadable(content: bytes) -> str | None:
+    """Why bytes are no JSON, or None."""
+    try:
+        json.loads(content)
+    except ValueError as error:
+        return f"no JSON ({error})"
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a line per finding; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m deit_jax.check", description="Check what a run has written.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, of labels, or of one checkpoint")
+    folder = parser.parse_args(arguments).run
+    findings = []
+    for finding in check(folder):
+        findings.append(finding)
+        print(f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
+              + (f": {finding.damage}" if finding.damage else ""), flush=True)  # fmt: skip
+    if not findings:
+        print(f"error: {folder} holds nothing to check: give the folder of a run", file=sys.stderr)
+        return 2
+    damaged = sum(finding.damage is not None for finding in findings)
+    print(f"{len(findings)} checked, {damaged} damaged")
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Models on other people's meshes: Auto and Explicit axes; eager, jit, nnx.jit; gradients; Linen."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import deit_jax
+from deit_jax import models
+from deit_jax.models.linen import linen_variables
+from deit_jax.models.vit import Block
+from examples import mesh_nnx
+
+VIT = ("deit_digits_distilled_patch4_16", {"embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 8})
+REGNET = ("regnety_digits", {"num_classes": 8, "depth": 2})
+IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
+
+
+@functools.cache
+def drawn(name: str, small: tuple) -> tuple:
+    build = models.constructor(name, **dict(small))
+    return models.abstract(build)[0], jax.jit(lambda: models.init_arrays(build, jax.random.key(0)))()
+
+
+def make(which):
+    name, small = which
+    graphdef, arrays = drawn(name, tuple(small.items()))
+    return nnx.merge(graphdef, *jax.device_get(arrays))
+
+
+run = nnx.jit(lambda model, images: model(images))
+
+
+def mesh_of(kind: str):
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(getattr(AxisType, kind),) * 2)
+
+
+def placed(mesh):
+    return jax.device_put(IMAGES, NamedSharding(mesh, P("data")))
+
+
+def close(ours, expected):
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def replicate(model, mesh):
+    """As a user does who knows nothing of ours."""
+    nnx.update(model, jax.device_put(nnx.state(model), NamedSharding(mesh, P())))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("which", [VIT, REGNET], ids=["vit", "regnet"])
+def test_logits_on_a_foreign_mesh(which, kind):
+    expected, mesh = run(make(which), IMAGES), mesh_of(kind)
+    logits = run(replicate(make(which), mesh), placed(mesh))
+    close(logits, expected)
+    assert logits.sharding.shard_shape(logits.shape) == (2, 8)
+
+
+def test_functional_and_eager_calls_on_an_explicit_mesh():
+    expected, mesh = run(make(VIT), IMAGES), mesh_of("Explicit")
+    model, images = replicate(make(VIT), mesh), placed(mesh)
+    graphdef, state = nnx.split(model)
+    close(jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))(state, images), expected)
+    close(model(images), expected)
+    with jax.set_mesh(mesh):
+        close(model(images), expected)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_sharded_by_rules(kind):
+    model, mesh = make(VIT), mesh_of(kind)
+    both = nnx.jit(lambda model, images: model.heads(images))
+    expected = both(model, IMAGES)
+    assert deit_jax.shard(model, mesh, {"embed": "data"}) is model
+    kernel = model.blocks.mlp.fc1.kernel[...]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 64)
+    for ours, head in zip(both(model, placed(mesh)), expected, strict=True):
+        close(ours, head)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_gradients_lie_where_the_weights_do(kind):
+    loss = lambda model, images: (model.heads(images, train=True)[0] ** 2).sum()  # noqa: E731
+    gradient_of = nnx.jit(nnx.grad(loss))
+    expected = gradient_of(make(VIT), IMAGES)
+    mesh = mesh_of(kind)
+    model = deit_jax.shard(make(VIT), mesh)
+    with jax.set_mesh(mesh):
+        gradient = gradient_of(model, placed(mesh))
+    for ours, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-4 * np.abs(other).max())
+    kernel = gradient["blocks"]["mlp"]["fc2"]["kernel"][...]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 64, 32)
+
+
+def test_batch_statistics_are_updated_on_an_explicit_mesh():
+    one, many, mesh = make(REGNET), make(REGNET), mesh_of("Explicit")
+    train = nnx.jit(lambda model, images: model(images, train=True))
+    train(one, IMAGES)
+    train(deit_jax.shard(many, mesh), placed(mesh))
+    for a, b in zip(jax.tree.leaves(nnx.state(one, nnx.BatchStat)), jax.tree.leaves(nnx.state(many, nnx.BatchStat)),
+                    strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_what_is_inside_on_an_explicit_mesh():
+    model, mesh = make(VIT), mesh_of("Explicit")
+    inspect = nnx.jit(lambda model, images: model.inspect(images))
+    expected = inspect(model, IMAGES)
+    found = inspect(deit_jax.shard(model, mesh), placed(mesh))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-5, err_msg=name)
+    assert found["blocks"].sharding.spec[1] == "data"
+
+
+def test_a_block_alone_on_an_explicit_mesh():
+    mesh = mesh_of("Explicit")
+    x = np.random.default_rng(0).standard_normal((8, 5, 32)).astype(np.float32)
+    block = Block(32, 2, rngs=nnx.Rngs(0))
+    expected = run(block, x)
+    close(run(replicate(block, mesh), jax.device_put(x, NamedSharding(mesh, P("data")))), expected)
+
+
+def test_linen_on_a_mesh():
+    name, small = VIT
+    model, mesh = deit_jax.to_linen(name, **small), mesh_of("Auto")
+    variables = linen_variables(make(VIT))
+    expected = run(make(VIT), IMAGES)
+    sharded, variables = deit_jax.shard(model, mesh), deit_jax.shard(variables, mesh)
+    kernel = variables["params"]["blocks"]["attn"]["proj"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 32)
+    close(jax.jit(sharded.apply)(variables, placed(mesh)), expected)
+
+
+def test_the_example_trains_on_data_and_model_axes():
+    losses, model = mesh_nnx.main(steps=4)
+    assert losses[-1] < losses[0]
+    kernel = model.blocks.mlp.fc1.kernel[...]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 128)  # embed over 4, mlp over 2

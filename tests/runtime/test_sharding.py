@@ -1,0 +1,102 @@
+"""The mesh of a run: its axes' sizes."""
+
+import jax
+import pytest
+
+from deit_jax.config import default_config, resolve, validate
+from deit_jax.config.checks import check_override
+from deit_jax.errors import UserError
+from deit_jax.runtime import sharding
+from deit_jax.runtime.mesh import mesh_sizes
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": -1}, (1, 8, 1)),
+        ({"fsdp": 4}, (2, 4, 1)),
+        ({"fsdp": -1, "tensor": 2}, (1, 4, 2)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    ],
+)
+def test_sizes(given, expected):
+    mesh = sharding.make_mesh(**given)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == expected
+    assert mesh.devices.flatten().tolist() == jax.devices()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fsdp": 3}, "mesh.fsdp=3 .*does not make up 8 devices"),
+        ({"data": 2, "fsdp": 2}, "does not make up 8 devices"),
+        ({"fsdp": -1, "tensor": -1}, "at most one is -1"),
+        ({"fsdp": 0}, "from 1 on"),
+        ({"data": -2}, "from 1 on"),
+    ],
+)
+def test_sizes_that_are_not_a_mesh(given, message):
+    with pytest.raises(UserError, match=message):
+        mesh_sizes(8, **given)
+
+
+def test_settings_are_checked_before_a_compile():
+    config = resolve(default_config())
+    config.mesh.tensor, config.batch_size = 2, 4
+    validate(config, num_devices=8)  # four devices hold images, the others share them
+    config.batch_size = 6
+    with pytest.raises(UserError, match="6 is not divisible by 4 devices"):
+        validate(config, num_devices=8)
+    config.mesh.fsdp = 3
+    with pytest.raises(UserError, match="does not make up 8 devices"):
+        validate(config, num_devices=8)
+
+
+def test_the_former_setting_is_told_the_new_one():
+    with pytest.raises(UserError, match=r"config.sharding is now called mesh.fsdp: use --config.mesh.fsdp=-1"):
+        check_override("sharding", "fsdp")
+
+
+CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "DEIT_JAX_PROCESSES", "SLURM_NTASKS",
+           "TPU_WORKER_HOSTNAMES")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "calls"),
+    [
+        ({}, []),
+        ({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, []),
+        ({"SLURM_NTASKS": "2"}, [()]),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, [()]),
+        ({"DEIT_JAX_PROCESSES": "auto"}, [()]),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}, [("a:1", 4, 3)]),
+    ],
+)
+def test_processes_are_found_by_their_environment(environment, calls, monkeypatch):
+    started = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: started.append(arguments))
+    for name in CLUSTER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sharding.start_processes()
+    assert started == calls
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES is '': set it"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID is 'x': set it"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of 2 processes"),
+    ],
+)
+def test_half_an_environment_is_told(environment, message, monkeypatch):
+    for name in CLUSTER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"JAX_COORDINATOR_ADDRESS": "a:1"} | environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        sharding.start_processes()
