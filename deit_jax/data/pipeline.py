@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -40,9 +41,10 @@ def steps_per_epoch(config: Config, source: Source) -> int:
     """Whole batches in the training images. Raises UserError where there is not one."""
     steps = len(source) // config.batch_size
     if not steps:
+        unit = config.accumulate * jax.device_count()  # which a batch has to be divisible by
         raise UserError(
-            f"batch_size {config.batch_size} is more than the {len(source)} training images: "
-            f"use --config.batch_size={len(source)} or less"
+            f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
+            f"--config.batch_size={max(len(source) // unit, 1) * unit}"
         )
     return steps
 
