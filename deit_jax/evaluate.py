@@ -91,7 +91,7 @@ def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict
     try:
         for subject in subjects:
             found["rows"] += evaluate_subject(subject, explicit, data, mesh, request.kind, found["data"])
-    finally:  # an image that cannot be read does not cost the results before it
+    finally:  # a failure does not cost the results before it
         if found["rows"] and jax.process_index() == 0:
             print(f"\n{report.markdown(found)}", end="")
             write_outputs(request.output, found)
@@ -191,8 +191,9 @@ def match_weights(weights: Weights, data: EvalSet, limit: int = 0):
     """`match_source` of a data set and weights."""
     if not weights.num_classes:
         raise UserError(f"{weights.source} has no classification head: it cannot be evaluated")
-    names = {"data": data.name, "model": weights.source}
-    return match_source(data.source, weights.class_names, weights.num_classes, limit=limit, **names)
+    return match_source(
+        data.source, weights.class_names, weights.num_classes, limit=limit, data=data.name, model=weights.source
+    )
 
 
 def evaluate_subject(
@@ -232,6 +233,9 @@ def evaluate_subject(
                 "classes": len(classes.outputs), "outputs": classes.num_outputs, "matched_by": classes.how
             }  # fmt: skip
             say(f"  {one.name}: top-1 {result['top1']:.2f} %, {report.KINDS[name]} weights")
+        if broken := next(iter(counted.values()))["unreadable"]:
+            treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
+            say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
         if not speed:
             rows = evaluation_rows(config.batch_size, len(images), mesh.devices.size)
             speed = rows / forward_seconds(classifier, kept[0], mesh, present)

@@ -188,14 +188,22 @@ def present_classes(source: Source) -> np.ndarray:
 
 
 def match_source(
-    source: Source, model_names: Sequence[str] | None, num_outputs: int, *, limit: int = 0, **names: str
+    source: Source,
+    model_names: Sequence[str] | None,
+    num_outputs: int,
+    *,
+    limit: int = 0,
+    data: str = "the data",
+    model: str = "the weights",
 ) -> tuple[ClassMap, "MappedSource"]:
     """`match_classes` of the classes that occur, and at most `limit` images (0: all) with the model's logits as labels.
 
-    names: what errors call both, as `match_classes` takes them: `data`, `model`.
+    data, model: what errors call both, as `match_classes`.
     """
     present = present_classes(source)
-    classes = match_classes([source.class_names[i] for i in present], model_names, num_outputs, subset=True, **names)
+    classes = match_classes(
+        [source.class_names[i] for i in present], model_names, num_outputs, subset=True, data=data, model=model
+    )
     outputs = np.full(source.num_classes, -1, np.int32)
     outputs[present] = classes.outputs
     return classes, MappedSource(limit_images(source, limit), outputs, num_outputs)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from deit_jax.models.grouped_conv import conv_general_dilated
 from deit_jax.models.inputs import check_images
 from deit_jax.models.vit import dropout
+from deit_jax.runtime.layout import Layout, any_mesh, gathered
 
 # Table 1, stages 2-8: MBConv's expansion, kernel, stride, output channels, layers
 STAGES = (
@@ -167,6 +168,7 @@ class EfficientNet(nnx.Module):
     """
 
     distilled = False
+    layout: Layout | None = None
 
     def __init__(
         self,
@@ -198,6 +200,7 @@ class EfficientNet(nnx.Module):
         self.conv_head, self.bn2 = conv(width_in, top, **common), norm(top, **common)
         self.classifier = nnx.Linear(top, num_classes, kernel_init=head_init, rngs=rngs)
 
+    @any_mesh
     def features(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch h w channels"]:
@@ -210,6 +213,8 @@ class EfficientNet(nnx.Module):
             x = block(x, train=train, drop_path=self.drop_path_rate * i / len(blocks), key=own)
         return jax.nn.silu(self.bn2(self.conv_head(x), use_running_average=not train))
 
+    @any_mesh
+    @gathered()
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:

@@ -169,7 +169,8 @@ def read_file(path: Path, source: str, weights: str = "params") -> Weights:
 def tell(loaded: Weights, said: Description) -> None:
     """Fill in what is said of the weights beside their tensors, and note what had to be assumed."""
     mean, std = (None, None) if "name" in loaded.architecture.assumed else published_pixels(loaded.name, said.name)
-    said = dataclasses.replace(said, mean=said.mean or mean, std=said.std or std)
+    crop = said.crop or loaded.architecture.config.get("crop")  # an EfficientNet's follows from its size
+    said = dataclasses.replace(said, mean=said.mean or mean, std=said.std or std, crop=crop)
     loaded.mean, loaded.std = said.mean or loaded.mean, said.std or loaded.std
     loaded.crop, loaded.interpolation = said.crop, said.interpolation or ""
     fields = [field for field in ("mean", "std", "crop", "interpolation") if getattr(said, field) is None]

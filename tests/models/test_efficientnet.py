@@ -16,14 +16,14 @@ from safetensors.numpy import load_file, save_file
 import deit_jax
 from deit_jax import convert, models
 from deit_jax.config import default_config, resolve
-from deit_jax.distill.teacher import load_teacher, no_teacher, teacher_of
+from deit_jax.distill.teacher import load_teacher, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.models import grouped_conv
 from deit_jax.models.efficientnet import CONFIGS, EfficientNet
 from deit_jax.models.linen import to_linen
 from deit_jax.runtime.flops import count_flops
 from deit_jax.student import Student
-from deit_jax.train.step import create_state, make_update
+from deit_jax.train.step import create_state, make_update, no_teacher
 from deit_jax.weights import fit_weights, load_weights
 
 GOLDEN = np.load(seeded.GOLDEN / "efficientnet.npz")
@@ -143,7 +143,7 @@ def test_new_weights_have_the_released_scales():
 def test_the_name_of_a_file_tells_which_of_two_models_it_is(tmp_path, b0, caplog, file, name, mean):
     (tmp_path / file).symlink_to(b0[0])
     weights = load_weights(tmp_path / file)
-    assert (weights.name, weights.num_classes, weights.mean[0]) == (name, 10, mean)
+    assert (weights.name, weights.num_classes, weights.mean[0], weights.crop) == (name, 10, mean, 0.875)
     assert {key: weights.architecture.config[key] for key in CONFIGS[name]} == CONFIGS[name]
     assert not caplog.text
 

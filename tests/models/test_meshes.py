@@ -17,6 +17,7 @@ from examples import mesh_nnx
 
 VIT = ("deit_digits_distilled_patch4_16", {"embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 8})
 REGNET = ("regnety_digits", {"num_classes": 8, "depth": 2})
+EFFICIENTNET = ("efficientnet_b0", {"width_coefficient": 0.25, "depth_coefficient": 0.5, "num_classes": 8})
 IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
 
 
@@ -54,7 +55,7 @@ def replicate(model, mesh):
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("which", [VIT, REGNET], ids=["vit", "regnet"])
+@pytest.mark.parametrize("which", [VIT, REGNET, EFFICIENTNET], ids=["vit", "regnet", "efficientnet"])
 def test_logits_on_a_foreign_mesh(which, kind):
     expected, mesh = run(make(which), IMAGES), mesh_of(kind)
     logits = run(replicate(make(which), mesh), placed(mesh))
@@ -99,8 +100,9 @@ def test_gradients_lie_where_the_weights_do(kind):
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 64, 32)
 
 
-def test_batch_statistics_are_updated_on_an_explicit_mesh():
-    one, many, mesh = make(REGNET), make(REGNET), mesh_of("Explicit")
+@pytest.mark.parametrize("which", [REGNET, EFFICIENTNET], ids=["regnet", "efficientnet"])
+def test_batch_statistics_are_updated_on_an_explicit_mesh(which):
+    one, many, mesh = make(which), make(which), mesh_of("Explicit")
     train = nnx.jit(lambda model, images: model(images, train=True))
     train(one, IMAGES)
     train(deit_jax.shard(many, mesh), placed(mesh))

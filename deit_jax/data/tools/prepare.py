@@ -10,12 +10,10 @@ import argparse
 import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from typing import Any
 from deit_jax.data import shards
 from deit_jax.data.classes import sort_classes
 from deit_jax.data.files import FolderTree, Listing, class_text, list_images
+from deit_jax.data.label_files import DEVKIT, read_devkit
 from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of
 from deit_jax.data.tools.progress import command, track
 from deit_jax.data.tools.tars import Span, TarTree, is_tar_name, unpacked
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-DEVKIT_FILES = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
 
 
@@ -268,21 +265,7 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
             raise UserError(f"--labels {table} cannot be read ({error}): give a UTF-8 table of name,class") from error
     if not (folder / DEVKIT).is_file():
         raise UserError(f"images without a class folder need {DEVKIT} beside them, or --labels=TABLE of name,class")
-    from scipy.io import loadmat
-
-    content: dict[str, bytes] = {}
-    try:
-        with tarfile.open(folder / DEVKIT) as kit:
-            for member in kit:
-                file = kit.extractfile(member)
-                if file and Path(member.name).name in DEVKIT_FILES:
-                    content[Path(member.name).name] = file.read()
-        meta, truth = (content[name] for name in DEVKIT_FILES)
-    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
-        raise UserError(f"{folder / DEVKIT} is damaged or not ImageNet's ({error}): fetch it again") from error
-    synsets, truth = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"], truth.split()
-    classes = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    return {f"ILSVRC2012_val_{i:08}.JPEG": classes[int(number)] for i, number in enumerate(truth, 1)}
+    return {f"ILSVRC2012_val_{i:08}.JPEG": label for i, label in enumerate(read_devkit(folder / DEVKIT), 1)}
 
 
 def main() -> None:
