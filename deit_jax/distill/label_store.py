@@ -186,7 +186,8 @@ class LabelStore:
                 raise UserError(
                     f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
                 ) from error
-            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[:1]
+            written = array.chunk_layout.write_chunk.shape or ()
+            form = array.dtype.name, array.shape[1:], written[:1]
             if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
                 raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
             self.opened[name] = array
