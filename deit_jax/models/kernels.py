@@ -67,8 +67,8 @@ attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 @jax.custom_vjp
 def attention_opaque(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
-    """`attention_recomputed` for blocks under a checkpoint policy of their own, which would keep what is inside a nested
-    jax.checkpoint after all. Reverse mode only."""
+    """`attention_recomputed` for blocks under a checkpoint policy of their own, which would apply to a nested
+    jax.checkpoint too and keep the weights. Reverse mode only."""
     return attention(q, k, v)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 
 import deit_jax
 from deit_jax import models
@@ -81,7 +82,7 @@ def test_a_block_that_gathers_keeps_no_attention_weights(capsys):
     with_layout(block, make_layout(make_mesh(fsdp=-1)))
     graphdef, params = nnx.split(block)
     run = jax.checkpoint(lambda params, x: nnx.merge(graphdef, params)(x), policy=remat_policy(block.layout))
-    jax.ad_checkpoint.print_saved_residuals(run, params, jax.ShapeDtypeStruct((8, 10, 64), np.float32))
+    print_saved_residuals(run, params, jax.ShapeDtypeStruct((8, 10, 64), np.float32))
     kept = capsys.readouterr().out
     assert "[80,256]" in kept  # GELU and its slope are
     assert "[32,10,10]" not in kept
