@@ -221,8 +221,8 @@ def finish(store: LabelStore, writes: list) -> None:
             write.result()
     except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
         raise UserError(
-            f"{atomic.write_error(store.folder / 'labels', error)}; the first {store.steps_done()} steps are stored and"
-            " stay usable, and the same command goes on from there"
+            f"labels could not be written ({atomic.write_error(store.folder / 'labels', error)}): the first"
+            f" {store.steps_done()} steps are stored and stay usable, and the same command goes on from there"
         ) from error
 
 
