@@ -38,6 +38,8 @@ from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta
 
 BATCH_SIZE = 256
+# the settings of a run that its evaluation follows: others may be of an older version, with other choices
+OF_A_RUN = ("data.", "evaluate.", "model.img_size", "model.dtype", "recipe", "seed")
 TIMED_SECONDS, TIMED_CALLS = 2.0, 30  # of the forward pass: until the first is used up, at most so many calls
 OUTPUTS = {"evaluation.md": report.markdown, "evaluation.json": report.as_json, "evaluation.csv": report.as_csv}
 
@@ -119,7 +121,8 @@ def settings(config, explicit: dict[str, Any], source: str) -> Any:
     else:
         own, known = default_config(), flat(default_config())
         values = {RENAMED.get(key, key): value for key, value in flat(recorded).items()}
-        own.update_from_flattened_dict({key: value for key, value in values.items() if key in known})
+        used = {key: value for key, value in values.items() if key in known and key.startswith(OF_A_RUN)}
+        own.update_from_flattened_dict(used)
         own.update_from_flattened_dict(explicit)
     own = resolve(own)
     own.batch_size = own.data.eval_batch_size or (own.batch_size if "batch_size" in explicit else BATCH_SIZE)

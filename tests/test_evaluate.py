@@ -17,7 +17,7 @@ from deit_jax.augment import normalize
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
 from deit_jax.data import imagenet, sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate import Request, Subject, evaluate_command, own_data
+from deit_jax.evaluate import Request, Subject, evaluate_command, own_data, settings
 
 SYNSETS = imagenet.synsets()
 SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
@@ -215,3 +215,23 @@ def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path, class_names):
     assert (len(whole.source), whole.note) == (20, "")
     oracle.save_image(tmp_path / "data" / "10" / "new.png", 0)
     assert len(own_data(config, [Subject(str(tmp_path / "run"), config)]).source) == 21
+
+
+def test_settings_are_the_runs_unless_given(tmp_path):
+    """Settings that a former version recorded and this one has not, or in another form, do not matter."""
+    recorded = {"sharding": "replicated", "compare": True, "gone": 1, "augment": {"mean": [0, 0, 0]}}
+    recorded |= {
+        "data": {"crop": 0.9, "name": "digits", "eval_batch_size": 48},
+        "evaluate": {"fusion": "probabilities"},
+    }
+    meta = tmp_path / "run" / "checkpoints" / "5" / "meta"
+    for folder in (meta, meta.parent / "params"):
+        folder.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"config": recorded}))
+    ours = settings(default_config(), {}, str(tmp_path / "run"))
+    assert (ours.data.crop, ours.data.name, ours.batch_size) == (0.9, "digits", 48)
+    assert ours.evaluate.fusion == "probabilities"
+    given = settings(default_config(), {"data.crop": 1.0, "data.eval_batch_size": 8}, str(tmp_path / "run"))
+    assert (given.data.crop, given.batch_size) == (1.0, 8)
+    other = settings(default_config(), {}, "a/hub")
+    assert (other.data.name, other.evaluate.fusion, other.batch_size) == ("imagenet2012", "logits", 256)

@@ -6,6 +6,7 @@ Only seeds that every arm has finished are reported, so that all arms are compar
 record of each finished run (done.json): copied into a workdir, they let `--mode=ablate` go on from there.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def recorded_config(workdir: Path):
     for name, value in values.items():
         name = RENAMED.get(name, name)
         if name in known:
-            config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
+            with contextlib.suppress(TypeError):  # renamed with another type (sharding, now mesh.fsdp): the default
+                config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
     return config
 
 

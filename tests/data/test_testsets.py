@@ -7,9 +7,11 @@ import numpy as np
 import oracle
 import pytest
 
+from deit_jax.config import default_config
 from deit_jax.data import imagenet
 from deit_jax.data.base import ArraySource, FileSource, Subset, limit_images
 from deit_jax.data.label_files import read_devkit, read_label_file
+from deit_jax.data.sources import open_sources
 from deit_jax.data.testsets import Spec, match_source, open_eval_sets, parse_spec, present_classes
 from deit_jax.errors import UserError
 
@@ -127,3 +129,12 @@ def test_a_limit_is_spread_over_the_classes(tmp_path):
     assert isinstance(some, Subset)
     assert np.bincount(source.labels[some.positions]).tolist() == [2] * 10
     assert limit_images(source, 0) is limit_images(source, 100) is source
+
+
+def test_the_limit_of_evaluation_leaves_training_alone():
+    config = default_config()
+    config.data.name, config.evaluate.limit = "digits", 50
+    train, evaluation = open_sources(config)
+    assert (len(train), len(evaluation)) == (1438, 50)
+    labels = [evaluation[i]["label"] for i in range(50)]
+    assert set(np.bincount(labels)) <= {4, 5, 6}

@@ -66,7 +66,12 @@ def test_the_report_of_an_unfinished_study_has_what_is_there(runs):
 
 def test_the_report_can_be_written_from_the_folder_alone(runs, tmp_path, capsys):
     folder, config, scores = runs
-    former = {"optimizer.per": config.optimizer.lr_update, "optimizer.lr_update": None, "data.fingerprint": "f"}
+    former = {
+        "optimizer.per": config.optimizer.lr_update,
+        "optimizer.lr_update": None,
+        "data.fingerprint": "f",
+        "sharding": "fsdp",
+    }
     recorded = json.loads(json.dumps(flat(config))) | former
     (folder / "config.json").write_text(json.dumps({k: v for k, v in recorded.items() if v is not None}))
     assert flat(recorded_config(folder)) == flat(config)
