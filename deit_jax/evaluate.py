@@ -29,7 +29,6 @@ from deit_jax.train.classifier import (
     KINDS,
     Classifier,
     evaluate_classifier,
-    evaluation_rows,
     make_classifier,
     weight_sets,
 )
@@ -163,21 +162,26 @@ def own_data(config, subjects: Sequence[Subject]) -> EvalSet:
     train, held_out = sources.find_sources(config, classes)
     if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
         return EvalSet(name, held_out)
-    trained_on = {trained_fingerprint(subject.source) for subject in subjects}
-    if sources.open_sources(config, classes)[0].fingerprint in trained_on:
-        return EvalSet(name, held_out, "held out of the run's training images")
+    for subject in subjects:
+        if is_trained_on_rest(subject.source, config):
+            return EvalSet(name, held_out, "held out of the run's training images")
     config = config.copy_and_resolve_references()
     config.data.holdout = 1.0
     return EvalSet(name, sources.find_sources(config)[1])
 
 
-def trained_fingerprint(source: str) -> str:
-    """The fingerprint of the images that a run was trained on; "" where none is recorded."""
+def is_trained_on_rest(source: str, config) -> bool:
+    """Whether `source` is of a run that was trained on the images that `config` leaves for training."""
     step = run_step(source)
     record = step.parent.parent / "config.json" if step else None
-    if record is None or not record.is_file():
-        return ""
-    return json.loads(record.read_text()).get("data.fingerprint", "")
+    if step is None or record is None or not record.is_file():
+        return False
+    class_names = read_meta(step).get("weights", {}).get("class_names")  # an older run may have its own order
+    try:
+        train = sources.open_sources(config, class_names)[0]
+    except UserError:  # of other classes
+        return False
+    return train.fingerprint == json.loads(record.read_text()).get("data.fingerprint")
 
 
 def check_match(subject: Subject, data: Sequence[EvalSet], kind: str) -> None:
@@ -210,7 +214,7 @@ def evaluate_subject(
     for note in classifier.notes:
         say(f"  {note}")
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    speed, rows = 0.0, 0
+    largest: tuple[dict, np.ndarray | None] = ({"label": ()}, None)  # a batch, and its subset of the classes
     for one in data:
         classes, images = matched[one.name]
         about = f"{len(images):,} images of {classes.describe()}" + (f"; {one.note}" if one.note else "")
@@ -236,13 +240,14 @@ def evaluate_subject(
         if broken := next(iter(counted.values()))["unreadable"]:
             treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
             say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
-        if not speed:
-            rows = evaluation_rows(config.batch_size, len(images), mesh.devices.size)
-            speed = rows / forward_seconds(classifier, kept[0], mesh, present)
+        if len(kept[0]["label"]) > len(largest[0]["label"]):
+            largest = kept[0], present
+    rows = len(largest[0]["label"]) * jax.process_count()
     row = {
         "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
         "img_size": classifier.view.size, "crop": classifier.view.crop, "interpolation": classifier.view.interpolation,
-        "flops": classifier.flops(), "images_per_second": speed, "batch_size": rows,
+        "flops": classifier.flops(), "batch_size": rows,
+        "images_per_second": rows / forward_seconds(classifier, largest[0], mesh, largest[1]),
     }  # fmt: skip
     return [row | {"kind": name, "results": result} for name, result in results.items()]
 

@@ -1,5 +1,6 @@
 """What a compiled program sends between devices, read from its optimized HLO text."""
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """How often one kind runs, and bytes in all: of what is reduced, gathered or moved on one device, at full size."""
 
     count: int

@@ -12,12 +12,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_INTERRUPTED = 130  # as the shell's for SIGINT
 EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 GRACE = 5.0  # seconds that the main thread has to end by itself where nothing has to be saved
+REPEAT = 0.5  # seconds within which launchers and terminals may deliver the same signal twice
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -113,10 +115,13 @@ def note(number: int, frame: FrameType | None) -> None:
 
 def hear(signals: socket.socket) -> None:
     """The listening thread: one byte per signal, as soon as it comes; ends when the other end is closed."""
+    last = -REPEAT
     with signals:
         while received := signals.recv(1):
-            if received[0] not in SIGNALS:
+            now = time.monotonic()
+            if received[0] not in SIGNALS or now - last < REPEAT:
                 continue
+            last = now
             STATE.count += 1
             if STATE.count > 1:
                 end_now("stopped at once, without saving", EXIT_INTERRUPTED)

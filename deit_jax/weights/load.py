@@ -279,7 +279,7 @@ def read_orbax(source: str, weights: str) -> Weights:
 
     orbax_log = logging.getLogger("absl")
     level = orbax_log.level
-    orbax_log.setLevel(logging.ERROR)  # it warns that one item alone is no whole checkpoint, which is what we want
+    orbax_log.setLevel(logging.ERROR)  # it warns that one item is not a whole checkpoint; one is all that is wanted
     try:
         meta, tree = orbax.read_weights(source, weights)
     except UserError:

@@ -38,7 +38,7 @@ def run(*arguments: str, signals: list[int]) -> tuple[int, str, str, float]:
     begun = time.perf_counter()
     for number in signals:
         process.send_signal(number)
-        time.sleep(0.5)
+        time.sleep(1.0)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err, time.perf_counter() - begun
 
