@@ -81,7 +81,7 @@ def study(run: Run) -> dict[str, Any]:
 
 
 def evaluation_batches(run: Run, size: int) -> Iterator[pipeline.Batch]:
-    """All evaluation images, `size` pixels a side, as one process reads them."""
+    """All evaluation images, `size` pixels high and wide, as one process reads them."""
     return pipeline.eval_batches(run.config, run.data.evaluation, size=size)
 
 
