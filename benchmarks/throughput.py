@@ -128,7 +128,9 @@ def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
             linewidth=1.5,
         )
         for speed, top1, model in points:
-            axis.annotate(short_name(model), (speed, top1), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            offset = (-14, -10) if distilled else (5, 5)  # a distilled model is often beside another's point
+            options = {"textcoords": "offset points", "fontsize": 8, "color": color}
+            axis.annotate(short_name(model), (speed, top1), xytext=offset, **options)
     axis.set_xscale("log")
     axis.margins(x=0.1, y=0.1)
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.4g}")
