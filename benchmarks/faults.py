@@ -67,7 +67,7 @@ class Start:
                 work()
                 code = 0
             except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
             finally:

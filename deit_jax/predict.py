@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import UnidentifiedImageError
 
 from deit_jax.augment import normalize
 from deit_jax.config.settings import INTERPOLATIONS
@@ -99,8 +98,6 @@ def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str],
         try:
             views.append(read_view(path, view))
             read.append(path)
-        except UnidentifiedImageError:
-            failed[path] = "not an image"
         except OSError as error:
             failed[path] = str(error.strerror or error or type(error).__name__).splitlines()[0]
     return np.stack(views) if views else np.zeros((0, view.size, view.size, 3), np.uint8), read, failed

@@ -92,7 +92,7 @@ def test_a_folder_becomes_a_table(tmp_path, small, capsys):
     predict.main([str(small), folder, f"--output={tmp_path / 'out.csv'}", "--top=2"])
     said = capsys.readouterr()
     assert "2 images, 1 unreadable" in said.out
-    assert f"image {folder}/broken.png cannot be read (not an image)" in said.err
+    assert f"image {folder}/broken.png cannot be read (cannot identify image file)" in said.err
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"{folder}/b.jpeg", f"{folder}/deep/a.JPG"]

@@ -83,7 +83,7 @@ def study(run: Run, student: dict[str, np.ndarray] | None = None) -> dict[str, A
 
 
 def evaluation_batches(run: Run, size: int) -> Iterator[pipeline.Batch]:
-    """All evaluation images, `size` pixels a side, as one process reads them."""
+    """All evaluation images, `size` pixels high and wide, as one process reads them."""
     return pipeline.eval_batches(run.config, run.data.evaluation, size=size)
 
 

@@ -221,8 +221,8 @@ def finish(store: LabelStore, writes: list) -> None:
             write.result()
     except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
         raise UserError(
-            f"{atomic.write_error(store.folder / 'labels', error)}; the first {store.steps_done()} steps are stored and"
-            " stay usable, and the same command goes on from there"
+            f"labels could not be written ({atomic.write_error(store.folder / 'labels', error)}): the first"
+            f" {store.steps_done()} steps are stored and stay usable, and the same command goes on from there"
         ) from error
 
 
@@ -247,7 +247,7 @@ def compare(store: LabelStore, one: Callable, batches: Callable, count: int, tot
     probabilities = f"; probabilities differ by {largest:.2g} at most" if store.header["kind"] == "topk" else ""
     text = f"{same} of {views} decisions agree ({100 * same / views:.3f} %){probabilities}"
     if same < SAME_TEACHER * views:
-        raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make them anew")
+        raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make labels in another folder")
     print(f"labels: {len(steps)} of {done} batches made again: {text}")
     return {"batches": len(steps), "views": views, "same": same, "largest": largest}
 

@@ -25,7 +25,7 @@ import tensorstore as ts
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
-CHUNK = 64  # steps a file
+CHUNK = 64  # steps per file
 MAX_CLASSES = 2**16 - 1  # uint16, its largest number standing for "not there"
 RESTORE = "restore it from a copy, or make labels in another --workdir"
 # Two bytes hold a class of 1,000 in ten bits: shuffled, the empty ones cost nothing.
@@ -186,7 +186,8 @@ class LabelStore:
                 raise UserError(
                     f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
                 ) from error
-            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[:1]
+            written = array.chunk_layout.write_chunk.shape or ()
+            form = array.dtype.name, array.shape[1:], written[:1]
             if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
                 raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
             self.opened[name] = array

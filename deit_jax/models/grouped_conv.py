@@ -75,7 +75,7 @@ def shifted(images: Images, kernel: Kernel, strides: tuple[int, int], padding: t
         for i in range(size[0])
         for j in range(size[1])
     )
-    return sum(taps).astype(images.dtype)
+    return functools.reduce(jnp.add, taps).astype(images.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -65,6 +65,19 @@ def attention(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Arra
 attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
+@jax.custom_vjp
+def attention_opaque(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
+    """`attention_recomputed` for blocks under a checkpoint policy of their own, which would apply to a nested
+    jax.checkpoint too and keep the weights. Reverse mode only."""
+    return attention(q, k, v)
+
+
+attention_opaque.defvjp(
+    lambda q, k, v: (attention(q, k, v), (q, k, v)),
+    lambda arguments, upstream: jax.vjp(attention, *arguments)[1](upstream),
+)
+
+
 def fused_attention(
     q: Float[Array, "batch tokens heads head_dim"],
     k: Array,

@@ -118,7 +118,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
         how = kernels.choose_attention(self.attention, self.dtype, x.shape[-1] // self.num_heads)
-        plain = kernels.attention if how == "einsum" else kernels.attention_recomputed
+        recomputed = kernels.attention_recomputed if self.layout is None else kernels.attention_opaque
+        plain = kernels.attention if how == "einsum" else recomputed
         if self.layout is not None and self.layout.axes("heads"):
             q, k, v = self.split_over_devices(x, self.layout)
             if how == "cudnn":

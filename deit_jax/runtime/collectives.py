@@ -45,7 +45,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
     """{kind: count and bytes} of the collectives in one run of a module; in a loop of known length, by its rounds (of
     unknown length: once)."""
     computations, entry = _computations(hlo)
-    found = {name: list(_found(lines)) for name, lines in computations.items()}
+    found = {name: [_as_fused(one, name) for one in _found(lines)] for name, lines in computations.items()}
     calls = {name: list(_calls(lines, computations)) for name, lines in computations.items()}
     seen: dict[str, tuple[Found, int]] = {}
 
@@ -63,6 +63,12 @@ def collectives(hlo: str) -> dict[str, Collective]:
         if ours:
             out[kind] = Collective(sum(t for _, t in ours), sum(b * t for b, t in ours))
     return out
+
+
+def _as_fused(one: Found, computation: str) -> Found:
+    """TPU's reduce-scatter is a fusion of an all-reduce and a slice, in a computation of this name."""
+    fused = one.kind == "all-reduce" and computation.startswith("all-reduce-scatter")
+    return one._replace(kind="reduce-scatter") if fused else one
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:

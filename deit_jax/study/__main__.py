@@ -29,7 +29,7 @@ def recorded_config(workdir: Path):
     config = default_config()
     known = flat(config).keys()
     for name, value in values.items():
-        name = RENAMED.get(name, name)
+        name = str(RENAMED.get(name, name))
         if name in known:
             with contextlib.suppress(TypeError):  # renamed with another type (sharding, now mesh.fsdp): the default
                 config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})

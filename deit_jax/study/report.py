@@ -166,7 +166,7 @@ def teacher_fact(name: str, r: dict) -> str:
 def finished(workdir: Path) -> dict[str, dict]:
     """{folder: result} of all that is done."""
     folders = sorted(path.parent for pattern in ("*", "labels/*") for path in workdir.glob(f"{pattern}/done.json"))
-    return {folder.relative_to(workdir).as_posix(): jobs.result(folder) for folder in folders}
+    return {folder.relative_to(workdir).as_posix(): jobs.result(folder) or {} for folder in folders}
 
 
 def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = "hard") -> dict[str, dict[str, float]]:
@@ -183,7 +183,8 @@ def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = 
         named |= {label: heads[head] for head, label in STUDENT_HEADS.items()}
         table = disagreement(named)
         top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
-        wrong = {"teacher": 100 - jobs.result(workdir / "teacher")["evaluation"],
+        finished_teacher = jobs.result(workdir / "teacher") or {}
+        wrong = {"teacher": 100 - finished_teacher["evaluation"],
                  "student without teacher": 100 - scores["none"][seed]["cls"]}  # fmt: skip
         wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
         table = {"true label": {"true label": 0.0, **wrong}} | {
