@@ -1,4 +1,4 @@
-"""`--mode=benchmark`: how fast a run's parts are on this machine, and which of them is the limit.
+"""`--mode=benchmark`: how fast a run's parts are on this machine, and which of them is the bottleneck.
 
 Weights and, for all but the input, images are random: speed does not depend on them.
 """
@@ -30,7 +30,7 @@ STRETCH = 1.0  # seconds each lasts at least
 
 
 class Timing(NamedTuple):
-    """Seconds a call: the quickest, the median and the slowest of the timed stretches."""
+    """Seconds per call: minimum, median and maximum over the timed stretches."""
 
     minimum: float
     median: float
@@ -42,8 +42,8 @@ def timing(seconds: list[float]) -> Timing:
 
 
 def stretch(call: Callable[[], Any], count: int) -> float:
-    """Seconds a call, of `count` calls in a row whose results are awaited once, at the end."""
-    begun = time.perf_counter()
+    """Seconds per call, of `count` calls in a row whose results are awaited once, at the end."""
+    out, begun = None, time.perf_counter()
     for _ in range(count):
         out = call()
     jax.block_until_ready(out)
@@ -51,7 +51,7 @@ def stretch(call: Callable[[], Any], count: int) -> float:
 
 
 def calls_within(call: Callable[[], Any], seconds: float = STRETCH) -> int:
-    """How many calls make a stretch of so many seconds. The first call, which compiles, is not counted."""
+    """How many calls make a stretch of that many seconds. The first call, which compiles, is not counted."""
     stretch(call, 1)
     return max(1, round(seconds / max(stretch(call, 2), 1e-6)))
 
@@ -144,7 +144,7 @@ class Workload:
 
 
 class Input(NamedTuple):
-    """Images a second of the host's input pipeline: on one core, on all it may use (`threads`)."""
+    """Images/s of the host's input pipeline: on one core, and on all it may use (`threads`)."""
 
     one_core: float
     all_cores: float
@@ -152,7 +152,7 @@ class Input(NamedTuple):
 
 
 def time_input(config, source, size: int, seconds: float = 5.0) -> float:
-    """Images a second of the training stream alone, from its second batch on."""
+    """Images/s of the training stream alone, from its second batch on."""
     from deit_jax.data import pipeline
 
     stream = pipeline.train_batches(config, source, size=size)

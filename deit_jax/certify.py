@@ -71,8 +71,7 @@ def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> 
     source, mesh, rows = sets[0].source, sharding.make_mesh(), []
     for name, where in chosen_models.items():
         weights = load_weights(where)
-        names = {"data": data, "model": where}
-        _, images = match_source(source, weights.class_names, weights.num_classes, **names)
+        _, images = match_source(source, weights.class_names, weights.num_classes, data=data, model=where)
         classifier = make_classifier({"params": weights}, mesh, name=name)
         for crop, published in PUBLISHED[name][1].items():
             seen = dataclasses.replace(classifier, view=dataclasses.replace(classifier.view, crop=crop))
@@ -85,7 +84,7 @@ def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.certify", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m deit_jax.certify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="ImageNet's validation images, as --mode=evaluate takes them")
     parser.add_argument("--models", default="", help="NAME or NAME=WEIGHTS, comma-separated; default: all published")
     parser.add_argument("--batch_size", type=int, default=256)

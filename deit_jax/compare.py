@@ -35,8 +35,12 @@ TOLERANCE = 1e-4
 def activations(model: nnx.Module, images) -> dict[str, np.ndarray]:
     """The output of every layer in evaluation mode, by its name ("blocks.3.attn.qkv"), in the order they finish.
 
-    images: normalized, (B, H, W, 3). The stacked blocks of a ViT are run one after the other. Batch normalizations are
-    left out: timm's apply the activation too.
+    The stacked blocks of a ViT are run one after the other. Batch normalizations are left out: timm's apply the
+    activation too.
+
+    Args:
+        model: one of this package's, or any NNX module that takes images.
+        images: normalized, (B, H, W, 3).
     """
     images = jax.numpy.asarray(images)
     seen: dict[str, np.ndarray] = {}
@@ -61,7 +65,7 @@ def activations(model: nnx.Module, images) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def recording(module: nnx.Module, prefix: str, seen: dict[str, np.ndarray]):
-    """Within, every call of a layer of `module` leaves its output in `seen`."""
+    """A context in which every call of a layer of `module` puts its output into `seen`, under `prefix` and its path."""
     names = {id(layer): ".".join(map(str, path)) for path, layer in nnx.iter_modules(module)}
     names = {key: ".".join(filter(None, [prefix, name])) for key, name in names.items()}
     classes = {type(layer) for _, layer in nnx.iter_modules(module)} - {nnx.BatchNorm}
@@ -87,8 +91,7 @@ def recording(module: nnx.Module, prefix: str, seen: dict[str, np.ndarray]):
 
 
 def torch_activations(model, images) -> dict[str, np.ndarray]:
-    """The output of every layer of a PyTorch module in evaluation mode, by its name there; images go out of their
-    channels-first layout.
+    """The output of every layer of a PyTorch module in evaluation mode, by its name there, with channels last.
 
     images: normalized, (B, H, W, 3).
     """
@@ -115,9 +118,9 @@ def torch_activations(model, images) -> dict[str, np.ndarray]:
 
 
 def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
-    """Largest difference over largest magnitude (theirs), for every layer both have and of one size, in our order.
+    """Per layer that both have, in our order: the largest difference over the largest magnitude of theirs.
 
-    infinity where the sizes differ or a value is not finite.
+    Infinity where the sizes differ or a value is not finite.
     """
     out = {}
     for name, a in ours.items():

@@ -29,7 +29,6 @@ from deit_jax.train.classifier import (
     KINDS,
     Classifier,
     evaluate_classifier,
-    evaluation_rows,
     make_classifier,
     weight_sets,
 )
@@ -39,6 +38,8 @@ from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta
 
 BATCH_SIZE = 256
+# the settings of a run that its evaluation follows: others may be of an older version, with other choices
+OF_A_RUN = ("data.", "evaluate.", "model.img_size", "model.dtype", "recipe", "seed")
 TIMED_SECONDS, TIMED_CALLS = 2.0, 30  # of the forward pass: until the first is used up, at most so many calls
 OUTPUTS = {"evaluation.md": report.markdown, "evaluation.json": report.as_json, "evaluation.csv": report.as_csv}
 
@@ -91,7 +92,7 @@ def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict
     try:
         for subject in subjects:
             found["rows"] += evaluate_subject(subject, explicit, data, mesh, request.kind, found["data"])
-    finally:  # an image that cannot be read does not cost the results before it
+    finally:  # a failure does not cost the results before it
         if found["rows"] and jax.process_index() == 0:
             print(f"\n{report.markdown(found)}", end="")
             write_outputs(request.output, found)
@@ -120,7 +121,8 @@ def settings(config, explicit: dict[str, Any], source: str) -> Any:
     else:
         own, known = default_config(), flat(default_config())
         values = {RENAMED.get(key, key): value for key, value in flat(recorded).items()}
-        own.update_from_flattened_dict({key: value for key, value in values.items() if key in known})
+        used = {key: value for key, value in values.items() if key in known and key.startswith(OF_A_RUN)}
+        own.update_from_flattened_dict(used)
         own.update_from_flattened_dict(explicit)
     own = resolve(own)
     own.batch_size = own.data.eval_batch_size or (own.batch_size if "batch_size" in explicit else BATCH_SIZE)
@@ -163,21 +165,26 @@ def own_data(config, subjects: Sequence[Subject]) -> EvalSet:
     train, held_out = sources.find_sources(config, classes)
     if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
         return EvalSet(name, held_out)
-    trained_on = {trained_fingerprint(subject.source) for subject in subjects}
-    if sources.open_sources(config, classes)[0].fingerprint in trained_on:
-        return EvalSet(name, held_out, "held out of the run's training images")
+    for subject in subjects:
+        if is_trained_on_rest(subject.source, config):
+            return EvalSet(name, held_out, "held out of the run's training images")
     config = config.copy_and_resolve_references()
     config.data.holdout = 1.0
     return EvalSet(name, sources.find_sources(config)[1])
 
 
-def trained_fingerprint(source: str) -> str:
-    """The fingerprint of the images that a run was trained on; "" where none is recorded."""
+def is_trained_on_rest(source: str, config) -> bool:
+    """Whether `source` is of a run that was trained on the images that `config` leaves for training."""
     step = run_step(source)
     record = step.parent.parent / "config.json" if step else None
-    if record is None or not record.is_file():
-        return ""
-    return json.loads(record.read_text()).get("data.fingerprint", "")
+    if step is None or record is None or not record.is_file():
+        return False
+    class_names = read_meta(step).get("weights", {}).get("class_names")  # an older run may have its own order
+    try:
+        train = sources.open_sources(config, class_names)[0]
+    except UserError:  # of other classes
+        return False
+    return train.fingerprint == json.loads(record.read_text()).get("data.fingerprint")
 
 
 def check_match(subject: Subject, data: Sequence[EvalSet], kind: str) -> None:
@@ -191,8 +198,9 @@ def match_weights(weights: Weights, data: EvalSet, limit: int = 0):
     """`match_source` of a data set and weights."""
     if not weights.num_classes:
         raise UserError(f"{weights.source} has no classification head: it cannot be evaluated")
-    names = {"data": data.name, "model": weights.source}
-    return match_source(data.source, weights.class_names, weights.num_classes, limit=limit, **names)
+    return match_source(
+        data.source, weights.class_names, weights.num_classes, limit=limit, data=data.name, model=weights.source
+    )
 
 
 def evaluate_subject(
@@ -209,7 +217,7 @@ def evaluate_subject(
     for note in classifier.notes:
         say(f"  {note}")
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    speed, rows = 0.0, 0
+    largest: tuple[dict, np.ndarray | None] = ({"label": ()}, None)  # a batch, and its subset of the classes
     for one in data:
         classes, images = matched[one.name]
         about = f"{len(images):,} images of {classes.describe()}" + (f"; {one.note}" if one.note else "")
@@ -232,13 +240,17 @@ def evaluate_subject(
                 "classes": len(classes.outputs), "outputs": classes.num_outputs, "matched_by": classes.how
             }  # fmt: skip
             say(f"  {one.name}: top-1 {result['top1']:.2f} %, {report.KINDS[name]} weights")
-        if not speed:
-            rows = evaluation_rows(config.batch_size, len(images), mesh.devices.size)
-            speed = rows / forward_seconds(classifier, kept[0], mesh, present)
+        if broken := next(iter(counted.values()))["unreadable"]:
+            treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
+            say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
+        if len(kept[0]["label"]) > len(largest[0]["label"]):
+            largest = kept[0], present
+    rows = len(largest[0]["label"]) * jax.process_count()
     row = {
         "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
         "img_size": classifier.view.size, "crop": classifier.view.crop, "interpolation": classifier.view.interpolation,
-        "flops": classifier.flops(), "images_per_second": speed, "batch_size": rows,
+        "flops": classifier.flops(), "batch_size": rows,
+        "images_per_second": rows / forward_seconds(classifier, largest[0], mesh, largest[1]),
     }  # fmt: skip
     return [row | {"kind": name, "results": result} for name, result in results.items()]
 

@@ -12,7 +12,6 @@ import argparse
 import csv
 import functools
 import io
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deit_jax.augment import normalize
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data import imagenet
-from deit_jax.data.folders import EXTENSIONS
+from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
 from deit_jax.errors import UserError, shown
 from deit_jax.models.vit import fuse
@@ -76,15 +74,10 @@ def find_images(paths: Sequence[str]) -> list[str]:
         if not Path(path).is_dir():
             found.append(path)
             continue
-        inside = [
-            os.path.join(folder, name)
-            for folder, _, files in os.walk(path)
-            for name in files
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
-        ]
+        inside = list_images(FolderTree(path)).images
         if not inside:
             raise UserError(f"folder {path} holds no images: give one with {', '.join(sorted(EXTENSIONS)[:4])} … files")
-        found += sorted(inside)
+        found += [inside[name] for name in sorted(inside)]
     return found
 
 
@@ -93,15 +86,9 @@ def read_view(path: str, view: View) -> np.ndarray:
 
     Raises OSError where it cannot be read.
     """
-    data = Path(path).read_bytes()
-    return eval_image(upright(data), view.size, view.crop, view.interpolation)
-
-
-def upright(data: bytes) -> bytes | np.ndarray:
-    """The encoded image, or its pixels turned upright where its EXIF orientation is another."""
-    with Image.open(io.BytesIO(data)) as image:
-        turned = ImageOps.exif_transpose(image)
-        return data if image.getexif().get(0x0112, 1) == 1 else np.asarray(turned.convert("RGB"))
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError("not a regular file")  # a named pipe would wait for ever
+    return eval_image(path, view.size, view.crop, view.interpolation, exif=True)
 
 
 def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str], dict[str, str]]:
@@ -111,10 +98,8 @@ def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str],
         try:
             views.append(read_view(path, view))
             read.append(path)
-        except UnidentifiedImageError:
-            failed[path] = "not an image"
-        except Exception as error:  # PIL's plugins let many kinds escape
-            failed[path] = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0]
+        except OSError as error:
+            failed[path] = str(error.strerror or error or type(error).__name__).splitlines()[0]
     return np.stack(views) if views else np.zeros((0, view.size, view.size, 3), np.uint8), read, failed
 
 

@@ -72,11 +72,13 @@ def test_command_line(tmp_path, capsys):
     np.savez(tmp_path / "seen.npz", images=images, **seen)
     compare.main([str(tmp_path / "a.safetensors"), f"--npz={tmp_path / 'seen.npz'}"])
     assert "layers agree" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="nothing to compare with"):
+    with pytest.raises(SystemExit, match="2"):
         compare.main([str(tmp_path / "a.safetensors")])
+    assert "error: nothing to compare with" in capsys.readouterr().err
     np.savez(tmp_path / "no.npz", **seen)
-    with pytest.raises(SystemExit, match="lacks the array 'images'"):
+    with pytest.raises(SystemExit, match="2"):
         compare.main([str(tmp_path / "a.safetensors"), f"--npz={tmp_path / 'no.npz'}"])
+    assert "lacks the array 'images'" in capsys.readouterr().err
 
 
 def test_timm_missing_is_told(tmp_path, monkeypatch):

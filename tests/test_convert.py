@@ -14,6 +14,7 @@ import deit_jax
 from deit_jax import convert, models
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
+from deit_jax.weights.description import to_header
 
 LOGITS = np.load(GOLDEN / "models.npz")
 DISTILLED = "deit_tiny_distilled_patch16_224"
@@ -80,6 +81,28 @@ def test_class_names_and_normalization_travel(tmp_path, small):
     assert there.mean == weights.mean
 
 
+@pytest.mark.parametrize(
+    ("size", "crop", "expected"),
+    [
+        (32, 0.875, ("BitImageProcessor", {"shortest_edge": 36}, {"height": 32, "width": 32}, True)),
+        (32, 1.0, ("BitImageProcessor", {"shortest_edge": 32}, {"height": 32, "width": 32}, True)),
+        ((16, 40), None, ("ViTImageProcessor", {"height": 16, "width": 40}, {"height": 16, "width": 40}, False)),
+    ],
+)
+def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expected):
+    state = state_of(SMALL, num_classes=10, img_size=size)
+    header = to_header({"img_size": size, "crop": crop, "interpolation": "bilinear", "num_heads": 3})
+    save_file(state, tmp_path / "x.safetensors", header)
+    folder = convert.convert(tmp_path / "x.safetensors", tmp_path / "hf", to="huggingface")
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    assert tuple(said[k] for k in ("image_processor_type", "size", "crop_size", "do_center_crop")) == expected
+    assert (said["resample"], said["image_mean"][0]) == (2, 0.485)
+    there = load_weights(folder)
+    assert there.interpolation == "bilinear"
+    if crop:
+        assert int(32 / there.crop) == int(32 / crop)
+
+
 def test_a_grid_that_is_no_square_travels(tmp_path):
     state = state_of(SMALL, num_classes=10, img_size=(16, 40))
     save_file(state, tmp_path / "wide.safetensors")
@@ -112,9 +135,10 @@ def load_file_of(tmp_path, name):
 def test_command_line(tmp_path, small, capsys):
     convert.main([str(small), str(tmp_path / "orbax")])
     assert "wrote" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="2"):
         convert.main([str(small), str(tmp_path / "orbax")])
-    assert str(stopped.value) == f"error: DST {tmp_path / 'orbax'} exists already: remove it or give another name"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"error: DST {tmp_path / 'orbax'} exists already: remove it or give another name"
 
 
 @pytest.mark.parametrize(

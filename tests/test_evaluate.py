@@ -8,12 +8,16 @@ import tarfile
 import numpy as np
 import oracle
 import pytest
+from helpers import state_of
+from safetensors.numpy import save_file
 from scipy.io import savemat
 
-from deit_jax.config import default_config
-from deit_jax.data import imagenet
+from deit_jax import load_model
+from deit_jax.augment import normalize
+from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
+from deit_jax.data import imagenet, sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate import Request, evaluate_command
+from deit_jax.evaluate import Request, Subject, evaluate_command, own_data, settings
 
 SYNSETS = imagenet.synsets()
 SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
@@ -137,20 +141,16 @@ def test_a_subset_of_the_classes_is_scored_both_ways(tmp_path, weights):
             oracle.save_image(tmp_path / SYNSETS[number] / f"{i}.png", image)
     result = run(weights, f"r={tmp_path}")["rows"][0]["results"]["r"]
     assert result["top1"] == pytest.approx(100 * 4 / 6)
-    logits = np.array([oracle_logits(weights, image) for images in shown.values() for image in images])[:, list(shown)]
+    logits = oracle_logits(weights, [image for images in shown.values() for image in images])[:, list(shown)]
     by_hand = (logits.argmax(1) == [0, 0, 1, 1, 2, 2]).mean()
     assert result["subset"]["top1"] == pytest.approx(100 * by_hand)
     assert result["subset"]["images"] == result["images"] == 6
     assert (result["classes"], result["outputs"]) == (3, 1000)
 
 
-def oracle_logits(weights, number: int) -> np.ndarray:
-    from deit_jax import load_model
-    from deit_jax.augment import normalize
-    from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
-
-    model = load_model(weights)
-    return np.asarray(model(normalize(oracle.image_of(number)[None], IMAGENET_MEAN, IMAGENET_STD))[0])
+def oracle_logits(weights, numbers: list[int]) -> np.ndarray:
+    images = np.stack([oracle.image_of(number) for number in numbers])
+    return np.asarray(load_model(weights)(normalize(images, IMAGENET_MEAN, IMAGENET_STD)))
 
 
 def test_a_limit_of_its_own(root, weights):
@@ -158,3 +158,80 @@ def test_a_limit_of_its_own(root, weights):
         make_layouts(root)
     result = run(weights, f"x={root}/flat/table.csv", explicit={"evaluate.limit": 4})["rows"][0]["results"]["x"]
     assert (result["images"], result["classes"], result["top1"]) == (4, 6, 100.0)
+
+
+def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr("deit_jax.evaluate.make_classifier", None)
+    for name in ("cats", "dogs", "emus", "foxes"):
+        oracle.save_image(tmp_path / "mine" / name / "0.png", 0)
+    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / "small.safetensors")
+    mine, missing = str(tmp_path / "mine"), tmp_path / "none"
+    cases = [
+        ((weights, f"x={mine}"), {}, "4 of the 4 classes of x are none of .*: 'cats', 'dogs', 'emus' and 1 more"),
+        (
+            (small, f"x={mine}"),
+            {},
+            "x has 4 classes .'cats', 'dogs', 'emus' and 1 more., .* have 3 and do not name them",
+        ),
+        ((weights, f"x={mine}", f"x={mine}"), {}, "names two sets 'x'"),
+        ((weights, f"x={missing}"), {}, "none does not exist"),
+        ((weights,), {}, "no data: give --data="),
+        (("",), {}, "nothing to evaluate"),
+        (("",), {"workdir": str(missing)}, "holds no checkpoint"),
+        ((weights, f"x={mine}"), {"kind": "avg"}, "--weights avg is not known: use params, or ema"),
+        ((weights, f"x={mine}"), {"explicit": {"data.crop": 0.0}}, "data.crop is 0"),
+    ]
+    for arguments, options, message in cases:
+        with pytest.raises(UserError, match=message):
+            run(*arguments, **options)
+
+
+def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weights, monkeypatch):
+    """The second weights are checked before the first are evaluated."""
+    oracle.save_image(tmp_path / "mine" / SYNSETS[3] / "0.png", 3)
+    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / "small.safetensors")
+    monkeypatch.setattr("deit_jax.evaluate.make_classifier", None)
+    with pytest.raises(UserError, match="have 3 and do not name them"):
+        run(f"{weights},{small}", f"x={tmp_path / 'mine'}")
+
+
+@pytest.mark.parametrize("class_names", [["2", "10"], ["10", "2"]])  # as numbers, and as text: an older run's order
+def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path, class_names):
+    for name in class_names:
+        for i in range(10):
+            oracle.save_image(tmp_path / "data" / name / f"{i}.png", i)
+    config = default_config()
+    config.data.root = str(tmp_path / "data")
+    config = resolve(config)
+    meta = tmp_path / "run" / "checkpoints" / "5" / "meta"
+    for folder in (meta, meta.parent / "params"):
+        folder.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"weights": {"class_names": class_names}}))
+    fingerprint = sources.open_sources(config, class_names)[0].fingerprint
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"data.fingerprint": fingerprint}))
+    own = own_data(config, [Subject("a/hub", config), Subject(str(tmp_path / "run"), config)])
+    assert (len(own.source), own.note) == (2, "held out of the run's training images")
+    whole = own_data(config, [Subject("a/hub", config)])
+    assert (len(whole.source), whole.note) == (20, "")
+    oracle.save_image(tmp_path / "data" / "10" / "new.png", 0)
+    assert len(own_data(config, [Subject(str(tmp_path / "run"), config)]).source) == 21
+
+
+def test_settings_are_the_runs_unless_given(tmp_path):
+    """Settings that a former version recorded and this one has not, or in another form, do not matter."""
+    recorded = {"sharding": "replicated", "compare": True, "gone": 1, "augment": {"mean": [0, 0, 0]}}
+    recorded |= {
+        "data": {"crop": 0.9, "name": "digits", "eval_batch_size": 48},
+        "evaluate": {"fusion": "probabilities"},
+    }
+    meta = tmp_path / "run" / "checkpoints" / "5" / "meta"
+    for folder in (meta, meta.parent / "params"):
+        folder.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"config": recorded}))
+    ours = settings(default_config(), {}, str(tmp_path / "run"))
+    assert (ours.data.crop, ours.data.name, ours.batch_size) == (0.9, "digits", 48)
+    assert ours.evaluate.fusion == "probabilities"
+    given = settings(default_config(), {"data.crop": 1.0, "data.eval_batch_size": 8}, str(tmp_path / "run"))
+    assert (given.data.crop, given.batch_size) == (1.0, 8)
+    other = settings(default_config(), {}, "a/hub")
+    assert (other.data.name, other.evaluate.fusion, other.batch_size) == ("imagenet2012", "logits", 256)

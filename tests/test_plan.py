@@ -42,12 +42,18 @@ HloModule jit_step
   ROOT %again = f32[8,128]{1,0} all-reduce(%p), channel_id=2, to_apply=%add
 }
 
+%all-reduce-scatter.1 (p: f32[8,128]) -> f32[1,128] {
+  %summed = f32[8,128]{1,0} all-reduce(%p), channel_id=3, to_apply=%add
+  ROOT %own = f32[1,128]{1,0} dynamic-slice(%summed, %i)
+}
+
 ENTRY %main (a: f32[8,128]) -> f32[8,128] {
   %a = f32[8,128]{1,0} parameter(0)
   %loop = (s32[], f32[8,128]) while(%t), condition=%cond, body=%body
   %known = (s32[], f32[8,128]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %reduced = f32[8,128]{1,0} all-reduce(%a), channel_id=2, to_apply=%add
   %fused = f32[8,128]{1,0} fusion(%a), kind=kLoop, calls=%chain
+  %tpu = f32[1,128]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
   %pair = (f32[4]{0}, f32[]) all-reduce(%u, %v), to_apply=%add
   %start = (f32[8,128]{1,0}, f32[64,128]{1,0}) all-gather-start(%a), dimensions={0}
   %done = f32[64,128]{1,0} all-gather-done(%start)
@@ -61,7 +67,7 @@ def test_collectives_of_a_text_by_hand():
     # one computation runs at its loop's rounds; the body's channel is one collective, run 12 times at most
     assert found["all-gather"] == Collective(12 + 1, 12 * 8 * 128 * 2 + 64 * 128 * 4)
     assert found["all-reduce"] == Collective(2, 8 * 128 * 4 + 5 * 4)  # channel 2 is one, though written twice
-    assert found["reduce-scatter"] == Collective(1, 8 * 128 * 4)
+    assert found["reduce-scatter"] == Collective(2, 2 * 8 * 128 * 4)  # one of them as TPU programs write it
     assert "all-to-all" not in found
 
 
@@ -170,7 +176,7 @@ def test_a_step_that_does_not_fit_names_what_does(monkeypatch, capsys):
         bytes_ = min(needed[name] for name in ("", *[n for n, on in flat_.items() if on]))
         if not any(flat_.values()):
             raise plan.DoesNotFit(900 * 2**20)
-        return example(arguments=bytes_ * 2**20, available=520 * 2**20)
+        return example(arguments=bytes_ * 2**20, temporaries=0, available=520 * 2**20)
 
     monkeypatch.setattr(plan, "make_plan", made_up)
     monkeypatch.setattr(hardware, "device_memory", lambda kind, here=1: 520 * 2**20)

@@ -1,8 +1,11 @@
 """What `predict` prints and draws, and what `import deit_jax` costs."""
 
+import csv
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ import deit_jax
 from deit_jax import convert, predict
 from deit_jax.data import imagenet
 from deit_jax.weights import load_weights
+from deit_jax.weights.description import to_header
 
 PHOTOS = [str(seeded.GOLDEN / name) for name in ("eval_cock.JPEG", "eval_giant_panda.JPEG")]
 
@@ -62,16 +66,85 @@ def test_attention_is_drawn(tmp_path, small):
     assert Image.open(tmp_path / "look.png").width > 100
 
 
-def test_bad_input_of_predict(tmp_path, small):
+def test_bad_input_of_predict(tmp_path, small, capsys):
     (tmp_path / "x.jpg").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
         ([str(tmp_path / "x.jpg")], "image .*x.jpg cannot be read"),
         ([str(tmp_path / "y.jpg")], "image .*y.jpg cannot be read .No such file"),
         ([PHOTOS[0], "--crop=1.5"], "--crop 1.5"),
+        ([PHOTOS[0], "--output=x.txt"], "--output x.txt is not a table: give FILE.csv or FILE.json"),
+        ([str(tmp_path / "empty")], "folder .*empty holds no images"),
         ([PHOTOS[0], f"--attention={tmp_path / 'no' / 'x.png'}"], "its folder does not exist"),
     ):
-        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        with pytest.raises(SystemExit, match="2"):
             predict.main([str(small), *arguments])
+        assert re.search(f"^error: .*{message}", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_folder_becomes_a_table(tmp_path, small, capsys):
+    (tmp_path / "photos/deep").mkdir(parents=True)
+    for name in ("b.jpeg", "deep/a.JPG"):
+        (tmp_path / "photos" / name).write_bytes(Path(PHOTOS[0]).read_bytes())
+    (tmp_path / "photos/broken.png").write_bytes(b"not an image")
+    (tmp_path / "photos/notes.txt").write_text("not an image")
+    folder = str(tmp_path / "photos")
+    predict.main([str(small), folder, f"--output={tmp_path / 'out.csv'}", "--top=2"])
+    said = capsys.readouterr()
+    assert "2 images, 1 unreadable" in said.out
+    assert f"image {folder}/broken.png cannot be read (cannot identify image file)" in said.err
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{folder}/b.jpeg", f"{folder}/deep/a.JPG"]
+    assert rows[0]["class1"] == rows[1]["class1"]
+    predict.main([str(small), folder, PHOTOS[1], f"--output={tmp_path / 'out.json'}", "--top=3"])
+    table = json.loads((tmp_path / "out.json").read_text())
+    assert list(table["failed"]) == [f"{folder}/broken.png"]
+    first = table["images"][0]["heads"]
+    assert list(first) == ["class head", "distillation head", "both"]
+    assert sum(entry["probability"] for entry in first["both"]) == pytest.approx(1, abs=1e-4)
+    assert first["both"][0]["class"] == rows[0]["class1"]
+    assert first["both"][0]["probability"] == pytest.approx(float(rows[0]["probability1"]), abs=1e-5)
+    assert len(table["images"]) == 3
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([str(small), folder, f"--output={tmp_path / 'out.csv'}"])
+    assert "out.csv exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photos_are_turned_upright(tmp_path, orientation):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels), 8: np.rot90(pixels, -1)}[orientation]
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    view = predict.View(16, 0.875, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    np.testing.assert_array_equal(
+        predict.read_view(str(tmp_path / "x.png"), view), predict.read_view(str(tmp_path / "upright.png"), view)
+    )
+
+
+def test_the_view_is_the_weights_own_unless_set(tmp_path, small, capsys):
+    save_file(state_of(SMALL, num_classes=3), tmp_path / "x.safetensors",
+              to_header({"crop": 1.0, "interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}))  # fmt: skip
+    predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0]])
+    assert "images: 16 px, crop 1, bilinear, mean (0.0, 0.0, 0.0), std (1.0, 1.0, 1.0)" in capsys.readouterr().err
+    predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0], "--crop=0.5", "--interpolation=bicubic"])
+    assert "images: 16 px, crop 0.5, bicubic, mean (0.0, 0.0, 0.0)" in capsys.readouterr().err
+    predict.main([str(small), PHOTOS[0]])
+    assert "images: 16 px, crop 0.875, bicubic, mean (0.485" in capsys.readouterr().err
+
+
+def test_control_codes_in_class_names_are_shown_as_text(tmp_path, capsys):
+    save_file(state_of(SMALL, num_classes=3), tmp_path / "x.safetensors",
+              to_header({"class_names": ["cat\x1b[31m", "dog", "bee\n"]}))  # fmt: skip
+    predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0]])
+    said = capsys.readouterr().out
+    assert "cat\\x1b[31m" in said
+    assert "bee\\x0a" in said
+    assert "\x1b" not in said
 
 
 def test_import_is_light_and_models_need_no_data_libraries():

@@ -10,6 +10,8 @@ from PIL import Image
 from configs.cifar10 import get_config
 from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
+from deit_jax.data import sources
+from deit_jax.distill import teacher as teaching
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Request, evaluate_command
 from deit_jax.report import plots
@@ -25,10 +27,21 @@ def digits(**changes):
     return resolve(config)
 
 
+OPENED: list[str] = []  # what the run of `finished` opened, in order
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, run(digits(), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((sources, "open_sources"), (teaching, "load_weights")):
+            original = getattr(module, name)
+            patch.setattr(module, name, lambda *a, o=original, n=name, **k: (OPENED.append(n), o(*a, **k))[1])
+        return folder, run(digits(), folder)
+
+
+def test_data_and_teacher_are_opened_once(finished):
+    assert OPENED == ["open_sources", "load_weights"]
 
 
 def test_a_run_leaves_what_it_promises(finished):

@@ -19,5 +19,5 @@ def normalize(
     images: UInt8[Array, "*batch height width 3"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch height width 3"]:
     """(image / 255 - mean) / std in float32; `mean` and `std` are of pixels in 0..1."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return images.astype(jnp.float32) * (1 / (255 * std)) - mean / std
+    means, stds = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return images.astype(jnp.float32) * (1 / (255 * stds)) - means / stds

@@ -1,6 +1,7 @@
 """timm's ops by name, one at a time: the public door to colour.py and warp.py."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def apply_op(
 ) -> UInt8[Array, "*batch height width 3"]:
     """One of timm's ops on an image or a batch, uint8 in and out, as PIL computes it.
 
-    `arg` is what the op finally takes, not the magnitude; a number, or one an image: degrees counter-clockwise
+    `arg` is what the op finally takes, not the magnitude; a number, or one per image: degrees counter-clockwise
     (Rotate), slope (ShearX, ShearY), share of the side (TranslateXRel, TranslateYRel), factor (Color, Contrast,
     Brightness, Sharpness: 1 is the image), bits kept (Posterize), threshold (Solarize), addend (SolarizeAdd). With
     and without "Increasing" a name means the same. Raises UserError for an unknown name or resampling.
@@ -52,16 +53,17 @@ def apply_op(
         )
     batch = images.reshape(-1, *images.shape[-3:])
     if np.size(arg) not in (1, len(batch)):
-        raise UserError(f"arg holds {np.size(arg)} numbers for {len(batch)} images: give one, or one an image")
-    xp = jnp if isinstance(arg, jax.Array) else np
-    arg = xp.broadcast_to(xp.asarray(arg, xp.float64 if xp is np else xp.float32).reshape(-1), batch.shape[:1])
+        raise UserError(f"arg holds {np.size(arg)} numbers for {len(batch)} images: give one, or one per image")
+    xp: Any = jnp if isinstance(arg, jax.Array) else np
+    args = xp.broadcast_to(xp.asarray(arg, xp.float64 if xp is np else xp.float32).reshape(-1), batch.shape[:1])
     name = list(IDS)[number]
     if name in WARPS:
-        op, cubic = xp.full(arg.shape, number), xp.full(arg.shape, resampling == "bicubic")
-        to = affine(op, arg, cubic, IDS, *batch.shape[1:3], xp)
+        op, cubic = xp.full(args.shape, number), xp.full(args.shape, resampling == "bicubic")
+        height, width = batch.shape[1:3]
+        to = affine(op, args, cubic, IDS, height, width, xp)
         out = _warp(batch, to, tuple(fill), name == "Rotate")
     else:
-        out = _recolour(name, batch, jnp.asarray(arg, jnp.float32))
+        out = _recolour(name, batch, jnp.asarray(args, jnp.float32))
     return out.reshape(images.shape)
 
 

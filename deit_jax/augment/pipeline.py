@@ -47,22 +47,24 @@ def augment_train(
     erasing = jax.vmap(lambda k: draw_erasing(k, cfg.erasing, height, width))(erase_keys)
     needed = {"erase": erasing.box.bottom > erasing.box.top}
     if cfg.policy == "rand":
-        ops = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
-        needed["policy"] = passes_needed(ops)
+        drawn = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
+        needed["policy"] = passes_needed(drawn)
+        fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
+        policy = lambda pixels, chosen: rand_augment(pixels, drawn, fill, chosen)  # noqa: E731
     elif cfg.policy == "three":
-        ops = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
-        needed["policy"] = ops.choice == BLUR
-    elif cfg.policy != "none":
+        blurred = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
+        needed["policy"] = blurred.choice == BLUR
+        policy = lambda pixels, chosen: three_augment(pixels, blurred, chosen)  # noqa: E731
+    elif cfg.policy == "none":
+        policy = None
+    else:
         raise UserError(f"augment.policy is '{cfg.policy}': use rand, three or none")
     chosen = choose(needed, shards)
 
     if cfg.flip > 0:
         images = flip(images, jax.vmap(lambda k: draw_flip(k, cfg.flip))(flip_keys))
-    if cfg.policy == "rand":
-        fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
-        images = unpack(rand_augment(pack(images), ops, fill, chosen["policy"]))
-    elif cfg.policy == "three":
-        images = unpack(three_augment(pack(images), ops, chosen["policy"]))
+    if policy:
+        images = unpack(policy(pack(images), chosen["policy"]))
     images = normalize(images, cfg.mean, cfg.std)
     if cfg.erasing > 0:
         images = on_chosen(erase, images, chosen["erase"], erasing)

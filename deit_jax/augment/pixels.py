@@ -1,4 +1,4 @@
-"""Images as one 32-bit word a pixel, and how to work on some images of a batch only."""
+"""Images as one 32-bit word per pixel, and how to work on some images of a batch only."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, UInt8, UInt32
 
-Planes = tuple[Int32[Array, "..."], Int32[Array, "..."], Int32[Array, "..."]]
+Planes = tuple[Int32[Array, "..."], ...]  # red, green, blue
 
 
 def pack(images: UInt8[Array, "*batch height width 3"]) -> UInt32[Array, "*batch height width"]:
-    """Red in bits 0-7, green 8-15, blue 16-23: a warp then gathers once a pixel, and channel arithmetic vectorises."""
+    """Red in bits 0-7, green 8-15, blue 16-23: a warp then gathers once per pixel; channel arithmetic vectorizes."""
     return join(tuple(images[..., channel].astype(jnp.int32) for channel in range(3)))
 
 

@@ -69,16 +69,16 @@ def passes_needed(ops: RandAugment) -> Bool[Array, "ops 4 batch"]:
 
 
 def rand_augment(
-    pixels: UInt32[Array, "batch height width"], ops: RandAugment, fill: tuple[int, int, int], chosen: Chosen
+    pixels: UInt32[Array, "batch height width"], ops: RandAugment, fill: tuple[int, ...], chosen: Chosen
 ) -> UInt32[Array, "batch height width"]:
     """Apply each image's ops to packed pixels; `fill` is the colour outside a warped image.
 
     A layer of ops is five passes, whatever the ops are: one over all pixels for the eight pixelwise ops, and one each
     over the few images that are equalized, sharpened, warped along an axis or rotated: `choose(passes_needed(ops))`.
     """
-    fill = pack_colour(fill)
-    along_an_axis = functools.partial(warp, fill=fill, both_axes=False)
-    around = functools.partial(warp, fill=fill, both_axes=True)
+    colour = pack_colour(fill)
+    along_an_axis = functools.partial(warp, fill=colour, both_axes=False)
+    around = functools.partial(warp, fill=colour, both_axes=True)
 
     def layer(pixels, layer):
         ops, chosen = layer

@@ -52,7 +52,8 @@ def three_augment(
     args = jnp.concatenate([arg[:, None], factors], axis=1)
 
     def step(pixels, op_arg):
-        return pixelwise(pixels, table(*op_arg, IDS)), None
+        op, arg = op_arg
+        return pixelwise(pixels, table(op, arg, IDS)), None
 
     return jax.lax.scan(step, pixels, (ops.T, args.T))[0]
 

@@ -122,6 +122,6 @@ def _interpolate(neighbours: list[Planes], place: Float32[Array, "..."], cubic: 
     return tuple(one(*channel) for channel in zip(*neighbours, strict=True))
 
 
-def pack_colour(colour: tuple[int, int, int]) -> UInt32[Array, ""]:
+def pack_colour(colour: tuple[int, ...]) -> UInt32[Array, ""]:
     """An RGB colour, 0..255 each, as one word."""
     return join(tuple(jnp.asarray(value, jnp.int32) for value in colour))

@@ -1,6 +1,7 @@
 """Checks of settings, made before any compilation: one line that names the setting and the fix."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.config.settings import RENAMED, SETTINGS, Config, flat
@@ -80,13 +81,13 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
         raise UserError(f"distill.tau is {config.distill.tau}: it must be above 0")
 
 
-def check_config_file(path: str) -> None:
-    """Raise UserError, naming the nearest file beside it, unless `path` is a file."""
+def check_config_file(path: str, shipped: Sequence[str] = ()) -> None:
+    """Raise UserError, naming the nearest file beside it or shipped config, unless `path` is a file."""
     file = Path(path)
     if not file.is_file():
-        beside = [str(p) for p in sorted(file.parent.glob("*.py"))]
-        known = f": there are {', '.join(beside)}" if beside else ""
-        raise UserError(f"config {path} does not exist{nearest(path, beside)}{known}")
+        known = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.suffix == ".py" else list(shipped)
+        there = f": there are {', '.join(known)}" if known else ""
+        raise UserError(f"config {path} does not exist{nearest(path, known)}{there}")
 
 
 def check_override(path: str, value: str | None) -> None:

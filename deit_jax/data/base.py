@@ -5,12 +5,15 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from deit_jax.data import order
 from deit_jax.errors import UserError, shown
+
+# cached_property; but a type checker takes that for another kind of attribute than a property, which a source has.
+cached = property if TYPE_CHECKING else functools.cached_property
 
 # The held-out share does not follow config.seed: runs with other seeds are measured on the same images, and a teacher
 # trained with another seed has not seen them.
@@ -23,16 +26,22 @@ class Source(Protocol):
     num_classes: int
     class_names: list[str]
     title: str  # where the images are, for people
-    notes: Sequence[str]  # what was passed over or assumed, for people
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was passed over or assumed, for people."""
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Hex digits that change when the images or labels do."""
+        ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": …, "label": int, "name": str}"""
+        ...
 
 
 def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source | None, Source]:
@@ -131,11 +140,11 @@ class ArraySource:
         self.name = self.title = name
         self.notes: Sequence[str] = ()
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(self.labels)
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.labels.data)
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -170,20 +179,20 @@ class FileSource:
         self.class_names, self.num_classes = list(class_names), len(class_names)
         self.title, self.notes = title or self.root, list(notes)
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         """Of names, sizes and labels; of the files' bytes too with `by_content`, which reads them all (an hour for
         ImageNet from a disk, where the sizes take seconds). Raises UserError for a file that is gone."""
         digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "backslashreplace"))
         for part in (self.names, self.sizes, self.labels):
-            digest.update(part)
+            digest.update(part.data)
         if self.by_content:
             with concurrent.futures.ThreadPoolExecutor(16) as pool:
                 for content in pool.map(self._content, range(len(self))):
                     digest.update(content)
         return digest.hexdigest()
 
-    @functools.cached_property
+    @cached
     def sizes(self) -> np.ndarray:
         """Bytes of each file, int64 (n,). Raises UserError for a file that is gone."""
         return np.array([self._stat(i).st_size for i in range(len(self))], np.int64)
@@ -228,18 +237,18 @@ class Subset:
         self.notes = source.notes if notes is None else list(notes)
         self.several_labels = getattr(source, "several_labels", False)
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint.encode() + self.positions.tobytes()).hexdigest()
 
     @property
     def labels(self) -> np.ndarray:
         """int32 (n,); AttributeError where the source does not know its labels without reading its images."""
-        return self.source.labels[self.positions]
+        return getattr(self.source, "labels")[self.positions]  # noqa: B009
 
     def head(self, index: int, count: int) -> bytes:
         """The first `count` bytes of an image file; AttributeError where the source has no files."""
-        return self.source.head(int(self.positions[index]), count)
+        return getattr(self.source, "head")(int(self.positions[index]), count)  # noqa: B009
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -7,13 +7,15 @@ pixels outside 0 … 255 are refused (no range is agreed for them), and so is an
 import io
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from deit_jax.data import jpeg
 
+T = TypeVar("T")
 Encoded = bytes | bytearray | memoryview
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -62,9 +64,10 @@ def decode_boxes(
 
     draw: (height, width) → boxes; a pure function.
     """
-    plain = isinstance(image, bytes) and image[:2] == b"\xff\xd8" and not (exif and orientation(image) != UPRIGHT)
-    frame = jpeg.read_frame(image) if plain else None
-    if frame:
+    frame = None
+    if isinstance(image, bytes) and image[:2] == b"\xff\xd8" and not (exif and orientation(image) != UPRIGHT):
+        frame = jpeg.read_frame(image)
+    if isinstance(image, bytes) and frame:
         check_size(frame.height, frame.width)
         boxes = draw(frame.height, frame.width)
         pixels = jpeg.decode_top(image, frame, max(top + height for top, _, height, _ in boxes))
@@ -94,7 +97,7 @@ def orientation(image: Encoded | np.ndarray) -> int:
         return UPRIGHT
 
     def read(opened: Image.Image) -> int:
-        return UPRIGHT if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, UPRIGHT)
+        return UPRIGHT if opened.format == "TIFF" else int(opened.getexif().get(ORIENTATION, UPRIGHT))
 
     try:
         value = _opened(image, read)
@@ -123,7 +126,7 @@ def read_header(image: Encoded | np.ndarray) -> str:
     return _opened(image, check)
 
 
-def _opened(image: Encoded, use: Callable) -> object:
+def _opened(image: Encoded, use: Callable[[Image.Image], T]) -> T:
     """use(the image opened by PIL). Raises OSError for whatever goes wrong."""
     try:
         with warnings.catch_warnings():
@@ -132,6 +135,8 @@ def _opened(image: Encoded, use: Callable) -> object:
             opened = Image.open(io.BytesIO(image))
         with opened:
             return use(opened)
+    except UnidentifiedImageError as error:  # whose text names a place in memory
+        raise OSError("cannot identify image file") from error
     except OSError:
         raise
     except Exception as error:  # PIL's plugins let many kinds escape: SyntaxError, ValueError, struct.error …
@@ -160,7 +165,7 @@ def _decode_plain_jpeg(data: Encoded) -> np.ndarray | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in ("YCbCr", "Gray"):
             return None
-        check_size(height, width)
+        check_size(int(height), int(width))
         return simplejpeg.decode_jpeg(data, "RGB")
     except (ValueError, MemoryError):
         return None

@@ -71,7 +71,8 @@ class Listing:
 def list_images(tree: Tree) -> Listing:
     """All image files of a tree, by their ending. Raises UserError for a folder that cannot be read."""
     found = Listing()
-    waiting = collections.deque([(tree.root, "", (tree.identity(tree.root),))])
+    above: tuple[Any, ...] = (tree.identity(tree.root),)
+    waiting = collections.deque([(tree.root, "", above)])
     while waiting:
         where, prefix, above = waiting.popleft()
         for child in tree.children(where):

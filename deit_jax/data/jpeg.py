@@ -40,8 +40,8 @@ def read_frame(data: bytes) -> Frame | None:
             elif marker == RESTART and data[at + 4 : at + 6] != b"\0\0":
                 return None
             elif marker == SCAN:
-                whole = frame and components in (1, 3) and data[at + 4] == components
-                return frame if whole and frame.height and frame.width else None
+                whole = components in (1, 3) and data[at + 4] == components
+                return frame if whole and frame and frame.height and frame.width else None
             at += 2 + length
     except (IndexError, ValueError):
         pass
@@ -53,6 +53,7 @@ def decode_top(data: bytes, frame: Frame, rows: int) -> np.ndarray | None:
     height = (-(-rows // frame.block_rows) + 1) * frame.block_rows
     if height >= frame.height:
         return None
+    pixels = np.empty((0, 0, 3), np.uint8)
     try:
         if simplejpeg.decode_jpeg_header(data)[2] not in ("YCbCr", "Gray"):
             return None

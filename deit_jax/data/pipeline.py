@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -28,6 +29,8 @@ from deit_jax.runtime import hardware
 
 log = logging.getLogger(__name__)
 
+_named: set[str] = set()  # unreadable evaluation images that were warned of
+
 ENDLESS = 1 << 40  # steps
 CHUNK = 8  # images per task of the decoding threads
 GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
@@ -38,9 +41,10 @@ def steps_per_epoch(config: Config, source: Source) -> int:
     """Whole batches in the training images. Raises UserError where there is not one."""
     steps = len(source) // config.batch_size
     if not steps:
+        unit = config.accumulate * jax.device_count()  # which a batch has to be divisible by
         raise UserError(
-            f"batch_size {config.batch_size} is more than the {len(source)} training images: "
-            f"use --config.batch_size={len(source)} or less"
+            f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
+            f"--config.batch_size={max(len(source) // unit, 1) * unit}"
         )
     return steps
 
@@ -120,7 +124,7 @@ def eval_batches(
         skip=config.data.eval_broken == "skip",
         interpolation=config.data.interpolation,
     )
-    return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)))
+    return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)), skip=make.skip)
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:
@@ -136,7 +140,7 @@ def _threads(config: Config) -> int:
     return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
-def _ahead(config: Config, make: Callable, start: int, stop: int) -> Iterator[Any]:
+def _ahead(config: Config, make: Any, start: int, stop: int) -> Any:
     """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
     steps = grain.MapDataset.range(start, stop).map(make)
     workers, ready = config.data.workers, max(1, config.data.prefetch)
@@ -188,15 +192,15 @@ def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[
 
 
 class EvalBatches:
-    """Iterator over evaluation batches that names the images that cannot be read.
+    """Iterator over evaluation batches that names the images that cannot be read, each once per process.
 
     Attributes:
       broken: what was said of each, so far.
       seen: images met so far, readable or not.
     """
 
-    def __init__(self, batches: Iterator[Any]):
-        self._batches = batches
+    def __init__(self, batches: Any, *, skip: bool):
+        self._batches, self._skip = batches, skip
         self.broken: list[str] = []
         self.seen = 0
 
@@ -211,10 +215,15 @@ class EvalBatches:
                 raise UserError(
                     f"none of the {self.seen} evaluation images can be read, the first: {self.broken[0]}"
                 ) from None
+            if self.broken:
+                how = "are left out" if self._skip else "count as wrong"
+                log.warning("%d of %d evaluation images cannot be read: they %s", len(self.broken), self.seen, how)
             raise
         broken = batch.pop("broken")
         for name in broken:
-            log.warning("evaluation image cannot be read: %s", shown(name))
+            if name not in _named:
+                log.warning("evaluation image cannot be read: %s", shown(name))
+                _named.add(name)
         self.broken += broken
         self.seen += batch.pop("seen")
         return batch
@@ -292,8 +301,8 @@ class TrainBatch:
     repeats: int
     mix_group: int
     fast: bool
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    scale: tuple[float, ...]
+    ratio: tuple[float, ...]
     exif: bool
 
     def __call__(self, step: int) -> dict[str, Any]:
@@ -358,7 +367,7 @@ class TrainBatches:
       seen: views so far.
     """
 
-    def __init__(self, batches: Iterator[Any], max_broken: float, floor: int):
+    def __init__(self, batches: Any, max_broken: float, floor: int):
         self._batches, self._max_broken, self._floor = batches, max_broken, floor
         self._named: set[str] = set()
         self.seen = self.broken = 0

@@ -6,7 +6,6 @@ of the name (uint16), little-endian, the name in UTF-8, and the image file's own
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import struct
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.data.base import Source, first_line, hold_out
+from deit_jax.data.base import Source, cached, first_line, hold_out
 from deit_jax.data.layout import check_named, choose_splits
 from deit_jax.errors import UserError
 
@@ -83,9 +82,7 @@ def _check_index(index: dict[str, Any]) -> None:
                 raise ValueError(f"{name} has a label outside the {len(classes)} classes")
 
 
-def open_shards(
-    root: Path, *, train_split: str, eval_split: str, holdout: float
-) -> tuple["ShardSource | None", Source]:
+def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
     """Training (None without a split `train`) and evaluation images of a prepared folder."""
     index = read_index(root)
     known = list(index["splits"])
@@ -128,16 +125,17 @@ class ShardSource:
                 raise UserError(
                     f"shard {path} has {path.stat().st_size} bytes instead of {shard['bytes']}: copy it again"
                 )
-        self._records = ArrayRecordDataSource(
-            [Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in self.shards]
-        )
+        parts: list[Any] = [
+            Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in self.shards
+        ]
+        self._records = ArrayRecordDataSource(parts)
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         identity = [self.class_names, self.split, [(shard["records"], shard["sha256"]) for shard in self.shards]]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    @functools.cached_property
+    @cached
     def labels(self) -> np.ndarray:
         """int32 (n,)"""
         runs = np.array([run for shard in self.shards for run in shard["labels"]], np.int32)

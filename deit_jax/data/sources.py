@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,14 +78,17 @@ def open_eval_source(config: Config) -> Source:
     return evaluation
 
 
-def open_digits() -> tuple[Source, Source]:
+def open_digits() -> tuple[Subset, Subset]:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, a fifth held out."""
     from sklearn.datasets import load_digits
 
-    scans = load_digits()
+    scans: Any = load_digits()
     pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)
     whole = ArraySource(pixels, scans.target, [str(name) for name in scans.target_names], name="digits")
-    return hold_out(whole, scans.target, 0.2)
+    train, evaluation = hold_out(whole, scans.target, 0.2)
+    assert isinstance(train, Subset)
+    assert isinstance(evaluation, Subset)
+    return train, evaluation
 
 
 def find_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source | None, Source]:

@@ -69,7 +69,7 @@ def open_csv(
         f"split {name} ({sum((row.split or TRAIN) == name for row in rows)} images)"
         for name in sorted(known_splits - set(parts))
     ]
-    first = parts[train_name if train_name is not None else eval_name]
+    first = next(iter(parts.values()))  # the training images, where there are some
     names = list(class_names) if class_names is not None else classes_of((row.label for row in first), path)
     number = {name: label for label, name in enumerate(names)}
     for row in (row for part in parts.values() for row in part):

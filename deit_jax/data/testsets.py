@@ -6,7 +6,6 @@ names or numbers, see `deit_jax.data.classes`), a folder of such folders by spli
 ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
 """
 
-import functools
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deit_jax.data import shards, tfds_source
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, limit_images
+from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
 from deit_jax.data.classes import ClassMap, match_classes
 from deit_jax.data.files import EXTENSIONS
 from deit_jax.data.folders import scan_folder
@@ -161,7 +160,7 @@ class LabelledFiles(FileSource):
         self.several_labels, self.left_out = labels.several, len(paths) - len(kept)
         self.right = [np.array(right[path], np.int32) for path in kept]
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         every = repr([right.tolist() for right in self.right])
         return hashlib.sha256((super().fingerprint + every).encode()).hexdigest()
@@ -182,21 +181,29 @@ def present_classes(source: Source) -> np.ndarray:
         case FileSource() | ArraySource() | shards.ShardSource():
             return np.unique(source.labels)
         case Subset(source=FileSource() | ArraySource() | shards.ShardSource()):
-            return np.unique(source.source.labels[source.positions])
+            return np.unique(source.labels)
         case tfds_source.TfdsSource() if source.title.startswith(SUBSETS_OF_TFDS):
             return np.unique([source[i]["label"] for i in range(len(source))])
     return np.arange(source.num_classes)
 
 
 def match_source(
-    source: Source, model_names: Sequence[str] | None, num_outputs: int, *, limit: int = 0, **names: str
+    source: Source,
+    model_names: Sequence[str] | None,
+    num_outputs: int,
+    *,
+    limit: int = 0,
+    data: str = "the data",
+    model: str = "the weights",
 ) -> tuple[ClassMap, "MappedSource"]:
     """`match_classes` of the classes that occur, and at most `limit` images (0: all) with the model's logits as labels.
 
-    names: what errors call both, as `match_classes` takes them: `data`, `model`.
+    data, model: what errors call both, as `match_classes`.
     """
     present = present_classes(source)
-    classes = match_classes([source.class_names[i] for i in present], model_names, num_outputs, subset=True, **names)
+    classes = match_classes(
+        [source.class_names[i] for i in present], model_names, num_outputs, subset=True, data=data, model=model
+    )
     outputs = np.full(source.num_classes, -1, np.int32)
     outputs[present] = classes.outputs
     return classes, MappedSource(limit_images(source, limit), outputs, num_outputs)

@@ -1,6 +1,5 @@
 """Datasets of TensorFlow Datasets, read without TensorFlow from their ArrayRecord files."""
 
-import functools
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.data.base import Source, first_line, hold_out
+from deit_jax.data.base import Source, cached, first_line, hold_out
 from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT
 from deit_jax.errors import UserError, nearest
 
@@ -42,6 +41,8 @@ def open_tfds(
     found = [split for split in EVAL_SPLITS if split in known or not known]
     if (eval_split or found) and eval_split != HOLDOUT:
         return train, TfdsSource(builder, eval_split or found[0])
+    if train is None:
+        raise UserError(f"{name} has no split to train or evaluate on: it has {', '.join(known)}")
     # The labels would have to be read from every record, so the held-out share is drawn without regard to classes.
     return hold_out(train, np.zeros(len(train), np.int32), holdout)
 
@@ -166,7 +167,7 @@ class TfdsSource:
         stored = [(key, info.shard_lengths, info.num_bytes) for key, info in builder.info.splits.items()]
         self._identity = repr((self.title, len(self), self.class_names, stored))
 
-    @functools.cached_property
+    @cached
     def fingerprint(self) -> str:
         """Of name, version, split and sizes, which TFDS's versions answer for."""
         return hashlib.sha256(self._identity.encode()).hexdigest()

@@ -103,6 +103,9 @@ def make_labels(
     classes = {"num_classes": source.num_classes, "class_names": source.class_names}
     dtype = compute_dtype(config.teacher.dtype)
     members, arrays = load_teacher(config, trained, img_size=student.img_size, dtype=dtype, **classes)
+    if jax.process_index() == 0:
+        for note in [note for member in members for note in member.notes]:
+            print(f"labels: {note}")
     init = config.teacher.init or "trained for it"
     header = make_header(config, source, student, teacher_identity(config, student.img_size, members, arrays, init))
     store = open_store(folder, header, total, config, source, student)
@@ -218,8 +221,8 @@ def finish(store: LabelStore, writes: list) -> None:
             write.result()
     except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
         raise UserError(
-            f"{atomic.write_error(store.folder / 'labels', error)}; the first {store.steps_done()} steps are stored and"
-            " stay usable, and the same command goes on from there"
+            f"labels could not be written ({atomic.write_error(store.folder / 'labels', error)}): the first"
+            f" {store.steps_done()} steps are stored and stay usable, and the same command goes on from there"
         ) from error
 
 

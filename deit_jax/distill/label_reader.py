@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,7 +70,7 @@ def weights_digest(arrays: list) -> str:
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])):
         leaf = np.ascontiguousarray(leaf, np.float32)
         found.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
-        found.update(leaf)
+        found.update(leaf.data)
     return found.hexdigest()
 
 
@@ -138,7 +137,7 @@ class BatchLabels:
             return {"teacher": index[:, 0]}
         return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
 
-    def into(self, make: Callable) -> "WithLabels":
+    def into(self, make: Any) -> "WithLabels":
         """A maker of batches (`pipeline.TrainBatch`) that puts the labels in."""
         return WithLabels(make, self)
 
@@ -147,7 +146,7 @@ class BatchLabels:
 class WithLabels:
     """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
 
-    make: Callable
+    make: Any  # a `pipeline.TrainBatch`
     labels: BatchLabels
 
     @property

@@ -186,7 +186,8 @@ class LabelStore:
                 raise UserError(
                     f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
                 ) from error
-            form = array.dtype.name, array.shape[1:], array.chunk_layout.write_chunk.shape[:1]
+            written = array.chunk_layout.write_chunk.shape or ()
+            form = array.dtype.name, array.shape[1:], written[:1]
             if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
                 raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
             self.opened[name] = array
@@ -257,8 +258,9 @@ class LabelStore:
     def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
         again = "run --mode=label again, which makes damaged labels again"
+        arrays = {name: self.array(name) for name in self.arrays()}
         try:
-            pending = {name: self.array(name)[first:end, rows].read() for name in self.arrays()}
+            pending = {name: array[first:end, rows].read() for name, array in arrays.items()}
             labels = {name: future.result() for name, future in pending.items()}
         except (ValueError, IndexError) as error:
             raise UserError(

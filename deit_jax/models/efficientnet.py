@@ -11,6 +11,7 @@ NoisyStudent): padding as there and batch normalization with eps 1e-3. `efficien
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +208,8 @@ class EfficientNet(nnx.Module):
         """Activations after the last convolution, at a thirty-second of the images' size."""
         check_images(images)
         x = jax.nn.silu(self.bn1(self.conv_stem(images.astype(self.dtype)), use_running_average=not train))
-        blocks = [block for stage in self.blocks for block in stage]
+        stages: Any = self.blocks
+        blocks = [block for stage in stages for block in stage]
         for i, block in enumerate(blocks):
             own = None if key is None else jax.random.fold_in(key, i)
             x = block(x, train=train, drop_path=self.drop_path_rate * i / len(blocks), key=own)

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-PIECE = 128  # channels; the products with zeros cost less than what is won
+PIECE = 128  # channels; the products with zeros cost less than they save
 
 
 def conv_general_dilated(lhs, rhs, window_strides, padding, *, feature_group_count: int = 1, **options) -> Array:
-    """`jax.lax.conv_general_dilated` for NHWC images and HWIO kernels, by the quickest way on this platform."""
+    """`jax.lax.conv_general_dilated` for NHWC images and HWIO kernels, by the fastest way on this platform."""
     native = functools.partial(
         jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding,
         feature_group_count=feature_group_count, **options,
@@ -75,7 +75,7 @@ def shifted(images: Images, kernel: Kernel, strides: tuple[int, int], padding: t
         for i in range(size[0])
         for j in range(size[1])
     )
-    return sum(taps).astype(images.dtype)
+    return functools.reduce(jnp.add, taps).astype(images.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,28 +1,27 @@
-"""What every model asks of its images, said before anything is compiled."""
+"""What every model requires of its images, checked before anything is compiled."""
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from deit_jax.errors import UserError
 
-# ImageNet-normalized pixels lie within -2.2..2.7; far beyond, somebody forgot to normalize.
+# ImageNet-normalized pixels lie within -2.2..2.7; values far beyond were not normalized.
 LARGEST_PIXEL = 30.0
 
 
 def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> None:
     """Raise UserError unless `images` is a normalized float batch (B, H, W, 3), of `img_size` where one is fixed.
 
-    The range is looked at only outside jit, where the values are known.
+    The range is checked only outside jit, where the values are known.
     """
     shape = images.shape
     if len(shape) != 4:
         raise UserError(f"images have shape {shape}: a batch (B, H, W, 3) is needed (images[None] makes one of one)")
     if shape[3] != 3:
         nchw = shape[1] == 3
-        mend = (
-            "they look like (B, 3, H, W): use images.transpose(0, 2, 3, 1)" if nchw else "3 colour channels come last"
-        )
-        raise UserError(f"images have shape {shape}, not (B, H, W, 3): {mend}")
+        fix = "they look like (B, 3, H, W): use images.transpose(0, 2, 3, 1)" if nchw else "3 colour channels come last"
+        raise UserError(f"images have shape {shape}, not (B, H, W, 3): {fix}")
     if img_size is not None and shape[1:3] != tuple(img_size):
         size = f"{img_size[0]}x{img_size[1]}"
         given = shape[1] if shape[1] == shape[2] else shape[1:3]
@@ -32,8 +31,8 @@ def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> 
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}: normalize them first (deit_jax.augment.normalize)")
-    if not isinstance(images, jax.core.Tracer) and images.size:
-        with jax.ensure_compile_time_eval():  # a constant inside somebody's jit is no tracer either
+    if not isinstance(images, Tracer) and images.size:
+        with jax.ensure_compile_time_eval():  # a constant inside a caller's jit is not a tracer either
             largest = float(jnp.abs(images).max())
         if not largest <= LARGEST_PIXEL:
             raise UserError(

@@ -1,13 +1,15 @@
-"""GELU and attention as quick as they come, with less to keep for the backward pass.
+"""Fast GELU and attention that keep little for the backward pass.
 
 What jax derives by itself keeps every intermediate of the forward pass, and the scan over the blocks copies all of that
 into arrays of all layers. Here GELU keeps its slope and attention its arguments; see docs/performance.md.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from deit_jax.errors import UserError
@@ -19,12 +21,13 @@ A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 @jax.custom_jvp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x Phi(x), the exact GELU (Hendrycks & Gimpel 2016), computed in float32; right to 1.5e-7 x."""
+    """x Phi(x), the exact GELU (Hendrycks & Gimpel 2016), computed in float32 with an error below 1.5e-7 x."""
     return value_and_slope(x)[0]
 
 
 @gelu.defjvp
-def gelu_derivative(primals, tangents):
+def gelu_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Value and tangent of `gelu`."""
     value, slope = value_and_slope(*primals)
     return value, slope * tangents[0]
 
@@ -62,14 +65,30 @@ def attention(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Arra
 attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
+@jax.custom_vjp
+def attention_opaque(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
+    """`attention_recomputed` for blocks under a checkpoint policy of their own, which would apply to a nested
+    jax.checkpoint too and keep the weights. Reverse mode only."""
+    return attention(q, k, v)
+
+
+attention_opaque.defvjp(
+    lambda q, k, v: (attention(q, k, v), (q, k, v)),
+    lambda arguments, upstream: jax.vjp(attention, *arguments)[1](upstream),
+)
+
+
 def fused_attention(
-    q: Float[Array, "batch tokens heads head_dim"], k: Array, v: Array, implementation: str = "cudnn"
+    q: Float[Array, "batch tokens heads head_dim"],
+    k: Array,
+    v: Array,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Array:
-    """The same by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
+    """Attention by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
     scores are float32 inside.
 
-    jax refuses to differentiate cuDNN's attention over an odd number of tokens (a plain ViT has 197): one more is put
-    behind them, and masked.
+    jax does not differentiate cuDNN's attention over an odd number of tokens (a plain ViT has 197): the sequence is
+    padded by one masked token.
     """
     batch, tokens = q.shape[:2]
     if tokens % 2 == 0:
@@ -82,18 +101,20 @@ def fused_attention(
     return out[:, :tokens]
 
 
-def choose_attention(how: str, dtype, head_dim: int) -> str:
-    """einsum, recompute or cudnn for a setting of `model.attention`. Raises UserError for cudnn where there is none."""
+def choose_attention(how: str, dtype: DTypeLike, head_dim: int) -> str:
+    """Resolve a setting of `model.attention` to einsum, recompute or cudnn.
+
+    Raises UserError for cudnn on a device, compute type or head size that it does not support."""
     fused = has_fused_attention(dtype, head_dim)
     if how == "cudnn" and not fused:
         raise UserError(
             f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
             f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use auto"
         )
-    return "recompute" if how == "auto" else how  # cudnn is not the default before it was timed on a GPU
+    return "recompute" if how == "auto" else how  # cudnn becomes the default once it was timed
 
 
-def has_fused_attention(dtype, head_dim: int) -> bool:
+def has_fused_attention(dtype: DTypeLike, head_dim: int) -> bool:
     """Whether the default device can run `fused_attention` on this type and size of heads."""
     if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
         return False

@@ -90,7 +90,7 @@ def to_linen(name: str, *, num_classes: int | None = None, img_size=None, **over
         logits, variables = model.apply(partial, images, rngs={"params": key}, mutable=["params", "batch_stats"])
     """
     overrides |= {"num_classes": num_classes, "img_size": img_size}
-    models.constructor(name, **overrides)  # an unknown name is told here, not at init
+    models.constructor(name, **overrides)  # an unknown name raises here, not at init
     return LinenModel(name, {k: v for k, v in overrides.items() if v is not None})
 
 

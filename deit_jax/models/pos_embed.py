@@ -21,8 +21,8 @@ def cubic(distance: np.ndarray) -> np.ndarray:
 
 
 def resize_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Weights of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False), the border
-    repeated, no antialiasing."""
+    """The weight of each of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False),
+    the border repeated, without antialiasing."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
@@ -42,9 +42,9 @@ def resize_pos_embed(
 
     Args:
         pos_embed: positions of the class (and distillation) token, then of the patches row by row.
-        grid: patches wanted, (rows, columns).
-        prefix_tokens: leading positions that are no patches; they are kept as they are.
-        old_grid: patches there are; None: a square.
+        grid: new patches, (rows, columns).
+        prefix_tokens: leading positions of other tokens than patches; they are kept as they are.
+        old_grid: present patches, (rows, columns); None: a square.
 
     Raises UserError where `old_grid` does not fit the number of positions.
     """

@@ -5,10 +5,12 @@ follow the paper's quantized linear rule. Attribute names are timm's (`s1.b1.con
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import conv_general_dilated
@@ -20,8 +22,8 @@ conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def stage_widths(w0: int, wa: float, wm: float, depth: int, group_width: int) -> list[tuple[int, int, int]]:
-    """(width, depth, group width) a stage: block i wants w0 + wa i, rounded to w0 wm^k, then to 8 and to whole groups
-    (section 3.3, Eq. 2-4)."""
+    """(width, depth, group width) of each stage: block i wants w0 + wa i, rounded to w0 wm^k, then to a multiple of 8
+    and of the group width (section 3.3, Eq. 2-4)."""
     widths = []
     for i in range(depth):
         power = round(math.log((w0 + wa * i) / w0) / math.log(wm))
@@ -37,7 +39,10 @@ class ConvNorm(nnx.Module):
     """Convolution without bias, batch normalization, ReLU where `act`. Padded by (kernel - 1) / 2 on every side, as
     PyTorch does (XLA's "SAME" shifts by a pixel at stride 2)."""
 
-    def __init__(self, width_in, width_out, kernel=1, *, stride=1, groups=1, act=True, scale=1.0, dtype, rngs):
+    def __init__(
+        self, width_in: int, width_out: int, kernel: int = 1, *,
+        stride: int = 1, groups: int = 1, act: bool = True, scale: float = 1.0, dtype: DTypeLike, rngs: nnx.Rngs,
+    ):  # fmt: skip
         pad = (kernel - 1) // 2
         self.conv = nnx.Conv(
             width_in, width_out, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
@@ -57,7 +62,7 @@ class ConvNorm(nnx.Module):
 class SqueezeExcite(nnx.Module):
     """Channels weighted by sigmoid(fc2(relu(fc1(mean over pixels))))."""
 
-    def __init__(self, width: int, reduced: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, reduced: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         conv = lambda i, o: nnx.Conv(i, o, (1, 1), kernel_init=conv_init, dtype=dtype, rngs=rngs)  # noqa: E731
         self.fc1, self.fc2 = conv(width, reduced), conv(reduced, width)
 
@@ -73,7 +78,10 @@ class Bottleneck(nnx.Module):
     new block is its shortcut.
     """
 
-    def __init__(self, width_in, width, *, stride=1, group_width, se_ratio=0.25, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, width_in: int, width: int, *,
+        stride: int = 1, group_width: int, se_ratio: float = 0.25, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs,
+    ):  # fmt: skip
         common = {"dtype": dtype, "rngs": rngs}
         self.conv1 = ConvNorm(width_in, width, **common)
         self.conv2 = ConvNorm(width, width, 3, stride=stride, groups=width // group_width, **common)
@@ -91,7 +99,10 @@ class Bottleneck(nnx.Module):
 class Stage(nnx.Module):
     """`depth` blocks b1, b2, …; the first changes width and resolution."""
 
-    def __init__(self, width_in, width, depth, *, stride=2, group_width, se_ratio=0.25, dtype=jnp.float32, rngs):
+    def __init__(
+        self, width_in: int, width: int, depth: int, *,
+        stride: int = 2, group_width: int, se_ratio: float = 0.25, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.depth = depth
         for i in range(depth):
             block = Bottleneck(
@@ -147,7 +158,7 @@ class RegNet(nnx.Module):
         stem_stride: int = 2,
         first_stride: int = 2,
         se_ratio: float = 0.25,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         img_size: int = 224,
         rngs: nnx.Rngs,
     ):
@@ -179,15 +190,16 @@ class RegNet(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. `key` is taken for uniformity: a RegNet draws nothing."""
+        """Logits, float32. `key` is accepted for uniformity: a RegNet has no randomness."""
         return self.head(self.features(images, train=train)[f"s{self.stages}"])
 
     def heads(self, images, *, train: bool = False, key: PRNGKeyArray | None = None) -> tuple[Array, None]:
-        """(logits, None): it has no distillation head."""
+        """(logits, None): a RegNet has no distillation head."""
         return self(images, train=train), None
 
 
-def family(w0, wa, wm, depth, group_width, **more) -> dict:
+def family(w0: int, wa: float, wm: float, depth: int, group_width: int, **more: Any) -> dict[str, Any]:
+    """Constructor arguments of one model of the family."""
     return {"w0": w0, "wa": wa, "wm": wm, "depth": depth, "group_width": group_width, **more}
 
 

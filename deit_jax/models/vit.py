@@ -89,6 +89,7 @@ class Attention(nnx.Module):
         self.qkv = dense(dim, 3 * dim, dtype, rngs)
         self.proj = dense(dim, dim, dtype, rngs)
         self.num_heads, self.drop_rate, self.attention = num_heads, drop_rate, attention
+        self.dtype = jnp.dtype(dtype)
 
     def split(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Array:
         """Queries, keys and values (k = 3); by default with the heads folded into the batch axis."""
@@ -107,16 +108,18 @@ class Attention(nnx.Module):
                 f"num_heads {self.num_heads} is not a multiple of the {layout.count(heads)} devices along"
                 f" {', '.join(heads)}: use a divisor of num_heads"
             )
+        assert self.qkv.bias is not None
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
         kernel = layout.constrain(kernel.reshape(dim, 3, self.num_heads, -1), P(None, None, heads))
         bias = layout.constrain(bias.reshape(3, self.num_heads, -1), P(None, heads))
-        x, kernel, bias = (array.astype(self.qkv.dtype) for array in (x, kernel, bias))
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
         qkv = jnp.einsum("bnc,ckhd->kbhnd", x, kernel) + bias[:, None, :, None]
         return layout.constrain(qkv, P(None, layout.axes("batch"), heads))
 
     def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
-        how = kernels.choose_attention(self.attention, self.qkv.dtype, x.shape[-1] // self.num_heads)
-        plain = kernels.attention if how == "einsum" else kernels.attention_recomputed
+        how = kernels.choose_attention(self.attention, self.dtype, x.shape[-1] // self.num_heads)
+        recomputed = kernels.attention_recomputed if self.layout is None else kernels.attention_opaque
+        plain = kernels.attention if how == "einsum" else recomputed
         if self.layout is not None and self.layout.axes("heads"):
             q, k, v = self.split_over_devices(x, self.layout)
             if how == "cudnn":
@@ -261,7 +264,7 @@ class ViT(nnx.Module):
         scan_unroll: int = 1,
         rngs: nnx.Rngs,
     ):
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         for size in self.img_size:
             if size % patch_size or size <= 0:
                 below = max(1, size // patch_size) * patch_size

@@ -154,7 +154,7 @@ class Log:
             with self.reporting("log.jsonl"):
                 self.lines.write({"step": step, "epoch": round(step / self.per_epoch, 4), **values})
         if self.events:
-            scalars = {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
+            scalars = {name: float(v) for name, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
             try:
                 self.events.write(step, scalars, time.time())
             except OSError as error:

@@ -17,6 +17,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_TEXTS = (
     "No space left",
     "Disk quota",
+    "File too large",
     "Read-only file system",
     "Permission denied",
     "Operation not permitted",

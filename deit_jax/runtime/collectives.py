@@ -1,5 +1,6 @@
 """What a compiled program sends between devices, read from its optimized HLO text."""
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """How often one kind runs, and bytes in all: of what is reduced, gathered or moved on one device, at full size."""
 
     count: int
@@ -43,7 +45,7 @@ def collectives(hlo: str) -> dict[str, Collective]:
     """{kind: count and bytes} of the collectives in one run of a module; in a loop of known length, by its rounds (of
     unknown length: once)."""
     computations, entry = _computations(hlo)
-    found = {name: list(_found(lines)) for name, lines in computations.items()}
+    found = {name: [_as_fused(one, name) for one in _found(lines)] for name, lines in computations.items()}
     calls = {name: list(_calls(lines, computations)) for name, lines in computations.items()}
     seen: dict[str, tuple[Found, int]] = {}
 
@@ -61,6 +63,12 @@ def collectives(hlo: str) -> dict[str, Collective]:
         if ours:
             out[kind] = Collective(sum(t for _, t in ours), sum(b * t for b, t in ours))
     return out
+
+
+def _as_fused(one: Found, computation: str) -> Found:
+    """TPU's reduce-scatter is a fusion of an all-reduce and a slice, in a computation of this name."""
+    fused = one.kind == "all-reduce" and computation.startswith("all-reduce-scatter")
+    return one._replace(kind="reduce-scatter") if fused else one
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:

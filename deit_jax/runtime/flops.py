@@ -1,4 +1,4 @@
-"""How much arithmetic a function does, counted from its jaxpr: for MFU, and for plans of machines one does not have."""
+"""The arithmetic of a function, counted from its jaxpr: for MFU, and for plans of machines that are not here."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def count_flops(fn: Callable, *args, **kwargs) -> int:
-    """Floating-point operations of the matrix products and convolutions in one call of `fn`: 2 a product-and-add.
+    """Floating-point operations of the matrix products and convolutions in one call of `fn`: 2 per multiply-add.
 
     Nothing runs: `args` may be jax.ShapeDtypeStruct. As in the papers' figures, element-wise work counts nothing and a
     convolution's window counts whole at the border. A scan's body counts by its length, a `while` loop's once, of
@@ -26,7 +26,7 @@ def _of_jaxpr(jaxpr) -> int:
 def _of_equation(equation) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _of_product(*(v.aval.shape for v in equation.invars), params["dimension_numbers"])
+        return _of_product(equation.invars[0].aval.shape, equation.invars[1].aval.shape, params["dimension_numbers"])
     if name == "conv_general_dilated":
         return _of_convolution(equation)
     inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
@@ -60,7 +60,7 @@ def _of_product(lhs: tuple[int, ...], rhs: tuple[int, ...], dimension_numbers) -
 
 def _of_convolution(equation) -> int:
     """Each output element sums a window of the kernel's (grouped) input channels, less the taps that fall into holes:
-    a strided convolution's gradient reads an image dilated by zeros, which nobody has to multiply."""
+    a strided convolution's gradient reads an image dilated by zeros, which need no multiplication."""
     params, out, kernel = equation.params, equation.outvars[0].aval.shape, equation.invars[1].aval.shape
     spec = params["dimension_numbers"]
     taps = 1

@@ -12,12 +12,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_INTERRUPTED = 130  # as the shell's for SIGINT
 EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
 GRACE = 5.0  # seconds that the main thread has to end by itself where nothing has to be saved
+REPEAT = 0.5  # seconds within which launchers and terminals may deliver the same signal twice
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -63,6 +65,7 @@ class State:
     def __init__(self) -> None:
         self.stops: list[Stop] = []  # active ones, the innermost last
         self.count = 0  # signals
+        self.noted = False  # whether one was noted by a Stop
         self.listening = False
         self.several = False  # whether `peers` has processes agree
         self.saved: Callable[[], str] = lambda: "what was saved before"  # for the message about a lost process
@@ -80,7 +83,7 @@ def listen() -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    STATE.listening, STATE.count = True, 0
+    STATE.listening, STATE.count, STATE.noted = True, 0, False
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     take_signals()
     threading.Thread(target=hear, args=(ours,), name="signals", daemon=True).start()
@@ -103,6 +106,7 @@ def take_signals() -> None:
 def note(number: int, frame: FrameType | None) -> None:
     """Python's handler, in the main thread: note the signal where there is something to save, else end the command."""
     if STATE.stops:
+        STATE.noted = True
         for stop in STATE.stops:
             stop.signal = number
     else:
@@ -111,19 +115,28 @@ def note(number: int, frame: FrameType | None) -> None:
 
 def hear(signals: socket.socket) -> None:
     """The listening thread: one byte per signal, as soon as it comes; ends when the other end is closed."""
+    last = -REPEAT
     with signals:
         while received := signals.recv(1):
-            if received[0] not in SIGNALS:
+            now = time.monotonic()
+            if received[0] not in SIGNALS or now - last < REPEAT:
                 continue
+            last = now
             STATE.count += 1
             if STATE.count > 1:
                 end_now("stopped at once, without saving", EXIT_INTERRUPTED)
             elif STATE.stops:
                 print("stopping after this step, saving first; a second signal ends at once", file=sys.stderr)
             else:
-                end = threading.Timer(GRACE, end_now, ("stopped", EXIT_INTERRUPTED))
+                end = threading.Timer(GRACE, end_unless_noted)
                 end.daemon = True
                 end.start()
+
+
+def end_unless_noted() -> None:
+    """End the process where its main thread has not done so, and nothing has to be saved."""
+    if STATE.listening and not STATE.noted:
+        end_now("stopped", EXIT_INTERRUPTED)
 
 
 def end_now(text: str, code: int) -> None:

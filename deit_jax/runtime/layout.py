@@ -220,8 +220,8 @@ def any_mesh(method: Callable) -> Callable:
     """Decorate a module's method (self, x, …) so that it also takes arrays of meshes with Explicit axes.
 
     `jax.make_mesh` makes such meshes unless told otherwise; there every reshape would need an output sharding. The
-    method runs with Auto axes; what it returns is split along its leading axis as x is. A method whose outputs have the
-    batch elsewhere says so by `batch_axis`: output's name → axis.
+    method runs with Auto axes; what it returns is split along its leading axis as x is (`any_mesh_by` for methods whose
+    outputs have the batch elsewhere).
     """
     return any_mesh_by()(method)
 
@@ -246,7 +246,7 @@ def any_mesh_by(batch_axis: Mapping[str, int] | None = None) -> Callable:
 
             batch = tuple(jax.typeof(x).sharding.spec[:1])
             spec = {name: P(*[None] * axis, *batch) for name, axis in batch_axis.items()} if batch_axis else P(*batch)
-            auto = jax.sharding.auto_axes(run, out_sharding=(spec, P()))
+            auto: Callable = jax.sharding.auto_axes(run, out_sharding=(spec, P()))
             if jax.sharding.get_abstract_mesh().empty:
                 with jax.sharding.use_abstract_mesh(mesh):
                     out, batch_stats = auto(state, x, arrays)
@@ -273,7 +273,7 @@ def with_layout(model: nnx.Module, layout: Layout) -> nnx.Module:
     """The same model object, every module of ours in it told its layout."""
     for _, module in nnx.iter_modules(model):
         if hasattr(type(module), "layout"):
-            module.layout = layout
+            module.layout = layout  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 

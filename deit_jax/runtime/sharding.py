@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def start_processes() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """All devices (of all processes) as a mesh of the axes `data`, `fsdp` and `tensor`; -1 takes what the others leave.
 
     A batch is split over data and fsdp; weights are stored split over fsdp; heads and MLPs over tensor.

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 
@@ -42,7 +43,7 @@ def prepare_environment(topology: str) -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
+def topology_devices(topology: str) -> list[Any]:
     """The devices of a TPU topology, for compiling only. Raises UserError, which tells a topology that does not exist
     from a libtpu that does not work here."""
     from jax.experimental import topologies

@@ -160,8 +160,8 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
     names = {t: f"teacher-{c.teacher.name}-{t[1]}" if t[0] else "teacher" for t, c in teachers.items()}
     folders = {t: workdir / names[t] if trains_teacher(c) else None for t, c in teachers.items()}
     planned = [
-        Job(folders[t], (), lambda c=c, f=folders[t]: train_the_teacher(c, f))
-        for t, c in teachers.items() if folders[t]
+        Job(folder, (), lambda c=c, f=folder: train_the_teacher(c, f))
+        for t, c in teachers.items() if (folder := folders[t])
     ]  # fmt: skip
     for seed in base.ablate.seeds:
         stores = {}
@@ -205,7 +205,9 @@ def train_the_teacher(config, folder: Path) -> dict[str, Any]:
     students = c.data.eval_split
     c.data.eval_split = config.ablate.teacher_split or students
     train_run(c, folder, title=folder.name)
-    found = {"teaches_with": read_meta(find_step(folder))["metrics"]["top1"]}
+    best = find_step(folder)
+    assert best, "a finished run has a checkpoint"
+    found = {"teaches_with": read_meta(best)["metrics"]["top1"]}
     c.data.eval_split = students
     if jax.process_index() == 0:
         found |= decisions.record(c, open_data(c), folder)

@@ -70,8 +70,11 @@ def rivals(arms: list[str]) -> list[Side]:
 def by_head(runs: dict[int, dict[str, float]], head: str, fusion: str) -> dict[int, float]:
     """{seed: top-1} of a head; the fused prediction of a model with one head is that head's. {} where there is none."""
     key = f"fused_{fusion}" if head == "fused" else head
-    return {seed: heads.get(key, heads["cls"] if head == "fused" else None) for seed, heads in runs.items()
-            if key in heads or head == "fused"}  # fmt: skip
+    return {
+        seed: heads[key] if key in heads else heads["cls"]
+        for seed, heads in runs.items()
+        if key in heads or head == "fused"
+    }
 
 
 def difference(scores: Scores, side: Side, other: Side, fusion: str) -> Paired | None:

@@ -160,7 +160,7 @@ def teacher_fact(name: str, r: dict) -> str:
 def finished(workdir: Path) -> dict[str, dict]:
     """{folder: result} of all that is done."""
     folders = sorted(path.parent for pattern in ("*", "labels/*") for path in workdir.glob(f"{pattern}/done.json"))
-    return {folder.relative_to(workdir).as_posix(): jobs.result(folder) for folder in folders}
+    return {folder.relative_to(workdir).as_posix(): jobs.result(folder) or {} for folder in folders}
 
 
 def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = "hard") -> dict[str, dict[str, float]]:
@@ -177,7 +177,8 @@ def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = 
         named |= {label: heads[head] for head, label in STUDENT_HEADS.items()}
         table = disagreement(named)
         top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
-        wrong = {"teacher": 100 - jobs.result(workdir / "teacher")["evaluation"],
+        finished_teacher = jobs.result(workdir / "teacher") or {}
+        wrong = {"teacher": 100 - finished_teacher["evaluation"],
                  "student without teacher": 100 - scores["none"][seed]["cls"]}  # fmt: skip
         wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
         table = {"true label": {"true label": 0.0, **wrong}} | {
@@ -300,7 +301,7 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         "teachers": {name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r}
                      for name, r in teachers(workdir).items()},
         "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
-        "where": {name: r["where"] for name, r in finished(workdir).items()},
+        "where": sorted({r["where"] for r in finished(workdir).values()}),
         "config": json.loads(config.to_json_best_effort()),
     }  # fmt: skip
     atomic.write_json(folder / "ablation.json", record)
@@ -314,9 +315,9 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
 
 
 def mean_loss(logs: list[list[dict]]) -> list[dict]:
-    """One log of the training loss, averaged over runs where all have it."""
-    losses = [{r["step"]: (r["epoch"], r["loss"]) for r in records if "loss" in r} for records in logs]
-    steps = sorted(set.intersection(*map(set, losses)))
+    """One log of the training loss, averaged over runs where all that kept a log have it."""
+    losses = [{r["step"]: (r["epoch"], r["loss"]) for r in records if "loss" in r} for records in logs if records]
+    steps = sorted(set.intersection(*map(set, losses))) if losses else []
     return [{"step": s, "epoch": losses[0][s][0], "loss": float(np.mean([run[s][1] for run in losses]))} for s in steps]
 
 

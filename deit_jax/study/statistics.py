@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -42,7 +42,8 @@ def paired(values: Sequence[float], others: Sequence[float]) -> Paired:
         return Paired(mean, math.nan, math.nan, math.nan, math.nan, math.nan, n)
     deviation = float(difference.std(ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
-    p = float(stats.ttest_1samp(difference, 0.0).pvalue)
+    test: Any = stats.ttest_1samp(difference, 0.0)
+    p = float(test.pvalue)
     return Paired(mean, mean - half, mean + half, deviation, p, sign_flip_p(difference), n)
 
 

@@ -156,16 +156,18 @@ def evaluate_classifier(
         fusion, subset: as `evaluate_sets`.
         progress: wraps the iterator of batches, given how many there will be.
 
-    Returns {"params" or "ema": result of `evaluate_sets`}. Raises UserError naming an image that cannot be read.
+    Returns {"params" or "ema": result of `evaluate_sets`, and "unreadable": what was said of each image of this process
+    that could not be read}; these count as `data.eval_broken` says. Raises UserError where none can be read.
     """
     config = (config or default_config()).copy_and_resolve_references()
     rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
     view = classifier.view
     config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = pipeline.eval_batches(config, source, size=view.size, **process)
+    stream = pipeline.eval_batches(config, source, size=view.size, **process)
     pixels = {"mean": classifier.mean, "std": classifier.std}
-    batches = progress(batches, -(-len(source) // rows))
-    return evaluate_sets(
+    batches = progress(stream, -(-len(source) // rows))
+    results = evaluate_sets(
         classifier.graphdef, classifier.sets, batches, mesh=mesh, **pixels, fusion=fusion, subset=subset
     )
+    return {name: result | {"unreadable": list(stream.broken)} for name, result in results.items()}

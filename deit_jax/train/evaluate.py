@@ -65,7 +65,8 @@ def count_correct(
         before = jnp.arange(logits.shape[1]) < labels[..., None]
         rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
         # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
-        rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), logits.shape[1], rank).min(1)
+        wrong = max(logits.shape[1], 5)  # a rank that is in no top 5, however few the classes
+        rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), wrong, rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
         # an unreadable image, which counts as wrong: the loss of a guess
         loss = jnp.where(batch["label"] < 0, math.log(logits.shape[1]), loss)

@@ -92,7 +92,7 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     epochs = np.arange(0, total, steps_per_epoch)  # where rates by epoch change
     if len(epochs) <= 2000:
         steps = np.union1d(steps, epochs)
-    rates = np.asarray(schedule(config, steps_per_epoch)(jnp.asarray(steps)), np.float64)
+    rates = np.asarray(jax.jit(schedule(config, steps_per_epoch))(jnp.asarray(steps)), np.float64)
     top = int(np.argmax(rates >= rates.max() * (1 - 1e-6)))
     first, peak, last = rates[0], rates[top], rates[-1]
     rise = f", rising to {peak:.3g} in {steps[top]} warm-up steps" if top else ""

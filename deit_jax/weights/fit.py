@@ -28,7 +28,7 @@ Arrays = dict[Path, Any]  # numpy arrays, or their shapes
 
 
 class Fitted(NamedTuple):
-    """A step's result: arrays by path, the paths that must be drawn anew, and a note per change."""
+    """A step's result: arrays by path, the paths that must be newly drawn, and a note per change."""
 
     arrays: Arrays
     fresh: set[Path]
@@ -122,7 +122,7 @@ def fit_heads(
     model: Any,
     class_names: Sequence[str] | None,
 ) -> Fitted:
-    """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be drawn anew."""
+    """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be newly drawn."""
     wanted, had = model.num_classes, weights.num_classes
     heads = [path for path in needed if path[1] in HEADS]
     reason = f"{had} classes" if had else "no head"

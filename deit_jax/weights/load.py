@@ -12,7 +12,7 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, shown
 from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.weights import hub
 from deit_jax.weights.description import FIELDS, Description, Source, describe, first_line, text
@@ -100,7 +100,7 @@ def load_weights(source: str | os.PathLike, *, weights: str = "params") -> Weigh
     file = find_file(name)
     loaded = read_file(file, name, weights) if file else read_orbax(name, weights)
     for note in loaded.notes:
-        log.warning("%s: %s", name, note)
+        log.warning("%s: %s", shown(name), shown(note))
     return loaded
 
 
@@ -279,7 +279,7 @@ def read_orbax(source: str, weights: str) -> Weights:
 
     orbax_log = logging.getLogger("absl")
     level = orbax_log.level
-    orbax_log.setLevel(logging.ERROR)  # it warns that one item alone is no whole checkpoint, which is what we want
+    orbax_log.setLevel(logging.ERROR)  # it warns that one item is not a whole checkpoint; one is all that is wanted
     try:
         meta, tree = orbax.read_weights(source, weights)
     except UserError:

@@ -150,6 +150,6 @@ def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
 
 
 def counter_keys(tree: dict) -> list[str]:
-    """Names of PyTorch's batch counters, one a batch normalization; ours keeps none."""
+    """Names of PyTorch's batch counters, one per batch normalization; ours keeps none."""
     paths = traverse_util.flatten_dict(tree)
     return [timm_key((*path[:-1], COUNTER)) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]

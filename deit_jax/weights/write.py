@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.models import vit
 from deit_jax.runtime import atomic
 from deit_jax.weights.description import HEADER_KEY, to_header
@@ -15,6 +16,15 @@ from deit_jax.weights.names import Naming, Timm, counter_keys, entries
 def tensors(tree: dict, naming: Naming) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch file in `naming` that holds `tree`, {"params": …, "batch_stats": …}."""
     return {entry.key: np.ascontiguousarray(entry.view(tree)) for entry in entries(tree, naming)}
+
+
+def unknown_fields(weights: Weights) -> list[str]:
+    """The names in `weights.assumed` whose values are still the assumed ones: what was set since is known."""
+    defaults = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop": None, "interpolation": ""}
+    known = {field for field, default in defaults.items() if getattr(weights, field) != default}
+    if isinstance(weights.architecture.config.get("img_size"), tuple):
+        known.add("img_size")  # only squares are assumed
+    return [field for field in weights.assumed if field not in known]
 
 
 def known_fields(weights: Weights) -> dict[str, Any]:
@@ -30,7 +40,8 @@ def known_fields(weights: Weights) -> dict[str, Any]:
     }
     if weights.architecture.module is vit.ViT:
         fields |= {key: config.get(key) for key in ("num_heads", "norm_eps", "img_size", "dist_head")}
-    return {key: value for key, value in fields.items() if key not in weights.assumed}
+    unknown = unknown_fields(weights)
+    return {key: value for key, value in fields.items() if key not in unknown}
 
 
 def write_file(content: dict[str, np.ndarray], metadata: dict[str, str] | None, path: Path) -> None:
@@ -78,7 +89,7 @@ def save_orbax(weights: Weights, path: Path) -> None:
             "crop": weights.crop,
             "interpolation": weights.interpolation or None,
             "class_names": weights.class_names,
-            "assumed": list(weights.assumed),
+            "assumed": unknown_fields(weights),
             "counters": weights.counters,
             "metadata": weights.metadata,
         },

@@ -54,7 +54,7 @@ def photos(tmp_path_factory) -> Path:
     """Sixteen training images of two classes, and eight more."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4), ("validation", 4), ("test", 4)):
+    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
         for name in ("dark", "light"):
             (root / split / name).mkdir(parents=True)
             for i in range(count):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import images, order, pipeline, sources
+from deit_jax.data.batch import abstract, eval_entries, train_entries
 from deit_jax.data.check import HeaderCheck
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
@@ -109,6 +110,15 @@ def test_processes_share_the_global_batch(source, processes):
     parts = [take(6, settings(), source, process_index=p, process_count=processes) for p in range(processes)]
     joined = [{key: np.concatenate([part[k][key] for part in parts]) for key in whole[0]} for k in range(6)]
     assert_same(joined, whole)
+
+
+def test_batches_are_what_their_definition_says(source):
+    made = take(1, settings(), source)[0]
+    shapes = {name: (array.shape, array.dtype) for name, array in made.items()}
+    assert shapes == {name: (x.shape, x.dtype) for name, x in abstract(train_entries(SIZE), 16).items()}
+    held = next(pipeline.eval_batches(settings(), source, size=SIZE))
+    shapes = {name: (array.shape, array.dtype) for name, array in held.items()}
+    assert shapes == {name: (x.shape, x.dtype) for name, x in abstract(eval_entries(SIZE), 16).items()}
 
 
 def test_seeds_differ(source):
@@ -243,8 +253,19 @@ def test_broken_evaluation_image_is_named_and_counts_as_wrong_or_not(source, wor
     np.testing.assert_array_equal(mask[[1, 89]], how == "wrong")
     np.testing.assert_array_equal(labels[[1, 89]], -1)
     assert (len(batches.broken), batches.seen) == (2, 90)
-    assert source.path(1) in caplog.text
-    assert source.path(89) in caplog.text
+    assert [source.path(i) in name for i, name in zip((1, 89), batches.broken, strict=True)] == [True, True]
+    assert (
+        f"2 of 90 evaluation images cannot be read: they {'are left out' if how == 'skip' else 'count as wrong'}"
+        in (caplog.text)
+    )
+
+
+def test_a_broken_evaluation_image_is_named_once(source, caplog, monkeypatch):
+    monkeypatch.setattr(pipeline, "_named", set())
+    for _ in range(2):
+        list(pipeline.eval_batches(settings(), Spoiled(source, {2}), size=SIZE))
+    assert caplog.text.count(source.path(2)) == 1
+    assert caplog.text.count("1 of 90 evaluation images cannot be read") == 2
 
 
 def test_an_evaluation_without_a_readable_image_is_an_error(source):
@@ -268,7 +289,8 @@ def test_label_outside_the_classes():
 
 
 def test_batch_larger_than_the_data(source):
-    with pytest.raises(UserError, match="batch_size 128 is more than the 90 training images"):
+    # a multiple of the tests' eight devices
+    with pytest.raises(UserError, match="is more than the 90 training images: use --config.batch_size=88"):
         pipeline.train_batches(settings(batch_size=128), source, size=SIZE)
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from deit_jax.config import default_config
-from deit_jax.data import images, pipeline, shards, sources, tfds_source
+from deit_jax.data import images, pipeline, shards, sources, testsets, tfds_source
+from deit_jax.data.imagenet import synsets
 from deit_jax.data.tools import doctor, prepare
 from deit_jax.errors import UserError
 from examples import cifar10_folders
@@ -467,7 +468,7 @@ def test_the_tools_on_the_command_line(split_folder, tmp_path):
     train, validation = done.stdout.splitlines()
     assert train == "train: 15 images in 1 shards, 3 classes"
     assert validation == "val: 2 images in 1 shards, 3 classes"
-    assert "17/17 images" in done.stderr
+    assert "17/17" in done.stderr
     healthy = tool("doctor", target)
     assert healthy.returncode == 0, healthy.stderr
     assert "0 unreadable images" in healthy.stdout
@@ -578,6 +579,23 @@ def test_images_with_several_right_labels(tmp_path):
         assert right == list(range(number(source[row]) % 3))
         assert mask[row] == bool(right)
     assert not mask[6:].any()
+
+
+def test_tfds_as_a_set_to_evaluate_on(tmp_path):
+    """Its metadata name 1000 classes, the images are of five; several right labels become a model's outputs."""
+    write_tfds("imagenet_a", tmp_path, {"test": 5})
+    (one,) = testsets.open_eval_sets(f"imagenet_a={tmp_path}")
+    assert len(one.source) == 5
+    assert testsets.present_classes(one.source).tolist() == [0, 3, 6, 9, 12]
+    backwards = synsets()[::-1]
+    classes, mapped = testsets.match_source(one.source, backwards, 1000)
+    assert sorted(mapped[i]["label"] for i in range(5)) == [987, 990, 993, 996, 999]
+    assert classes.describe() == "5 of the weights' 1000 classes, matched by class names"
+    write_tfds("imagenet2012_real", tmp_path, {"validation": 5})
+    (real,) = testsets.open_eval_sets(f"imagenet2012_real={tmp_path}")
+    _, mapped = testsets.match_source(real.source, backwards, 1000)
+    several = {number(mapped[i]): mapped[i]["labels"].tolist() for i in range(5)}
+    assert several == {0: [], 1: [999], 2: [999, 998], 3: [], 4: [999]}
 
 
 def test_tfds_splits_and_complaints(tmp_path):

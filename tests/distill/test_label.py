@@ -67,7 +67,7 @@ def opened(store: Path, **changes):
 def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
     """An empty store that no teacher belongs to."""
     folder.mkdir(parents=True, exist_ok=True)
-    both = {"images": {"seed": 0}, "teacher": {}}
+    both = {"images": {"seed": 0, "data.classes": classes}, "teacher": {}}
     form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": batch}
     return LabelStore.create(folder, form | both | {"hash": digest(both)}, steps)
 
@@ -307,7 +307,7 @@ def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     """The limit on a file's size stands for the disk's: the write fails in the same place."""
-    store = made_up(tmp_path, 128, 512)
+    store = made_up(tmp_path, 128, 512, classes=1000)
     labels = lambda batch, step: {"decision": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}  # noqa: E731
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))

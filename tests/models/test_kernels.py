@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import scipy.special
 from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 
 import deit_jax
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
-from deit_jax.models.vit import Attention
+from deit_jax.models.vit import Attention, Block
+from deit_jax.runtime.layout import make_layout, remat_policy, with_layout
+from deit_jax.runtime.sharding import make_mesh
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
@@ -60,7 +63,11 @@ def plain_attention(q, k, v):
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
-@pytest.mark.parametrize("attention", [kernels.attention, kernels.attention_recomputed], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "attention",
+    [kernels.attention, kernels.attention_recomputed, kernels.attention_opaque],
+    ids=["kept", "recomputed", "opaque"],
+)
 def test_attention_and_its_gradient(attention, scale):
     q, k, v, upstream = (draw(6, 37, 64, seed=i, scale=scale) for i in range(4))
     ours, pull = jax.vjp(attention, q, k, v)
@@ -68,6 +75,17 @@ def test_attention_and_its_gradient(attention, scale):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
     for a, b in zip(pull(upstream), plain_pull(upstream), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_a_block_that_gathers_keeps_no_attention_weights(capsys):
+    block = Block(64, 4, attention="recompute", rngs=nnx.Rngs(0))
+    with_layout(block, make_layout(make_mesh(fsdp=-1)))
+    graphdef, params = nnx.split(block)
+    run = jax.checkpoint(lambda params, x: nnx.merge(graphdef, params)(x), policy=remat_policy(block.layout))
+    print_saved_residuals(run, params, jax.ShapeDtypeStruct((8, 10, 64), np.float32))
+    kept = capsys.readouterr().out
+    assert "[80,256]" in kept  # GELU and its slope are
+    assert "[32,10,10]" not in kept
 
 
 def test_attention_scores_are_float32_whatever_the_type():
@@ -173,7 +191,7 @@ def test_attention_is_a_choice(how):
     heads = plain_attention(*attention.split(x))
     joined = einops.rearrange(heads, "(b h) n d -> b n (h d)", h=2)
     np.testing.assert_allclose(attention(x), attention.proj(joined), atol=1e-5)
-    assert ("checkpoint" in str(jax.make_jaxpr(attention)(x))) == (how == "recompute")
+    assert ("prevent_cse" in str(jax.make_jaxpr(attention)(x))) == (how == "recompute")
 
 
 def test_cpu_has_no_fused_attention():

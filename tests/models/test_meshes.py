@@ -16,7 +16,7 @@ from deit_jax.models.vit import Block
 from examples import mesh_nnx
 
 VIT = ("deit_digits_distilled_patch4_16", {"embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 8})
-REGNET = ("regnety_digits", {"num_classes": 8})
+REGNET = ("regnety_digits", {"num_classes": 8, "depth": 2})
 EFFICIENTNET = ("efficientnet_b0", {"width_coefficient": 0.25, "depth_coefficient": 0.5, "num_classes": 8})
 IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
 

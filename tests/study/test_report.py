@@ -8,8 +8,8 @@ import pytest
 from configs.cifar10 import get_config
 from deit_jax.config import flat, resolve
 from deit_jax.errors import UserError
-from deit_jax.study import report
-from deit_jax.study.__main__ import main, recorded_config
+from deit_jax.study import jobs, report
+from deit_jax.study.__main__ import complete, main, recorded_config
 from deit_jax.study.ablation import collect
 from deit_jax.study.report import agreement_over_seeds, comparisons, cosines, mean_loss, scores_table, with_own_teacher
 
@@ -66,15 +66,33 @@ def test_the_report_of_an_unfinished_study_has_what_is_there(runs):
 
 def test_the_report_can_be_written_from_the_folder_alone(runs, tmp_path, capsys):
     folder, config, scores = runs
-    former = {"optimizer.per": config.optimizer.lr_update, "optimizer.lr_update": None, "data.fingerprint": "f"}
+    former = {
+        "optimizer.per": config.optimizer.lr_update,
+        "optimizer.lr_update": None,
+        "data.fingerprint": "f",
+        "sharding": "fsdp",
+    }
     recorded = json.loads(json.dumps(flat(config))) | former
     (folder / "config.json").write_text(json.dumps({k: v for k, v in recorded.items() if v is not None}))
     assert flat(recorded_config(folder)) == flat(config)
+    for seed in (2, 3):
+        record(folder / f"labels/teacher-{seed}-topk", {"cls": TRUTH})
     main([str(folder), str(tmp_path / "out")])
-    assert "15 runs" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out/runs/labels").iterdir()] == ["teacher-2-topk"]  # seed 3 is not complete
+    assert "3 seeds of 5 arms" in capsys.readouterr().out
+    assert jobs.result(tmp_path / "out/runs/hard-2") == jobs.result(folder / "hard-2")
     assert json.loads((tmp_path / "out/ablation.json").read_text())["scores"] == json.loads(json.dumps(scores))
     with pytest.raises(UserError, match="holds no config.json"):
         main([str(tmp_path)])
+
+
+def test_only_seeds_that_every_arm_has_are_reported():
+    x = {"cls": 50.0}
+    kept, left_out = complete({"none": {0: x, 1: x, 2: x}, "hard": {0: x, 2: x, 3: x}, "hard_live": {0: x}})
+    assert {arm: set(runs) for arm, runs in kept.items()} == {"none": {0, 2}, "hard": {0, 2}, "hard_live": {0}}
+    assert left_out == [1, 3]
+    assert complete({"none": {0: x}, "hard": {1: x}}) == ({}, [0, 1])
+    assert complete({}) == ({}, [])
 
 
 def test_agreement_is_the_mean_over_seeds(runs):
@@ -116,6 +134,8 @@ def test_loss_is_averaged_where_all_runs_have_it():
         [{"step": 50, "epoch": 1.0, "loss": 4.0}],
     ]
     assert mean_loss(logs) == [{"step": 50, "epoch": 1.0, "loss": 3.0}]
+    assert mean_loss([*logs, []]) == mean_loss(logs)  # a run whose record alone was kept
+    assert mean_loss([[]]) == []
 
 
 def test_comparisons_are_over_the_seeds_both_arms_have():

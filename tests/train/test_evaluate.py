@@ -94,3 +94,12 @@ def test_any_of_several_labels_is_right():
     assert counts["cls"][0] == 5
     assert count_correct(graphdef, weights, batch | {"labels": labels[:, :1]}, *PIXELS.values())[0]["cls"][0] == 0
     np.testing.assert_array_equal(decided["cls"], guess)
+
+
+def test_an_unreadable_image_is_in_no_top_5_and_costs_a_guess():
+    model = models.create_model("regnety_digits", num_classes=4)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    batch = {"image": np.zeros((8, 16, 16, 3), np.uint8), "label": np.full(8, -1, np.int32), "mask": np.ones(8)}
+    counts, _ = count_correct(graphdef, weights, batch, *PIXELS.values())
+    np.testing.assert_allclose(counts["cls"], [0, 0, 8 * np.log(4), 8], rtol=1e-6)

@@ -4,12 +4,14 @@ import hashlib
 
 import numpy as np
 import pytest
+from helpers import folder_of_images
 
 from deit_jax.config import default_config, resolve
 from deit_jax.distill.runs import open_run
 from deit_jax.errors import UserError
+from deit_jax.train import setup
 from deit_jax.train.loop import is_due
-from deit_jax.train.setup import compare_fingerprints, open_data
+from deit_jax.train.setup import compare_fingerprints, open_data, recorded_classes
 from deit_jax.train.stream import Stream
 from deit_jax.train.workdir import claim_workdir
 
@@ -105,3 +107,19 @@ def test_settings_that_change_no_weight_may_change(tmp_path):
     claim_workdir(tmp_path, digits(), "data")
     claim_workdir(tmp_path, digits(**{"accumulate": 2, "data.crop": 1.0, "log.every": 1}), "data")
     assert len(open_data(digits()).train) == 1438
+
+
+def test_a_run_begun_before_keeps_its_order_of_classes(tmp_path, monkeypatch, capsys):
+    root = folder_of_images(tmp_path / "images", classes=11, images=2)
+    for folder in root.iterdir():
+        folder.rename(root / folder.name.removeprefix("class"))
+    config = digits(**{"data.root": str(root)})
+    assert recorded_classes(tmp_path) is None
+    assert open_data(config, tmp_path).train.class_names == [str(i) for i in range(11)]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("training: 20 images of 11 classes, ")
+    assert said[1].startswith("evaluation: 2 images of 2 of 11 classes, ")
+    before = sorted(str(i) for i in range(11))
+    monkeypatch.setattr(setup, "find_step", lambda folder: folder)
+    monkeypatch.setattr(setup, "read_meta", lambda step: {"weights": {"class_names": before}})
+    assert open_data(config, tmp_path).train.class_names == before

@@ -135,14 +135,15 @@ def report(found: Findings) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.doctor", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.doctor", description="What is wrong with a dataset.")
     parser.add_argument("root", metavar="ROOT", help="image folder, .csv, shards or TFDS data_dir")
     parser.add_argument("--name", default="imagenet2012", help="dataset, where ROOT is a TFDS data_dir")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="")
     flags = parser.parse_args()
     config = default_config()
-    config.data.update(root=flags.root, name=flags.name, train_split=flags.train_split, eval_split=flags.eval_split)
+    for name in ("root", "name", "train_split", "eval_split"):
+        config.data[name] = getattr(flags, name)
     train, evaluation = find_sources(config)
     for line in summary(train, evaluation):
         print(line)

@@ -10,12 +10,10 @@ import argparse
 import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,13 @@ from typing import Any
 from deit_jax.data import shards
 from deit_jax.data.classes import sort_classes
 from deit_jax.data.files import FolderTree, Listing, class_text, list_images
+from deit_jax.data.label_files import DEVKIT, read_devkit
 from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of
 from deit_jax.data.tools.progress import command, track
 from deit_jax.data.tools.tars import Span, TarTree, is_tar_name, unpacked
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
 
 
@@ -267,18 +265,13 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
             raise UserError(f"--labels {table} cannot be read ({error}): give a UTF-8 table of name,class") from error
     if not (folder / DEVKIT).is_file():
         raise UserError(f"images without a class folder need {DEVKIT} beside them, or --labels=TABLE of name,class")
-    from scipy.io import loadmat
-
-    with tarfile.open(folder / DEVKIT) as kit:
-        files = {Path(name).name: name for name in kit.getnames()}
-        synsets = loadmat(io.BytesIO(kit.extractfile(files["meta.mat"]).read()), squeeze_me=True)["synsets"]
-        truth = kit.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read().split()
-    classes = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    return {f"ILSVRC2012_val_{i:08}.JPEG": classes[int(number)] for i, number in enumerate(truth, 1)}
+    return {f"ILSVRC2012_val_{i:08}.JPEG": label for i, label in enumerate(read_devkit(folder / DEVKIT), 1)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_jax.data.prepare", description="Make shards of an image folder or tar files."
+    )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--shard_megabytes", type=int, default=256)

@@ -1,0 +1,140 @@
+"""What `--data=` names, and what is said of data that cannot be evaluated."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+
+from deit_jax.config import default_config
+from deit_jax.data import imagenet
+from deit_jax.data.base import ArraySource, FileSource, Subset, limit_images
+from deit_jax.data.label_files import read_devkit, read_label_file
+from deit_jax.data.sources import open_sources
+from deit_jax.data.testsets import Spec, match_source, open_eval_sets, parse_spec, present_classes
+from deit_jax.errors import UserError
+
+SYNSETS = imagenet.synsets()
+
+
+@pytest.fixture
+def flat(tmp_path):
+    for name in ("c.png", "a.png", "b.png"):
+        oracle.save_image(tmp_path / "flat" / name, 0)
+    return tmp_path / "flat"
+
+
+def test_specs(tmp_path):
+    here = str(tmp_path)
+    assert parse_spec(f"v2={here},labels=x.json,split=val") == Spec("v2", tmp_path, "x.json", "val")
+    assert parse_spec(here) == Spec(tmp_path.name, tmp_path)
+    assert parse_spec("imagenet_v2/matched-frequency") == Spec("imagenet_v2/matched-frequency", None)
+    for text in (f"x={here}/no", f"{here}/no", "digits,split=x"):
+        with pytest.raises(UserError, match="does not exist: give NAME=FOLDER"):
+            parse_spec(text)
+    (digits,) = open_eval_sets("digits")
+    assert (digits.name, len(digits.source)) == ("digits", 359)
+
+
+def test_every_image_of_a_folder_is_taken(tmp_path):
+    for c in range(3):
+        for i in range(7):
+            oracle.save_image(tmp_path / f"c{c}" / f"{i}.png", i)
+    (whole,) = open_eval_sets(str(tmp_path))
+    assert len(whole.source) == 21
+    (part,) = open_eval_sets(f"{tmp_path},labels={write(tmp_path / 'few.csv', every_label(tmp_path))}")
+    assert len(part.source) == 21
+
+
+def every_label(folder: Path) -> str:
+    return "".join(f"{i}.png,ant\n" for i in range(7))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "a.png,x\nb.png,y\n", "1 images have no label in .*l.csv: c.png"),
+        ("l.csv", "a.png,x,1\n", "'a.png,x,1' is not name,class"),
+        ("l.txt", "x\ny\n", "2 entries for 3 images, whose names do not tell which is which"),
+        ("l.txt", "1\n2\n3\n", "numbers of ImageNet's development kit, whose meta.mat is not beside them"),
+        ("l.json", "[[1], [2]]", "2 entries for 3 images"),
+        ("l.json", "[[1], [2], [1000]]", "class numbers from 0 to 999"),
+        ("l.json", "{}", "not a list of lists"),
+        ("l.json", "[", "cannot be read"),
+        ("l.json", "[[], [], []]", "no image of .* has a right class"),
+    ],
+)
+def test_bad_label_files(flat, tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message):
+        open_eval_sets(f"{flat},labels={write(tmp_path / name, text)}")
+
+
+def test_bad_folders(flat, tmp_path):
+    with pytest.raises(UserError, match="holds images but no class folders: add labels=FILE"):
+        open_eval_sets(str(flat))
+    with pytest.raises(UserError, match="labels .*nowhere are not there"):
+        open_eval_sets(f"{flat},labels={tmp_path / 'nowhere'}")
+    with pytest.raises(UserError, match="holds no ILSVRC2012_validation_ground_truth.txt"):
+        read_devkit(flat)
+    oracle.save_image(tmp_path / "t" / "train" / "ant" / "0.png", 0)
+    with pytest.raises(UserError, match="none to evaluate on: add split=train"):
+        open_eval_sets(str(tmp_path / "t"))
+    assert len(open_eval_sets(f"{tmp_path / 't'},split=train")[0].source) == 1
+    with pytest.raises(UserError, match="split 'trian' is not a folder of .*did you mean train"):
+        open_eval_sets(f"{tmp_path / 't'},split=trian")
+    table = write(tmp_path / "t.csv", "flat/a.png,ant\nflat/x.png,bee\n")
+    with pytest.raises(UserError, match="line 2 names flat.x.png, which cannot be read"):
+        open_eval_sets(str(table))
+    with pytest.raises(UserError, match="is not a folder: unpack it"):
+        open_eval_sets(str(write(tmp_path / "v2.tar.gz", "")))
+
+
+def test_listed_images_that_are_not_there_are_named(flat, tmp_path):
+    table = write(tmp_path / "l.csv", "a,x\nb,y\nc,x\nd.png,y\n")
+    (one,) = open_eval_sets(f"{flat},labels={table}")
+    assert "1 of its 4 images are not in" in one.note
+    assert "d.png" in one.note
+    assert [one.source[i]["label"] for i in range(3)] == [0, 1, 0]
+
+
+def test_order_of_a_list_is_that_of_the_validation_numbers(tmp_path):
+    path = write(tmp_path / "real.json", json.dumps([[5], [6, 7], [8]]))
+    labels = read_label_file(path, ["ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000002.JPEG"])
+    assert labels.by_name["ILSVRC2012_val_00000003"] == [8]
+    assert labels.by_name["ILSVRC2012_val_00000002"] == [6, 7]
+    assert labels.missing == ["ILSVRC2012_val_00000001"]
+    assert read_label_file(path, ["b.png", "c.png", "a.png"]).by_name == {"a.png": [5], "b.png": [6, 7], "c.png": [8]}
+
+
+def test_classes_that_do_not_occur_need_no_output():
+    source = ArraySource(np.zeros((4, 2, 2), np.uint8), np.array([2, 0, 2, 2]), ["bee", "no such", "ant"])
+    np.testing.assert_array_equal(present_classes(source), [0, 2])
+    np.testing.assert_array_equal(present_classes(Subset(source, np.array([0, 3]))), [2])
+    classes, mapped = match_source(source, ["ant", "bee", "cat"], 3)
+    assert [mapped[i]["label"] for i in range(4)] == [0, 1, 0, 0]
+    assert (mapped.num_classes, classes.is_subset) == (3, True)
+    with pytest.raises(UserError, match="'bee'"):
+        match_source(source, ["ant", "cat", "dog"], 3)
+
+
+def test_a_limit_is_spread_over_the_classes(tmp_path):
+    source = FileSource(tmp_path, [str(i) for i in range(100)], np.repeat(np.arange(10), 10), list("abcdefghij"))
+    some = limit_images(source, 20)
+    assert isinstance(some, Subset)
+    assert np.bincount(source.labels[some.positions]).tolist() == [2] * 10
+    assert limit_images(source, 0) is limit_images(source, 100) is source
+
+
+def test_the_limit_of_evaluation_leaves_training_alone():
+    config = default_config()
+    config.data.name, config.evaluate.limit = "digits", 50
+    train, evaluation = open_sources(config)
+    assert (len(train), len(evaluation)) == (1438, 50)
+    labels = [evaluation[i]["label"] for i in range(50)]
+    assert set(np.bincount(labels)) <= {4, 5, 6}

@@ -1,0 +1,94 @@
+"""Scores per class and calibration against scikit-learn and counting by hand."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from deit_jax.errors import UserError
+from deit_jax.report.classification import (
+    calibration,
+    class_scores,
+    confident_mistakes,
+    confusion_matrix,
+    disagreements,
+    most_confused,
+)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """(probabilities, labels) of 500 images and 7 classes; class 6 has no image, class 5 is never predicted."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 500)
+    logits = rng.standard_normal((500, 7)) + 1.5 * np.eye(7)[labels]
+    logits[:, 5] = -9
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), labels
+
+
+def test_scores_are_scikit_learns(drawn):
+    probabilities, labels = drawn
+    predictions = probabilities.argmax(1)
+    matrix = confusion_matrix(labels, predictions, 7)
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(labels, predictions, labels=range(7)))
+    scores = class_scores(matrix)
+    precision, recall, f1, images = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=range(7), zero_division=np.nan
+    )
+    np.testing.assert_array_equal(scores.images, images)
+    np.testing.assert_array_equal(scores.predicted, np.bincount(predictions, minlength=7))
+    np.testing.assert_allclose(scores.precision, precision)
+    np.testing.assert_allclose(scores.recall, recall)
+    np.testing.assert_allclose(scores.f1[:6], f1[:6])
+    assert np.isnan(scores.precision[5])
+    assert np.isnan([scores.recall[6], scores.f1[6]]).all()
+
+
+def test_most_confused_pairs_leave_out_what_is_right():
+    matrix = np.array([[9, 2, 0], [5, 9, 2], [0, 0, 9]])
+    assert most_confused(matrix) == [(1, 0, 5), (0, 1, 2), (1, 2, 2)]
+    assert most_confused(matrix, 1) == [(1, 0, 5)]
+
+
+def test_calibration_by_hand():
+    """Confidences 0.95, 0.85 | 0.65, 0.55: in bins of a half all in the upper; of a fifth, in two."""
+    top = np.array([0.95, 0.85, 0.65, 0.75])
+    probabilities = np.stack([top, 1 - top], axis=1)
+    found = calibration(probabilities, np.array([0, 0, 1, 0]), bins=5)
+    assert found.images.tolist() == [0, 0, 0, 2, 2]
+    np.testing.assert_allclose(found.confidence[3:], [0.7, 0.9])
+    np.testing.assert_allclose(found.accuracy[3:], [0.5, 1.0])
+    assert np.isnan(found.accuracy[0])
+    assert found.error == pytest.approx((2 * 0.2 + 2 * 0.1) / 4)
+    assert found.largest == pytest.approx(0.2)
+
+
+def test_calibration_at_the_ends_and_of_a_calibrated_model(drawn):
+    sure = calibration(np.eye(3)[[0, 1]], np.array([0, 1]))
+    assert (sure.images[-1], sure.error) == (2, 0.0)
+    probabilities, _ = drawn
+    rng = np.random.default_rng(1)
+    labels = np.array([rng.choice(7, p=p / p.sum()) for p in np.repeat(probabilities, 40, axis=0)])
+    assert calibration(np.repeat(probabilities, 40, axis=0), labels).error < 0.02
+    assert calibration(np.full((100, 2), 0.5), np.ones(100, int)).error == pytest.approx(0.5)
+
+
+def test_mistakes_by_confidence_and_heads_that_disagree():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+    labels = np.array([1, 1, 0, 1])
+    assert confident_mistakes(probabilities, labels).tolist() == [0, 2, 1]
+    assert confident_mistakes(probabilities, labels, 1).tolist() == [0]
+    assert disagreements(probabilities, probabilities[::-1]).tolist() == [True] * 4
+
+
+def test_bad_input():
+    for labels, predictions, message in (
+        ([0, 1], [0], "must be one index per image"),
+        ([0, 2], [0, 1], "labels lie in 0 … 2, outside 0 … 1"),
+        ([0, 1], [0, -1], "predictions lie in -1 … 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            confusion_matrix(np.array(labels), np.array(predictions), 2)
+    with pytest.raises(UserError, match="not logits"):
+        calibration(np.array([[3.0, 1.0]]), np.array([0]))
+    with pytest.raises(UserError, match="at least one image"):
+        calibration(np.zeros((0, 3)), np.zeros(0, int))

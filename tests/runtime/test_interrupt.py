@@ -1,0 +1,83 @@
+"""A signal is heard within seconds: noted where there is something to save, else the command ends; the second
+one is the end at once, whatever the main thread does."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deit_jax.runtime import interrupt
+from deit_jax.runtime.interrupt import Interrupted, Stop
+
+PROGRAM = """
+import contextlib, sys, time
+from deit_jax.runtime.interrupt import STATE, Interrupted, Stop, listen
+try:
+    with listen(), Stop() if "saving" in sys.argv else contextlib.nullcontext():
+        print("ready", flush=True)
+        while not STATE.count:
+            time.sleep(0.01)
+        if "slow" in sys.argv:
+            time.sleep(30)
+        time.sleep(0.2)
+        print("saved", flush=True)
+except Interrupted as stop:
+    print(stop, flush=True)
+    sys.exit(130)
+"""
+
+
+def run(*arguments: str, signals: list[int]) -> tuple[int, str, str, float]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    begun = time.perf_counter()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(1.0)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err, time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_is_to_be_saved_the_command_ends(number):
+    code, out, err, _ = run(signals=[number])
+    assert (code, out, err) == (130, "stopped\n", "")
+
+
+def test_where_something_is_to_be_saved_it_is_saved_first():
+    code, out, err, _ = run("saving", signals=[signal.SIGTERM])
+    assert (code, out) == (0, "saved\n")
+    assert err == "stopping after this step, saving first; a second signal ends at once\n"
+
+
+def test_the_second_signal_ends_at_once():
+    code, out, err, seconds = run("saving", "slow", signals=[signal.SIGINT, signal.SIGINT])
+    assert (code, out) == (130, "")
+    assert err.endswith("stopped at once, without saving\n")
+    assert seconds < 20
+
+
+def test_a_signal_that_the_code_swallows_still_ends_the_command(monkeypatch):
+    ended = []
+    monkeypatch.setattr(interrupt, "GRACE", 0.05)
+    monkeypatch.setattr(interrupt, "end_now", lambda text, code: ended.append((text, code)))
+    with interrupt.listen():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Interrupted:
+            time.sleep(0.5)
+    assert ended == [("stopped", 130)]
+
+
+def test_a_stop_by_itself_hears_and_gives_the_handlers_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert not stop.asked(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked(2)
+    assert signal.getsignal(signal.SIGTERM) == before

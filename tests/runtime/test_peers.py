@@ -1,0 +1,77 @@
+"""Of several processes all stop after the same step, and one that is gone is named; on a store in place of jax's."""
+
+import threading
+
+import pytest
+
+from deit_jax.runtime import peers
+from deit_jax.runtime.interrupt import STATE, Stop
+from deit_jax.runtime.peers import ALIVE, Peers
+
+
+class Store:
+    """jax's key-value store, for processes that are threads."""
+
+    def __init__(self):
+        self.values, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self.changed:
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, timeout_ms):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, timeout_ms / 1000)
+            return self.values[key]
+
+
+def one_of(count: int, index: int, store: Store, lost_after: float = 5.0) -> Peers:
+    found = Peers(lost_after)
+    found.client, found.index, found.count = store, index, count
+    found.seen = {str(i): ("", 0.0) for i in range(count)}
+    return found
+
+
+def test_all_processes_stop_after_the_same_step_which_none_has_passed():
+    store, stops = Store(), [Stop(), Stop(), Stop()]
+    for stop, step in zip(stops, (4, 6, 5), strict=True):
+        stop.step = step
+    threads = [threading.Thread(target=one_of(3, i, store).agree, args=(stop,)) for i, stop in enumerate(stops)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert [stop.last for stop in stops] == [7, 7, 7]
+    assert all(stop.signal for stop in stops)
+
+
+def test_a_run_of_several_stops_at_the_agreed_step(monkeypatch):
+    monkeypatch.setattr(STATE, "several", True)
+    with Stop() as stop:
+        assert not stop.asked(1)
+        stop.last = 3
+        assert [stop.asked(2), stop.asked(3)] == [False, True]
+
+
+def test_a_silent_process_is_lost_and_one_that_said_goodbye_is_not(monkeypatch):
+    ended = []
+    monkeypatch.setattr(peers, "end_now", lambda text, code: ended.append((text, code)))
+    monkeypatch.setattr(STATE, "saved", lambda: "step 40")
+    mine = one_of(3, 0, Store())
+    for second in range(1, 8):
+        mine.look({f"{ALIVE}0": str(second), f"{ALIVE}1": str(second), f"{ALIVE}2": "done"}, float(second))
+    assert ended == []
+    mine.look({f"{ALIVE}0": "8", f"{ALIVE}1": "7", f"{ALIVE}2": "done"}, 11.9)
+    assert ended == []
+    mine.look({f"{ALIVE}0": "9", f"{ALIVE}1": "7", f"{ALIVE}2": "done"}, 12.1)
+    ((text, code),) = ended
+    assert code == 75
+    assert text.startswith("process 1 of 3 was lost (no sign of life for 5 s); saved is step 40; the same command goes")
+
+
+def test_a_single_process_has_no_peers():
+    with peers.watch(1.0):
+        assert not STATE.several
+        with pytest.raises(ZeroDivisionError), peers.watch(1.0):
+            raise ZeroDivisionError
