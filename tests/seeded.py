@@ -6,6 +6,7 @@ its name), standard normal, then scaled by what the name says it is.
 
 import json
 import math
+import re
 import zlib
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def checkpoint(shapes: dict[str, list[int]] | str, seed: int = 0) -> dict[str, n
     """A state dict of the given shapes, or of one of the golden models."""
     shapes = SHAPES[shapes] if isinstance(shapes, str) else shapes
     return {key: tensor(key, tuple(shape), seed) for key, shape in shapes.items()}
+
+
+def efficientnet(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
+    """`checkpoint` of an EfficientNet, with the factors of each block's last normalization halved.
+
+    With whole ones a B7 is chaotic: 1e-15 of its input moves timm's own float64 logits by half of the largest.
+    """
+    last = re.compile(r"blocks\.(0\.\d+\.bn2|[1-6]\.\d+\.bn3)\.weight")
+    state = checkpoint(shapes, seed)
+    return {key: value * np.float32(0.5) if last.fullmatch(key) else value for key, value in state.items()}
 
 
 def images(count: int, size: int, seed: int = 1) -> np.ndarray:

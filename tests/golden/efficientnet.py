@@ -3,7 +3,7 @@
     pip install torch timm
     python tests/golden/efficientnet.py
 
-`NAME/logits` (2, 1000): timm's model in evaluation mode, its state dict `seeded.checkpoint(…)` of its own names and
+`NAME/logits` (2, 1000): timm's model in evaluation mode, its state dict `seeded.efficientnet(…)` of its own names and
 shapes, on `seeded.images(2, SIZE)`. At 75 pixels some sizes on the way are odd, some even. Prints how far timm's own
 float32 logits are off. Made with timm 1.0.31 and torch 2.14.1.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     images = torch.from_numpy(seeded.images(2, SIZE).transpose(0, 3, 1, 2).copy())
     for name in NAMES:
         model = timm.create_model(name).eval()
-        state = seeded.checkpoint({key: list(value.shape) for key, value in model.state_dict().items()})
+        state = seeded.efficientnet({key: list(value.shape) for key, value in model.state_dict().items()})
         model.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in state.items()})
         with torch.no_grad():
             rounded = model(images).numpy()
