@@ -23,14 +23,14 @@ class Shown(NamedTuple):
 
     Attributes:
         probability: of the joint prediction.
-        index: its position among the evaluation images.
+        position: among the evaluation images, from 0.
         label: its class.
         decisions: {head: predicted class}; "joint" is the joint prediction.
         image: (H, W, 3) uint8, as the model saw it.
     """
 
     probability: float
-    index: int
+    position: int
     label: int
     decisions: dict[str, int]
     image: UInt8[np.ndarray, "height width 3"]
@@ -68,13 +68,13 @@ class Outcomes:
         for name, chosen in (("mistakes", joint != labels), ("heads", differ)):
             for i in np.flatnonzero(chosen & readable):
                 every = {head: int(classes[i]) for head, classes in decisions.items()} | {"joint": int(joint[i])}
-                probability, index = float(probabilities[i, joint[i]]), self.seen + int(i)
-                self.keep(name, Shown(probability, index, int(labels[i]), every, images[i]))
+                probability, position = float(probabilities[i, joint[i]]), self.seen + int(i)
+                self.keep(name, Shown(probability, position, int(labels[i]), every, images[i]))
         self.seen += len(labels)
 
     def keep(self, name: str, shown: Shown) -> None:
         """Keep the SHOWN most confident of a sheet; of equals, the first."""
-        heap, entry = self.kept[name], (shown.probability, -shown.index, shown)
+        heap, entry = self.kept[name], (shown.probability, -shown.position, shown)
         if len(heap) < SHOWN:
             heapq.heappush(heap, entry)
         elif entry[:2] > heap[0][:2]:
@@ -151,7 +151,12 @@ def finite(value: Any) -> Any:
 def described(shown: Shown, names: list[str]) -> dict[str, Any]:
     """An image of a contact sheet, for JSON."""
     said = {head: names[index] for head, index in shown.decisions.items()}
-    return {"index": shown.index, "label": names[shown.label], "probability": shown.probability, "predicted": said}
+    return {
+        "position": shown.position,
+        "label": names[shown.label],
+        "probability": shown.probability,
+        "predicted": said,
+    }
 
 
 def write(folder: Path, outcomes: Outcomes) -> dict[str, Any]:

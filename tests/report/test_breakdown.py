@@ -33,13 +33,13 @@ def test_classes_heads_and_mistakes_are_counted():
     assert found["images"] == 6  # the unreadable one is left out everywhere
     assert found["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert [one["recall"] for one in found["classes"]] == pytest.approx([2 / 3, 1 / 2, 1])
-    assert [(m["index"], m["label"], m["predicted"]["joint"]) for m in found["mistakes"]] == [
+    assert [(m["position"], m["label"], m["predicted"]["joint"]) for m in found["mistakes"]] == [
         (4, "a|b", "cat"),
         (2, "cat", "a|b"),
     ]
     heads = found["heads"]
     assert (heads["disagree"], heads["class_head_right"], heads["distillation_head_right"]) == (3, 1, 1)
-    assert [one["index"] for one in heads["examples"]] == [4, 2, 1]
+    assert [one["position"] for one in heads["examples"]] == [4, 2, 1]
 
 
 def test_the_most_confident_mistakes_are_kept_over_all_batches():
@@ -47,7 +47,7 @@ def test_the_most_confident_mistakes_are_kept_over_all_batches():
     confidence = rng.uniform(0.4, 1, 60)
     out = outcomes(np.zeros(60, int), np.ones(60, int), confidence=confidence)
     expected = np.argsort(-confidence)[: breakdown.SHOWN]
-    assert [shown.index for shown in out.sheet("mistakes")] == expected.tolist()
+    assert [shown.position for shown in out.sheet("mistakes")] == expected.tolist()
     assert [int(shown.image[0, 0, 0]) for shown in out.sheet("mistakes")] == expected.tolist()
 
 
