@@ -113,6 +113,15 @@ def test_its_checkpoints_evaluate_to_what_the_run_found(finished):
     assert (student["crop"], student["img_size"]) == (1.0, 16)
 
 
+def test_evaluation_of_one_set_of_weights_describes_its_classes(finished, tmp_path):
+    folder, results = finished
+    evaluate_command(default_config(), {}, Request((str(folder / "teacher"),), kind="params", output=str(tmp_path)))
+    found = json.loads((tmp_path / "classes.json").read_text())
+    right = sum(row[i] for i, row in enumerate(found["confusion"]))
+    assert 100 * right / found["images"] == pytest.approx(results["teacher"]["params"]["top1"])
+    assert "confusion.png" in (tmp_path / "classes.md").read_text()
+
+
 def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():
     config = digits()
     teacher, plain = teacher_config(config), plain_config(config)
