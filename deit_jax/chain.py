@@ -40,17 +40,17 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
         then, workdir / "finetune", data, lr_setting="finetune.lr", command_folder=workdir.absolute()
     )  # fmt: skip
     if jax.process_index() == 0:
-        write_chain(workdir, {"train": first, "finetune": then}, results)
+        write_chain(workdir, {"train": first, "finetune": then}, results, data.train.num_classes)
     return results
 
 
-def write_chain(workdir: Path, configs: dict[str, Any], results: dict[str, dict]) -> None:
+def write_chain(workdir: Path, configs: dict[str, Any], results: dict[str, dict], num_classes: int) -> None:
     """chain.md and chain.json: the student of each stage, by stage. The table is printed, too."""
-    rows = []
+    students = []
     for stage, config in configs.items():
         name = config.model.name + (f" at {config.model.img_size} px" if config.model.img_size else "")
-        rows += tables.accuracy_rows(name, results[stage]["student"])
-    table = tables.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
+        students.append((name, results[stage]["student"]))
+    table = tables.accuracy_table(students, num_classes)
     links = "[training](report.md), [fine-tuning](finetune/report.md)"
     atomic.write_json(workdir / "chain.json", log.to_json(results))
     atomic.write_text(workdir / "chain.md", f"# {configs['finetune'].model.name}\n\n{table}\n\nReports: {links}\n")

@@ -16,23 +16,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deit_jax.config import RENAMED, default_config, flat, resolve, validate
+from deit_jax.config import RENAMED, Config, default_config, flat, resolve, validate
 from deit_jax.data import sources
 from deit_jax.data.base import Subset
-from deit_jax.data.testsets import EvalSet, match_source, open_eval_sets
+from deit_jax.data.testsets import EvalSet, MappedSource, match_source, open_eval_sets
 from deit_jax.data.tools.progress import track
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, shown
+from deit_jax.report import breakdown
 from deit_jax.report import evaluation as report
-from deit_jax.runtime import sharding
+from deit_jax.runtime import atomic, sharding
 from deit_jax.student import compute_dtype
 from deit_jax.train.classifier import (
     KINDS,
     Classifier,
     evaluate_classifier,
+    evaluation_stream,
     make_classifier,
     weight_sets,
 )
-from deit_jax.train.evaluate import USED, count_correct
+from deit_jax.train.evaluate import USED, count_correct, predict_probabilities
 from deit_jax.train.setup import recorded_classes
 from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta
@@ -91,7 +93,9 @@ def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict
     mesh = sharding.make_mesh()
     try:
         for subject in subjects:
-            found["rows"] += evaluate_subject(subject, explicit, data, mesh, request.kind, found["data"])
+            found["rows"] += evaluate_subject(
+                subject, explicit, data, mesh, request.kind, found["data"], classes_folder(subjects, data, request)
+            )
     finally:  # a failure does not cost the results before it
         if found["rows"] and jax.process_index() == 0:
             print(f"\n{report.markdown(found)}", end="")
@@ -204,9 +208,16 @@ def match_weights(weights: Weights, data: EvalSet, limit: int = 0):
 
 
 def evaluate_subject(
-    subject: Subject, explicit: dict[str, Any], data: Sequence[EvalSet], mesh, kind: str, described: dict[str, str]
+    subject: Subject,
+    explicit: dict[str, Any],
+    data: Sequence[EvalSet],
+    mesh,
+    kind: str,
+    described: dict[str, str],
+    output: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """A row of the report per set of weights. described: gets a line per data set."""
+    """A row of the report per set of weights. described: gets a line per data set. output: folder for what is said of
+    single classes and images."""
     config, sets = subject.config, weight_sets(subject.source, kind)
     matched = {one.name: match_weights(next(iter(sets.values())), one, config.evaluate.limit) for one in data}
     own = {key: explicit[f"data.{key}"] for key in ("crop", "interpolation") if f"data.{key}" in explicit}
@@ -245,6 +256,8 @@ def evaluate_subject(
             say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
         if len(kept[0]["label"]) > len(largest[0]["label"]):
             largest = kept[0], present
+        if output and not classes.is_subset and not images.several_labels:
+            write_classes(output, classifier, images, mesh, config)
     rows = len(largest[0]["label"]) * jax.process_count()
     row = {
         "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
@@ -253,6 +266,29 @@ def evaluate_subject(
         "images_per_second": rows / forward_seconds(classifier, largest[0], mesh, largest[1]),
     }  # fmt: skip
     return [row | {"kind": name, "results": result} for name, result in results.items()]
+
+
+def classes_folder(subjects: Sequence[Subject], data: Sequence[EvalSet], request: Request) -> Path | None:
+    """Where classes and images are reported: of one set of weights on one data set, evaluated by one process."""
+    alone = len(subjects) == len(data) == jax.process_count() == 1
+    return Path(request.output) if request.output and alone else None
+
+
+def write_classes(folder: Path, classifier: Classifier, images: MappedSource, mesh, config: Config) -> None:
+    """classes.md with its pictures and classes.json, of the first set of weights: scores per class, confusion,
+    calibration, mistakes (`deit_jax.report.breakdown`). A second pass over the images."""
+    names = classifier.class_names or images.class_names
+    outcomes = breakdown.Outcomes([shown(str(name)) for name in names])
+    batches, _ = evaluation_stream(classifier, images, mesh, batch_size=config.batch_size, config=config)
+    weights = next(iter(classifier.sets.values()))
+    pixels = {"mean": classifier.mean, "std": classifier.std}
+    for part in predict_probabilities(
+        classifier.graphdef, weights, batches, mesh=mesh, fusion=config.evaluate.fusion, **pixels
+    ):
+        outcomes.add(*part)
+    section = breakdown.section(breakdown.write(folder, outcomes), folder)
+    atomic.write_text(folder / "classes.md", f"# {shown(classifier.name or 'model')}\n\n{section}\n")
+    say(f"  classes, calibration and mistakes: {folder / 'classes.md'}")
 
 
 def forward_seconds(classifier: Classifier, batch: dict[str, np.ndarray], mesh, subset) -> float:

@@ -20,10 +20,10 @@ from deit_jax.config.derived import has_teacher, plain_config, plain_name
 from deit_jax.data import pipeline
 from deit_jax.distill import agreement
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
-from deit_jax.report import log, plots, tables
-from deit_jax.runtime import atomic
+from deit_jax.report import breakdown, log, plots, tables
+from deit_jax.runtime import atomic, sharding
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
-from deit_jax.train.evaluate import head_logits
+from deit_jax.train.evaluate import head_logits, predict_probabilities
 from deit_jax.train.loop import train
 from deit_jax.train.setup import Data, Run
 from deit_jax.weights.orbax import read_weights
@@ -78,9 +78,19 @@ def report(student: Run, results: dict[str, dict], seconds: float) -> None:
     failed: list[str] = []
     attempt("attention.png", draw_attention, student, failed=failed)
     logs = {name: log.read_log(folder if name == "student" else folder / name) for name in results}
-    attempt("curves.png", plots.curves, folder / "curves.png", logs, failed=failed)
-    agreed = attempt("agreement", agreement.study, student, failed=failed) if has_teacher(student.config) else None
-    text = report_text(student, results, seconds, agreed, failed)
+    kinds = {name: student.config.distill.kind if name == "student" else "none" for name in results}
+    objectives = {name: tables.OBJECTIVES[kind] for name, kind in kinds.items()}
+    attempt("curves.png", plots.curves, folder / "curves.png", logs, objectives, failed=failed)
+    sections = []
+    outcomes = attempt("predictions", predict_student, student, failed=failed)
+    if has_teacher(student.config):
+        decisions = outcomes and outcomes.decisions | {"label": outcomes.labels}
+        agreed = attempt("agreement", agreement.study, student, decisions, failed=failed)
+        sections += [agreement.section(agreed)] if agreed else []
+    if outcomes:
+        found = attempt("classes", breakdown.write, folder, outcomes, failed=failed)
+        sections += [breakdown.section(found, folder)] if found else []
+    text = report_text(student, results, seconds, sections, failed)
     atomic.write_text(folder / "report.md", printable(text) + "\n")
     print(printable(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}"))
     for line in failed:
@@ -109,6 +119,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def predict_student(student: Run) -> breakdown.Outcomes:
+    """What the best student predicts for the evaluation images, computed by this process alone."""
+    mesh = sharding.make_mesh(jax.local_devices())
+    weights = agreement.best_weights(student.folder, mesh)
+    batches = agreement.evaluation_batches(student, student.student.img_size)
+    outcomes = breakdown.Outcomes([printable(name) for name in student.data.train.class_names])
+    fusion = student.config.evaluate.fusion
+    for part in predict_probabilities(
+        student.student.graphdef, weights, batches, mesh=mesh, fusion=fusion, **student.normalization
+    ):
+        outcomes.add(*part)
+    return outcomes
+
+
 def draw_attention(student: Run, count: int = 8) -> None:
     """attention.png: where the class and distillation token of the best student look, on held-out images."""
     config, folder = student.config, student.folder
@@ -126,32 +150,32 @@ def draw_attention(student: Run, count: int = 8) -> None:
     predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
     names = [printable(name) for name in student.data.train.class_names]
     captions = [
-        f"{names[label]}" + ("" if label == guess else f" (said {names[guess]})")
+        f"{names[label]}" + ("" if label == guess else f"\nsaid {names[guess]}")
         for label, guess in zip(labels, predicted, strict=True)
     ]
     plots.attention(folder / "attention.png", images, maps, captions, model.grid)
 
 
 def accuracy_table(student: Run, results: dict[str, dict]) -> str:
-    """Top-1 and top-5 of all that was trained, per head and set of weights."""
+    """Accuracies of all that was trained, per head and set of weights."""
     config = student.config
     names = {"teacher": config.teacher.name, "plain": f"{plain_name(config.model.name)}, no teacher",
              "student": f"{config.model.name}, {config.distill.kind} distillation"}  # fmt: skip
     if config.distill.kind == "none":
         names["student"] = config.model.name
-    rows = [row for key, result in results.items() for row in tables.accuracy_rows(names[key], result)]
-    return tables.table(["model", "head", "weights", "top-1 %", "top-5 %"], rows)
+    return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.student.num_classes)
 
 
-def report_text(student: Run, results: dict[str, dict], seconds: float, agreed: dict | None, failed: list[str]) -> str:
+def report_text(student: Run, results: dict[str, dict], seconds: float, sections: list[str], failed: list[str]) -> str:
     """report.md: what was trained, how well it does, the pictures, the settings.
 
-    agreed: what `agreement.study` found. failed: lines about parts that could not be made.
+    sections: of agreement and classes. failed: lines about parts that could not be made.
     """
     config, folder = student.config, student.folder
+    tokens = "class and the distillation token" if "dist" in results["student"]["params"]["heads"] else "class token"
     pictures = {
         "curves.png": "![loss and accuracy](curves.png)",
-        "attention.png": "Attention of the class and the distillation token in the last block, mean over heads:\n\n"
+        "attention.png": f"Attention of the {tokens} in the last block, mean over heads:\n\n"
                          "![attention](attention.png)",
     }  # fmt: skip
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
@@ -162,7 +186,7 @@ def report_text(student: Run, results: dict[str, dict], seconds: float, agreed: 
         f"This took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
         accuracy_table(student, results),
         *(picture for name, picture in pictures.items() if (folder / name).exists()),
-        *([agreement.section(agreed)] if agreed else []),
+        *sections,
         *failed,
         "## Settings that differ from the defaults",
         "```\n" + "\n".join(changed) + "\n```",

@@ -20,7 +20,7 @@ class Student(NamedTuple):
     Attributes:
         build: its constructor, a function of `rngs`.
         graphdef: its structure, to be merged with arrays.
-        img_size: pixels a side.
+        img_size: height and width in pixels.
         num_classes: of each head.
     """
 

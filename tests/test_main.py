@@ -1,4 +1,4 @@
-"""The command line: one clear line for what a user can mend, before anything is compiled or written."""
+"""The command line: one clear line for what a user can fix, before anything is compiled or written."""
 
 import json
 import os

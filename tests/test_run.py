@@ -61,6 +61,12 @@ def test_a_run_leaves_what_it_promises(finished):
         width, height = Image.open(folder / picture).size
         assert width > 500
         assert height > 200
+    classes = json.loads((folder / "classes.json").read_text())
+    right = sum(row[i] for i, row in enumerate(classes["confusion"]))
+    assert 100 * right / classes["images"] == pytest.approx(results["student"]["params"]["top1"])
+    for picture in ("confusion.png", "reliability.png", "mistakes.png", "heads.png"):
+        assert f"({picture})" in report
+    assert "distillation token in the last block" in report
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {"step", "epoch", "loss", "lr", "grad_norm"} <= records[0].keys()
     assert any("eval/dist/top1" in r for r in records)

@@ -10,7 +10,7 @@ from deit_jax.augment.pixels import Planes, join, split
 
 
 class Table(NamedTuple):
-    """What happens to each channel's value, in this order; the defaults change nothing. One entry an image.
+    """What happens to each channel's value, in this order; the defaults change nothing. One entry per image.
 
     Every pixelwise op is one of these steps, so a batch of different ops is one pass over its pixels.
     """
@@ -94,7 +94,7 @@ def sharpness(
 
 
 def equalize(pixels: UInt32[Array, "batch height width"]) -> UInt32[Array, "batch height width"]:
-    """PIL's ImageOps.equalize: a 256-entry table a channel from the channel's histogram."""
+    """PIL's ImageOps.equalize: a 256-entry table per channel from the channel's histogram."""
     return jax.vmap(lambda image: join(tuple(map(_equalize, split(image)))))(pixels)
 
 

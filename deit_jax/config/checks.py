@@ -100,8 +100,8 @@ def check_override(path: str, value: str | None) -> None:
     if path not in settings:
         groups = sorted({name.rpartition(".")[0] for name in settings} - {""})
         within = f": {path} is a group of settings, as --config.{path}.NAME=" if path in groups else ""
-        mend = within or ": python -m deit_jax.config lists all"
-        raise UserError(f"config.{path} is not a setting{nearest(path, settings)}{mend}")
+        fix = within or ": python -m deit_jax.config lists all"
+        raise UserError(f"config.{path} is not a setting{nearest(path, settings)}{fix}")
     kind = settings[path].kind or type(settings[path].default)
     if value is None or kind in (str, tuple):
         return

@@ -2,7 +2,7 @@
 
 Most of the work on a JPEG is reading its Huffman code from the top, and libjpeg stops when it has as many rows as the
 header promises. So a header that promises fewer makes it stop early; every row it gives is the same as in the whole
-image, once a row of blocks is added below for the smoothing of colours.
+image, once one row of blocks is added below for the smoothing of colours.
 """
 
 import dataclasses

@@ -150,7 +150,7 @@ def _check_shards(builder, split: str) -> None:
     with ThreadPoolExecutor(16) as pool:
         for complaint in pool.map(check, builder.info.splits[split].file_instructions):
             if complaint:
-                raise UserError(f"{complaint}: copy or prepare it anew")
+                raise UserError(f"{complaint}: copy or prepare it again")
 
 
 class TfdsSource:

@@ -47,8 +47,10 @@ def token_cosine(model: ViT, images: jax.Array) -> np.ndarray:
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
 
 
-def study(run: Run) -> dict[str, Any]:
+def study(run: Run, student: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
     """What the report says of a finished run with a teacher; computed by this process alone.
+
+    student: `student_decisions` of the run's best weights, where they are known.
 
     Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer], "teacher_share": of a step's time}.
     The cosine is left out without a second token, the share where the labels are stored or no speed was logged.
@@ -62,10 +64,10 @@ def study(run: Run) -> dict[str, Any]:
 
     plain = run.folder / "plain"
     if find_step(plain):
-        student = make_student(plain_config(run.config), run.student.num_classes)
-        decisions["student without teacher"] = student_decisions(run, student, best_weights(plain, mesh), mesh)["cls"]
+        untaught = make_student(plain_config(run.config), run.student.num_classes)
+        decisions["student without teacher"] = student_decisions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
     weights = best_weights(run.folder, mesh)
-    heads = student_decisions(run, run.student, weights, mesh)
+    heads = student_decisions(run, run.student, weights, mesh) if student is None else dict(student)
     heads["fused"] = heads.get(f"fused_{run.config.evaluate.fusion}", heads["cls"])
     shown = STUDENT_HEADS if "dist" in heads else {"cls": "student"}
     labels = {"true label": heads.pop("label")}
@@ -81,7 +83,7 @@ def study(run: Run) -> dict[str, Any]:
 
 
 def evaluation_batches(run: Run, size: int) -> Iterator[pipeline.Batch]:
-    """All evaluation images, `size` pixels a side, as one process reads them."""
+    """All evaluation images, `size` pixels high and wide, as one process reads them."""
     return pipeline.eval_batches(run.config, run.data.evaluation, size=size)
 
 

@@ -247,7 +247,7 @@ def compare(store: LabelStore, one: Callable, batches: Callable, count: int, tot
     probabilities = f"; probabilities differ by {largest:.2g} at most" if store.header["kind"] == "topk" else ""
     text = f"{same} of {views} decisions agree ({100 * same / views:.3f} %){probabilities}"
     if same < SAME_TEACHER * views:
-        raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make them anew")
+        raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make labels in another folder")
     print(f"labels: {len(steps)} of {done} batches made again: {text}")
     return {"batches": len(steps), "views": views, "same": same, "largest": largest}
 

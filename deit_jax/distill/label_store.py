@@ -25,7 +25,7 @@ import tensorstore as ts
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 
-CHUNK = 64  # steps a file
+CHUNK = 64  # steps per file
 MAX_CLASSES = 2**16 - 1  # uint16, its largest number standing for "not there"
 RESTORE = "restore it from a copy, or make labels in another --workdir"
 # Two bytes hold a class of 1,000 in ten bits: shuffled, the empty ones cost nothing.

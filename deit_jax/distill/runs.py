@@ -93,7 +93,7 @@ def open_run(
     per_epoch = pipeline.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
     labels = open_labels(config, data.train, models.student, total)
-    folder = claim_workdir(workdir, config, data.train.fingerprint)
+    folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint)
     return Run(
         title, config, folder, data, models.student, per_epoch, total, models.teacher, labels, models.init, **more
     )  # fmt: skip

@@ -162,7 +162,7 @@ class EfficientNet(nnx.Module):
         drop_path_rate: stochastic depth, rising linearly from 0; block i of n has drop_path_rate i / n.
         tf_style: padding and batch normalization as in TensorFlow, see the top of this file.
         dtype: compute type. Parameters, statistics and the head are float32.
-        img_size: pixels a side it is made for; a ConvNet takes any.
+        img_size: height and width in pixels it is made for; a ConvNet takes any.
         crop: share of the resized image's short side that evaluation keeps at `img_size`.
 
     In training mode batch statistics are used and the running ones (nnx.BatchStat) updated in place.

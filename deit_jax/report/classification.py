@@ -6,7 +6,7 @@ Throughout, `labels` and `predictions` are class indices (images,), `probabiliti
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from deit_jax.errors import UserError
 
@@ -106,19 +106,3 @@ def calibration(probabilities: Float[np.ndarray, "images classes"], labels: Indi
     gaps = np.abs(accuracy - mean_confidence)[images > 0]
     error = float((gaps * images[images > 0]).sum() / len(correct))
     return Calibration(edges, images, mean_confidence, accuracy, error, float(gaps.max()))
-
-
-def confident_mistakes(
-    probabilities: Float[np.ndarray, "images classes"], labels: Indices, count: int = 16
-) -> Int[np.ndarray, " mistakes"]:
-    """Positions of the images that were taken for another class with the highest probability, most confident first."""
-    predicted = probabilities.argmax(1)
-    wrong = np.flatnonzero(predicted != labels)
-    return wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")[:count]]
-
-
-def disagreements(
-    first: Float[np.ndarray, "images classes"], second: Float[np.ndarray, "images classes"]
-) -> Bool[np.ndarray, " images"]:
-    """Whether two heads, given their probabilities or logits, decide differently."""
-    return first.argmax(1) != second.argmax(1)

@@ -5,9 +5,7 @@ import io
 import json
 from typing import Any
 
-from deit_jax.report.tables import HEAD_NAMES, table
-
-KINDS = {"params": "trained", "ema": "averaged"}
+from deit_jax.report.tables import HEAD_NAMES, KINDS, table
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:
@@ -47,7 +45,7 @@ def cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def heads_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: every head's top-1 and top-5 on every data set."""
+    """Markdown: every head's top-1, and top-5 among more than five classes, on every data set."""
     lines = []
     for row in rows:
         for name, result in row["results"].items():
@@ -55,9 +53,11 @@ def heads_table(rows: list[dict[str, Any]]) -> str:
             if "subset" in result:
                 protocols = [(name, result["subset"]), (f"{name}, all classes", result)]
             for heading, counted in protocols:
+                few = result["classes" if counted is not result else "outputs"] <= 5
                 for head, r in counted["heads"].items():
+                    top5 = "" if few else f"{r['top5']:.2f}"
                     shown = [row["model"] or row["source"], KINDS[row["kind"]], heading, HEAD_NAMES[head]]
-                    lines.append([*shown, f"{r['top1']:.2f}", f"{r['top5']:.2f}", f"{r['loss']:.4f}"])
+                    lines.append([*shown, f"{r['top1']:.2f}", top5, f"{r['loss']:.4f}"])
     return table(["model", "weights", "data", "head", "top-1 %", "top-5 %", "cross-entropy"], lines)
 
 

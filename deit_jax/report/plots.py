@@ -1,6 +1,7 @@
 """Pictures of a run: curves, attention, differences. Each function writes one PNG."""
 
 import itertools
+import math
 import textwrap
 from pathlib import Path
 
@@ -10,7 +11,9 @@ matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
 import numpy as np
 
-plt.rcParams["text.parse_math"] = False  # names of classes and runs are text, never markup
+from deit_jax.report.text import caption, drawable
+
+PER_BAND = 8  # images side by side
 INK, GRID = "#333333", "#dddddd"
 COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96", "#e8a200", "#0c8599", "#5c3d2e"]
 
@@ -28,66 +31,84 @@ def save(figure, path: Path) -> None:
     plt.close(figure)
 
 
-def curves(path: str | Path, logs: dict[str, list[dict]]) -> None:
-    """Training loss and evaluation top-1 over epochs, a line a run. logs: {run: records of its log.jsonl}.
+def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None) -> None:
+    """Training loss and evaluation top-1 over epochs, a line per run.
 
     Averaged weights are shown where the runs are few; accuracy, where a run was evaluated more than once.
+
+    Args:
+        logs: {run: records of its log.jsonl}.
+        objectives: {run: what its loss is}; losses of different objectives are not comparable, and each has a panel of
+            its own. None: all have the same.
     """
+    names = objectives or {}
+    panels = list(dict.fromkeys(names.get(name, "") for name in logs)) or [""]
     styles = {"eval/top1": "-", "eval_ema/top1": ":"} if len(logs) <= 3 else {"eval/top1": "-"}
     scores = {
         (name, key): [(r["epoch"], r[key]) for r in records if key in r]
         for name, records in logs.items() for key in styles
     }  # fmt: skip
     both = any(len(points) > 1 for points in scores.values())
-    figure, axes = plt.subplots(1, 1 + both, figsize=(10 if both else 6.5, 3.4), squeeze=False)
+    count = len(panels) + both
+    figure, axes = plt.subplots(1, count, figsize=(6.5 if count == 1 else 5 * count, 3.4), squeeze=False)
     for color, (name, records) in zip(itertools.cycle(COLORS), logs.items(), strict=False):
         losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
         if losses:
+            axis = axes[0, panels.index(names.get(name, ""))]
             marker = "o" if len(losses) == 1 else None  # a line of one point would draw nothing
-            axes[0, 0].plot(*zip(*losses, strict=True), color=color, label=name, linewidth=1.5, marker=marker)
+            axis.plot(*zip(*losses, strict=True), color=color, label=drawable(name), linewidth=1.5, marker=marker)
         for key, style in styles.items():
             points = scores[name, key]
             if both and points:
-                label = name if style == "-" else f"{name}, averaged weights"
+                label = drawable(name if style == "-" else f"{name}, averaged weights")
                 marker = "o" if len(points) == 1 else None
-                axes[0, 1].plot(
+                axes[0, -1].plot(
                     *zip(*points, strict=True), style, color=color, label=label, linewidth=1.5, marker=marker
                 )
-    for axis, ylabel in zip(axes[0], ("training loss", "top-1, %"), strict=False):
+    titles = [f"training loss: {panel}" if panel else "training loss" for panel in panels]
+    for axis, ylabel in zip(axes[0], [*titles, "top-1, %"], strict=False):
         tidy(axis, "epoch", ylabel)
         if axis.lines and len(logs) <= 4:
             axis.legend(frameon=False, fontsize=8)
-    if axes[0, -1].lines and len(logs) > 4:
-        axes[0, -1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if len(logs) > 4:
+        lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+        options = {"frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axes[0, -1].legend(lines.values(), lines.keys(), **options)
+    figure.tight_layout()
     save(figure, Path(path))
 
 
 def attention(
     path: str | Path, images: np.ndarray, maps: np.ndarray, captions: list[str], grid: tuple[int, int]
 ) -> None:
-    """Each image beside what its class (and distillation) token attends to in the last block, mean over heads.
+    """Each image above what its class (and distillation) token attends to in the last block, mean over heads; PER_BAND
+    images side by side, the others below.
 
-    images: (n, H, W, 3) uint8; maps: (n, tokens, patches), attention of each prefix token to the patches; grid: patch
-    rows and columns.
+    images: (n, H, W, 3) uint8; maps: (n, tokens, patches), attention of each prefix token to the patches;
+    captions: of one or more lines; grid: patch rows and columns.
     """
     tokens = ["class token", "distillation token"][: maps.shape[1]]
-    n = len(images)
-    figure, axes = plt.subplots(1 + len(tokens), n, figsize=(1.5 * n, 1.62 * (1 + len(tokens))), squeeze=False)
-    for column in range(n):
-        axes[0, column].imshow(images[column], interpolation="nearest")
-        axes[0, column].set_title(captions[column], fontsize=8, color=INK)
-        for row in range(len(tokens)):
-            heat = maps[column, row].reshape(grid)
-            axes[row + 1, column].imshow(images[column].mean(-1), cmap="gray", interpolation="nearest")
-            extent = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
-            axes[row + 1, column].imshow(heat, cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear")
-    for row, label in enumerate(["image", *tokens]):
-        axes[row, 0].set_ylabel(label, fontsize=9, color=INK)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-    figure.tight_layout(pad=0.4)
+    texts = ["\n".join(caption(line, 20) for line in text.split("\n")) for text in captions]
+    rows, columns, bands = 1 + len(tokens), min(len(images), PER_BAND), math.ceil(len(images) / PER_BAND)
+    text_height = 0.15 * (1 + max(text.count("\n") for text in texts)) + 0.15  # inches
+    figure = plt.figure(figsize=(1.6 * columns, bands * (1.6 * rows + text_height)))
+    whole = figure.add_gridspec(bands, 1, hspace=text_height / (1.6 * rows), left=0, right=1, bottom=0, top=1)
+    for band in range(bands):
+        axes = whole[band].subgridspec(rows, columns, hspace=0.05, wspace=0.05).subplots(squeeze=False)
+        for axis in axes.flat:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        for axis, label in zip(axes[:, 0], ["image", *tokens], strict=True):
+            axis.set_ylabel(label, fontsize=9, color=INK)
+        for column, place in enumerate(range(band * columns, min((band + 1) * columns, len(images)))):
+            image = images[place]
+            axes[0, column].imshow(image, interpolation="nearest")
+            axes[0, column].set_title(texts[place], fontsize=8, color=INK)
+            for axis, heat in zip(axes[1:, column], maps[place], strict=False):
+                axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
+                extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+                axis.imshow(heat.reshape(grid), cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear")
     save(figure, Path(path))
 
 
@@ -108,7 +129,7 @@ def differences(
         axis.plot([mean], [y], "o", color=COLORS[0], markersize=6)
         axis.annotate(f"{mean:+.2f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
     axis.axvline(0, color=INK, linewidth=0.9, linestyle="--")
-    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 62) for label, *_ in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [textwrap.fill(drawable(label), 62) for label, *_ in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     tidy(axis, xlabel, "")
     axis.grid(axis="x", color=GRID, linewidth=0.8)

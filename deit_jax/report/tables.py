@@ -1,5 +1,15 @@
 """Tables and figures in words, for reports and the terminal."""
 
+from collections.abc import Sequence
+from typing import Any
+
+KINDS = {"params": "trained", "ema": "averaged"}  # sets of weights
+OBJECTIVES = {  # distill.kind: what the loss is
+    "none": "cross-entropy",
+    "soft": "soft distillation",
+    "hard": "hard distillation",
+    "second_cls": "cross-entropy of two heads",
+}
 HEAD_NAMES = {
     "cls": "class head",
     "dist": "distillation head",
@@ -21,11 +31,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
-def accuracy_rows(name: str, results: dict) -> list[list[str]]:
-    """A row a head and set of weights: [name, head, weights, top-1, top-5]."""
-    rows = []
-    for weights, result in results.items():
-        kind = {"params": "last", "ema": "averaged"}[weights]
-        for head, r in result["heads"].items():
-            rows.append([name, HEAD_NAMES[head], kind, f"{r['top1']:.2f}", f"{r['top5']:.2f}"])
-    return rows
+def accuracy_table(results: Sequence[tuple[str, dict[str, Any]]], num_classes: int) -> str:
+    """Markdown: a row per head and set of weights; top-5 only where there are more than five classes.
+
+    results: [(name, {"params" and "ema": of `evaluate_sets`})].
+    """
+    header, rows = ["model", "head", "weights", "top-1 %", "top-5 %"], []
+    for name, sets in results:
+        for weights, result in sets.items():
+            for head, r in result["heads"].items():
+                rows.append([name, HEAD_NAMES[head], KINDS[weights], f"{r['top1']:.2f}", f"{r['top5']:.2f}"])
+    shown = len(header) if num_classes > 5 else len(header) - 1
+    return table(header[:shown], [row[:shown] for row in rows])

@@ -87,8 +87,8 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
     full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
     folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
     space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
-    mend = f"{space} in {folder}; make room there" if full else f"check that {folder} is there and can be written"
-    return UserError(f"{path} cannot be written ({text.splitlines()[0][:160]}): {mend}")
+    fix = f"{space} in {folder}; make room there" if full else f"check that {folder} is there and can be written"
+    return UserError(f"{path} cannot be written ({text.splitlines()[0][:160]}): {fix}")
 
 
 def is_disk_error(error: BaseException) -> bool:

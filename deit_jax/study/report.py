@@ -46,6 +46,12 @@ def arm_label(arm: str) -> str:
     return LABELS[kind] + (f"; teacher {name}, {epochs} epochs" if teacher else "")
 
 
+def objective(arm: str) -> str:
+    """What an arm's loss is."""
+    kind = arm.partition("@")[0]
+    return tables.OBJECTIVES[kind if kind in tables.OBJECTIVES else kind.partition("_")[0]]
+
+
 def run_name(arm: str, seed: int) -> str:
     """The folder of a run, in the study's."""
     return f"{arm.replace(':', '-')}-{seed}"
@@ -311,7 +317,8 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
     if rows:
         plots.differences(folder / "differences.png", rows)
     logs = {arm: [log.read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
-    plots.curves(folder / "curves.png", {arm_label(arm): mean_loss(records) for arm, records in logs.items()})
+    losses = {arm_label(arm): mean_loss(records) for arm, records in logs.items()}
+    plots.curves(folder / "curves.png", losses, {arm_label(arm): objective(arm) for arm in logs})
 
 
 def mean_loss(logs: list[list[dict]]) -> list[dict]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from deit_jax import models
-from deit_jax.config import default_config
+from deit_jax.config import Config, default_config
 from deit_jax.data import pipeline
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
@@ -136,6 +136,17 @@ def evaluation_rows(wanted: int, images: int, devices: int) -> int:
     return -(-min(wanted, max(images, 1)) // devices) * devices
 
 
+def evaluation_stream(
+    classifier: Classifier, source: Source, mesh: Mesh, *, batch_size: int, config: Config
+) -> tuple[Any, int]:
+    """(this process's batches of a source as the classifier sees it, images per batch over all devices)."""
+    rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
+    config, view = config.copy_and_resolve_references(), classifier.view
+    config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return pipeline.eval_batches(config, source, size=view.size, **process), rows
+
+
 def evaluate_classifier(
     classifier: Classifier,
     source: Source,
@@ -159,12 +170,8 @@ def evaluate_classifier(
     Returns {"params" or "ema": result of `evaluate_sets`, and "unreadable": what was said of each image of this process
     that could not be read}; these count as `data.eval_broken` says. Raises UserError where none can be read.
     """
-    config = (config or default_config()).copy_and_resolve_references()
-    rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
-    view = classifier.view
-    config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    stream = pipeline.eval_batches(config, source, size=view.size, **process)
+    config = config or default_config()
+    stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config)
     pixels = {"mean": classifier.mean, "std": classifier.std}
     batches = progress(stream, -(-len(source) // rows))
     results = evaluate_sets(

@@ -161,6 +161,29 @@ def predict_classes(
     return {head: np.concatenate(parts) for head, parts in predicted.items()}, np.concatenate(labels)
 
 
+def predict_probabilities(
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh,
+    mean: Iterable[float],
+    std: Iterable[float],
+    fusion: str = "logits",
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    """Per batch (images, labels, probabilities of the joint prediction, {head: predicted class}), over the images whose
+    mask is 1. Arguments as `evaluate_sets`; `mesh` must be of this process's devices."""
+    mean, std = tuple(mean), tuple(std)
+    for host, batch in placed(batches, mesh):
+        real = host["mask"] > 0
+        logits = head_logits(graphdef, weights, batch["image"], mean, std)
+        joint = jax.nn.softmax(logits.get(f"fused_{fusion}", logits["cls"]).astype(jnp.float32))
+        classes = {head: x.argmax(-1) for head, x in logits.items()}
+        probabilities, classes = jax.device_get((joint, classes))
+        chosen = {head: values[real] for head, values in classes.items()}
+        yield host["image"][real], host["label"][real], probabilities[real], chosen
+
+
 def add_counts(totals: dict[str, dict[str, np.ndarray]], name: str, counts: dict[str, jax.Array]) -> None:
     """Add one batch's counts to the totals of `name`."""
     for head, values in jax.device_get(counts).items():

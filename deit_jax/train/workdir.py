@@ -18,11 +18,12 @@ from deit_jax.runtime import atomic
 SOURCES = ("init", "teacher.init")  # settings that may name files and folders
 
 
-def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str) -> Path:
+def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, eval_fingerprint: str = "") -> Path:
     """Make the folder, or check that the run it holds is this one. Returns its path.
 
-    config: resolved. fingerprint: of the training data. Raises UserError where the folder cannot be written or belongs
-    to a run of other settings or other data; nothing in it is changed then.
+    config: resolved. fingerprint, eval_fingerprint: of the training and the evaluation data ("": not compared). Raises
+    UserError where the folder cannot be written or belongs to a run of other settings or other data; nothing in it is
+    changed then.
     """
     folder = Path(workdir).absolute()
     try:
@@ -37,22 +38,30 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str) 
     if record.exists():
         try:
             theirs = json.loads(record.read_text())
-            seen = theirs.pop("data.fingerprint")
+            seen, evaluated = theirs.pop("data.fingerprint"), theirs.pop("data.eval_fingerprint", "")
         except (ValueError, KeyError, AttributeError):
             raise UserError(
-                f"workdir {workdir} holds a config.json that is no run's: choose another --workdir"
+                f"workdir {workdir} holds a config.json that does not record a run: choose another --workdir"
             ) from None
         changed = [k for k in differences(ours, theirs) if not same_sources(k, ours.get(k), theirs.get(k))]
         if changed:
             shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])
             more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
-            mend = longer_command(folder, config, theirs, changed) or "choose another --workdir"
-            raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {mend}")
+            fix = longer_command(folder, config, theirs, changed) or "choose another --workdir"
+            raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {fix}")
         if seen != fingerprint:
             raise UserError(f"the training data changed since the run in {workdir} began: choose another --workdir")
+        same_limit = theirs.get("evaluate.limit", 0) == ours["evaluate.limit"]
+        if evaluated and eval_fingerprint and same_limit and evaluated != eval_fingerprint:
+            raise UserError(
+                f"the evaluation data changed since the run in {workdir} began, so that its scores would be of other"
+                " images: restore it, or choose another --workdir"
+            )
     elif jax.process_index() == 0:
         located = {key: absolute(ours[key]) for key in SOURCES}
-        atomic.write_json(record, ours | located | {"data.fingerprint": fingerprint})
+        atomic.write_json(
+            record, ours | located | {"data.fingerprint": fingerprint, "data.eval_fingerprint": eval_fingerprint}
+        )
     return folder
 
 

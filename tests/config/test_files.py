@@ -176,7 +176,7 @@ def test_transfer_has_both_settings():
     [
         ("transfer", "data=flower", "data=flower is not known (did you mean flowers?)"),
         ("transfer", "settings=new", "settings=new is not known: use paper or later"),
-        ("folder", "epochs=many", "epochs=many is no number"),
+        ("folder", "epochs=many", "epochs=many is not a whole number"),
         ("deit_b_384", "lr=1", "'lr=1' is not known"),
         ("deit_b_chain", "init=x", "'init=x' is not known"),
         ("regnety_160", "epochs=-1", "epochs=-1 is no number"),

@@ -8,9 +8,7 @@ from deit_jax.errors import UserError
 from deit_jax.report.classification import (
     calibration,
     class_scores,
-    confident_mistakes,
     confusion_matrix,
-    disagreements,
     most_confused,
 )
 
@@ -70,14 +68,6 @@ def test_calibration_at_the_ends_and_of_a_calibrated_model(drawn):
     labels = np.array([rng.choice(7, p=p / p.sum()) for p in np.repeat(probabilities, 40, axis=0)])
     assert calibration(np.repeat(probabilities, 40, axis=0), labels).error < 0.02
     assert calibration(np.full((100, 2), 0.5), np.ones(100, int)).error == pytest.approx(0.5)
-
-
-def test_mistakes_by_confidence_and_heads_that_disagree():
-    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
-    labels = np.array([1, 1, 0, 1])
-    assert confident_mistakes(probabilities, labels).tolist() == [0, 2, 1]
-    assert confident_mistakes(probabilities, labels, 1).tolist() == [0]
-    assert disagreements(probabilities, probabilities[::-1]).tolist() == [True] * 4
 
 
 def test_bad_input():

@@ -67,6 +67,10 @@ def test_a_workdir_belongs_to_one_run(tmp_path):
     claim_workdir(tmp_path / "run", config, "photos")
     with pytest.raises(UserError, match="training data changed"):
         claim_workdir(tmp_path / "run", config, "other photos")
+    claim_workdir(tmp_path / "other", config, "photos", "val")
+    with pytest.raises(UserError, match="evaluation data changed"):
+        claim_workdir(tmp_path / "other", config, "photos", "half of val")
+    claim_workdir(tmp_path / "run", config, "photos", "val")  # begun before evaluation data was recorded
     config.optimizer.lr = 1.0
     with pytest.raises(UserError, match=r"optimizer.lr: 0.0005 there, 1.0 now"):
         claim_workdir(tmp_path / "run", config, "photos")

@@ -201,7 +201,7 @@ def test_fitting_leaves_the_weights_as_they_were(small):
     jax.tree.map(np.testing.assert_array_equal, weights.tree, before)
 
 
-def test_nothing_is_made_anew_for_evaluation(small):
+def test_no_parts_are_made_for_evaluation(small):
     weights = load_weights(small[0])
     with pytest.raises(UserError, match="head and head_dist newly made with 3 classes"):
         fit_weights(weights, SMALL, num_classes=3, new_parts=False)

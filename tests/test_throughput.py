@@ -1,0 +1,80 @@
+"""benchmarks/throughput.py: whose accuracies it reads, how it takes turns, what it writes."""
+
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from deit_jax import list_models
+from deit_jax.errors import UserError
+
+
+@pytest.fixture
+def throughput(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import throughput
+
+    return throughput
+
+
+def test_published_models_exist_and_are_selected_by_name(throughput):
+    names = [row["model"] for row in throughput.read_published()]
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(list_models())
+    (one,) = throughput.read_published(["deit_base_distilled_patch16_384"])
+    assert (one["top1"], one["family"]) == (84.5, "DeiT distilled")
+    with pytest.raises(UserError, match="no accuracy of deit_digits_patch4_16"):
+        throughput.read_published(["deit_digits_patch4_16"])
+
+
+def test_models_take_turns_and_a_batch_that_does_not_fit_is_halved(throughput):
+    calls, now = [], itertools.count()
+
+    def make(name, most):
+        def run(batch):
+            if batch > most:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+            calls.append((name, batch))
+
+        return run
+
+    found = throughput.measure({"a": make("a", 99), "b": make("b", 3)}, 8, 2, clock=lambda: float(next(now)))
+    assert calls[-4:] == [("a", 8), ("b", 2)] * 2
+    assert {name: one["batch"] for name, one in found.items()} == {"a": 8, "b": 2}
+    assert found["a"]["images_per_second"]["median"] == 8  # a second per pass
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        throughput.measure({"c": make("c", 0)}, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("deit_tiny_distilled_patch16_224", "Ti"),
+        ("vit_large_patch16_384", "L 384"),
+        ("regnety_040", "4GF"),
+        ("efficientnet_b3", "B3"),
+    ],
+)
+def test_names_in_the_figure(throughput, model, name):
+    assert throughput.short_name(model) == name
+
+
+def test_the_figure_in_the_docs_is_of_published_models(throughput):
+    """Its table shows the recorded medians."""
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "throughput.md").read_text()
+    for name, one in json.loads((docs / "throughput.json").read_text())["models"].items():
+        (row,) = throughput.read_published([name])
+        assert f"| {row['top1']} |" in text
+        assert f" {one['images_per_second']['median']:#.3g} |" in text
+
+
+def test_every_published_model_is_drawn(throughput, tmp_path):
+    rows = [row | {"images_per_second": 10.0 + i} for i, row in enumerate(throughput.read_published())]
+    throughput.draw(rows, str(tmp_path / "figure"), "a machine")
+    drawn = (tmp_path / "figure.svg").read_text()
+    for family in {row["family"] for row in rows}:
+        assert f"<!-- {family} -->" in drawn
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
