@@ -1,9 +1,10 @@
-"""What `deit_jax/models/grouped_conv.py` is for: grouped convolutions on CPU, by XLA's own code and by dense pieces.
+"""What `deit_jax/models/grouped_conv.py` is for: grouped convolutions on CPU, by XLA's own code and by ours:
+grouped ones as dense pieces, depthwise ones as sums of shifted images.
 
     python benchmarks/grouped_conv.py [--batch=8] [--rounds=7] [--output=FILE]
 
-Forward pass and gradient of the 3x3 convolution of a block in several RegNetY, at its image size, both ways in turn;
-dense is a convolution of the same channels without groups.
+Forward pass and gradient of a 3x3 convolution in several RegNetY and EfficientNet-B0, at its image size, both ways in
+turn; dense is a convolution of the same channels without groups.
 """
 
 import argparse
@@ -13,12 +14,13 @@ from common import save, spread, table  # also lets deit_jax be imported from th
 
 # model: (pixels a side, channels, channels a group) of its third stage, where most of its arithmetic is
 LAYERS = {"regnety_002": (14, 152, 8), "regnety_016": (14, 336, 24), "regnety_160": (14, 1232, 112)}
+LAYERS |= {"efficientnet_b0": (56, 144, 1)}  # its largest at stride 1 but for the first
 
 
 def main() -> None:
     import jax
 
-    from deit_jax.models.grouped_conv import in_pieces
+    from deit_jax.models.grouped_conv import conv_general_dilated
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
@@ -30,8 +32,8 @@ def main() -> None:
     def native(x, w, groups):
         return jax.lax.conv_general_dilated(x, w, feature_group_count=groups, **options)
 
-    def pieces(x, w, groups):
-        return in_pieces(x, w, groups=groups, **options)
+    def quick(x, w, groups):
+        return conv_general_dilated(x, w, feature_group_count=groups, **options)
 
     rows, seconds = [], {}
     for model, (size, width, group) in LAYERS.items():
@@ -39,7 +41,7 @@ def main() -> None:
         x = jax.random.normal(jax.random.key(0), (flags.batch, size, size, width))
         grouped = jax.random.normal(jax.random.key(1), (3, 3, group, width))
         dense = jax.random.normal(jax.random.key(2), (3, 3, width, width))
-        ways = {"XLA's grouped": (native, grouped, groups), "in pieces": (pieces, grouped, groups)}
+        ways = {"XLA's grouped": (native, grouped, groups), "ours": (quick, grouped, groups)}
         ways["dense"] = (native, dense, 1)
         for kind in ("forward", "gradient"):
             calls = {}
@@ -57,7 +59,7 @@ def main() -> None:
                     times[name].append(1e3 * (time.perf_counter() - begun))
             best = {name: spread(values) for name, values in times.items()}
             cells = [f"{best[n]['median']:.1f} ({best[n]['min']:.1f} .. {best[n]['max']:.1f})" for n in ways]
-            ratio = best["XLA's grouped"]["median"] / best["in pieces"]["median"]
+            ratio = best["XLA's grouped"]["median"] / best["ours"]["median"]
             rows.append([f"{model}: {size} px, {groups} x {group}", kind, *cells, f"{ratio:.1f}x"])
             seconds[f"{model} {kind}"] = times
     print(f"{jax.devices()[0].device_kind}, batch {flags.batch}; milliseconds, median (min .. max)")
