@@ -179,7 +179,7 @@ def test_transfer_has_both_settings():
         ("folder", "epochs=many", "epochs=many is not a whole number"),
         ("deit_b_384", "lr=1", "'lr=1' is not known"),
         ("deit_b_chain", "init=x", "'init=x' is not known"),
-        ("regnety_160", "epochs=-1", "epochs=-1 is no number"),
+        ("regnety_160", "epochs=-1", "epochs=-1 is not a whole number"),
     ],
 )
 def test_bad_arguments_end_in_one_line(name, text, message):
