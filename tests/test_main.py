@@ -101,8 +101,8 @@ def test_an_unreadable_image_in_evaluation_is_named(tmp_path):
     folder_of_images(tmp_path / "data" / "val")
     (tmp_path / "data" / "val" / "class1" / "3.png").write_bytes(b"no image")
     run = main(*TINY, f"--config.data.root={data.parent}", f"--workdir={tmp_path / 'run'}")
-    assert run.returncode == 2
-    assert "val/class1/3.png" in run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 0, "it counts as wrong"
+    assert "val/class1/3.png" in run.stdout + run.stderr
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
