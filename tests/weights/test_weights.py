@@ -466,9 +466,9 @@ import deit_jax
 def memory(kind):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(kind))
 jax.numpy.zeros(1)
-before, start = memory("VmRSS"), time.perf_counter()
+before, start = memory("VmRSS"), time.process_time()
 deit_jax.load_model(sys.argv[1])
-print(time.perf_counter() - start, memory("VmHWM") - before)
+print(time.process_time() - start, memory("VmHWM") - before)
 """
 
 
