@@ -117,7 +117,7 @@ def _find(config: Config, class_names: Sequence[str] | None) -> tuple[Source | N
             f"data.root {data.root} is not a folder: give one that holds a folder of images for each class, or a table"
             f" ({', '.join(DELIMITERS)})"
         )
-    from deit_jax.data import shards, tfds_source
+    from deit_jax.data import shards, tfds_source  # here: their packages are optional, files need none
 
     if root and shards.is_shards(root):
         return shards.open_shards(root, **splits)
