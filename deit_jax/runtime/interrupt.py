@@ -83,13 +83,15 @@ def listen() -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    closed = threading.Event()
     STATE.listening, STATE.count, STATE.noted = True, 0, False
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     take_signals()
-    threading.Thread(target=hear, args=(ours,), name="signals", daemon=True).start()
+    threading.Thread(target=hear, args=(ours, closed), name="signals", daemon=True).start()
     try:
         yield
     finally:
+        closed.set()  # what is heard late, and a timer that runs, must not end what comes after this block
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -113,11 +115,11 @@ def note(number: int, frame: FrameType | None) -> None:
         raise Interrupted("stopped")
 
 
-def hear(signals: socket.socket) -> None:
-    """The listening thread: one byte per signal, as soon as it comes; ends when the other end is closed."""
+def hear(signals: socket.socket, closed: threading.Event) -> None:
+    """The listening thread: one byte per signal, as soon as it comes; ends with the block that it listens for."""
     last = -REPEAT
     with signals:
-        while received := signals.recv(1):
+        while (received := signals.recv(1)) and not closed.is_set():
             now = time.monotonic()
             if received[0] not in SIGNALS or now - last < REPEAT:
                 continue
@@ -125,17 +127,17 @@ def hear(signals: socket.socket) -> None:
             STATE.count += 1
             if STATE.count > 1:
                 end_now("stopped at once, without saving", EXIT_INTERRUPTED)
-            elif STATE.stops:
+            elif STATE.noted or STATE.stops:
                 print("stopping after this step, saving first; a second signal ends at once", file=sys.stderr)
             else:
-                end = threading.Timer(GRACE, end_unless_noted)
+                end = threading.Timer(GRACE, end_unless_noted, (closed,))
                 end.daemon = True
                 end.start()
 
 
-def end_unless_noted() -> None:
-    """End the process where its main thread has not done so, and nothing has to be saved."""
-    if STATE.listening and not STATE.noted:
+def end_unless_noted(closed: threading.Event) -> None:
+    """End the process where its main thread has not left the block, and nothing has to be saved."""
+    if not closed.is_set() and not STATE.noted:
         end_now("stopped", EXIT_INTERRUPTED)
 
 

@@ -74,6 +74,17 @@ def test_a_signal_that_the_code_swallows_still_ends_the_command(monkeypatch):
     assert ended == [("stopped", 130)]
 
 
+def test_a_signal_to_one_block_does_not_end_the_next(monkeypatch):
+    ended = []
+    monkeypatch.setattr(interrupt, "GRACE", 0.2)
+    monkeypatch.setattr(interrupt, "end_now", lambda text, code: ended.append((text, code)))
+    with pytest.raises(Interrupted), interrupt.listen():
+        signal.raise_signal(signal.SIGINT)
+    with interrupt.listen():
+        time.sleep(0.6)
+    assert ended == []
+
+
 def test_a_stop_by_itself_hears_and_gives_the_handlers_back():
     before = signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
