@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import one_device
 
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import pipeline, sources
@@ -32,6 +33,13 @@ from deit_jax.train.optimizer import num_steps
 
 ROOT = Path(__file__).parents[2]
 STEPS = 70  # of 11 an epoch: two chunks, the second cut short
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single():
+    """Whole runs, on one device."""
+    with one_device():
+        yield
 
 
 def digits(**changes):
