@@ -74,6 +74,12 @@ class State:
 STATE = State()
 
 
+def end_on_signal() -> None:
+    """Have a signal end the process with a line until `listen`: for the imports of a command, which take seconds."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: end_now("stopped", EXIT_INTERRUPTED))
+
+
 @contextlib.contextmanager
 def listen() -> Iterator[None]:
     """Hear signals while the block lasts; nested blocks and other threads than the main one change nothing."""

@@ -170,7 +170,7 @@ class Checkpoints:
         try:
             from_process_0(lambda: check_space(self.directory, needed))
             if not self.directory.is_dir():
-                say(f"warning: {self.directory} was removed or moved while the run was writing to it: made again")
+                say(f"warning: {self.directory} was removed or moved while the run was writing to it: it is recreated")
                 self.manager.reload()
             self.manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
