@@ -102,6 +102,11 @@ def disturb(count: int, folder: Path, rng: random.Random, number: int, judge: Ca
     for mode, (work, compare, phase) in MODES.items():
         whole, run = folder / f"{mode}-whole", folder / f"{mode}-run"
         truth = whole_run(work, compare, whole)
+        for several in sorted(set(sizes)):  # undisturbed, which also fills the compilation cache
+            fresh(whole, run)
+            codes = [start.wait() for start in start_several(work, run, several)]
+            if any(codes) or not alike(in_child(lambda c=compare, r=run: c(r), folder), truth):
+                outcome.add(False, f"{mode}, {several} processes undisturbed: {codes}", kept=run)
         mine = 0
         while mine < count // 2:
             fresh(whole, run)

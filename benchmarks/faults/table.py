@@ -26,6 +26,8 @@ class Outcome:
     def add(self, held: bool, complaint: str, kept: Path | None = None, times: int = 1) -> None:
         """Count one trial, or `times` of them that hold together; a folder whose trial failed is kept."""
         self.tried += times
+        if self.tried // 10 > (self.tried - times) // 10:
+            print(f"  {self.tried} tried", flush=True)
         if held:
             self.held += times
             return

@@ -8,6 +8,7 @@ ends, so that a killed one is noticed in seconds; a host that freezes or is cut 
 
 import _thread
 import contextlib
+import ctypes
 import secrets
 import signal
 import socket
@@ -182,6 +183,23 @@ class Peers:
 
 
 @contextlib.contextmanager
+def slow_abort() -> Iterator[None]:
+    """Have an abort of this process wait for six seconds while the block lasts.
+
+    When process 0 is gone, a thread of jax aborts, and it may be faster than the one here that says which process was
+    lost and ends with an exit code of its own. The handler is C's sleep, called with the signal's number: it needs
+    neither Python nor a lock, and abort() goes on when it returns.
+    """
+    c = ctypes.CDLL(None)
+    c.signal.restype, c.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        c.signal(signal.SIGABRT, before)
+
+
+@contextlib.contextmanager
 def watch(lost_after: float) -> Iterator[None]:
     """Watch the other processes while the block lasts, if there are any; jax.distributed has been started.
 
@@ -195,7 +213,8 @@ def watch(lost_after: float) -> Iterator[None]:
     STATE.several = True
     peers.start()
     try:
-        yield
+        with slow_abort():
+            yield
     except Exception:
         if not peers.closed.wait(0):
             time.sleep(2 * POLL + lost_after)  # where a lost process is the cause, the thread says so and ends this one

@@ -76,6 +76,23 @@ def test_a_signal_that_the_code_swallows_still_ends_the_command(monkeypatch):
     assert ended == [("stopped", 130)]
 
 
+class Leaving:
+    """Its end hears a signal, as any callback may."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_a_destructor_ends_the_command_in_a_line(monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(interrupt, "end_now", lambda text, code: ended.append((text, code)))
+    with interrupt.listen():
+        leaving = Leaving()
+        del leaving
+    assert ended == [("stopped", 130)]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_signal_to_one_block_does_not_end_the_next(monkeypatch):
     ended = []
     monkeypatch.setattr(interrupt, "GRACE", 0.2)

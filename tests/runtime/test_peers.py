@@ -1,6 +1,8 @@
 """Of several processes all stop after the same step, and one that is gone is named; on a store in place of jax's."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -115,6 +117,19 @@ def test_a_stranger_who_connects_changes_nothing(said):
     theirs.shutdown(socket.SHUT_WR)
     assert theirs.recv(64) == b""
     assert (mine.lines, mine.cut_off) == ([], set())
+
+
+ABORTING = """
+import ctypes, os, threading
+from deit_jax.runtime import peers
+with peers.slow_abort():
+    threading.Timer(0.5, os._exit, (75,)).start()
+    ctypes.CDLL(None).abort()  # without the interpreter's lock, as a thread of jax
+"""
+
+
+def test_an_abort_leaves_time_to_end_with_a_code_of_its_own():
+    assert subprocess.run([sys.executable, "-c", ABORTING], timeout=60).returncode == 75
 
 
 def test_a_single_process_has_no_peers():
