@@ -59,6 +59,11 @@ def working_folder(given: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+def first_line(work: Callable) -> str:
+    """What a row is, from its docstring."""
+    return str(work.__doc__).split("\n")[0].rstrip(".")
+
+
 def campaign(counts: dict[str, int], folder: Path, output: Path, seed: int = 0) -> bool:
     """Run rows, keep their figures in `output` and print its table; returns whether all of them held."""
     compiled = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
@@ -81,7 +86,7 @@ def campaign(counts: dict[str, int], folder: Path, output: Path, seed: int = 0) 
         outcome.failures += [f"crashed: {text}" for text in crashed]
         crashed.clear()
         every &= outcome.held == outcome.tried
-        what = (work.__doc__ or "").split("\n")[0].rstrip(".")
+        what = first_line(work)
         seconds, date = round(time.monotonic() - begun, 1), datetime.date.today().isoformat()
         table.write(output, rows, name, outcome, what=what, seconds=seconds, date=date, seed=seed)
     print(table.text(rows), flush=True)
@@ -89,10 +94,10 @@ def campaign(counts: dict[str, int], folder: Path, output: Path, seed: int = 0) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=str(__doc__).split("\n")[0])
     parser.add_argument("--only", default="", help=f"rows, separated by commas, of {', '.join(ROWS)}; all by default")
     for name, (work, count) in ROWS.items():
-        parser.add_argument(f"--{name}", type=int, default=count, help=work.__doc__.split("\n")[0].replace("%", "%%"))
+        parser.add_argument(f"--{name}", type=int, default=count, help=first_line(work).replace("%", "%%"))
     parser.add_argument("--seed", type=int, default=0, help="of the random moments, files and bits")
     parser.add_argument("--folder", default="", help="where to work; kept. Default: a temporary one")
     parser.add_argument("--output", default="", help="JSON file of the figures. Default: FOLDER/faults.json")

@@ -63,6 +63,7 @@ class Peers:
     def attend(self, line: socket.socket, secret: str) -> None:
         """Process 0: note when the connection of another process ends without a goodbye."""
         with line:
+            name = ""
             try:
                 line.settimeout(AGREEMENT)
                 name, _, said = line.recv(64).decode(errors="replace").partition(" ")
@@ -73,7 +74,7 @@ class Peers:
                 self.lines.append(line)
                 ended = line.recv(64) != GOODBYE
             except OSError:
-                ended = True
+                ended = name in self.seen
             if ended:
                 self.cut_off.add(name)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,8 @@ def fail() -> int:
 
 def look_at(*fingerprints: str) -> None:
     """Compare data of these fingerprints with the other process's."""
-    setup.check_same_on_all_processes([SimpleNamespace(fingerprint=f) for f in fingerprints])
+    data: Any = [SimpleNamespace(fingerprint=f) for f in fingerprints]
+    setup.check_same_on_all_processes(data)
 
 
 def save_on_a_full_disk(folder: Path, index: int) -> dict:
