@@ -166,7 +166,7 @@ class LabelStore:
         """Make an array long enough for `steps` steps."""
         array = self.array(name)
         if array.shape[0] < steps:
-            # what was the last chunk may be cut short: it is made again, whole
+            # what was the last chunk may be cut short: it is regenerated, whole
             shutil.rmtree(self.folder / name / "c" / str(array.shape[0] // CHUNK), ignore_errors=True)
             array.resize(exclusive_max=(steps, *array.shape[1:]), expand_only=True).result()
             self.opened.pop(name)
@@ -257,7 +257,7 @@ class LabelStore:
 
     def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
-        again = "run --mode=label again, which makes damaged labels again"
+        again = "run --mode=label again, which regenerates damaged labels"
         arrays = {name: self.array(name) for name in self.arrays()}
         try:
             pending = {name: array[first:end, rows].read() for name, array in arrays.items()}

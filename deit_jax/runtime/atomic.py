@@ -49,6 +49,27 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
+def remove_remains(folder: Path) -> None:
+    """Remove the temporaries that `replacing` of killed processes left in a run's folder; those of live ones stay."""
+    for pattern in ("*.part", "*/*.part", "checkpoints/*/*.part", "*/checkpoints/*/*.part"):
+        for path in folder.glob(pattern):
+            number = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+            if number.isdigit() and not is_alive(int(number)):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process of this number runs on this host."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Replace `path` with `content`. Raises UserError as `replacing` does."""
     with replacing(path) as temporary:

@@ -49,7 +49,7 @@ def watch_cache() -> None:
         folder = Path(jax.config.values["jax_compilation_cache_dir"] or ".")
         removed = remove_damaged(folder)
         if removed:
-            print(f"compilation cache {folder}: {removed} damaged entries removed, to be made again", file=sys.stderr)
+            print(f"compilation cache {folder}: {removed} damaged entries removed, to be recreated", file=sys.stderr)
         elif jax.config.values["jax_enable_compilation_cache"]:
             jax.config.update("jax_enable_compilation_cache", False)
             reason = str(message).partition("': ")[2].splitlines()[0][:160]

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 EXIT_INTERRUPTED = 130  # as the shell's for SIGINT
 EXIT_LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed later
@@ -74,6 +75,12 @@ class State:
 STATE = State()
 
 
+def end_on_signal() -> None:
+    """Have a signal end the process with a line until `listen`: for the imports of a command, which take seconds."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: end_now("stopped", EXIT_INTERRUPTED))
+
+
 @contextlib.contextmanager
 def listen() -> Iterator[None]:
     """Hear signals while the block lasts; nested blocks and other threads than the main one change nothing."""
@@ -85,6 +92,8 @@ def listen() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     closed = threading.Event()
     STATE.listening, STATE.count, STATE.noted = True, 0, False
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda found: end_in_callback(found, unraisable)
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     take_signals()
     threading.Thread(target=hear, args=(ours, closed), name="signals", daemon=True).start()
@@ -93,6 +102,7 @@ def listen() -> Iterator[None]:
     finally:
         closed.set()  # what is heard late, and a timer that runs, must not end what comes after this block
         signal.set_wakeup_fd(wakeup)
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         STATE.listening = False
@@ -113,6 +123,14 @@ def note(number: int, frame: FrameType | None) -> None:
             stop.signal = number
     else:
         raise Interrupted("stopped")
+
+
+def end_in_callback(found: Any, others: Callable[[Any], object]) -> None:
+    """Python's hook for errors that nobody can catch: a signal heard in a destructor or a callback ends the command."""
+    if isinstance(found.exc_value, Interrupted):
+        end_now("stopped", EXIT_INTERRUPTED)
+    else:
+        others(found)
 
 
 def hear(signals: socket.socket, closed: threading.Event) -> None:

@@ -36,6 +36,7 @@ def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
         raise atomic.write_error(folder / ".lock", error) from error
     try:
         if held.lock_counter == 1:
+            atomic.remove_remains(folder)
             since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             atomic.write_json(
                 folder / ".holder.json", {"process": os.getpid(), "host": socket.gethostname(), "since": since}

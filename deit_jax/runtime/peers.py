@@ -2,11 +2,14 @@
 
 A thread of each process writes a sign of life to jax's key-value store every second and reads the others'. It speaks
 while the main thread is in a compilation or waits for a device, and before jax's own check, which ends the process with
-its stack.
+its stack. Where hosts allow it, each process also keeps a connection to process 0. The system closes it when a process
+ends, so that a killed one is noticed in seconds; a host that freezes or is cut off, after `lost_after`.
 """
 
 import _thread
 import contextlib
+import ctypes
+import secrets
 import signal
 import socket
 import threading
@@ -20,9 +23,11 @@ from deit_jax.runtime import interrupt
 from deit_jax.runtime.interrupt import EXIT_LOST, STATE, Stop, end_now
 
 POLL = 1.0  # seconds
+CUT_OFF = 4.0  # seconds without a sign of life that a process whose connection ended is waited for
 AGREEMENT = 60  # seconds that all processes have to name their step
 STOP, ALIVE, STEP, LINE = "deit_jax/stop", "deit_jax/alive/", "deit_jax/step/", "deit_jax/line"
 DONE = "done"
+GOODBYE = b"goodbye"
 
 
 class Peers:
@@ -38,7 +43,8 @@ class Peers:
         self.agreed = False
         self.seen = {str(i): ("", time.monotonic()) for i in range(self.count)}  # last sign, and when it changed
         self.thread = threading.Thread(target=self.run, name="peers", daemon=True)
-        self.lines: list[socket.socket] = []  # process 0's to the others
+        self.lines: list[socket.socket] = []  # process 0's to the others, theirs to process 0
+        self.cut_off: set[str] = set()  # those whose connection to process 0 has ended
 
     def start(self) -> None:
         """Start the threads."""
@@ -46,27 +52,59 @@ class Peers:
         threading.Thread(target=self.serve if self.index == 0 else self.follow, name="line", daemon=True).start()
 
     def serve(self) -> None:
-        """Process 0: keep a connection to each of the others, which the system closes when this process ends."""
-        with socket.create_server(("", 0)) as server:
-            self.client.key_value_set(LINE, str(server.getsockname()[1]), allow_overwrite=True)
+        """Process 0: keep a connection to each of the others. Who connects must know a secret from jax's store."""
+        secret = secrets.token_hex(8)
+        with socket.create_server(("", 0), backlog=self.count) as server:
+            self.client.key_value_set(LINE, f"{server.getsockname()[1]} {secret}", allow_overwrite=True)
             while True:
-                self.lines.append(server.accept()[0])
+                line = server.accept()[0]
+                threading.Thread(target=self.attend, args=(line, secret), name="line", daemon=True).start()
+
+    def attend(self, line: socket.socket, secret: str) -> None:
+        """Process 0: note when the connection of another process ends without a goodbye."""
+        with line:
+            name = ""
+            try:
+                line.settimeout(AGREEMENT)
+                name, _, said = line.recv(64).decode(errors="replace").partition(" ")
+                if said != secret or name not in self.seen:
+                    return
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                line.settimeout(None)
+                self.lines.append(line)
+                ended = line.recv(64) != GOODBYE
+            except OSError:
+                ended = name in self.seen
+            if ended:
+                self.cut_off.add(name)
 
     def follow(self) -> None:
-        """The others: end when process 0 does. jax notices, too, but ends this process with its stack.
+        """The others: end when process 0 does, or says who was lost. jax notices, too, but ends this process with its
+        stack.
 
         Where no connection can be made, between hosts that allow none, the signs of life are all there is.
         """
         try:
-            port = int(self.client.blocking_key_value_get(LINE, AGREEMENT * 1000))
-            with socket.create_connection((self.host, port), timeout=AGREEMENT) as line:
+            port, secret = self.client.blocking_key_value_get(LINE, AGREEMENT * 1000).split()
+            line = socket.create_connection((self.host, int(port)), timeout=AGREEMENT)
+        except OSError:
+            return
+        with line:
+            try:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 line.settimeout(None)
-                goodbye = line.recv(1)
-        except OSError as error:
-            if not isinstance(error, ConnectionResetError):
+                line.sendall(f"{self.index} {secret}".encode())
+                self.lines.append(line)
+                heard = line.recv(64)
+            except ConnectionResetError:
+                heard = b""
+            except OSError:
                 return
-            goodbye = b""
-        if not goodbye and not self.closed.is_set():
+        if self.closed.is_set() or heard == GOODBYE:
+            return
+        if heard:
+            self.lost(heard.decode(), "process 0 says so")
+        else:
             self.lost("0", "its connection ended")
 
     def run(self) -> None:
@@ -92,8 +130,17 @@ class Peers:
             sign = signs.get(f"{ALIVE}{name}", "")
             if sign != before:
                 self.seen[name] = (sign, now)
-            elif sign != DONE and now - since > self.lost_after and name != str(self.index):
-                self.lost(name, f"no sign of life for {self.lost_after:.0f} s")
+                continue
+            patience = min(CUT_OFF, self.lost_after) if name in self.cut_off else self.lost_after
+            if sign != DONE and now - since > patience and name != str(self.index):
+                self.tell(name.encode())
+                self.lost(name, f"no sign of life for {patience:.0f} s")
+
+    def tell(self, message: bytes) -> None:
+        """Send a message to all processes that this one has a connection to."""
+        for line in self.lines:
+            with contextlib.suppress(OSError):
+                line.sendall(message)
 
     def lost(self, name: str, why: str) -> None:
         """Say which process is lost and what is saved, and end this one."""
@@ -131,11 +178,26 @@ class Peers:
         """Say goodbye: from here on this process may end without being missed."""
         self.closed.set()
         self.thread.join(timeout=2 * POLL)
-        for line in self.lines:
-            with contextlib.suppress(OSError):
-                line.send(b"0")
+        self.tell(GOODBYE)
         with contextlib.suppress(Exception):
             self.client.key_value_set(f"{ALIVE}{self.index}", DONE, allow_overwrite=True)
+
+
+@contextlib.contextmanager
+def slow_abort() -> Iterator[None]:
+    """Have an abort of this process wait for six seconds while the block lasts.
+
+    When process 0 is gone, a thread of jax aborts, and it may be faster than the one here that says which process was
+    lost and ends with an exit code of its own. The handler is C's sleep, called with the signal's number: it needs
+    neither Python nor a lock, and abort() goes on when it returns.
+    """
+    c = ctypes.CDLL(None)
+    c.signal.restype, c.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        c.signal(signal.SIGABRT, before)
 
 
 @contextlib.contextmanager
@@ -152,7 +214,8 @@ def watch(lost_after: float) -> Iterator[None]:
     STATE.several = True
     peers.start()
     try:
-        yield
+        with slow_abort():
+            yield
     except Exception:
         if not peers.closed.wait(0):
             time.sleep(2 * POLL + lost_after)  # where a lost process is the cause, the thread says so and ends this one

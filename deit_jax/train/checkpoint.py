@@ -29,6 +29,7 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 from deit_jax.runtime.interrupt import STATE
 from deit_jax.runtime.processes import from_process_0
+from deit_jax.train.save_barrier import PartFailed, save_barrier
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import SCORES, read_meta, saved_shapes
 
@@ -82,7 +83,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), KeepBest(self.scores)]),
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self.sum_files),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self.sum_files, barrier_sync_fn=save_barrier()),
         )
         try:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
@@ -170,7 +171,7 @@ class Checkpoints:
         try:
             from_process_0(lambda: check_space(self.directory, needed))
             if not self.directory.is_dir():
-                say(f"warning: {self.directory} was removed or moved while the run was writing to it: made again")
+                say(f"warning: {self.directory} was removed or moved while the run was writing to it: it is recreated")
                 self.manager.reload()
             self.manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
@@ -197,7 +198,9 @@ class Checkpoints:
         else:
             raise error
         self.failure = failure
-        say(f"warning: step {self.saving} is not saved: {failure}; training goes on, and the next save tries again")
+        if jax.process_index() == 0 or not isinstance(error, UserError | PartFailed):  # each process its own disk's
+            what = f"warning: step {self.saving} is not saved: {failure}"
+            print(f"{what}; training goes on, and the next save tries again", flush=True)
         if jax.process_index() == 0:
             for remains in self.directory.glob(f"{self.saving}.*"):
                 shutil.rmtree(remains, ignore_errors=True)
@@ -317,7 +320,13 @@ def state_bytes(state: dict) -> int:
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Raise UserError where a checkpoint of `needed` bytes does not fit."""
+    """Raise UserError where a checkpoint of `needed` bytes does not fit, or nothing can be written."""
+    if directory.is_dir():  # else it is recreated
+        try:
+            (directory / ".writable").touch()
+            (directory / ".writable").unlink()
+        except OSError as error:
+            raise atomic.write_error(directory / ".writable", error) from error
     free = atomic.free_space(directory)
     if free < needed:
         raise UserError(

@@ -88,7 +88,7 @@ def train(run: Run) -> dict[str, dict]:
         while not stop.asked(step):
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop)
-            if step == total:
+            if step == total or stop.asked(step):  # the next start evaluates first what was interrupted here
                 break
             with log.waiting():
                 batch = next(stream)

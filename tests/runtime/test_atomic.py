@@ -2,13 +2,14 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, lock
 
 KILLED = """
 import os, sys
@@ -71,3 +72,17 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(("count", "text"), [(812, "812 B"), (3.4e6, "3.4 MB"), (2e12, "2.0 TB")])
 def test_bytes_for_people(count, text):
     assert atomic.readable(count) == text
+
+
+def test_the_next_start_removes_what_killed_processes_left(tmp_path):
+    for folder in (tmp_path, tmp_path / "checkpoints" / "20"):
+        folder.mkdir(parents=True, exist_ok=True)
+        killed = subprocess.run([sys.executable, "-c", KILLED, folder / "a.json"], timeout=60)
+        assert killed.returncode == 9
+        (folder / f"b.json.{os.getpid()}.part").write_text("of a process that lives")
+        (folder / "mine.part").write_text("of somebody else")
+    assert len(list(tmp_path.rglob("*.part"))) == 6
+    with lock.hold(tmp_path):
+        assert sorted(p.name for p in tmp_path.rglob("*.part")) == sorted(
+            2 * [f"b.json.{os.getpid()}.part", "mine.part"]
+        )

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from deit_jax.runtime import interrupt
 from deit_jax.runtime.interrupt import Interrupted, Stop
@@ -74,6 +76,23 @@ def test_a_signal_that_the_code_swallows_still_ends_the_command(monkeypatch):
     assert ended == [("stopped", 130)]
 
 
+class Leaving:
+    """Its end hears a signal, as any callback may."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_a_destructor_ends_the_command_in_a_line(monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(interrupt, "end_now", lambda text, code: ended.append((text, code)))
+    with interrupt.listen():
+        leaving = Leaving()
+        del leaving
+    assert ended == [("stopped", 130)]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_signal_to_one_block_does_not_end_the_next(monkeypatch):
     ended = []
     monkeypatch.setattr(interrupt, "GRACE", 0.2)
@@ -83,6 +102,17 @@ def test_a_signal_to_one_block_does_not_end_the_next(monkeypatch):
     with interrupt.listen():
         time.sleep(0.6)
     assert ended == []
+
+
+def test_a_signal_during_the_first_imports_ends_in_a_line():
+    process = subprocess.Popen([sys.executable, ROOT / "main.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    folder, caught = Path(f"/proc/{process.pid}"), 0
+    while not caught >> (signal.SIGTERM - 1) & 1:
+        caught = int(next(x for x in (folder / "status").read_text().splitlines() if x.startswith("SigCgt:"))[7:], 16)
+    assert "jaxlib" not in (folder / "maps").read_text()
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"stopped\n")
 
 
 def test_a_stop_by_itself_hears_and_gives_the_handlers_back():

@@ -22,6 +22,7 @@ with lock.hold(sys.argv[1]):
 def test_a_second_process_is_told_who_has_the_folder_and_a_dead_one_has_it_no_longer(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
+        assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=rf"in use by process {first.pid} on .* since 20..-.* UTC"),
@@ -29,6 +30,7 @@ def test_a_second_process_is_told_who_has_the_folder_and_a_dead_one_has_it_no_lo
         ):
             pass
         with lock.try_hold(tmp_path) as other:
+            assert other is not None
             assert f"process {first.pid} on" in other
     finally:
         first.send_signal(signal.SIGKILL)

@@ -1,6 +1,10 @@
 """Of several processes all stop after the same step, and one that is gone is named; on a store in place of jax's."""
 
+import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -68,6 +72,64 @@ def test_a_silent_process_is_lost_and_one_that_said_goodbye_is_not(monkeypatch):
     ((text, code),) = ended
     assert code == 75
     assert text.startswith("process 1 of 3 was lost (no sign of life for 5 s); saved is step 40; the same command goes")
+
+
+def test_a_process_whose_connection_ended_is_lost_soon_unless_it_still_lives(monkeypatch):
+    ended = []
+    monkeypatch.setattr(peers, "end_now", lambda text, code: ended.append(text))
+    mine = one_of(3, 0, Store(), lost_after=100.0)
+    mine.cut_off = {"1", "2"}
+    for second in range(1, 11):
+        mine.look({f"{ALIVE}0": str(second), f"{ALIVE}1": str(second), f"{ALIVE}2": str(second)}, float(second))
+    assert ended == []
+    for second in range(11, 16):
+        mine.look({f"{ALIVE}0": str(second), f"{ALIVE}1": str(second), f"{ALIVE}2": "10"}, float(second))
+    assert len(ended) == 1
+    assert ended[0].startswith("process 2 of 3 was lost (no sign of life for 4 s)")
+
+
+def connected(mine: Peers, first: bytes) -> socket.socket:
+    """The other end of a connection to process 0, which has been told `first`."""
+    ours, theirs = socket.socketpair()
+    theirs.sendall(first)
+    threading.Thread(target=mine.attend, args=(ours, "secret"), daemon=True).start()
+    return theirs
+
+
+@pytest.mark.parametrize(("said", "cut_off"), [(b"", {"2"}), (peers.GOODBYE, set())])
+def test_a_connection_that_ends_without_a_goodbye_is_noted(said, cut_off):
+    mine = one_of(3, 0, Store())
+    theirs = connected(mine, b"2 secret")
+    while not mine.lines:
+        time.sleep(0.01)
+    mine.tell(b"1")
+    assert theirs.recv(64) == b"1"
+    theirs.sendall(said)
+    theirs.close()
+    time.sleep(0.2)
+    assert mine.cut_off == cut_off
+
+
+@pytest.mark.parametrize("said", [b"", b"2 wrong", b"GET / HTTP/1.1", b"\xff\xff", b"7 secret"])
+def test_a_stranger_who_connects_changes_nothing(said):
+    mine = one_of(3, 0, Store())
+    theirs = connected(mine, said)
+    theirs.shutdown(socket.SHUT_WR)
+    assert theirs.recv(64) == b""
+    assert (mine.lines, mine.cut_off) == ([], set())
+
+
+ABORTING = """
+import ctypes, os, threading
+from deit_jax.runtime import peers
+with peers.slow_abort():
+    threading.Timer(0.5, os._exit, (75,)).start()
+    ctypes.CDLL(None).abort()  # without the interpreter's lock, as a thread of jax
+"""
+
+
+def test_an_abort_leaves_time_to_end_with_a_code_of_its_own():
+    assert subprocess.run([sys.executable, "-c", ABORTING], timeout=60).returncode == 75
 
 
 def test_a_single_process_has_no_peers():

@@ -181,6 +181,20 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     config.log.every = 3  # of 22 steps in an epoch: checkpoints lie within an interval of the log
     whole = train(config, tmp_path / "whole")
 
+    # a signal comes in the first evaluation, which comes after saving: the next start evaluates first
+    views = pipeline.eval_batches
+
+    def signalled(*args, **options):
+        for batch in views(*args, **options):
+            signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    first = next(record["step"] for record in logged(tmp_path / "whole") if "eval/top1" in record)
+    monkeypatch.setattr(pipeline, "eval_batches", signalled)
+    with pytest.raises(Interrupted, match=f"stopped at step {first} of"):
+        train(config, tmp_path / "cut")
+    monkeypatch.undo()
+
     # the process dies in the second epoch, some steps past the checkpoint of the first
     take = pipeline.train_batches
 
@@ -203,14 +217,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
 
-    # then a signal comes in the last evaluation, which comes after saving
-    views = pipeline.eval_batches
-
-    def signalled(*args, **options):
-        for batch in views(*args, **options):
-            signal.raise_signal(signal.SIGTERM)
-            yield batch
-
+    # then a signal comes in the last evaluation
     monkeypatch.setattr(pipeline, "eval_batches", signalled)
     with pytest.raises(Interrupted, match="complete and saved; the same command goes on"):
         train(config, tmp_path / "cut")

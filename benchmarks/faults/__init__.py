@@ -1,0 +1,1 @@
+"""Runs broken in every way that is promised to be survived: `python -m benchmarks.faults`."""
