@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from deit_jax.data import pipeline
 from deit_jax.data.check import HeaderCheck
+from deit_jax.data.tools.progress import track
 from deit_jax.errors import UserError
 from deit_jax.models.layout import place_params
 from deit_jax.report.log import Log
@@ -23,6 +24,7 @@ from deit_jax.train.setup import Run, load_init
 from deit_jax.train.step import State, create_state, make_step
 from deit_jax.train.stream import Stream
 
+PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
 STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
 
 
@@ -164,7 +166,10 @@ def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, s
 
     def batches() -> Iterator[pipeline.Batch]:
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        for batch in pipeline.eval_batches(run.config, run.data.evaluation, size=run.student.img_size, **process):
+        images, rows = run.data.evaluation, run.config.data.eval_batch_size or run.config.batch_size
+        stream = pipeline.eval_batches(run.config, images, size=run.student.img_size, **process)
+        total = -(-len(images) // rows) if jax.process_index() == 0 else 0
+        for batch in track(stream, "evaluation batches", total, after=PROGRESS_AFTER):
             if jax.process_count() == 1 and stop.signal is not None:
                 raise Interrupted(f"{run.title}: evaluation of step {step} stopped")
             yield batch
