@@ -59,5 +59,6 @@ def get_config(text: str = ""):
     if not from_scratch:
         o.lr, o.warmup_epochs = FINETUNE_LR, 3.0
     c.augment.repeats = 1  # views of more images instead of more views per image
+    c.data.drop_last = False  # each pass holds all images
     c.data.exif = True  # phones store photos as the sensor lies
     return c

@@ -37,7 +37,9 @@ def image_identity(config, source, img_size: int) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "model.img_size": img_size,
         "data.resize": config.data.resize,
-        **({"data.exif": True} if config.data.exif else {}),  # stores from before the setting are of images unturned
+        # named only where they differ from what stores from before these settings were made with
+        **({"data.exif": True} if config.data.exif else {}),
+        **({} if config.data.drop_last else {"data.drop_last": False}),
         **{f"augment.{name}": config.augment[name] for name in shaping},
         **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
     }
