@@ -11,10 +11,10 @@ if TYPE_CHECKING:  # what static tools see; at run time __getattr__ imports the 
     from deit_jax.errors import UserError
     from deit_jax.losses import distillation_loss
     from deit_jax.models import create_model, list_models
+    from deit_jax.models.layout import shard
     from deit_jax.models.linen import to_linen
     from deit_jax.models.pos_embed import resize_pos_embed
     from deit_jax.models.vit import fuse
-    from deit_jax.runtime.layout import shard
     from deit_jax.version import __version__
     from deit_jax.weights import fit_weights, load_model, load_weights
 
@@ -28,7 +28,7 @@ _FROM = {
     "resize_pos_embed": "models.pos_embed",
     "distillation_loss": "losses",
     "fuse": "models.vit",
-    "shard": "runtime.layout",
+    "shard": "models.layout",
     "eval_image": "data.images",
     "UserError": "errors",
     "__version__": "version",

@@ -15,12 +15,12 @@ import numpy as np
 from deit_jax import models
 from deit_jax.augment import augment_train
 from deit_jax.config import validate
+from deit_jax.distill.abstract import abstract_teacher, step_flops
 from deit_jax.errors import UserError
-from deit_jax.plan import step_flops, unloaded_teacher
+from deit_jax.models.layout import make_layout, place_params
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
-from deit_jax.runtime.layout import make_layout, place_params
 from deit_jax.student import Student, make_student
 from deit_jax.train.evaluate import head_logits
 from deit_jax.train.step import create_state, make_step
@@ -96,10 +96,11 @@ class Workload:
         layout = make_layout(self.mesh)
         self.student = make_student(config, config.model.num_classes).on(layout)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
-        teacher, members = unloaded_teacher(config, **sizes)
+        teacher = abstract_teacher(config, **sizes)
         everywhere = sharding.replicated(self.mesh)
         random_weights = jax.jit(
-            lambda seed: [models.init_arrays(m.build, jax.random.key(seed)) for m in members], out_shardings=everywhere
+            lambda seed: [models.init_arrays(m.build, jax.random.key(seed)) for m in teacher.models],
+            out_shardings=everywhere,
         )
         self.teacher_arrays = random_weights(1)
         shapes = jax.eval_shape(lambda: create_state(self.student, config))
@@ -107,7 +108,7 @@ class Workload:
         self.state = jax.jit(lambda: create_state(self.student, config), out_shardings=places)()
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
 
-        step = jax.jit(make_step(self.student, teacher, config, 1000, layout.batch_shards), donate_argnums=0)
+        step = jax.jit(make_step(self.student, teacher.logits, config, 1000, layout.batch_shards), donate_argnums=0)
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun
@@ -153,7 +154,7 @@ class Input(NamedTuple):
 
 def time_input(config, source, size: int, seconds: float = 5.0) -> float:
     """Images/s of the training stream alone, from its second batch on."""
-    from deit_jax.data import pipeline
+    from deit_jax.data import pipeline  # here: the data packages are optional, the step needs none
 
     stream = pipeline.train_batches(config, source, size=size)
     next(stream)

@@ -105,12 +105,9 @@ def run_mode(mode: str) -> None:
             print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
         config = adopted
     if mode == "train":
-        if config.finetune.epochs:
-            from deit_jax.chain import chain as run
-        else:
-            from deit_jax.run import run
+        from deit_jax.run import chain, run
 
-        run(config, FLAGS.workdir)
+        (chain if config.finetune.epochs else run)(config, FLAGS.workdir)
     elif mode == "ablate":
         from deit_jax.study.ablation import ablate
 

@@ -28,6 +28,8 @@ from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models.vit import ViT
 from deit_jax.weights import load_model, load_weights
+from deit_jax.weights.names import Timm
+from deit_jax.weights.write import tensors
 
 TOLERANCE = 1e-4
 
@@ -167,8 +169,6 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
         import torch  # pyright: ignore[reportMissingImports]  optional
     except Exception as error:  # torchvision's import fails in its own ways
         raise UserError(f"--timm needs torch and timm, which cannot be imported ({error}): pip install timm") from error
-    from deit_jax.weights.names import Timm
-    from deit_jax.weights.write import tensors
 
     size = {"img_size": images.shape[1:3]} if issubclass(models.find(name)[0], ViT) else {}
     theirs = timm.create_model(name, num_classes=num_classes, **size)

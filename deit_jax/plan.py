@@ -6,68 +6,19 @@ Nothing is trained, no data and no weights are read, and with `--topology=v5e:4x
 import math
 import re
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
-from deit_jax.config.derived import has_teacher
-from deit_jax.data import batch
-from deit_jax.distill.teacher import TeacherModel, make_teacher, teacher_models, teacher_of
+from deit_jax.distill.abstract import abstract_step, step_flops
+from deit_jax.models.layout import make_layout, place_params
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
-from deit_jax.runtime.flops import count_flops
-from deit_jax.runtime.layout import Layout, make_layout, place_params
 from deit_jax.runtime.mesh import mesh_sizes
 from deit_jax.runtime.topologies import topology_devices
-from deit_jax.student import compute_dtype, make_student
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.step import create_state, make_step
-
-
-def abstract_batch(config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch of a resolved config."""
-    return batch.abstract(batch.train_entries(img_size) | batch.teacher_entries(config), config.batch_size)
-
-
-def unloaded_teacher(config, **sizes) -> tuple[Callable, list[TeacherModel]]:
-    """(teacher, the models it runs live) that `config` asks for, no weights read."""
-    sizes["dtype"] = compute_dtype(config.teacher.dtype)
-    if not has_teacher(config) or config.distill.labels:
-        return make_teacher(config, **sizes).logits, []
-    members = teacher_models(config, **sizes)
-    return teacher_of(config, members), members
-
-
-class Step(NamedTuple):
-    """A train step and the shapes of its arguments: step(state, batch, teacher's arrays)."""
-
-    step: Callable
-    state: dict
-    batch: dict
-    teacher_arrays: list
-
-
-def abstract_step(config, layout: Layout | None = None) -> Step:
-    """The train step of a resolved config on ImageNet's schedule, nothing allocated."""
-    classes = config.model.num_classes or 1000
-    student = make_student(config, classes)
-    student = student if layout is None else student.on(layout)
-    teacher, members = unloaded_teacher(config, img_size=student.img_size, num_classes=classes)
-    teacher_arrays = [models.abstract(member.build)[1:] for member in members]
-    per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
-    step = make_step(student, teacher, config, per_epoch, shards=layout.batch_shards if layout else 1)
-    state = jax.eval_shape(lambda: create_state(student, config))
-    return Step(step, state, abstract_batch(config, student.img_size), teacher_arrays)
-
-
-def step_flops(config) -> int:
-    """Arithmetic of one train step (forward, backward, teacher), without what remat computes again."""
-    plain = config.copy_and_resolve_references()
-    plain.model.remat, plain.model.attention = "none", "einsum"
-    return count_flops(*abstract_step(plain))
 
 
 def compile_step(config, mesh) -> tuple[jax.stages.Compiled, float]:

@@ -23,8 +23,8 @@ import numpy as np
 from flax import nnx
 
 from deit_jax.augment import normalize
+from deit_jax.classes import imagenet
 from deit_jax.config.settings import INTERPOLATIONS
-from deit_jax.data import imagenet
 from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
 from deit_jax.errors import UserError, shown

@@ -10,8 +10,8 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.config import Config
 from deit_jax.errors import UserError
+from deit_jax.models.layout import Layout, with_layout
 from deit_jax.runtime import hardware
-from deit_jax.runtime.layout import Layout, with_layout
 
 
 class Student(NamedTuple):

@@ -31,3 +31,4 @@ def pytest_cmdline_main(config):
     whole = config.args_source == config.ArgsSource.TESTPATHS and not worker
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
         option.numprocesses, option.dist = 2, "loadfile"
+        option.maxworkerrestart = "0"  # a process that dies ends the suite: xdist waits for ever where one is replaced

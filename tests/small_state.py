@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deit_jax.runtime.layout import make_layout, place_params
+from deit_jax.models.layout import make_layout, place_params
 
 
 def state(step: int, bad: int = 0) -> dict:

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from deit_jax import certify
-from deit_jax.data import imagenet
+from deit_jax.classes import imagenet
 from deit_jax.errors import UserError
 
 

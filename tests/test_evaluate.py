@@ -14,8 +14,9 @@ from scipy.io import savemat
 
 from deit_jax import load_model
 from deit_jax.augment import normalize
+from deit_jax.classes import imagenet
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
-from deit_jax.data import imagenet, sources
+from deit_jax.data import sources
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Request, Subject, evaluate_command, own_data, settings
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 import deit_jax
 from deit_jax import convert, predict
-from deit_jax.data import imagenet
+from deit_jax.classes import imagenet
 from deit_jax.weights import load_weights
 from deit_jax.weights.description import to_header
 

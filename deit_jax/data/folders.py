@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
-from deit_jax.data.classes import sort_classes
 from deit_jax.data.files import EXTENSIONS, FolderTree, class_text, list_images
 from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT, RIGHT, check_named, choose_splits, classes_below, read_layout
 from deit_jax.data.removed import BrokenFile

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deit_jax.data import imagenet
+from deit_jax.classes import imagenet
+from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import first_line
-from deit_jax.data.classes import sort_classes
 from deit_jax.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"

@@ -125,7 +125,7 @@ def _find(
     if root and not root.is_dir():
         right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
         raise UserError(f"data.root {data.root} is not a folder: {UNPACK if is_tar_name(root) else right}")
-    from deit_jax.data import shards, tfds_source
+    from deit_jax.data import shards, tfds_source  # here: their packages are optional, files need none
 
     if root and shards.is_shards(root):
         return shards.open_shards(root, **splits)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
-from deit_jax.data.classes import sort_classes
 from deit_jax.data.layout import TRAIN, check_named, choose_splits
 from deit_jax.data.removed import BrokenFile
 from deit_jax.errors import UserError, nearest

@@ -1,7 +1,7 @@
 """Data to evaluate on, from the files people have: every labelled image of it, whatever its layout.
 
 `open_eval_sets("NAME=ROOT,labels=FILE,split=NAME")`. ROOT is a folder of class folders (their names may be WordNet ids,
-names or numbers, see `deit_jax.data.classes`), a folder of such folders by split, a flat folder with a label file (see
+names or numbers, see `deit_jax.classes.match`), a folder of such folders by split, a flat folder with a label file (see
 `deit_jax.data.label_files`), a .csv table, shards of `deit_jax.data.prepare`, a TFDS data_dir, or a folder that holds
 ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
 """
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
-from deit_jax.data.classes import ClassMap, match_classes
 from deit_jax.data.files import EXTENSIONS, UNPACK, is_tar_name
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file

@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from deit_jax import models
+from deit_jax.classes.match import match_classes
 from deit_jax.config import Config
 from deit_jax.config.derived import has_teacher
-from deit_jax.data.classes import match_classes
 from deit_jax.errors import UserError
 from deit_jax.train.step import NO_TEACHER, Teacher, TeacherFunction
 from deit_jax.weights import fit_weights, load_weights

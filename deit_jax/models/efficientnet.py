@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import conv_general_dilated
 from deit_jax.models.inputs import check_images
+from deit_jax.models.layout import Layout, any_mesh, gathered
 from deit_jax.models.vit import dropout
-from deit_jax.runtime.layout import Layout, any_mesh, gathered
 
 # Table 1, stages 2-8: MBConv's expansion, kernel, stride, output channels, layers
 STAGES = (

@@ -7,7 +7,7 @@ from flax import linen, nnx, traverse_util
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.runtime.layout import Layout, with_layout
+from deit_jax.models.layout import Layout, with_layout
 
 COLLECTIONS = ("params", "batch_stats")
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import conv_general_dilated
 from deit_jax.models.inputs import check_images
-from deit_jax.runtime.layout import Layout, any_mesh, gathered
+from deit_jax.models.layout import Layout, any_mesh, gathered
 
 # He initialization over the fan-out, as PyTorch counts it (output channels x window, groups ignored).
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.models.inputs import check_images
-from deit_jax.runtime.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
+from deit_jax.models.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
 weight_init = nnx.initializers.normal(0.02)

@@ -22,8 +22,8 @@ from deit_jax.data import sources
 from deit_jax.data.base import Source
 from deit_jax.data.removed import read_broken, removed_files
 from deit_jax.errors import UserError
+from deit_jax.models.layout import Layout, make_layout
 from deit_jax.runtime import sharding
-from deit_jax.runtime.layout import Layout, make_layout
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights

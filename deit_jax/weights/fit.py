@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from deit_jax import models
-from deit_jax.data.classes import match_classes
+from deit_jax.classes.match import match_classes
 from deit_jax.errors import UserError
 from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.pos_embed import resize_pos_embed

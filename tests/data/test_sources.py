@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit_jax.classes.imagenet import synsets
 from deit_jax.config import default_config
 from deit_jax.data import images, pipeline, shards, sources, testsets, tfds_source
-from deit_jax.data.imagenet import synsets
 from deit_jax.data.tools import doctor, prepare
 from deit_jax.errors import UserError
 from examples import cifar10_folders

@@ -7,8 +7,8 @@ import numpy as np
 import oracle
 import pytest
 
+from deit_jax.classes import imagenet
 from deit_jax.config import default_config
-from deit_jax.data import imagenet
 from deit_jax.data.base import ArraySource, FileSource, Subset, limit_images
 from deit_jax.data.label_files import read_devkit, read_label_file
 from deit_jax.data.sources import open_sources

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deit_jax.classes.match import sort_classes
 from deit_jax.data import shards
-from deit_jax.data.classes import sort_classes
 from deit_jax.data.files import FolderTree, Listing, class_text, is_tar_name, list_images
 from deit_jax.data.label_files import DEVKIT, read_devkit
 from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of

@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
+from deit_jax.config import resolve, validate
 from deit_jax.data.tools.progress import command
 from deit_jax.errors import UserError, shown
 
@@ -25,7 +26,7 @@ def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]
     Returns:
       (images uint8 (batch, size, size, 3), targets (batch, classes), class names).
     """
-    import jax
+    import jax  # here and below: a command line that is wrong is told so before jax is loaded
 
     from deit_jax import models
     from deit_jax.augment import augment_train
@@ -71,8 +72,6 @@ def contact_sheet(images: np.ndarray, captions: list[str]) -> Image.Image:
 
 
 def main(_) -> None:
-    from deit_jax.config import resolve, validate
-
     logging.set_verbosity(logging.WARNING)
     if FLAGS.config is None:
         raise UserError("no config: give --config=configs/FILE.py")

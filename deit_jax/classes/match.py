@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from deit_jax.data import imagenet
+from deit_jax.classes import imagenet
 from deit_jax.errors import UserError, nearest
 
 IMAGENET_CLASSES = 1000

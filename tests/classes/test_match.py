@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deit_jax.data import imagenet
-from deit_jax.data.classes import match_classes, sort_classes
+from deit_jax.classes import imagenet
+from deit_jax.classes.match import match_classes, sort_classes
 from deit_jax.errors import UserError
 
 SYNSETS, NAMES = imagenet.synsets(), imagenet.class_names()

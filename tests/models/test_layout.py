@@ -9,9 +9,9 @@ import deit_jax
 from deit_jax import models
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
+from deit_jax.models.layout import logical_axes, make_layout, place_params
 from deit_jax.runtime import sharding
 from deit_jax.runtime.collectives import collectives
-from deit_jax.runtime.layout import logical_axes, make_layout, place_params
 from deit_jax.student import make_student
 from deit_jax.train.step import create_state, make_step, no_teacher
 
