@@ -137,10 +137,11 @@ class Photos:
         config.optimizer.lr, config.optimizer.head_lr_scale, config.steps = lr, head_lr_scale, steps
         rate = schedule(config, self.per_epoch)
         update = jax.jit(make_update(self.student, no_teacher, config, rate), donate_argnums=0)
+        initialize = jax.jit(lambda weights, seed: create_state(self.student, config, weights, seed=seed))
         total = self.total(steps)
 
         def train(seed: int, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
-            state, key = create_state(self.student, config, self.weights, seed=seed), purpose_key(seed, "drop")
+            state, key = initialize(self.weights, seed), purpose_key(seed, "drop")
             for step, batch in enumerate(batches[:total]):
                 state, _ = update(state, batch, (), jax.random.fold_in(key, step))
             sets = {"params": {"params": state["params"], "batch_stats": state["batch_stats"]}, "ema": state["ema"]}

@@ -1,7 +1,10 @@
 """What tests of several rooms share."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import seeded
@@ -13,6 +16,18 @@ from deit_jax.weights.names import Timm, entries
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden"
 SMALL = "deit_digits_distilled_patch4_16"
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """One of the eight simulated devices is all there is: whole runs that are not about devices take a fraction."""
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        patch.setattr(jax, "local_devices", lambda *_, **__: first)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(jax, "local_device_count", lambda *_: 1)
+        yield
 
 
 def relative(ours, theirs) -> float:

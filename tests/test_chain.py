@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import one_device
 
 from deit_jax.config import default_config, flat, resolve
 from deit_jax.config.finetune import stages
@@ -29,7 +30,8 @@ def digits(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
-    return folder, chain(digits(), folder)
+    with one_device():
+        return folder, chain(digits(), folder)
 
 
 def test_both_stages_run_and_are_reported(finished, capsys):
@@ -65,7 +67,8 @@ def test_fine_tuning_goes_on_from_what_was_learned(finished):
 
 def test_the_same_command_finds_everything_done(finished, capsys):
     folder, results = finished
-    again = chain(digits(), folder)
+    with one_device():
+        again = chain(digits(), folder)
     assert again["finetune"]["student"] == results["finetune"]["student"]
     assert capsys.readouterr().out.count("complete, evaluating again") == 3
 

@@ -96,5 +96,5 @@ def describe_removed(files: Sequence[BrokenFile]) -> list[str]:
     if not files:
         return []
     first = f"{files[0].name}{' …' if len(files) > 1 else ''}"
-    images = f"{len(files)} image{'s' * (len(files) > 1)}"
-    return [f"removed since the run recorded them as unreadable: {images} ({first}), passed over as before"]
+    images, they = (f"{len(files)} images", "them") if len(files) > 1 else ("1 image", "it")
+    return [f"{images} removed after the run recorded {they} as unreadable ({first}): passed over as before"]

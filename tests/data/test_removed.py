@@ -94,8 +94,8 @@ def test_a_removed_broken_image_changes_nothing(tmp_path, layout, check, how):
     same(ours, theirs)
     assert made.broken == 0  # so that too many of them, removed, no longer stop the run
     same(evaluated, evaluation(config, later))
-    assert any("removed since the run recorded them" in line for line in summary(*later))
-    assert not any("removed since" in line for line in summary(*before))
+    assert any("removed after the run recorded" in line for line in summary(*later))
+    assert not any("removed after" in line for line in summary(*before))
 
 
 def test_what_the_run_did_not_report_is_missed(tmp_path):
