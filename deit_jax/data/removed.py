@@ -68,8 +68,13 @@ def read_broken(folder: Path) -> list[BrokenFile]:
 
 def _read(path: Path) -> list[BrokenFile]:
     """One record; [] where it is not there or is damaged: then the data counts as changed."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return [BrokenFile(**fields) for fields in json.loads(path.read_text())]
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        found = [BrokenFile(**fields) for fields in json.loads(path.read_text())]
+        for file in found:
+            bytes.fromhex(file.digest)
+            if not (isinstance(file.name, str) and file.position >= 0 and file.size >= 0):
+                raise ValueError("not a file")
+        return found
     return []
 
 

@@ -140,7 +140,7 @@ class BatchLabels:
         return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
 
     def into(self, make: Any) -> "WithLabels":
-        """A maker of batches (`pipeline.TrainBatch`) that puts the labels in."""
+        """A maker of batches (`assemble.TrainBatch`) that puts the labels in."""
         return WithLabels(make, self)
 
 
@@ -148,7 +148,7 @@ class BatchLabels:
 class WithLabels:
     """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
 
-    make: Any  # a `pipeline.TrainBatch`
+    make: Any  # a `assemble.TrainBatch`
     labels: BatchLabels
 
     @property

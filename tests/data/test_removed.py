@@ -16,6 +16,7 @@ from deit_jax.errors import UserError
 from deit_jax.train.setup import open_data
 
 SIZE = 8
+DAMAGED = '[{"split": "", "name": "a", "position": "x", "label": "a", "size": 1, "digest": "zz"}]'
 
 
 def settings(root, **data):
@@ -147,7 +148,7 @@ def test_records_of_the_runs_inside_a_run_count(tmp_path):
     assert [file.position for file in read_broken(tmp_path)] == [0, 1]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"name": "x"}]', "null", "\0"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"name": "x"}]', "null", "\0", DAMAGED])
 def test_a_damaged_record_counts_as_none(tmp_path, text):
     (tmp_path / "broken-0.json").write_text(text)
     assert read_broken(tmp_path) == []
