@@ -6,38 +6,52 @@
 
 `data` holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which a tenth is then held out (docs/data.md).
 The second command makes a teacher that knows your classes, the third distils from it. Batch and length follow the
-number of images: about 20 steps per pass (batches of 16 to 128) and at least 600 in all. 200 photos take 48 passes in
-batches of 16, 20,000 take 30 in batches of 128. What it reaches depends on your images. Arguments: data=FOLDER,
+number of images: about 20 steps per pass (batches of 16 to 128) and about 600 or more in all. 200 photos take 48 passes
+in batches of 16, 20,000 take 30 in batches of 128. What it reaches depends on your images. Arguments: data=FOLDER,
 model=NAME, init=WEIGHTS or none (from scratch: 300 passes at the paper's rate), teacher=WEIGHTS, epochs=N.
 """
 
 import math
-import os
-from pathlib import Path
 
-from deit_jax.config import arguments, default_config, model_of
-from deit_jax.data.files import EXTENSIONS
+from deit_jax.config import Config, arguments, default_config, model_of
 from deit_jax.errors import UserError
 
 MIN_STEPS = 600
+ROUND = (10, 12, 16, 20, 25, 31, 40, 50, 63, 80, 100)
 FINETUNE_LR = 1e-3  # per 512 images
 
 
-def count_images(root: str) -> int:
-    """Training images below `root`, 0 where it is not there (another machine's); the run itself counts exactly."""
-    split = next((p for p in sorted(Path(root).glob("*")) if p.name.lower() in ("train", "training")), Path(root))
-    return sum(os.path.splitext(name)[1].lower() in EXTENSIONS for _, _, names in os.walk(split) for name in names)
+def count_images(config: Config) -> int:
+    """Training images that `config.data` names; 0 where they cannot be read here, which the run itself explains."""
+    from deit_jax.data.sources import find_sources  # here: flags are checked before jax is imported
+
+    try:
+        train, _ = find_sources(config)
+    except UserError:
+        return 0
+    return len(train) if train is not None else 0
+
+
+def round_up(images: int) -> int:
+    """The next of 10, 12, 16, 20, 25, 31, 40, 50, 63, 80, 100, …: what follows from it stays when a few images go."""
+    scale = 10 ** max(0, len(str(images)) - 2)
+    return next(n * scale for n in (1, 2, 3, 4, 5, 6, 8, *ROUND) if n * scale >= images)
+
+
+def batch_for(images: int) -> int:
+    """About 20 steps per pass, in batches of 16 to 128; of fewer than 16 images the largest power of 2."""
+    wanted = min(128, max(16, 2 ** round(math.log2(round_up(images) / 20))))
+    return wanted if images >= wanted else 2 ** int(math.log2(images))
 
 
 def get_config(text: str = ""):
     given = arguments(text, ("data", "model", "init", "teacher", "epochs"))
     c = default_config()
     c.data.root = given.get("data", "")
-    images = count_images(c.data.root) if c.data.root else 0
-    # about 20 steps per pass: a batch of 128 leaves one step, and up to 127 images unseen, of a folder of 200
-    c.batch_size = min(128, max(16, 2 ** round(math.log2(max(images, 1) / 20)))) if images else 128
+    images = count_images(c) if c.data.root else 0
+    c.batch_size = batch_for(images) if images else 128
     from_scratch = given.get("init") == "none"
-    shortest = math.ceil(MIN_STEPS * c.batch_size / images) if images else 0
+    shortest = math.ceil(MIN_STEPS * c.batch_size / round_up(images)) if images else 0
     c.epochs = max(300 if from_scratch else 30, shortest)
     if "epochs" in given:
         if not given["epochs"].isdigit():
@@ -59,5 +73,6 @@ def get_config(text: str = ""):
     if not from_scratch:
         o.lr, o.warmup_epochs = FINETUNE_LR, 3.0
     c.augment.repeats = 1  # views of more images instead of more views per image
+    c.data.drop_last = False  # each pass holds all images
     c.data.exif = True  # phones store photos as the sensor lies
     return c

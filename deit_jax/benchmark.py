@@ -7,23 +7,27 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from deit_jax import models
 from deit_jax.augment import augment_train
-from deit_jax.config import validate
+from deit_jax.config import Config, validate
 from deit_jax.distill.abstract import abstract_teacher, step_flops
 from deit_jax.errors import UserError
 from deit_jax.models.layout import make_layout, place_params
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
+from deit_jax.runtime.processes import from_process_0
 from deit_jax.student import Student, make_student
 from deit_jax.train.evaluate import head_logits
 from deit_jax.train.step import create_state, make_step
+
+if TYPE_CHECKING:  # the data packages are optional
+    from deit_jax.data.base import Source
 
 SAMPLES = 5  # timed stretches
 STRETCH = 1.0  # seconds each lasts at least
@@ -51,9 +55,11 @@ def stretch(call: Callable[[], Any], count: int) -> float:
 
 
 def calls_within(call: Callable[[], Any], seconds: float = STRETCH) -> int:
-    """How many calls make a stretch of that many seconds. The first call, which compiles, is not counted."""
+    """How many calls make a stretch of that many seconds, by process 0's clock: a call may wait for all processes, so
+    that all must make as many. The first call, which compiles, is not counted."""
     stretch(call, 1)
-    return max(1, round(seconds / max(stretch(call, 2), 1e-6)))
+    one = stretch(call, 2)
+    return from_process_0(lambda: max(1, round(seconds / max(one, 1e-6))))
 
 
 def time_calls(call: Callable[[], Any], samples: int = SAMPLES, seconds: float = STRETCH) -> Timing:
@@ -62,9 +68,10 @@ def time_calls(call: Callable[[], Any], samples: int = SAMPLES, seconds: float =
     return timing([stretch(call, count) for _ in range(samples)])
 
 
-def random_batch(config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
-    """A training batch of noise, on the host; with decisions or distributions of a teacher where labels are stored."""
-    rng, rows = np.random.default_rng(seed), config.batch_size
+def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
+    """This process's rows of a training batch of noise, on the host; with decisions or distributions of a teacher where
+    labels are stored."""
+    rng, rows = np.random.default_rng(seed), config.batch_size // jax.process_count()
     size, classes, k = student.img_size, student.num_classes, config.label.k
     batch = {
         "image": rng.integers(0, 256, (rows, size, size, 3), np.uint8),
@@ -89,7 +96,7 @@ class Workload:
     `compile_seconds` of the step.
     """
 
-    def __init__(self, config, num_classes: int = 1000):
+    def __init__(self, config: Config, num_classes: int = 1000) -> None:
         config = config.copy_and_resolve_references()
         config.model.num_classes = config.model.num_classes or num_classes
         self.config, self.mesh = config, sharding.make_mesh(**config.mesh)
@@ -97,10 +104,10 @@ class Workload:
         self.student = make_student(config, config.model.num_classes).on(layout)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
         teacher = abstract_teacher(config, **sizes)
-        everywhere = sharding.replicated(self.mesh)
+        replicated = sharding.replicated(self.mesh)
         random_weights = jax.jit(
             lambda seed: [models.init_arrays(m.build, jax.random.key(seed)) for m in teacher.models],
-            out_shardings=everywhere,
+            out_shardings=replicated,
         )
         self.teacher_arrays = random_weights(1)
         shapes = jax.eval_shape(lambda: create_state(self.student, config))
@@ -127,7 +134,7 @@ class Workload:
         weights = {"params": self.state["params"], "batch_stats": self.state["batch_stats"]}
         return head_logits(self.student.graphdef, weights, self.batch["image"], *self.pixels)
 
-    def augment(self):
+    def augment(self) -> tuple[jax.Array, jax.Array]:
         return self._augment(self.batch, self._key, 0)
 
     @property
@@ -145,43 +152,48 @@ class Workload:
 
 
 class Input(NamedTuple):
-    """Images/s of the host's input pipeline: on one core, and on all it may use (`threads`)."""
+    """Images/s of the input pipeline of all processes: each on one core, and on all it may use (`threads`)."""
 
     one_core: float
     all_cores: float
     threads: int
 
 
-def time_input(config, source, size: int, seconds: float = 5.0) -> float:
-    """Images/s of the training stream alone, from its second batch on."""
+def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0) -> float:
+    """Images/s of the training streams of all processes, if all are as fast as this one's, from the second batch on."""
     from deit_jax.data import pipeline  # here: the data packages are optional, the step needs none
 
-    stream = pipeline.train_batches(config, source, size=size)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    stream = pipeline.train_batches(config, source, size=size, **process)
     next(stream)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         count += len(next(stream)["label"])
     rate = count / (time.perf_counter() - begun)
     stream.close()
-    return rate
+    return rate * jax.process_count()
 
 
-def measure_input(config, source, size: int) -> Input:
+def measure_input(config: Config, source: "Source", size: int) -> Input:
     single = config.copy_and_resolve_references()
     single.data.threads, single.data.workers, single.data.prefetch = 1, 0, 1
     threads = config.data.threads or min(16, hardware.cores())
     return Input(time_input(single, source, size), time_input(config, source, size), threads)
 
 
-def share_of_waiting(workload: Workload, source, seconds: float = 10.0) -> float:
-    """The share of its time that a training loop fed from `source` waits for its next batch (0..1)."""
+def share_of_waiting(workload: Workload, source: "Source", seconds: float = 10.0) -> float:
+    """The share of its time that a training loop fed from `source` waits for its next batch (0..1).
+
+    seconds: about so long it trains; as many steps on all processes.
+    """
     from deit_jax.data import pipeline
 
-    stream = pipeline.train_batches(workload.config, source, size=workload.student.img_size)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    stream = pipeline.train_batches(workload.config, source, size=workload.student.img_size, **process)
     place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)  # noqa: E731
-    jax.block_until_ready(workload.train_on(place()))
+    count = max(3, calls_within(lambda: workload.train_on(place()), seconds))
     waited, ahead, begun = 0.0, [], time.perf_counter()
-    while time.perf_counter() - begun < seconds or len(ahead) < 3:
+    for _ in range(count):
         mark = time.perf_counter()
         batch = place()
         waited += time.perf_counter() - mark
@@ -194,7 +206,7 @@ def share_of_waiting(workload: Workload, source, seconds: float = 10.0) -> float
     return share
 
 
-def benchmark(config) -> dict[str, Any]:
+def benchmark(config: Config) -> dict[str, Any]:
     """`--mode=benchmark`: time a resolved config's parts, print a table and say what limits the run.
 
     Returns {"input": Input or None, "augment", "forward", "train": Timing of a batch, "waiting": share or None,
@@ -225,7 +237,7 @@ def benchmark(config) -> dict[str, Any]:
     return result
 
 
-def describe(result: dict[str, Any], config, work: Workload, why_not: str) -> str:
+def describe(result: dict[str, Any], config: Config, work: Workload, why_not: str) -> str:
     """A benchmark, for people."""
     device, cores = f"{jax.device_count()} x {jax.devices()[0].device_kind}", hardware.cores()
     lines = [

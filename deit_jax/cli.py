@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deit_jax.config import (
+    check_address,
     check_config_file,
     check_override,
     default_config,
@@ -64,8 +65,7 @@ def main(argv: list[str]) -> None:
     if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
-    if FLAGS.workdir and "://" in FLAGS.workdir:
-        raise UserError(f"workdir {FLAGS.workdir} is not a folder: mount the bucket (gcsfuse, s3fs) and give its path")
+    check_address("workdir", FLAGS.workdir or "")
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 

@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
@@ -21,16 +22,16 @@ from deit_jax.runtime.topologies import topology_devices
 from deit_jax.train.optimizer import num_steps
 
 
-def compile_step(config, mesh) -> tuple[jax.stages.Compiled, float]:
+def compile_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Compiled, float]:
     """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
     layout = make_layout(mesh)
     step, state, batch, teacher_arrays = abstract_step(config, layout)
     place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)  # noqa: E731
-    everywhere = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)  # noqa: E731
+    replicated = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)  # noqa: E731
     places = place_params(state, layout)
     state = place(state, places)
     batch = place(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
-    teacher_arrays = place(teacher_arrays, everywhere(teacher_arrays))
+    teacher_arrays = place(teacher_arrays, replicated(teacher_arrays))
     begun = time.perf_counter()
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
     compiled = jitted.lower(state, batch, teacher_arrays).compile()
@@ -66,7 +67,7 @@ class Plan(NamedTuple):
 class DoesNotFit(Exception):
     """The compiler itself found no way to place the program in the device's memory. `needed`: bytes, as it says."""
 
-    def __init__(self, needed: float | None):
+    def __init__(self, needed: float | None) -> None:
         super().__init__()
         self.needed = needed
 
@@ -218,13 +219,14 @@ def describe(p: Plan, config: Config) -> str:
 
 
 def forecast(p: Plan, config: Config) -> list[str]:
-    """Lines on images/s and hours, from the arithmetic at half of the peak rate and what is sent over the links; none
-    for devices without known rates."""
+    """Lines on images/s and hours, from the arithmetic at half of the peak rate and what each device sends (the
+    collectives' bytes, by the ring algorithms) at its published link bandwidth; none for devices of unknown rates."""
     known = hardware.accelerator(p.device_kind)
     if not known:
         return []
     computing = p.flops / (p.devices * known.peak / 2)
-    sending = bytes_sent(p.collectives, p.devices) / known.link if known.link and p.devices > 1 else 0.0
+    sent = bytes_sent(p.collectives, p.devices)
+    sending = sent / known.link if known.link else 0.0
     steps = num_steps(config, max(1, IMAGENET_TRAIN_IMAGES // config.batch_size))
     rate = lambda seconds: f"{config.batch_size / seconds:,.0f} images/s, {steps * seconds / 3600:,.1f} h"  # noqa: E731
     lines = [
@@ -233,9 +235,9 @@ def forecast(p: Plan, config: Config) -> list[str]:
         f"  communication hidden: {rate(max(computing, sending))}",
     ]
     if sending:
-        lines.append(
-            f"  nothing hidden:       {rate(computing + sending)} ({sending / (computing + sending):.0%} of it sending)"
-        )
+        share = sending / (computing + sending)
+        at = f"{sent / 1e9:,.2f} GB per device at {known.link / 1e9:,.0f} GB/s"
+        lines.append(f"  nothing hidden:       {rate(computing + sending)} ({share:.0%} of it sending {at})")
     return lines
 
 

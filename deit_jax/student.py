@@ -22,19 +22,21 @@ class Student(NamedTuple):
         graphdef: its structure, to be merged with arrays.
         img_size: height and width in pixels.
         num_classes: of each head.
+        layout: how its arrays and its computation are split over devices; None: not at all.
     """
 
     build: functools.partial
     graphdef: nnx.GraphDef
     img_size: int
     num_classes: int
+    layout: Layout | None = None
 
     def on(self, layout: Layout) -> "Student":
         """The same student, its computation split over devices as `layout` says."""
         if layout.mesh.size == 1:
             return self
         model = nnx.merge(*models.abstract(self.build))
-        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)))
+        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)), layout=layout)
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -1,8 +1,10 @@
 """Every test sees eight simulated devices, so that what works on one also works on many; what is compiled is kept, and
-compiled with little optimization: compiling is most of what the suite does."""
+compiled with less optimization: compiling is most of what the suite does."""
 
 import os
+import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
 
 import jax  # after the environment it reads is set
 
@@ -32,3 +34,17 @@ def pytest_cmdline_main(config):
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
         option.numprocesses, option.dist = 2, "loadfile"
         option.maxworkerrestart = "0"  # a process that dies ends the suite: xdist waits for ever where one is replaced
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> Path:
+    """The folder of the first command, one epoch long: made once for all test processes, a copy of its own for each."""
+    from filelock import FileLock
+    from helpers import make_digits_run
+
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_run"
+    with FileLock(f"{made}.lock"):
+        if not (made / "results.json").exists():
+            make_digits_run(made)
+    return Path(shutil.copytree(made, base / "digits_run_copy"))

@@ -1,18 +1,58 @@
 """What tests of several rooms share."""
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import seeded
 from PIL import Image
 
 from deit_jax import models
+from deit_jax.config import resolve
+from deit_jax.data import sources
+from deit_jax.distill import teacher
+from deit_jax.run import run
 from deit_jax.weights.names import Timm, entries
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden"
 SMALL = "deit_digits_distilled_patch4_16"
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """One of the eight simulated devices is all there is: whole runs that are not about devices take a fraction."""
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        patch.setattr(jax, "local_devices", lambda *_, **__: first)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(jax, "local_device_count", lambda *_: 1)
+        yield
+
+
+def digits_config():
+    """The first command's config, one epoch long, as it is resolved for the `digits_run` fixture."""
+    from configs.digits import get_config
+
+    config = get_config()
+    config.epochs, config.teacher.epochs, config.log.every = 1, 1, 5
+    return resolve(config)
+
+
+def make_digits_run(folder: Path) -> None:
+    """Run the first command on one device; `opened.json` lists what it opened, in order."""
+    opened = []
+    with one_device(), pytest.MonkeyPatch.context() as patch:
+        for module, name in ((sources, "open_sources"), (teacher, "load_weights")):
+            original = getattr(module, name)
+            patch.setattr(module, name, lambda *a, o=original, n=name, **k: (opened.append(n), o(*a, **k))[1])
+        run(digits_config(), folder)
+    (folder / "opened.json").write_text(json.dumps(opened))
 
 
 def relative(ours, theirs) -> float:

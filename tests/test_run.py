@@ -5,43 +5,29 @@ import os
 
 import numpy as np
 import pytest
+from helpers import digits_config, one_device
 from PIL import Image
 
 from configs.cifar10 import get_config
 from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
-from deit_jax.data import sources
-from deit_jax.distill import teacher as teaching
 from deit_jax.errors import UserError
 from deit_jax.evaluate import Request, evaluate_command
 from deit_jax.report import plots
 from deit_jax.run import printable, run
 
 
-def digits(**changes):
-    from configs.digits import get_config
-
-    config = get_config()
-    config.epochs, config.teacher.epochs = 1, 1
-    config.update(changes)
-    return resolve(config)
-
-
-OPENED: list[str] = []  # what the run of `finished` opened, in order
+@pytest.fixture
+def finished(digits_run):
+    """Its folder and results, with one device as it had."""
+    results = json.loads((digits_run / "results.json").read_text())
+    results.pop("seconds")
+    with one_device():
+        yield digits_run, results
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((sources, "open_sources"), (teaching, "load_weights")):
-            original = getattr(module, name)
-            patch.setattr(module, name, lambda *a, o=original, n=name, **k: (OPENED.append(n), o(*a, **k))[1])
-        return folder, run(digits(), folder)
-
-
-def test_data_and_teacher_are_opened_once(finished):
-    assert OPENED == ["open_sources", "load_weights"]
+def test_data_and_teacher_are_opened_once(digits_run):
+    assert json.loads((digits_run / "opened.json").read_text()) == ["open_sources", "load_weights"]
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -54,9 +40,7 @@ def test_a_run_leaves_what_it_promises(finished):
         assert name in report
     for value in (r["top1"] for r in results["student"]["params"]["heads"].values()):
         assert f"{value:.2f}" in report
-    recorded = json.loads((folder / "results.json").read_text())
-    assert recorded.pop("seconds") > 0
-    assert recorded == results
+    assert json.loads((folder / "results.json").read_text())["seconds"] > 0
     for picture in ("curves.png", "attention.png"):
         width, height = Image.open(folder / picture).size
         assert width > 500
@@ -79,7 +63,7 @@ def test_a_finished_run_is_only_evaluated_again(finished, capsys, monkeypatch):
     folder, results = finished
     (folder / "results.json").write_text('{"teacher": {"par')
     monkeypatch.setattr(plots, "attention", lambda *_: (_ for _ in ()).throw(ValueError("Expected \\\\frac\n^")))
-    assert run(digits(), folder) == results
+    assert run(digits_config(), folder) == results
     said = capsys.readouterr().out
     assert said.count("complete, evaluating again") == 3
     line = "attention.png could not be made: ValueError: Expected \\\\frac ^"
@@ -123,7 +107,7 @@ def test_evaluation_of_one_set_of_weights_describes_its_classes(finished, tmp_pa
 
 
 def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():
-    config = digits()
+    config = digits_config()
     teacher, plain = teacher_config(config), plain_config(config)
     assert (teacher.model.name, teacher.distill.kind, teacher.teacher.epochs) == ("regnety_digits", "none", 0)
     assert teacher.optimizer.lr == config.teacher.lr
@@ -143,7 +127,7 @@ def test_a_light_teacher_sees_crops_and_flips_alone():
 
 
 def test_a_teacher_is_given_or_trained_not_both(tmp_path):
-    config = digits()
+    config = digits_config()
     config.teacher.init = "somewhere"
     with pytest.raises(UserError, match="teacher.init and teacher.epochs are both given"):
         run(config, tmp_path)
@@ -151,7 +135,7 @@ def test_a_teacher_is_given_or_trained_not_both(tmp_path):
 
 @pytest.mark.parametrize(("setting", "message"), [("teacher.init", "nowhere"), ("init", "nowhere")])
 def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, message):
-    config = digits()
+    config = digits_config()
     config.teacher.epochs = 0 if setting == "teacher.init" else 1
     config.update_from_flattened_dict({setting: str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match=message):

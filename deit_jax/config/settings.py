@@ -120,6 +120,7 @@ class Optimizer(Group):
     lr_batch: int = S(512, "the batch size that `lr` is given for")
     name: str = S("adamw", "AdamW, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "sgd"))
     momentum: float = S(0.9, "SGD")
+    head_lr_scale: float = S(1.0, "the heads' learning rate is this times the others'; above 1 for new heads")
     schedule: str = S("cosine", "after warm-up", ("cosine", "constant"))
     warmup_epochs: float = S(None, "linear warm-up from warmup_lr")
     warmup_lr: float = S(1e-6, "learning rate at step 0")
@@ -174,6 +175,9 @@ class Data(Group):
     )
     holdout: float = S(0.1, "share held out for evaluation where the data has no such split")
     limit: int = S(0, "train on this many images, drawn by seed; 0: all")
+    drop_last: bool = S(
+        True, "leave out the images of a pass that fill no batch; False: fill the last one with its first images again"
+    )
     resize: str = S(
         "exact",
         "training crops: PIL's arithmetic, or cykooz-resizer's (5x as fast, off by 0.03)",

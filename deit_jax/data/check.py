@@ -3,6 +3,7 @@ named before the first evaluation, hours later."""
 
 import logging
 import threading
+from collections.abc import Callable
 
 from deit_jax.data import decode
 from deit_jax.data.base import Source
@@ -24,8 +25,11 @@ class HeaderCheck:
       checked: images read so far.
     """
 
-    def __init__(self, source: Source, what: str = "evaluation"):
-        self.source, self.what = source, what
+    def __init__(
+        self, source: Source, what: str = "evaluation", on_broken: Callable[[Source, int], None] | None = None
+    ):
+        """on_broken: called, in that thread, with the source and the position of each image that cannot be read."""
+        self.source, self.what, self.on_broken = source, what, on_broken
         self.broken: list[str] = []
         self.checked = 0
         self._stop = threading.Event()
@@ -56,6 +60,8 @@ class HeaderCheck:
             self.checked += 1
             if complaint:
                 self.broken.append(complaint)
+                if self.on_broken:
+                    self.on_broken(self.source, index)
                 if len(self.broken) <= NAMED:
                     log.warning("%s image cannot be read: %s", self.what, shown(complaint))
         if self.broken:

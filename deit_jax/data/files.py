@@ -9,6 +9,7 @@ import dataclasses
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from deit_jax.errors import UserError, shown
@@ -17,6 +18,8 @@ EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .tga .ico".split()
 )
 HIDDEN = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"])
+
+UNPACK = "unpack it, or make shards of it with python -m deit_jax.data.prepare"  # what to do with a tar file
 
 FOLDER, FILE = "folder", "file"
 BROKEN_LINK, SPECIAL, LOOP = "broken link", "pipe, socket or device", "link back to a folder above it"
@@ -39,6 +42,12 @@ class Tree(Protocol):
 
     def identity(self, where: Any) -> Any:
         """What is equal for two ways to the same folder."""
+
+
+def is_tar_name(path: Path) -> bool:
+    """Whether a file is named as a tar file, compressed or not."""
+    name = path.name.lower()
+    return name.endswith((".tar", ".tgz", ".tbz2", ".txz")) or ".tar." in name
 
 
 @dataclasses.dataclass

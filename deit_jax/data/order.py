@@ -38,16 +38,23 @@ def layout(batch: int, mix_group: int) -> np.ndarray:
 
 
 def batch_views(
-    step: int, *, seed: int, length: int, batch: int, repeats: int, mix_group: int
+    step: int, *, seed: int, length: int, batch: int, repeats: int, mix_group: int, drop_last: bool = True
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """The views of one step: epoch, then image index and repeat for each row, int64 (batch,) each.
 
-    An epoch is `length // batch` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each
-    image stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views.
+    An epoch is `epoch_steps` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each image
+    stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views. Where the last
+    batch reaches past the end of the order, it goes on from its beginning, with views of their own.
     """
-    epoch, position = divmod(step, length // batch)
+    epoch, position = divmod(step, epoch_steps(length, batch, drop_last))
     places = position * batch + layout(batch, mix_group)
-    return epoch, epoch_order(seed, epoch, length)[places // repeats], places % repeats
+    again, image = np.divmod(places // repeats, length)
+    return epoch, epoch_order(seed, epoch, length)[image], places % repeats + again * repeats
+
+
+def epoch_steps(length: int, batch: int, drop_last: bool = True) -> int:
+    """Batches of one pass over `length` images: the whole ones, or with drop_last False as many as hold every image."""
+    return length // batch if drop_last else -(-length // batch)
 
 
 def spread(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

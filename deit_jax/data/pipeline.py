@@ -1,13 +1,9 @@
 """Source → batches (see `deit_jax.data.batch`). The k-th batch is a pure function of (config.seed, k), however many
 workers make it.
 
-Each process gets its rows of the global batch of B: rows [p * B / P, (p + 1) * B / P) go to process p of P. In an
-evaluation of images that may have several right labels (imagenet2012_real), those that have none are masked out, as
-Beyer et al. 2020 count.
+Each process gets its rows of the global batch of B: rows [p * B / P, (p + 1) * B / P) go to process p of P.
 """
 
-import concurrent.futures
-import dataclasses
 import functools
 import importlib.util
 import logging
@@ -16,14 +12,14 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 from absl import flags
 
 from deit_jax.config import Config
-from deit_jax.data import batch as batches
-from deit_jax.data import images, order
+from deit_jax.data import order
+from deit_jax.data.assemble import EvalBatch, TrainBatch, Unreadable
 from deit_jax.data.base import Source
-from deit_jax.data.batch import MAX_LABELS, UNREADABLE, Batch
+from deit_jax.data.batch import Batch
+from deit_jax.data.removed import removed_positions
 from deit_jax.errors import UserError, shown
 from deit_jax.runtime import hardware
 
@@ -32,21 +28,18 @@ log = logging.getLogger(__name__)
 _named: set[str] = set()  # unreadable evaluation images that were warned of
 
 ENDLESS = 1 << 40  # steps
-CHUNK = 8  # images per task of the decoding threads
-GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
 MIN_VIEWS = 1000  # before the share of unreadable images is judged
 
 
 def steps_per_epoch(config: Config, source: Source) -> int:
-    """Whole batches in the training images. Raises UserError where there is not one."""
-    steps = len(source) // config.batch_size
-    if not steps:
+    """Batches of one pass over the training images (`data.drop_last`). Raises UserError where they fill none."""
+    if len(source) < config.batch_size:
         unit = config.accumulate * jax.device_count()  # which a batch has to be divisible by
         raise UserError(
             f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
             f"--config.batch_size={max(len(source) // unit, 1) * unit}"
         )
-    return steps
+    return order.epoch_steps(len(source), config.batch_size, config.data.drop_last)
 
 
 def train_batches(
@@ -58,12 +51,14 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     labels: Any = None,
+    on_broken: Callable[[Source, int], None] | None = None,
 ) -> "TrainBatches":
     """Endless training batches of steps start, start + 1, …; starting late costs nothing.
 
     Args:
       size: of the images, pixels per side.
       labels: a teacher's stored ones (deit_jax.distill.label_reader.BatchLabels), which become entries of the batch.
+      on_broken: called with the source and the position of each image that cannot be read, once.
 
     Returns:
       An iterator that counts unreadable images in `.broken` (of `.seen`); each is replaced by the next that can be
@@ -83,16 +78,21 @@ def train_batches(
         threads=_threads(config),
         seed=config.seed,
         batch=config.batch_size,
+        drop_last=config.data.drop_last,
         repeats=config.augment.repeats,
         mix_group=config.augment.mix_group,
         fast=config.data.resize == "fast",
         scale=tuple(config.augment.crop_scale),
         ratio=tuple(config.augment.crop_ratio),
         exif=config.data.exif,
+        removed=removed_positions(source),
     )
     if labels is not None:
         make = labels.into(make)
-    return TrainBatches(_ahead(config, make, start, ENDLESS), config.data.max_broken, config.data.broken_floor)
+    return TrainBatches(
+        _ahead(config, make, start, ENDLESS), config.data.max_broken, config.data.broken_floor,
+        functools.partial(on_broken, source) if on_broken else None,
+    )  # fmt: skip
 
 
 def eval_batches(
@@ -102,8 +102,12 @@ def eval_batches(
     size: int,
     process_index: int = 0,
     process_count: int = 1,
+    on_broken: Callable[[Source, int], None] | None = None,
 ) -> "EvalBatches":
     """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
+
+    Args:
+      on_broken: called with the source and the position of each image that cannot be read.
 
     Returns:
       An iterator. An image that cannot be read is named in a warning and in `.broken`, and counts as wrong or is
@@ -124,7 +128,10 @@ def eval_batches(
         skip=config.data.eval_broken == "skip",
         interpolation=config.data.interpolation,
     )
-    return EvalBatches(_ahead(config, make, 0, -(-len(source) // batch)), skip=make.skip)
+    return EvalBatches(
+        _ahead(config, make, 0, -(-len(source) // batch)), skip=make.skip,
+        on_broken=functools.partial(on_broken, source) if on_broken else None,
+    )  # fmt: skip
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:
@@ -156,41 +163,6 @@ def _ahead(config: Config, make: Any, start: int, stop: int) -> Any:
     return iter(batches)
 
 
-@functools.cache
-def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-
-def _fill(threads: int, count: int, load: Callable[[int], None]) -> None:
-    """load(0) … load(count - 1) by `threads` threads; the first exception is raised."""
-
-    def chunk(first):
-        for row in range(first, min(first + CHUNK, count)):
-            load(row)
-
-    spread = map if threads == 1 else _pool(threads).map
-    for _ in spread(chunk, range(0, count, CHUNK)):
-        pass
-
-
-def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[Any, dict[str, Any]]:
-    """What `decode` makes of one image, and the sample it is from. Raises OSError naming an unreadable image,
-    UserError for a label outside the classes."""
-    name = f"image {index}"
-    try:
-        sample = source[index]
-        name = sample["name"]
-        decoded = decode(sample["image"])
-    except OSError as error:
-        raise OSError(f"{name} ({error})") from error
-    if not 0 <= sample["label"] < source.num_classes:
-        raise UserError(
-            f"{name} has label {sample['label']}: labels of {source.num_classes} classes are "
-            f"0 to {source.num_classes - 1}"
-        )
-    return decoded, sample
-
-
 class EvalBatches:
     """Iterator over evaluation batches that names the images that cannot be read, each once per process.
 
@@ -199,8 +171,8 @@ class EvalBatches:
       seen: images met so far, readable or not.
     """
 
-    def __init__(self, batches: Any, *, skip: bool):
-        self._batches, self._skip = batches, skip
+    def __init__(self, batches: Any, *, skip: bool, on_broken: Callable[[int], None] | None = None):
+        self._batches, self._skip, self._on_broken = batches, skip, on_broken
         self.broken: list[str] = []
         self.seen = 0
 
@@ -219,12 +191,13 @@ class EvalBatches:
                 how = "are left out" if self._skip else "count as wrong"
                 log.warning("%d of %d evaluation images cannot be read: they %s", len(self.broken), self.seen, how)
             raise
-        broken = batch.pop("broken")
-        for name in broken:
+        for position, name in batch.pop("broken"):
             if name not in _named:
                 log.warning("evaluation image cannot be read: %s", shown(name))
                 _named.add(name)
-        self.broken += broken
+            if self._on_broken:
+                self._on_broken(position)
+            self.broken.append(name)
         self.seen += batch.pop("seen")
         return batch
 
@@ -240,125 +213,6 @@ def _unwrapped(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalBatch:
-    """Batch number → evaluation batch, with the unreadable images' names under "broken" and the images' number under
-    "seen"; or {"error": message}."""
-
-    source: Source
-    size: int
-    rows: slice
-    threads: int
-    batch: int
-    crop: float
-    exif: bool
-    skip: bool
-    interpolation: str
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
-        real = np.flatnonzero(indices < len(self.source))
-        several = getattr(self.source, "several_labels", False)
-        out = batches.zeros(batches.eval_entries(self.size, several), len(indices))
-        out["mask"][real] = 1
-        if several:
-            out["labels"][:] = -1
-        broken = [""] * len(real)
-
-        def load(row: int) -> None:
-            try:
-                pixels, sample = read(
-                    self.source, int(indices[row]), lambda image: images.decode(image, exif=self.exif)
-                )
-            except OSError as error:
-                broken[row] = str(error)
-                out["label"][row], out["mask"][row] = UNREADABLE, not self.skip
-                return
-            out["label"][row] = sample["label"]
-            if several:
-                labels = sample["labels"][:MAX_LABELS]
-                out["labels"][row, : len(labels)] = labels
-                out["mask"][row] = len(labels) > 0
-            out["image"][row] = images.eval_image(pixels, self.size, self.crop, self.interpolation)
-
-        try:
-            _fill(self.threads, len(real), load)
-        except UserError as error:
-            return {"error": str(error)}
-        return {**out, "broken": [name for name in broken if name], "seen": len(real)}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainBatch:
-    """Step → training batch, with the unreadable images' names under "broken"; or {"error": message}."""
-
-    source: Source
-    size: int
-    rows: slice
-    threads: int
-    seed: int
-    batch: int
-    repeats: int
-    mix_group: int
-    fast: bool
-    scale: tuple[float, ...]
-    ratio: tuple[float, ...]
-    exif: bool
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        epoch, index, repeat = order.batch_views(
-            int(step),
-            seed=self.seed,
-            length=len(self.source),
-            batch=self.batch,
-            repeats=self.repeats,
-            mix_group=self.mix_group,
-        )
-        index, repeat = index[self.rows], repeat[self.rows]
-        out = batches.zeros(batches.train_entries(self.size), len(index))
-        out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
-        # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
-        found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
-        rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-        broken: list[list[str]] = [[] for _ in found]
-
-        def load(which):
-            views = repeat[rows[which]].tolist()
-            position, pixels, boxes, label = self.readable(int(found[which]), epoch, views, broken[which])
-            for row, box in zip(rows[which], boxes, strict=True):
-                out["image"][row] = images.random_resized_crop(pixels, box, self.size, fast=self.fast)
-                out["label"][row], out["index"][row] = label, position
-
-        try:
-            _fill(self.threads, len(found), load)
-        except UserError as error:
-            return {"error": str(error)}
-        views = [name for which in np.argsort(first) for name in broken[which] * len(rows[which])]
-        return out | {"broken": views}
-
-    def readable(
-        self, index: int, epoch: int, views: list[int], broken: list[str]
-    ) -> tuple[int, np.ndarray, list[images.Box], int]:
-        """Position, pixels, one box per view, and label of the first image from `index` on that can be read; the names
-        of the others are added to `broken`. Raises UserError where too many in a row cannot."""
-        tries = min(GIVE_UP, len(self.source))
-        for position in range(index, index + tries):
-            position %= len(self.source)
-
-            def draw(height: int, width: int, position=position) -> list[images.Box]:
-                keys = [order.generator(self.seed, "crop", epoch, position, view) for view in views]
-                return [images.draw_crop(key, height, width, self.scale, self.ratio) for key in keys]
-
-            try:
-                (pixels, boxes), sample = read(
-                    self.source, position, lambda image, draw=draw: images.decode_boxes(image, draw, self.exif)
-                )
-                return position, pixels, boxes, sample["label"]
-            except OSError as error:
-                broken.append(str(error))
-        raise UserError(f"{tries} images in a row cannot be read, the first: {broken[0]}")
-
-
 class TrainBatches:
     """Iterator over training batches that counts the unreadable images on the way.
 
@@ -367,8 +221,8 @@ class TrainBatches:
       seen: views so far.
     """
 
-    def __init__(self, batches: Any, max_broken: float, floor: int):
-        self._batches, self._max_broken, self._floor = batches, max_broken, floor
+    def __init__(self, batches: Any, max_broken: float, floor: int, on_broken: Callable[[int], None] | None = None):
+        self._batches, self._max_broken, self._floor, self._on_broken = batches, max_broken, floor, on_broken
         self._named: set[str] = set()
         self.seen = self.broken = 0
 
@@ -384,17 +238,19 @@ class TrainBatches:
         """End the threads and processes that read ahead."""
         self._batches.close()
 
-    def _count(self, views: int, broken: list[str]) -> None:
+    def _count(self, views: int, broken: list[Unreadable]) -> None:
         self.seen += views
         self.broken += len(broken)
-        for name in broken:
+        for position, name in broken:
             if name not in self._named:
                 log.warning("unreadable image, replaced by the next: %s", shown(name))
                 self._named.add(name)
+                if self._on_broken:
+                    self._on_broken(position)
         too_many = self.broken > self._max_broken * self.seen and len(self._named) > self._floor
         if self.seen >= MIN_VIEWS and too_many:
             raise UserError(
                 f"{self.broken} of {self.seen} views of training images cannot be read, of {len(self._named)} files,"
-                f" e.g. {min(self._named)}: repair or remove them, or raise data.max_broken above"
-                f" {self.broken / self.seen:.2g} or data.broken_floor to {len(self._named)} or more"
+                f" e.g. {min(self._named)}: remove them and start the same command again, or raise data.max_broken"
+                f" above {self.broken / self.seen:.2g} or data.broken_floor to {len(self._named)} or more"
             )

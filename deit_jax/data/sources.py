@@ -18,8 +18,10 @@ from deit_jax.data.base import (
     limit_images,
     summary,
 )
+from deit_jax.data.files import UNPACK, is_tar_name
 from deit_jax.data.folders import open_folder, scan_folder
 from deit_jax.data.layout import RIGHT
+from deit_jax.data.removed import BrokenFile
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError
 
@@ -39,7 +41,9 @@ __all__ = [
 ]
 
 
-def open_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source, Source]:
+def open_sources(
+    config: Config, class_names: Sequence[str] | None = None, broken: Sequence[BrokenFile] = ()
+) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
     A `root` decides by what it is: a .csv or .tsv table, a folder of shards as deit_jax.data.prepare makes them, a TFDS
@@ -48,12 +52,13 @@ def open_sources(config: Config, class_names: Sequence[str] | None = None) -> tu
     Args:
       class_names: the order of the classes that a run recorded when it began (a checkpoint's), for folders and tables;
         None for a new run: numeric where all names are whole numbers, else sorted.
+      broken: files that the run recorded as unreadable; those that were removed keep their places.
 
     Raises:
       UserError: for what is missing, empty or unknown, for a single class, and where `model.num_classes` is given and
         differs.
     """
-    train, evaluation = find_sources(config, class_names)
+    train, evaluation = find_sources(config, class_names, broken)
     if train is None:
         raise UserError(
             f"{config.data.root or config.data.name} leaves no images to train on: choose a split with "
@@ -91,9 +96,11 @@ def open_digits() -> tuple[Subset, Subset]:
     return train, evaluation
 
 
-def find_sources(config: Config, class_names: Sequence[str] | None = None) -> tuple[Source | None, Source]:
+def find_sources(
+    config: Config, class_names: Sequence[str] | None = None, broken: Sequence[BrokenFile] = ()
+) -> tuple[Source | None, Source]:
     """All training images, None where there are none, and the evaluation images; see `open_sources`."""
-    train, evaluation = _find(config, class_names)
+    train, evaluation = _find(config, class_names, broken)
     for source in (train, evaluation):
         while isinstance(source, Subset):
             source = source.source
@@ -102,8 +109,11 @@ def find_sources(config: Config, class_names: Sequence[str] | None = None) -> tu
     return train, evaluation
 
 
-def _find(config: Config, class_names: Sequence[str] | None) -> tuple[Source | None, Source]:
+def _find(
+    config: Config, class_names: Sequence[str] | None, broken: Sequence[BrokenFile]
+) -> tuple[Source | None, Source]:
     data = config.data
+    recorded = {"class_names": class_names, "broken": broken}
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     if not data.root and data.name == "digits":
         return open_digits()
@@ -111,19 +121,17 @@ def _find(config: Config, class_names: Sequence[str] | None) -> tuple[Source | N
     if root and is_table(root) and not root.is_dir():
         if not root.is_file():
             raise UserError(f"data.root {data.root} is not there, or not a file: give a table of path,label")
-        return open_csv(str(root), **splits, class_names=class_names)
+        return open_csv(str(root), **splits, **recorded)
     if root and not root.is_dir():
-        raise UserError(
-            f"data.root {data.root} is not a folder: give one that holds a folder of images for each class, or a table"
-            f" ({', '.join(DELIMITERS)})"
-        )
+        right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
+        raise UserError(f"data.root {data.root} is not a folder: {UNPACK if is_tar_name(root) else right}")
     from deit_jax.data import shards, tfds_source  # here: their packages are optional, files need none
 
     if root and shards.is_shards(root):
         return shards.open_shards(root, **splits)
     if root is None or tfds_source.is_data_dir(root, data.name):
         return tfds_source.open_tfds(data.name, root, **splits)
-    return open_folder(str(root), **splits, class_names=class_names)
+    return open_folder(str(root), **splits, **recorded)
 
 
 def _check_classes(config: Config, source: Source) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
-from deit_jax.data.files import EXTENSIONS
+from deit_jax.data.files import EXTENSIONS, UNPACK, is_tar_name
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
 from deit_jax.data.layout import EVAL_SPLITS, TRAIN, split_of
@@ -90,10 +90,8 @@ def _open_root(spec: Spec) -> EvalSet:
         source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
         return EvalSet(spec.name, source)
     if not root.is_dir():
-        unpack = (
-            ": unpack it, or pack it into shards with python -m deit_jax.data.prepare" if ".tar" in root.name else ""
-        )
-        raise UserError(f"--data {root} is not a folder{unpack or ': give one, or a .csv table of path,label'}")
+        right = UNPACK if is_tar_name(root) else "give one, or a .csv table of path,label"
+        raise UserError(f"--data {root} is not a folder: {right}")
     if shards.is_shards(root):
         return EvalSet(spec.name, shards.open_shards(root, train_split="train", eval_split=spec.split, holdout=1.0)[1])
     if tfds_source.is_data_dir(root, spec.name):

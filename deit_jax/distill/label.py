@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from deit_jax.augment import augment_train
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import pipeline
+from deit_jax.data.removed import BrokenRecord
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
 from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, runs, size_forecast
 from deit_jax.distill.runs import train_teacher
@@ -69,10 +70,12 @@ def make_header(config, source, student: Student, teacher: dict) -> dict[str, An
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 
 
-def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "") -> dict[str, Any]:
+def label(
+    config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "", like: Data | None = None
+) -> dict[str, Any]:
     """Store the teacher's labels of the run that `config` (resolved and valid) describes in `workdir`, or finish the
     store it holds. With `verify`, make that many batches again instead and compare. teacher_init: weights of a teacher
-    that was trained just before, as `train`'s.
+    that was trained just before, as `train`'s. like: as `open_data`'s.
 
     Every process makes its own share of the chunks, whole batches on its own devices. Returns what was done. Raises
     UserError for bad input and a full disk (what was written stays usable), Interrupted after a signal.
@@ -81,11 +84,11 @@ def label(config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "
     config.distill.labels = ""
     if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
-    data = open_data(config)
+    folder = Path(workdir).expanduser().absolute()
+    data = open_data(config, folder, like)
     source = data.train
     student = make_student(config, source.num_classes)
     total = num_steps(config, pipeline.steps_per_epoch(config, source))
-    folder = Path(workdir).expanduser().absolute()
     make_header(config, source, student, {})
     if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
         header = read_header(folder)
@@ -114,7 +117,10 @@ def make_labels(
     arrays = jax.device_put(arrays, sharding.replicated(mesh))
     jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
     one = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)  # noqa: E731
-    batches = lambda start: pipeline.train_batches(config, source, size=student.img_size, start=start)  # noqa: E731
+    broken = BrokenRecord(folder, jax.process_index())
+    batches = lambda start: pipeline.train_batches(  # noqa: E731
+        config, source, size=student.img_size, start=start, on_broken=broken.add
+    )
     if verify:
         return compare(store, one, batches, verify, total)
     return fill(store, one, batches, total)

@@ -37,7 +37,9 @@ def image_identity(config, source, img_size: int) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "model.img_size": img_size,
         "data.resize": config.data.resize,
-        **({"data.exif": True} if config.data.exif else {}),  # stores from before the setting are of images unturned
+        # named only where they differ from what stores from before these settings were made with
+        **({"data.exif": True} if config.data.exif else {}),
+        **({} if config.data.drop_last else {"data.drop_last": False}),
         **{f"augment.{name}": config.augment[name] for name in shaping},
         **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
     }
@@ -138,7 +140,7 @@ class BatchLabels:
         return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
 
     def into(self, make: Any) -> "WithLabels":
-        """A maker of batches (`pipeline.TrainBatch`) that puts the labels in."""
+        """A maker of batches (`assemble.TrainBatch`) that puts the labels in."""
         return WithLabels(make, self)
 
 
@@ -146,7 +148,7 @@ class BatchLabels:
 class WithLabels:
     """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
 
-    make: Any  # a `pipeline.TrainBatch`
+    make: Any  # a `assemble.TrainBatch`
     labels: BatchLabels
 
     @property

@@ -161,6 +161,15 @@ def place_params(tree: Any, layout: Layout) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def pin_params(tree: Any, layout: Layout | None) -> Any:
+    """A tree with the parameters' paths (a sum of gradients), inside jit, split as the parameters are stored; as it is
+    without a layout."""
+    if layout is None:
+        return tree
+    pin = lambda keys, x: layout.constrain(x, layout.stored(path_of(keys), x.shape))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(pin, tree)
+
+
 def gather(layout: Layout, path: str, x: jax.Array, dtype: Any = None) -> jax.Array:
     """A stored weight as a block needs it, cast to `dtype` before it travels.
 

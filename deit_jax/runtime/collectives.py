@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = "all-reduce all-gather reduce-scatter all-to-all collective-permute".split()
@@ -85,7 +86,8 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _found(lines: list[str]):
+def _found(lines: list[str]) -> Iterator[Found]:
+    """The collectives that these lines start."""
     sizes: dict[str, int] = {}
     for line in lines:
         instruction = INSTRUCTION.match(line)
@@ -104,7 +106,7 @@ def _found(lines: list[str]):
         yield Found(kind, max(given, made), channel[1] if channel else "")
 
 
-def _calls(lines: list[str], computations: dict[str, list[str]]):
+def _calls(lines: list[str], computations: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
     """(computation, how often it runs) for each that these lines call."""
     for line in lines:
         rounds = 1

@@ -1,13 +1,19 @@
 """What is known of machines: peak rates and memory of accelerators, and which of several ways is best on which."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GIB = 2**30
 
 
 class Accelerator(NamedTuple):
-    """One device: peak dense bfloat16 FLOP/s; memory in bytes; bytes/s it sends to its neighbours (0: not known)."""
+    """One device.
+
+    Attributes:
+        peak: dense bfloat16 FLOP/s.
+        memory: bytes.
+        link: bytes/s that it can send to all of its neighbours together, while it receives as many; 0: not known.
+    """
 
     peak: float
     memory: float
@@ -15,18 +21,19 @@ class Accelerator(NamedTuple):
 
 
 # By a part of jax's `device_kind`, the first that matches. Data sheets' rates, but for H100 and H200, whose 989 TFLOP/s
-# no power limit allows for long: there it is what large products of random numbers reach. Links: NVLink and TPU
-# interconnect as their data sheets say, one direction.
+# no power limit allows for long: there it is what large products of random numbers reach. Of v5e's 16 GiB libtpu's
+# compiler gives a program 15.75. Links: half of the bidirectional bandwidth that NVIDIA (NVLink) and Google (per chip)
+# publish; of TPU v4 a pod's all-reduce bandwidth by its chips, which is the same figure for v5e and v6e.
 ACCELERATORS = {
     "H200": Accelerator(790e12, 139 * GIB, 450e9),
     "H100": Accelerator(790e12, 79 * GIB, 450e9),
     "A100-SXM4-80GB": Accelerator(312e12, 79 * GIB, 300e9),
     "A100 80GB": Accelerator(312e12, 79 * GIB),
     "A100": Accelerator(312e12, 39 * GIB),
-    "TPU v4": Accelerator(275e12, 32 * GIB, 150e9),
-    "TPU v5 lite": Accelerator(197e12, 16 * GIB, 100e9),
-    "TPU v5": Accelerator(459e12, 95 * GIB, 300e9),
-    "TPU v6": Accelerator(918e12, 32 * GIB, 200e9),
+    "TPU v4": Accelerator(275e12, 32 * GIB, 268e9),
+    "TPU v5 lite": Accelerator(197e12, 15.75 * GIB, 200e9),
+    "TPU v5": Accelerator(459e12, 95 * GIB, 600e9),
+    "TPU v6": Accelerator(918e12, 32 * GIB, 400e9),
 }
 
 
@@ -60,12 +67,12 @@ BEST = {
 }
 
 
-def best(setting: str, value, platform: str):
+def best(setting: str, value: Any, platform: str) -> Any:
     """`value`, or, where it is left open ("auto" or 0), what is best on `platform` (jax.default_backend())."""
     return BEST[setting].get(platform, BEST[setting]["gpu"]) if value in ("auto", 0) else value
 
 
-def settle(config, platform: str):
+def settle(config: Any, platform: str) -> Any:
     """A copy of `config` in which all that model and teacher leave open is what is best on `platform`."""
     config = config.copy_and_resolve_references()
     for group in (config.model, config.teacher):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from deit_jax.data import pipeline
 from deit_jax.data.check import HeaderCheck
+from deit_jax.data.removed import BrokenRecord
+from deit_jax.data.tools.progress import track
 from deit_jax.errors import UserError
 from deit_jax.models.layout import place_params
 from deit_jax.report.log import Log
@@ -23,6 +25,7 @@ from deit_jax.train.setup import Run, load_init
 from deit_jax.train.step import State, create_state, make_step
 from deit_jax.train.stream import Stream
 
+PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
 STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
 
 
@@ -80,14 +83,14 @@ def train(run: Run) -> dict[str, dict]:
         step = int(state["step"])
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
-        if jax.process_index() == 0 and step < total:
-            exits.enter_context(HeaderCheck(run.data.evaluation))
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
+        if jax.process_index() == 0 and step < total:
+            exits.enter_context(HeaderCheck(run.data.evaluation, on_broken=stream.record.add))
 
         while not stop.asked(step):
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
-                results = evaluate_state(run, state, checkpoints, log, stop)
+                results = evaluate_state(run, state, checkpoints, log, stop, stream.record)
             if step == total or stop.asked(step):  # the next start evaluates first what was interrupted here
                 break
             with log.waiting():
@@ -156,15 +159,23 @@ def save(run: Run, state: State, checkpoints: Checkpoints, log: Log) -> None:
     checkpoints.save(state, run.meta | {"interval_losses": log.interval_losses()})
 
 
-def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict | None:
+def evaluate_state(
+    run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop, record: BrokenRecord
+) -> dict | None:
     """Evaluate the weights and their average, log and record it; None where a signal came meanwhile.
+
+    record: takes the images that cannot be read.
 
     Of several processes none may leave alone: there the evaluation is finished first.
     """
 
     def batches() -> Iterator[pipeline.Batch]:
         process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        for batch in pipeline.eval_batches(run.config, run.data.evaluation, size=run.student.img_size, **process):
+        images, rows = run.data.evaluation, run.config.data.eval_batch_size or run.config.batch_size
+        size = run.student.img_size
+        stream = pipeline.eval_batches(run.config, images, size=size, on_broken=record.add, **process)
+        total = -(-len(images) // rows) if jax.process_index() == 0 else 0
+        for batch in track(stream, "evaluation batches", total, after=PROGRESS_AFTER):
             if jax.process_count() == 1 and stop.signal is not None:
                 raise Interrupted(f"{run.title}: evaluation of step {step} stopped")
             yield batch

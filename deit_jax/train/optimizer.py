@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
+from deit_jax.weights.names import HEADS
 
 HELD_BY_AVERAGE = 0.1  # share of the first weights in the final average above which a run says so
 
@@ -30,14 +31,25 @@ def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Gradient → updates before the learning rate, which the train step multiplies them by, negated.
 
-    AdamW: clipping, Adam, decoupled decay. SGD: clipping, coupled decay, Nesterov momentum, in PyTorch's order.
+    AdamW: clipping, Adam, decoupled decay. SGD: clipping, coupled decay, Nesterov momentum, in PyTorch's order. The
+    heads' updates come last, times `optimizer.head_lr_scale`: their learning rate, and so their decay, is that much
+    higher, as that of a parameter group of its own.
     """
     o = config.optimizer
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(o.weight_decay, lambda params: decay_mask(params, o.decay_dist_token))
     if o.name == "sgd":
-        return optax.chain(clip, decay, optax.trace(o.momentum, nesterov=True))
-    return optax.chain(clip, optax.scale_by_adam(o.beta1, o.beta2, o.eps), decay)
+        parts = [clip, decay, optax.trace(o.momentum, nesterov=True)]
+    else:
+        parts = [clip, optax.scale_by_adam(o.beta1, o.beta2, o.eps), decay]
+    if o.head_lr_scale != 1:  # absent otherwise, so that states saved before the setting keep their form
+        parts.append(optax.stateless(lambda updates, _: scale_heads(updates, o.head_lr_scale)))
+    return optax.chain(*parts)
+
+
+def scale_heads(updates: Any, scale: float) -> Any:
+    """The updates of the classification heads times `scale`, the others as they are. updates: as the parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, u: u * scale if path[0].key in HEADS else u, updates)
 
 
 def num_steps(config: Config, steps_per_epoch: int) -> int:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from deit_jax.config import Config
 from deit_jax.data import sources
 from deit_jax.data.base import Source
+from deit_jax.data.removed import read_broken, removed_files
 from deit_jax.errors import UserError
 from deit_jax.models.layout import Layout, make_layout
 from deit_jax.runtime import sharding
@@ -119,14 +120,27 @@ class Run:
         }
 
 
-def open_data(config: Config, workdir: str | Path | None = None) -> Data:
+def open_data(config: Config, workdir: str | Path | None = None, like: Data | None = None) -> Data:
     """The training and evaluation images of a resolved config. Process 0 prints what they are.
 
-    workdir: of a run that may have begun, whose classes keep the order that its checkpoint records.
+    workdir: of a run or a label store that may have begun, whose classes keep their order, and whose unreadable images
+        may have been removed since.
+    like: data of the study that the run is part of, whose order of classes and removed images it shares.
 
     Raises UserError for what is missing, and on every process where several of them see different images.
     """
-    data = Data(*sources.open_sources(config, recorded_classes(workdir)))
+    broken = [*read_broken(Path(workdir))] if workdir is not None else []
+    if like is not None:
+        broken += removed_files(like)
+        names = list(like.train.class_names)
+    else:
+        names = recorded_classes(workdir)
+    data = Data(*sources.open_sources(config, names, broken))
+    recorded = "" if names else recorded_fingerprint(workdir, config.distill.labels)
+    former = sorted(data.train.class_names)  # how folders named by numbers were numbered once
+    if recorded and former != data.train.class_names and data.train.fingerprint != recorded:
+        other = Data(*sources.open_sources(config, former, broken))
+        data = other if other.train.fingerprint == recorded else data
     if jax.process_index() == 0:
         print("\n".join(sources.summary(*data)), flush=True)
     check_same_on_all_processes(data)
@@ -139,6 +153,17 @@ def recorded_classes(workdir: str | Path | None) -> list[str] | None:
     with contextlib.suppress(UserError, KeyError, TypeError):
         return list(read_meta(step)["weights"]["class_names"]) if step else None
     return None
+
+
+def recorded_fingerprint(workdir: str | Path | None, labels: str = "") -> str:
+    """The fingerprint of the training images that a run, or a study, in `workdir` began with, or a label store there,
+    or else the label store `labels`; "" where there is none that can be read."""
+    for folder in [Path(place).expanduser() for place in (workdir, labels) if place]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((folder / "config.json").read_text())["data.fingerprint"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((folder / "labels.json").read_text())["images"]["data.fingerprint"])
+    return ""
 
 
 def check_same_on_all_processes(data: Data) -> None:

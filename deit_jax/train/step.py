@@ -12,6 +12,7 @@ from deit_jax import models
 from deit_jax.augment import augment_train
 from deit_jax.config import Config
 from deit_jax.losses import distillation_loss
+from deit_jax.models.layout import Layout, pin_params
 from deit_jax.randomness import purpose_key
 from deit_jax.student import Student
 from deit_jax.train.optimizer import averaging_decay, make_optimizer, num_steps, schedule
@@ -80,11 +81,11 @@ def make_loss(student: Student, teacher: TeacherFunction, config: Config) -> Cal
     return loss_fn
 
 
-def make_gradient(loss_fn: Callable, accum_steps: int) -> Callable:
+def make_gradient(loss_fn: Callable, accum_steps: int, layout: Layout | None = None) -> Callable:
     """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics, gradient).
 
     With accum_steps > 1 the batch is cut into that many microbatches, computed one after the other to save memory; loss
-    and gradient are their means.
+    and gradient are their means. The sum of the gradients is split over devices as `layout` stores the parameters.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -95,13 +96,16 @@ def make_gradient(loss_fn: Callable, accum_steps: int) -> Callable:
     def accumulated(params, batch_stats, teacher_arrays, batch, key):
         def add_microbatch(carry, xs):
             loss, batch_stats, grads = carry
-            (micro_loss, batch_stats), micro_grads = grad_fn(params, batch_stats, teacher_arrays, *xs)
-            return (loss + micro_loss, batch_stats, jax.tree.map(jnp.add, grads, micro_grads)), None
+            # else the compiler gathers split weights once, before the loop, and holds them whole through all of it
+            weights, loss = jax.lax.optimization_barrier((params, loss)) if layout else (params, loss)
+            (micro_loss, batch_stats), micro_grads = grad_fn(weights, batch_stats, teacher_arrays, *xs)
+            grads = pin_params(jax.tree.map(jnp.add, grads, micro_grads), layout)
+            return (loss + micro_loss, batch_stats, grads), None
 
         # each microbatch takes rows from every device, so that no row has to move
         split = lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
         microbatches = jax.tree.map(split, batch), jax.random.split(key, accum_steps)
-        zeros = jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, params)
+        zeros = jnp.zeros(()), batch_stats, pin_params(jax.tree.map(jnp.zeros_like, params), layout)
         (loss, batch_stats, grads), _ = jax.lax.scan(add_microbatch, zeros, microbatches)
         return loss / accum_steps, batch_stats, jax.tree.map(lambda g: g / accum_steps, grads)
 
@@ -115,7 +119,7 @@ def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_s
     needs. A step whose loss or gradient is not finite leaves the weights as they are and is counted in `nonfinite`.
     """
     tx = make_optimizer(config)
-    gradient = make_gradient(make_loss(student, teacher, config), config.accumulate)
+    gradient = make_gradient(make_loss(student, teacher, config), config.accumulate, student.layout)
 
     def update(state: State, batch: Batch, teacher_arrays, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         loss, batch_stats, grads = gradient(state["params"], state["batch_stats"], teacher_arrays, batch, key)

@@ -3,6 +3,7 @@
 import jax
 
 from deit_jax.data import pipeline
+from deit_jax.data.removed import BrokenRecord
 from deit_jax.train.setup import Run
 
 
@@ -11,12 +12,15 @@ class Stream:
 
     Only a run that was rolled back, whose data is ahead of its step, gets that far.
 
+    What cannot be read is recorded in the run's folder (`deit_jax.data.removed`).
+
     Attributes:
         broken: unreadable images met so far, each replaced by the next that can be read.
     """
 
     def __init__(self, run: Run, position: int):
         self.run, self.broken = run, 0
+        self.record = BrokenRecord(run.folder, jax.process_index())
         self.open(position)
 
     def open(self, position: int) -> None:
@@ -30,6 +34,7 @@ class Stream:
             labels=self.run.labels,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            on_broken=self.record.add,
         )
 
     def seek(self, position: int) -> None:

@@ -50,7 +50,10 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
             fix = longer_command(folder, config, theirs, changed) or "choose another --workdir"
             raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {fix}")
         if seen != fingerprint:
-            raise UserError(f"the training data changed since the run in {workdir} began: choose another --workdir")
+            raise UserError(
+                f"the training data changed since the run in {workdir} began: restore it (only images that the run"
+                " reported as unreadable may be removed), or choose another --workdir"
+            )
         same_limit = theirs.get("evaluate.limit", 0) == ours["evaluate.limit"]
         if evaluated and eval_fingerprint and same_limit and evaluated != eval_fingerprint:
             raise UserError(

@@ -190,6 +190,8 @@ def tell(loaded: Weights, said: Description) -> None:
             f" {found.name} where no model is named (a file named {other}.safetensors would say so)"
         )
     values = {"mean": loaded.mean, "std": loaded.std} | {key: config.get(key) for key in ("num_heads", "img_size")}
+    if said.img_size:  # it is said, and noted where it does not fit
+        values["img_size"] = None
     assumed = [f"{what} {values[key]}" for key, what in ASSUMABLE.items() if key in loaded.assumed and values[key]]
     if assumed:
         loaded.notes.append(

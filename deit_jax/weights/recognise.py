@@ -144,6 +144,11 @@ def recognise_vit(shapes: Shapes, source: str, said: Description) -> Architectur
     img_size = image_size(patches, patch, size)
     if size is None or img_size != size:
         assumed.append("img_size")
+    if said.img_size and img_size != said.img_size:
+        said.notes.append(
+            f"its configuration says image size {said.img_size}: it is not used, the position embedding has {patches}"
+            f" patches of {patch} pixels"
+        )
     config |= {
         "num_heads": num_heads,
         "mlp_ratio": hidden / max(dim, 1),

@@ -114,6 +114,12 @@ def test_right_overrides(path, value):
         ("epochs", 0, "steps and epochs are both 0"),
         ("data.crop", 0.0, "data.crop is 0"),
         ("batch_size", 1020, "not divisible by 8 devices: use --config.batch_size=1024"),
+        (
+            "data.root",
+            "gs://b/imagenet",
+            r"data.root gs://b/imagenet is an address, not a path: mount the bucket \(gcsfuse",
+        ),
+        ("distill.labels", "file:///shared/labels", "distill.labels file:///.* not a path: use /shared/labels"),
         ("accumulate", 3, "8 devices x 3 parts: use --config.batch_size=1032"),
     ],
 )

@@ -7,8 +7,8 @@ from deit_jax.augment import num_groups
 from deit_jax.data import order
 
 
-def views(step, *, seed=0, length=1000, batch=64, repeats=3, mix_group=64):
-    return order.batch_views(step, seed=seed, length=length, batch=batch, repeats=repeats, mix_group=mix_group)
+def views(step, *, seed=0, length=1000, batch=64, repeats=3, mix_group=64, **more):
+    return order.batch_views(step, seed=seed, length=length, batch=batch, repeats=repeats, mix_group=mix_group, **more)
 
 
 def epoch_views(epoch: int, *, length=1000, batch=64, **kwargs):
@@ -60,6 +60,28 @@ def test_without_repeats_every_image_comes_once():
     index, repeat = epoch_views(3, length=640, repeats=1)
     np.testing.assert_array_equal(np.sort(index), np.arange(640))
     assert not repeat.any()
+
+
+@pytest.mark.parametrize(("length", "batch"), [(200, 16), (50, 16), (53, 13), (64, 16), (17, 16), (16, 16)])
+def test_without_drop_last_every_image_comes_in_every_pass(length, batch):
+    steps = order.epoch_steps(length, batch, drop_last=False)
+    assert steps == -(-length // batch)
+    for epoch in (0, 3):
+        taken = [views(epoch * steps + k, length=length, batch=batch, repeats=1, drop_last=False) for k in range(steps)]
+        assert {e for e, _, _ in taken} == {epoch}
+        index, repeat = (np.concatenate([part[which] for part in taken]) for which in (1, 2))
+        assert len(index) == steps * batch
+        np.testing.assert_array_equal(np.sort(index[repeat == 0]), np.arange(length))
+        extra = order.epoch_order(0, epoch, length)[: steps * batch - length]  # the pass's first images, once more
+        np.testing.assert_array_equal(np.sort(index[repeat == 1]), np.sort(extra))
+        assert repeat.max(initial=0) <= 1
+
+
+def test_whole_batches_are_the_same_either_way():
+    for step in range(3 * 12):
+        kept = views(step // 12 * 13 + step % 12, length=200, batch=16, repeats=1, drop_last=False)
+        for ours, theirs in zip(kept, views(step, length=200, batch=16, repeats=1), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_epochs_and_seeds_have_other_orders():

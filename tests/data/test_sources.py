@@ -134,6 +134,7 @@ def test_holding_everything_out_leaves_an_evaluation_set(folder):
 
 def test_bad_folders(folder, tmp_path):
     assert "is not a folder" in complaint(tmp_path / "nowhere")
+    assert "is not a folder: unpack it, or make shards of it" in complaint(tmp_path / "photos.tar.gz")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no class folders" in complaint(empty)
@@ -451,8 +452,8 @@ def test_doctor_finds_broken_and_repeated_files(split_folder):
     ((a, b),) = found.leaks
     assert {a[0], b[0]} == {"train", "evaluation"}
     text = doctor.report(found)
-    assert "1 unreadable images" in text
-    assert "1 classes have no image in evaluation" in text
+    assert "1 unreadable image\n" in text
+    assert "1 class has no image in evaluation" in text
     assert "2 files occur more than once, 1 of them in different classes, 1 both in training and evaluation" in text
 
 

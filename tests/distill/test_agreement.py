@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import digits_config, one_device
 
 from deit_jax import models
-from deit_jax.config import resolve
 from deit_jax.distill.agreement import disagreement, section, study, teacher_share, token_cosine
 from deit_jax.distill.runs import open_models, open_run, with_teacher
-from deit_jax.run import run
 from deit_jax.train.setup import open_data
 
 
@@ -52,16 +51,10 @@ def test_the_teachers_share_is_of_the_step_without_waiting():
     assert teacher_share([{"step": 1, "loss": 1.0}], 0.1) is None
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    from configs.digits import get_config
-
-    config = get_config()
-    config.epochs, config.teacher.epochs, config.log.every = 1, 1, 5
-    config = resolve(config)
-    folder = tmp_path_factory.mktemp("run")
-    run(config, folder)
-    return config, folder
+@pytest.fixture
+def finished(digits_run):
+    with one_device():
+        yield digits_config(), digits_run
 
 
 def test_the_report_of_a_distilled_run_has_the_table(finished):

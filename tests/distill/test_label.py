@@ -1,18 +1,15 @@
 """Stored labels: the live teacher's decisions and loss, and every way a store can be the wrong one."""
 
 import json
-import os
 import resource
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import one_device
 
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import pipeline, sources
@@ -30,8 +27,14 @@ from deit_jax.student import make_student
 from deit_jax.study.ablation import ablate
 from deit_jax.train.optimizer import num_steps
 
-ROOT = Path(__file__).parents[2]
 STEPS = 70  # of 11 an epoch: two chunks, the second cut short
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single():
+    """Whole runs, on one device."""
+    with one_device():
+        yield
 
 
 def digits(**changes):
@@ -159,34 +162,6 @@ def test_processes_share_the_chunks(tmp_path):
     assert my_share([], 0, 2) == []
 
 
-def test_two_processes_write_what_one_does(store, tmp_path):
-    """Real processes, each labelling its half of the chunks on its own device."""
-    config = flat(digits(**{"teacher.epochs": 0, "teacher.init": str(store / "teacher")}))
-    file = tmp_path / "config.py"
-    file.write_text(
-        "from deit_jax.config import default_config\n\ndef get_config():\n    c = default_config()\n"
-        f"    c.update_from_flattened_dict({config})\n    return c\n"
-    )
-    command = [sys.executable, ROOT / "main.py", f"--config={file}", "--mode=label", f"--workdir={tmp_path / 'two'}"]
-    env = os.environ | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}, **piped) for i in range(2)]
-    said = [p.communicate(timeout=300)[0].decode() for p in started]
-    assert [p.returncode for p in started] == [0, 0], said
-    one, two = LabelStore(store), LabelStore(tmp_path / "two")
-    assert two.header["images"] == one.header["images"]
-    assert two.header["teacher"]["teacher.weights"] == one.header["teacher"]["teacher.weights"]
-    differing = sum(int((one.read(s)["decision"] != two.read(s)["decision"]).sum()) for s in range(STEPS))
-    assert differing <= STEPS * 128 / 10_000
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -223,7 +198,8 @@ def test_settings_that_shape_no_image_are_free(store):
 
 def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
     """A new setting of `augment` or `data` has to be placed: in the identity, or among those that shape no pixel."""
-    config = digits(**{"data.exif": True})  # off it is left out, as in stores from before the setting
+    # at their defaults these are left out, as in stores from before the settings
+    config = digits(**{"data.exif": True, "data.drop_last": False})
     source, _ = sources.open_sources(config)
     known = set(image_identity(config, source, 16))
     free = {"augment.label_smoothing"} | {

@@ -125,6 +125,25 @@ def test_fsdp_stores_a_share_and_sends_three_times_the_parameters(unroll):
     assert 1.8 * parameters < found["all-gather"].bytes <= 2 * parameters
 
 
+@pytest.mark.parametrize("unroll", [1, 64], ids=["loop", "unrolled"])
+def test_parts_of_a_batch_gather_again_and_sum_gradients_where_weights_are_stored(unroll):
+    """accumulate=2: nothing that goes from one part to the next is a whole weight or the whole gradient of one."""
+    config = config_of(unroll, fsdp=-1)
+    config.accumulate = 2
+    compiled, state = compiled_step(config)
+    parameters = 4 * sum(x.size for x in jax.tree.leaves(state["params"]))
+    text = compiled.as_text()
+    found = collectives(text)
+    assert sum(c.bytes for c in found.values()) < 2 * 3.2 * parameters
+    assert 2 * 1.8 * parameters < found["all-gather"].bytes
+    kernels = [x.shape for x in jax.tree.leaves(state["params"]["blocks"]) if x.ndim == 3]
+    loops = [line for line in text.splitlines() if " while(" in line]
+    split = ["[3,8,192]", "[3,64,8]", "[3,8,256]", "[3,256,8]"]
+    assert any(all(f"f32{shape}" in line for shape in split) for line in loops), "the sums, an eighth on each device"
+    for shape in (*kernels, *(shape[1:] for shape in kernels)):
+        assert not any(f"[{','.join(map(str, shape))}]" in line for line in loops), shape
+
+
 def run_step(config, devices=None, count: int = 2):
     placed = make_layout(sharding.make_mesh(devices, **config.mesh), smallest=1024)
     student = small_student(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import one_device
 
 from configs import cifar10
 from configs.digits import get_config
@@ -36,7 +37,8 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     arms = ("none", "hard", "hard_live", OTHER)
     config = digits(**{"ablate.seeds": (0, 1), "ablate.arms": arms, "ablate.store_labels": True})
-    return folder, config, ablate(config, folder)
+    with one_device():
+        return folder, config, ablate(config, folder)
 
 
 def test_a_study_has_every_arm_for_every_seed(study):

@@ -125,6 +125,39 @@ def test_an_average_of_a_short_run_says_what_it_holds():
     assert describe_averaging(config, 160) == []
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("model", "heads"),
+    [
+        ("deit_digits_distilled_patch4_16", {"head", "head_dist"}),
+        ("regnety_digits", {"head"}),
+        ("efficientnet_b0", {"classifier"}),
+    ],
+)
+def test_heads_learn_at_their_own_rate(name, model, heads):
+    config = resolve(default_config())
+    config.optimizer.name = name
+    _, shapes, _ = models.abstract(models.constructor(model, num_classes=3))
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), shapes)
+    grads = jax.tree.map(lambda x: np.full(x.shape, 1e-3, np.float32), shapes)
+
+    def update(scale):
+        config.optimizer.head_lr_scale = scale
+        tx = make_optimizer(config)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    plain, scaled = update(1.0), update(10.0)
+    for part in plain:
+        factor = 10.0 if part in heads else 1.0
+        jax.tree.map(lambda a, b, f=factor: np.testing.assert_allclose(b, f * a, rtol=1e-6), plain[part], scaled[part])
+    assert heads < set(plain)
+
+
+def test_states_from_before_the_heads_rate_keep_their_form():
+    config = resolve(default_config())
+    assert len(make_optimizer(config).init({"head": {"kernel": np.zeros(3)}})) == 3
+
+
 def test_steps_override_epochs():
     config = default_config()
     assert num_steps(config, 1251) == 300 * 1251

@@ -1,6 +1,7 @@
 """A run before it begins: data compared across processes, the stream's positions, how to train a finished run on."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -123,3 +124,38 @@ def test_a_run_begun_before_keeps_its_order_of_classes(tmp_path, monkeypatch, ca
     monkeypatch.setattr(setup, "find_step", lambda folder: folder)
     monkeypatch.setattr(setup, "read_meta", lambda step: {"weights": {"class_names": before}})
     assert open_data(config, tmp_path).train.class_names == before
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """(config of) folders named 0 … 10, which runs once numbered as text: 0, 1, 10, 2, …"""
+    root = folder_of_images(tmp_path / "numbered", classes=11, images=2)
+    for number in range(11):
+        (root / f"class{number}").rename(root / str(number))
+    config = digits(**{"data.root": str(root), "batch_size": 4})
+    return config, sorted(map(str, range(11)))
+
+
+def test_a_study_without_a_checkpoint_of_its_own_keeps_its_order(numbered, tmp_path):
+    """The fingerprint in its record says which order it began with; its runs take the order from it."""
+    config, before = numbered
+    former = setup.Data(*setup.sources.open_sources(config, before))
+    study = tmp_path / "study"
+    claim_workdir(study, config, former.train.fingerprint)
+    found = open_data(config, study)
+    assert found.train.class_names == before
+    assert found.train.fingerprint == former.train.fingerprint
+    assert open_data(config, study / "hard-0", like=found).train.class_names == before
+    claim_workdir(tmp_path / "later", config, open_data(config).train.fingerprint)
+    assert open_data(config, tmp_path / "later").train.class_names == [str(i) for i in range(11)]
+
+
+def test_a_label_store_keeps_its_order_for_itself_and_its_readers(numbered, tmp_path):
+    config, before = numbered
+    former = setup.Data(*setup.sources.open_sources(config, before)).train.fingerprint
+    (tmp_path / "labels.json").write_text(json.dumps({"images": {"data.fingerprint": former}}))
+    assert open_data(config, tmp_path).train.class_names == before
+    config.distill.labels = str(tmp_path)
+    assert open_data(config, tmp_path / "new").train.class_names == before
+    (tmp_path / "labels.json").write_text(json.dumps({"images": {"data.fingerprint": "other"}}))
+    assert open_data(config, tmp_path).train.class_names == [str(i) for i in range(11)]

@@ -9,6 +9,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import one_device
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import sources
@@ -22,6 +23,13 @@ from deit_jax.student import make_student
 from deit_jax.train.checkpoint import is_healthy
 
 STEPS = 44
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single():
+    """Whole runs, on one device."""
+    with one_device():
+        yield
 
 
 def soft_digits(folder, bad_steps, monkeypatch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import folder_of_images
+from helpers import folder_of_images, one_device
 from seeded import GOLDEN, checkpoint, images
 
 from deit_jax import models
@@ -114,14 +114,8 @@ def run_steps(config, mesh, count=3):
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh"),
-    [
-        ("deit_digits_distilled_patch4_16", {}),
-        ("deit_digits_distilled_patch4_16", {"fsdp": -1}),
-        ("regnety_digits", {}),
-        ("regnety_digits", {"fsdp": -1}),
-    ],
-)
+    ("name", "mesh"), [("deit_digits_distilled_patch4_16", {}), ("regnety_digits", {"fsdp": -1})]
+)  # every mesh, with a smaller ViT: tests/models/test_layout.py
 def test_eight_devices_train_as_one(name, mesh):
     config = small_config(name)
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
@@ -129,9 +123,6 @@ def test_eight_devices_train_as_one(name, mesh):
     np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(one[0]["ema"]), jax.tree.leaves(eight[0]["ema"]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
-    if mesh and "blocks" in eight[0]["params"]:
-        kernel = eight[0]["params"]["blocks"]["mlp"]["fc1"]["kernel"]
-        assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
 def test_parts_of_a_batch_add_up_to_it():
@@ -172,13 +163,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts():
     assert not np.array_equal(healed["params"]["norm"]["scale"], after["params"]["norm"]["scale"])
 
 
+@pytest.fixture
+def single():
+    """Whole runs, on one device."""
+    with one_device():
+        yield
+
+
 def logged(workdir) -> list[dict]:
     """The records of a log, without what depends on the clock."""
     records = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
     return [{k: v for k, v in r.items() if k not in ("images_per_second", "wait_share")} for r in records]
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     config = small_config()
     config.log.every = 3  # of 22 steps in an epoch: checkpoints lie within an interval of the log
     whole = train(config, tmp_path / "whole")
@@ -233,7 +231,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert find_step(tmp_path / "cut").name == find_step(tmp_path / "whole").name
 
 
-def test_a_workdir_of_another_run_is_left_alone(tmp_path):
+def test_a_workdir_of_another_run_is_left_alone(single, tmp_path):
     config = small_config()
     config.steps = 1
     train(config, tmp_path)
@@ -245,7 +243,7 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_runtime_settings_may_change_between_a_run_and_its_continuation(tmp_path):
+def test_runtime_settings_may_change_between_a_run_and_its_continuation(single, tmp_path):
     config = small_config()
     config.steps = 1
     first = train(config, tmp_path)
@@ -253,7 +251,7 @@ def test_runtime_settings_may_change_between_a_run_and_its_continuation(tmp_path
     assert train(config, tmp_path) == first
 
 
-def test_unreadable_training_images_are_replaced_and_counted(tmp_path, caplog):
+def test_unreadable_training_images_are_replaced_and_counted(single, tmp_path, caplog):
     data = folder_of_images(tmp_path / "data" / "train", images=16)
     folder_of_images(tmp_path / "data" / "val", images=4)
     (data / "class0" / "3.png").write_bytes(b"no image")

@@ -107,6 +107,11 @@ def examine(splits: dict[str, Source]) -> Findings:
     return found
 
 
+def counted(number: int, one: str, several: str) -> str:
+    """A number and what it counts, in the singular or the plural."""
+    return f"{number} {one if number == 1 else several}"
+
+
 def report(found: Findings) -> str:
     """The findings, for people."""
     splits, names = list(found.counts), [shown(name) for name in found.class_names]
@@ -118,16 +123,18 @@ def report(found: Findings) -> str:
     for split in splits:
         empty = int((found.counts[split] == 0).sum())
         if empty:
-            lines.append(f"{empty} classes have no image in {split}")
-    lines.append(f"{len(found.broken)} unreadable images")
+            lines.append(f"{counted(empty, 'class has', 'classes have')} no image in {split}")
+    lines.append(counted(len(found.broken), "unreadable image", "unreadable images"))
     lines += [f"  {shown(name)}" for name in found.broken]
     if found.turned:
-        lines.append(f"{found.turned} photos are stored turned (EXIF): --config.data.exif=true turns them upright")
+        photos = counted(found.turned, "photo is", "photos are")
+        lines.append(f"{photos} stored turned (EXIF): --config.data.exif=true turns them upright")
     if found.deep:
-        lines.append(f"{found.deep} grey images of 16 bits are scaled to 8")
+        images = counted(found.deep, "grey image of 16 bits is", "grey images of 16 bits are")
+        lines.append(f"{images} scaled to 8")
     lines.append(
-        f"{len(found.duplicates)} files occur more than once, {len(found.contradictions)} of them in different "
-        f"classes, {len(found.leaks)} both in training and evaluation"
+        f"{counted(len(found.duplicates), 'file occurs', 'files occur')} more than once, {len(found.contradictions)} of"
+        f" them in different classes, {len(found.leaks)} both in training and evaluation"
     )
     for group in found.duplicates:
         lines.append("  " + " = ".join(shown(name) for _, name, _ in group))

@@ -20,11 +20,11 @@ from typing import Any
 
 from deit_jax.classes.match import sort_classes
 from deit_jax.data import shards
-from deit_jax.data.files import FolderTree, Listing, class_text, list_images
+from deit_jax.data.files import FolderTree, Listing, class_text, is_tar_name, list_images
 from deit_jax.data.label_files import DEVKIT, read_devkit
 from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of
 from deit_jax.data.tools.progress import command, track
-from deit_jax.data.tools.tars import Span, TarTree, is_tar_name, unpacked
+from deit_jax.data.tools.tars import Span, TarTree, unpacked
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 

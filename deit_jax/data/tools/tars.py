@@ -126,12 +126,6 @@ class TarTree:
         return where
 
 
-def is_tar_name(path: Path) -> bool:
-    """Whether a file is named as a tar file, compressed or not."""
-    name = path.name.lower()
-    return name.endswith((".tar", ".tgz", ".tbz2", ".txz")) or ".tar." in name
-
-
 def unpacked(path: Path, folder: Path) -> Path:
     """A tar file that can be read at any place: itself, or, where it is compressed, a copy in `folder` that is not."""
     with open(path, "rb") as file:

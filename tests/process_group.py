@@ -1,0 +1,135 @@
+"""Groups of local processes that stand in for the hosts of one run, for test_processes.py.
+
+They are forked from a process that has imported everything: importing is a third of what a small run costs.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+from helpers import ROOT
+
+from deit_jax.config import default_config, resolve
+from deit_jax.distill.label import label
+from deit_jax.distill.runs import train_run
+from deit_jax.evaluate import Request, evaluate_command
+from deit_jax.runtime import sharding
+from deit_jax.runtime.interrupt import Interrupted
+from deit_jax.train import loop
+
+STEPS_PER_EPOCH = 4
+SLURM_PORTS = range(2**16 - 2**12, 2**16)
+
+
+def small_config(**changes: Any):
+    """Twelve steps of a small distilled model on 128 digits; evaluated on 50, which no number of processes divides."""
+    config = default_config()
+    config.data.name, config.data.limit, config.evaluate.limit = "digits", 128, 50
+    config.batch_size, config.epochs = 32, 3
+    config.model.name, config.model.scan_unroll = "deit_digits_distilled_patch4_16", 1
+    config.augment.policy, config.augment.repeats = "none", 1
+    config.optimizer.lr, config.optimizer.warmup_epochs, config.optimizer.ema_decay = 4e-3, 1, 0.9
+    config.evaluate.every, config.log.every, config.log.tensorboard = 100, 1, False
+    config.update_from_flattened_dict(changes)
+    return resolve(config)
+
+
+def train_until(step: int, folder: Path, **changes: Any) -> dict[str, Any] | None:
+    """Train, or go on, and stop after `step` as after a signal that every process has heard; the evaluation of a run
+    that reached its end."""
+    asked = loop.Stop.asked
+    loop.Stop.asked = lambda self, now: now == step  # what makes the processes agree on a step is tested elsewhere
+    try:
+        with contextlib.suppress(Interrupted):
+            return train_run(small_config(**changes), folder)
+    finally:
+        loop.Stop.asked = asked
+    return None
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """`--mode=evaluate --workdir=FOLDER`: {"params" or "ema": its result}."""
+    given = {"batch_size": 16}
+    config = default_config()
+    config.update_from_flattened_dict(given)
+    rows = evaluate_command(config, given, Request(workdir=str(folder)))["rows"]
+    return {row["kind"]: next(iter(row["results"].values())) for row in rows}
+
+
+def store_labels(teacher: Path, folder: Path) -> None:
+    """`--mode=label`: what a trained model says of the same images in another augmentation, 70 steps: two chunks."""
+    changes = {"teacher.name": "deit_digits_distilled_patch4_16", "teacher.init": str(teacher), "distill.kind": "hard"}
+    label(small_config(**changes, epochs=18), folder)
+
+
+def as_started_by_hand(index: int, count: int, port: int) -> dict[str, str]:
+    """The variables of docs/scale.md for clusters that jax does not know."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)
+    }  # fmt: skip
+
+
+def as_started_by_slurm(index: int, count: int, port: int) -> dict[str, str]:
+    """What `srun` sets on one node; jax takes its port from the job's number."""
+    return {
+        "SLURM_JOB_ID": str(port - SLURM_PORTS[0]), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "SLURM_STEP_NUM_NODES": "1",
+    }  # fmt: skip
+
+
+def member(environment: dict[str, str], work: list[tuple], results: Path) -> None:
+    """One process of a group: join the others, do the work, write down what it found."""
+    jax.config.update("jax_num_cpu_devices", 1)
+    os.environ |= environment
+    sharding.start_processes()
+    found = {"processes": jax.process_count(), "devices": [jax.device_count(), jax.local_device_count()]}
+    for name, arguments, changes in work:
+        found[name] = {"train_until": train_until, "evaluate": evaluate, "store_labels": store_labels}[name](
+            *arguments, **changes
+        )
+    (results / f"{jax.process_index()}.json").write_text(json.dumps(found))
+
+
+def free_port() -> int:
+    """One of those that jax derives from a Slurm job's number."""
+    for port in random.sample(SLURM_PORTS, 100):
+        with contextlib.suppress(OSError), socket.socket() as tried:
+            tried.bind(("localhost", port))
+            return port
+    raise OSError("a hundred ports are all in use")
+
+
+def run_group(count: int, start: Callable, work: list[tuple], results: Path) -> list[dict[str, Any]]:
+    """Run a group of processes and return what each of them found.
+
+    Args:
+        count: of processes.
+        start: (index, count, port) → the environment variables of a process.
+        work: what all of them do, [(name of a function here, arguments, keywords)].
+        results: a folder to be made.
+    """
+    results.mkdir()
+    port = free_port()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    group = [context.Process(target=member, args=(start(i, count, port), work, results)) for i in range(count)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # for the process they are forked from
+        for process in group:
+            process.start()
+    try:
+        for process in group:
+            process.join(timeout=240)
+        assert [process.exitcode for process in group] == [0] * count
+    finally:
+        for process in group:
+            process.kill()
+    return [json.loads((results / f"{i}.json").read_text()) for i in range(count)]

@@ -1,0 +1,86 @@
+"""Runs of several processes against the same run of one: 1 → 2 → 4 → 1, weights split over all of them (FSDP).
+
+One process with eight devices trains the first epoch; two processes with Slurm's variables train the second, evaluate
+and label; four, started by hand, train the third. Groups are started once, and every test reads what they found.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+from process_group import (
+    STEPS_PER_EPOCH,
+    as_started_by_hand,
+    as_started_by_slurm,
+    evaluate,
+    run_group,
+    small_config,
+    store_labels,
+    train_until,
+)
+
+from deit_jax.distill.label_store import LabelStore
+from deit_jax.distill.runs import train_run
+from deit_jax.report.log import read_log
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(folder, {"two", "four": what each process of the group found}, results of the run that was never stopped)."""
+    folder = tmp_path_factory.mktemp("processes")
+    train_until(STEPS_PER_EPOCH, folder / "split")
+    shutil.copytree(folder / "split", folder / "alone")
+    alone = train_run(small_config(), folder / "alone")
+    fsdp = {"mesh.fsdp": -1}
+    two = [
+        ("train_until", (2 * STEPS_PER_EPOCH, folder / "split"), fsdp),
+        ("evaluate", (folder / "alone",), {}),
+        ("store_labels", (folder / "alone", folder / "labels"), {}),
+    ]
+    four = [("train_until", (0, folder / "split"), fsdp)]
+    groups = {
+        "two": run_group(2, as_started_by_slurm, two, folder / "two"),
+        "four": run_group(4, as_started_by_hand, four, folder / "four"),
+    }
+    return folder, groups, alone
+
+
+@pytest.mark.parametrize(("group", "count"), [("two", 2), ("four", 4)])
+def test_each_process_has_one_device_of_all(runs, group, count):
+    found = runs[1][group]
+    assert [(one["processes"], one["devices"]) for one in found] == [(count, [count, 1])] * count
+
+
+def test_training_goes_on_over_other_numbers_of_processes(runs):
+    folder, _, _ = runs
+    split, alone = ([r for r in read_log(folder / name) if "loss" in r] for name in ("split", "alone"))
+    assert [r["step"] for r in split] == [r["step"] for r in alone] == list(range(1, 3 * STEPS_PER_EPOCH + 1))
+    np.testing.assert_allclose([r["loss"] for r in split], [r["loss"] for r in alone], rtol=1e-5)
+    np.testing.assert_allclose([r["grad_norm"] for r in split], [r["grad_norm"] for r in alone], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("group", "work"), [("two", "evaluate"), ("four", "train_until")])
+def test_every_process_evaluates_to_the_same_counts_as_one(runs, group, work):
+    """50 images, which four processes cannot share out evenly: by `--mode=evaluate`, and at the end of the training."""
+    _, groups, alone = runs
+    found = [one[work] for one in groups[group]]
+    assert all(one == found[0] for one in found)
+    for kind in ("params", "ema"):
+        assert found[0][kind]["images"] == alone[kind]["images"] == 50
+        assert found[0][kind]["top1"] == alone[kind]["top1"]
+        assert found[0][kind]["loss"] == pytest.approx(alone[kind]["loss"], rel=1e-4)
+
+
+def test_one_process_reads_what_four_have_written(runs):
+    folder, _, alone = runs
+    here = evaluate(folder / "split")
+    assert here["params"]["loss"] == pytest.approx(alone["params"]["loss"], rel=1e-4)
+
+
+def test_labels_of_two_processes_are_those_of_one(runs):
+    folder, _, _ = runs
+    store_labels(folder / "alone", folder / "labels of one")
+    two, one = LabelStore(folder / "labels"), LabelStore(folder / "labels of one")
+    assert two.header == one.header
+    same = [two.read(step)["decision"] == one.read(step)["decision"] for step in range(72)]
+    assert np.mean(same) > 0.999

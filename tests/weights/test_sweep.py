@@ -1,0 +1,119 @@
+"""Odd weight files of each kind, alone and in pairs: the right weights, or one line; never, unsaid, others."""
+
+import itertools
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from helpers import state_of
+from safetensors.numpy import save_file
+
+from deit_jax.errors import UserError
+from deit_jax.weights import load_weights
+
+PLAIN = "deit_pico_patch4_12"
+State = dict[str, np.ndarray]
+
+# each takes tensors by name and a config.json, and changes them
+RIGHT: dict[str, Callable[[State, dict], State]] = {
+    "as it is": lambda s, c: s,
+    "prefix": lambda s, c: {f"module.{k}": v for k, v in s.items()},
+    "two prefixes": lambda s, c: {f"_orig_mod.model.{k}": v for k, v in s.items()},
+    "other order": lambda s, c: dict(reversed(s.items())),
+    "float64": lambda s, c: {k: v.astype(np.float64) for k, v in s.items()},
+    "a counter of averages": lambda s, c: s | {"n_averaged": np.array(3)},
+    "heads as they are": lambda s, c: c.update(num_attention_heads=2) or s,
+    "timm's architecture": lambda s, c: c.update(architecture=PLAIN) or s,
+    "names of the classes": lambda s, c: c.update(label_names=["a", "b", "c"]) or s,
+    "unknown settings": lambda s, c: c.update(whatever={"x": [1, None]}) or s,
+}
+WRONG: dict[str, Callable[[State, dict], State]] = {
+    "a tensor is missing": lambda s, c: {k: v for k, v in s.items() if not k.endswith("norm1.bias")},
+    "a block is missing": lambda s, c: {k: v for k, v in s.items() if "blocks.1." not in k},
+    "an unknown tensor": lambda s, c: s | {"rel_pos_bias": np.zeros(3, np.float32)},
+    "a transposed kernel": lambda s, c: {k: v.T if k.endswith("fc1.weight") else v for k, v in s.items()},
+    "not finite": lambda s, c: {k: v * np.float32(np.nan) if k.endswith("cls_token") else v for k, v in s.items()},
+    "infinite": lambda s, c: {k: v / np.float32(0) if k.endswith("pos_embed") else v for k, v in s.items()},
+    "a head of two sizes": lambda s, c: {k: v[:2] if k.endswith("head.bias") else v for k, v in s.items()},
+    "twice": lambda s, c: s | {f"backbone.{k}": v for k, v in s.items()},
+    "half of a distilled model": lambda s, c: s | {"dist_token": np.zeros((1, 1, 64), np.float32)},
+    "another activation": lambda s, c: c.update(hidden_act="relu") or s,
+    "heads that do not divide": lambda s, c: c.update(num_attention_heads=5) or s,
+    "a mean of two channels": lambda s, c: c.update(pretrained_cfg={"mean": [0.5, 0.5]}) or s,
+    "a std of zero": lambda s, c: c.update(pretrained_cfg={"std": [0.0, 0.5, 0.5]}) or s,
+    "an epsilon that is text": lambda s, c: c.update(layer_norm_eps="small") or s,
+}
+KINDS = RIGHT | WRONG
+
+
+@pytest.fixture(scope="module")
+def state():
+    return state_of(PLAIN, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def right(state, tmp_path_factory):
+    path = tmp_path_factory.mktemp("right") / f"{PLAIN}.safetensors"
+    save_file(state, path)
+    return load_weights(path)
+
+
+@pytest.mark.parametrize("first", KINDS)
+def test_every_kind_beside_every_other(tmp_path, state, right, first):
+    for number, second in enumerate(KINDS):
+        if first == second or (first in WRONG and second in RIGHT):
+            continue  # what is wrong comes last: it must not be overwritten
+        config: dict = {}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with np.errstate(all="ignore"):
+            tensors = KINDS[second](KINDS[first](dict(state), config), config)
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / f"{PLAIN}.safetensors")
+        if config:
+            (folder / "config.json").write_text(json.dumps(config))
+        if first in RIGHT and second in RIGHT:
+            found = load_weights(folder / f"{PLAIN}.safetensors")
+            jax.tree.map(np.testing.assert_array_equal, found.tree, right.tree)
+            assert (found.name, found.mean, found.architecture.config) == (
+                right.name, right.mean, right.architecture.config,
+            )  # fmt: skip
+        else:
+            with pytest.raises(UserError) as error:
+                load_weights(folder / f"{PLAIN}.safetensors")
+            assert str(error.value).isprintable()
+            assert len(str(error.value)) < 600
+
+
+def test_a_size_that_the_positions_do_not_have_is_told(tmp_path, state, right):
+    save_file(state, tmp_path / f"{PLAIN}.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": 224}))
+    found = load_weights(tmp_path / f"{PLAIN}.safetensors")
+    assert found.architecture.config["img_size"] == 12
+    assert found.notes == [
+        "its configuration says image size 224: it is not used, the position embedding has 9 patches of 4 pixels"
+    ]
+    jax.tree.map(np.testing.assert_array_equal, found.tree, right.tree)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, -1, -1000])
+@pytest.mark.parametrize("name", ["x.safetensors", "model.safetensors.index.json", "x.txt", "config.json"])
+def test_files_cut_anywhere_and_under_other_names(tmp_path, state, cut, name):
+    path = tmp_path / "whole.safetensors"
+    save_file(state, path)
+    (tmp_path / name).write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / name)
+    assert str(error.value).isprintable()
+
+
+def test_no_two_kinds_are_the_same(state):
+    """Else a pair would stand for one kind alone."""
+    made = []
+    for kind in KINDS.values():
+        config: dict = {}
+        with np.errstate(all="ignore"):
+            tensors = kind(dict(state), config)
+        made.append((sorted((k, v.shape, str(v.dtype), v.tobytes()) for k, v in tensors.items()), config))
+    assert all(a != b for a, b in itertools.combinations(made[1:], 2))
