@@ -44,6 +44,7 @@ ROWS: dict[str, tuple[Callable, int]] = {
     "doubles": (processes.doubles, 20),
     "signals": (processes.signals, 40),
     "lost": (processes.lost, 40),
+    "lost_real": (processes.lost_real, 4),
     "stops": (processes.stops, 10),
 }
 
