@@ -23,7 +23,7 @@ from deit_jax.train.checkpoint import Checkpoints
 STEPS = 30
 CHUNKS = 40
 SEVERAL_STEPS = 40
-SEVERAL_CHUNKS = 48
+SEVERAL_CHUNKS = 96
 LOST_AFTER = 15.0  # seconds; all processes share a core here
 STEP_SECONDS = 0.01  # asleep: saving goes on meanwhile
 
