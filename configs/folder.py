@@ -18,7 +18,8 @@ from deit_jax.errors import UserError
 
 MIN_STEPS = 600
 ROUND = (10, 12, 16, 20, 25, 31, 40, 50, 63, 80, 100)
-FINETUNE_LR = 1e-3  # per 512 images
+# per 512 images, and the factor for the new heads: docs/own_photos.md has the grid search
+FINETUNE_LR, HEAD_LR_SCALE = 2e-3, 10.0
 
 
 def count_images(config: Config) -> int:
@@ -71,7 +72,7 @@ def get_config(text: str = ""):
     o = c.optimizer
     o.lr_update, o.scale_floors, o.ema_decay, o.ema_warmup = "step", True, 0.999, True
     if not from_scratch:
-        o.lr, o.warmup_epochs = FINETUNE_LR, 3.0
+        o.lr, o.head_lr_scale, o.warmup_epochs = FINETUNE_LR, HEAD_LR_SCALE, 3.0
     c.augment.repeats = 1  # views of more images instead of more views per image
     c.data.drop_last = False  # each pass holds all images
     c.data.exif = True  # phones store photos as the sensor lies

@@ -18,11 +18,9 @@ def digits(**changes):
     from configs.digits import get_config
 
     c = get_config()
-    c.epochs, c.teacher.epochs, c.train_baseline, c.evaluate.every, c.checkpoint.every = 4, 3, False, 99, 99
-    c.augment.policy, c.augment.repeats, c.augment.erasing, c.augment.mix_prob = "none", 1, 0.0, 0.0
+    c.epochs, c.teacher.epochs, c.train_baseline, c.evaluate.every, c.checkpoint.every = 10, 8, False, 99, 99
     c.optimizer.ema_decay, c.optimizer.warmup_epochs, c.log.tensorboard = 0.0, 1.0, False
-    c.teacher.name, c.teacher.lr = "deit_digits_patch4_16", 3.2e-2  # quicker than a RegNet
-    c.optimizer.lr = 3.2e-2
+    c.teacher.name, c.teacher.lr = "deit_digits_patch4_16", 8e-3  # quicker than a RegNet
     c.batch_size, f = 64, c.finetune
     f.epochs, f.img_size, f.batch_size, f.lr, f.warmup_epochs, f.weight_decay = 1, 32, 64, 4e-3, 0.3, 1e-8
     c.update_from_flattened_dict(changes)

@@ -180,7 +180,11 @@ def command(*arguments: Any, environment: dict[str, str] | None = None) -> Calla
         tell(loop, "evaluate_state", "evaluation", "step")
         tell(run, "report", "report", "end")
         tell(label, "fill", "label write", "end")
-        deit_jax.cli.entry()
+        try:
+            deit_jax.cli.entry()
+        finally:
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()  # as at the end of an interpreter, which a fork has not
 
     return work
 

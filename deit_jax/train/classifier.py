@@ -127,8 +127,10 @@ def evaluation_stream(
     rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
     config, view = config.copy_and_resolve_references(), classifier.view
     config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return pipeline.eval_batches(config, source, size=view.size, **process), rows
+    batches = pipeline.eval_batches(
+        config, source, size=view.size, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    return batches, rows
 
 
 def evaluate_classifier(

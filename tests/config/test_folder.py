@@ -82,5 +82,5 @@ def test_from_scratch_is_a_recipe_of_its_own(tmp_path):
     root = photos(tmp_path, 400)
     scratch, fine = opened(root, ",init=none")[0], opened(root)[0]
     assert (scratch.init, scratch.epochs, scratch.optimizer.lr, scratch.optimizer.head_lr_scale) == ("", 300, 5e-4, 1.0)
-    assert (fine.init, fine.epochs) == ("facebook/deit-small-patch16-224", 30)
-    assert fine.optimizer.lr == folder.FINETUNE_LR
+    assert (fine.init, fine.epochs) == ("facebook/deit-small-patch16-224", 39)
+    assert (fine.optimizer.lr, fine.optimizer.head_lr_scale) == (2e-3, 10.0)

@@ -14,6 +14,7 @@ from PIL import Image
 from deit_jax.classes.imagenet import synsets
 from deit_jax.config import default_config
 from deit_jax.data import images, pipeline, shards, sources, testsets, tfds_source
+from deit_jax.data.batch import MAX_LABELS
 from deit_jax.data.tools import doctor, prepare
 from deit_jax.errors import UserError
 from examples import cifar10_folders
@@ -567,7 +568,7 @@ def test_images_with_several_right_labels(tmp_path):
     batches = list(pipeline.eval_batches(config, source, size=8))
     labels = np.concatenate([batch["labels"] for batch in batches])
     mask = np.concatenate([batch["mask"] for batch in batches])
-    assert labels.shape == (8, pipeline.MAX_LABELS)
+    assert labels.shape == (8, MAX_LABELS)
     for row in range(6):
         right = labels[row][labels[row] >= 0].tolist()
         assert right == list(range(number(source[row]) % 3))
