@@ -62,7 +62,8 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
-        raise UserError(f"argument '{argv[1]}' is not a flag: write --{argv[1].lstrip('-')}")
+        flag = f"config={argv[1]}" if Path(argv[1].partition(":")[0]).suffix == ".py" else argv[1].lstrip("-")
+        raise UserError(f"argument '{argv[1]}' is not a flag: write --{flag}")
     mode = FLAGS.mode
     if mode not in MODES:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
@@ -172,6 +173,10 @@ def join_values(argv: list[str]) -> list[str]:
 
 def parse(argv: list[str]) -> list[str]:
     """absl's flags; what a user can fix is said in one line, before absl's own checks where those would be many."""
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        print(f"{USAGE}\n\nFlags:\n{FLAGS.module_help(__name__)}")
+        print("\nEvery setting of --config: python -m deit_jax.config")
+        sys.exit(0)
     argv = join_values(argv)
     names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("--")]
     if "config" not in names and ("--mode=evaluate" in argv or " --mode evaluate" in " ".join(argv)):

@@ -7,7 +7,12 @@ from jaxtyping import Array, Float, Integer
 
 from deit_jax.errors import UserError, nearest
 
-KINDS = ("none", "soft", "hard", "second_cls")
+KINDS = {  # distill.kind: what the loss is, in reports
+    "none": "cross-entropy",
+    "soft": "soft distillation",
+    "hard": "hard distillation",
+    "second_cls": "cross-entropy of two heads",
+}
 NORMALIZATIONS = ("paper", "released")
 
 Labels = Integer[Array | np.ndarray, "batch"]

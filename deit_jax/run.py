@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from deit_jax import losses
 from deit_jax.augment import normalize
 from deit_jax.config import Config, default_config, flat, validate
 from deit_jax.config.derived import has_teacher, plain_config, plain_name
@@ -126,7 +127,7 @@ def report(student: Run, results: dict[str, dict], seconds: float) -> None:
     attempt("attention.png", draw_attention, student, failed=failed)
     logs = {name: log.read_log(folder if name == "student" else folder / name) for name in results}
     kinds = {name: student.config.distill.kind if name == "student" else "none" for name in results}
-    objectives = {name: tables.OBJECTIVES[kind] for name, kind in kinds.items()}
+    objectives = {name: losses.KINDS[kind] for name, kind in kinds.items()}
     attempt("curves.png", plots.curves, folder / "curves.png", logs, objectives, failed=failed)
     sections = []
     outcomes = attempt("predictions", predict_student, student, failed=failed)

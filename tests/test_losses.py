@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from seeded import GOLDEN
 
+from deit_jax.config import SETTINGS
 from deit_jax.errors import UserError
-from deit_jax.losses import cross_entropy, distillation_loss, soft_targets
+from deit_jax.losses import KINDS, cross_entropy, distillation_loss, soft_targets
 
 TRAINING = np.load(GOLDEN / "training.npz")
 
@@ -92,3 +93,7 @@ def test_bad_input(drawn, options, message):
     cls, dist, teacher, labels = drawn
     with pytest.raises(UserError, match=message):
         distillation_loss(cls, dist, labels, **({"teacher_logits": teacher} | options))
+
+
+def test_every_loss_can_be_chosen_and_has_its_words():
+    assert set(SETTINGS["distill"]["kind"].choices) == set(KINDS)

@@ -29,6 +29,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.model.num_classes=7"], "digits has 10 classes"),
         (["--config=configs/deit_ti.py", "--config.data.root=/nowhere"], "/nowhere"),
         ([DIGITS, "--config.recipe=papper"], "recipe is 'papper' (did you mean paper?)"),
+        (["configs/digits.py"], "argument 'configs/digits.py' is not a flag: write --config=configs/digits.py"),
         ([DIGITS, "config.batch_size=7"], "argument 'config.batch_size=7' is not a flag: write --config.batch_size=7"),
         (["--config", "configs/digit.py"], "configs/digit.py does not exist (did you mean configs/digits.py?)"),
         ([DIGITS, "--config.batch_size", "many"], "config.batch_size is 'many': it must be a whole number"),

@@ -4,12 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 KINDS = {"params": "trained", "ema": "averaged"}  # sets of weights
-OBJECTIVES = {  # distill.kind: what the loss is
-    "none": "cross-entropy",
-    "soft": "soft distillation",
-    "hard": "hard distillation",
-    "second_cls": "cross-entropy of two heads",
-}
 HEAD_NAMES = {
     "cls": "class head",
     "dist": "distillation head",

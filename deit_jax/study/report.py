@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deit_jax import losses
 from deit_jax.config import default_config, flat
 from deit_jax.distill.agreement import STUDENT_HEADS, disagreement
 from deit_jax.report import log, plots, tables
@@ -49,7 +50,7 @@ def arm_label(arm: str) -> str:
 def objective(arm: str) -> str:
     """What an arm's loss is."""
     kind = arm.partition("@")[0]
-    return tables.OBJECTIVES[kind if kind in tables.OBJECTIVES else kind.partition("_")[0]]
+    return losses.KINDS[kind if kind in losses.KINDS else kind.partition("_")[0]]
 
 
 def run_name(arm: str, seed: int) -> str:
