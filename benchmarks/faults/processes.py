@@ -132,6 +132,10 @@ def disturb(
                     end_all(starts)
                     wrong = f"ended before the signal: {codes}, {starts[0].lines()[-2:]}" if any(codes) else ""
                     break  # it was done first
+                if any(s.place() == "end" for s in starts):
+                    for s in starts:
+                        s.wait(SOON)
+                    break  # it was done first
                 begun = time.monotonic()
                 starts[victim].send(number)
                 codes = [s.wait(max(0.0, begun + SOON - time.monotonic())) for s in starts]
