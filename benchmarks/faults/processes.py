@@ -180,7 +180,7 @@ def stops(count: int, folder: Path, rng: random.Random) -> Outcome:
     """SIGTERM to one of several processes: all end saved, exit code 130; the same command goes on."""
 
     def judge(starts: list[Start], victim: int) -> str:
-        said = "the same command goes on from there" in "\n".join(starts[0].lines()[-3:])
+        said = "the same command resumes from there" in "\n".join(starts[0].lines()[-3:])
         codes = {s.code for s in starts}
         return "" if codes == {130} and said else f"{codes} {[s.lines()[-2:] for s in starts]}"
 
@@ -235,7 +235,7 @@ def signals(count: int, folder: Path, rng: random.Random) -> Outcome:
                 slowest = max(slowest, time.monotonic() - begun)
                 lines = start.lines()
                 plain = code in (0, 130) and not any("Traceback" in line for line in lines)
-                plain &= code == 0 or any("stopped" in line or "goes on from there" in line for line in lines[-2:])
+                plain &= code == 0 or any("stopped" in line or "resumes from there" in line for line in lines[-2:])
                 start.kill()
                 outcome.add(plain, f"{mode}, {start.place()}: exit code {code}: {lines[-3:]}")
             code = Start(work(run), folder / "run.log").wait()
