@@ -110,7 +110,7 @@ def several_saving(workdir: Path, environment: dict[str, str] | None = None) -> 
             checkpoints.close()
             at("end")
             if int(state["step"]) < SEVERAL_STEPS:
-                raise Interrupted("stopped and saved; the same command goes on from there")
+                raise Interrupted("stopped and saved; the same command resumes from there")
 
     return work
 
