@@ -23,7 +23,7 @@ from deit_jax.train.checkpoint import Checkpoints
 STEPS = 30
 CHUNKS = 40
 SEVERAL_STEPS = 40
-SEVERAL_CHUNKS = 96
+SEVERAL_CHUNKS = 192
 LOST_AFTER = 15.0  # seconds; all processes share a core here
 STEP_SECONDS = 0.01  # asleep: saving goes on meanwhile
 
@@ -108,8 +108,9 @@ def several_saving(workdir: Path, environment: dict[str, str] | None = None) -> 
                 state = jax.device_put(toy_state(step, np.float32(0.9) * kernel + np.float32(step)), replicated)
                 checkpoints.save(state, {"model": {}})
             checkpoints.close()
+            at("end")
             if int(state["step"]) < SEVERAL_STEPS:
-                raise Interrupted("stopped and saved; the same command goes on from there")
+                raise Interrupted("stopped and saved; the same command resumes from there")
 
     return work
 
@@ -132,6 +133,7 @@ def several_labelling(folder: Path, environment: dict[str, str] | None = None) -
             from_process_0(lambda: prepare_store(folder, header, SEVERAL_CHUNKS * CHUNK))
             at("label write")
             fill(LabelStore(folder), one, batches, SEVERAL_CHUNKS * CHUNK)
+            at("end")
 
     return work
 

@@ -71,7 +71,9 @@ def test_a_silent_process_is_lost_and_one_that_said_goodbye_is_not(monkeypatch):
     mine.look({f"{ALIVE}0": "9", f"{ALIVE}1": "7", f"{ALIVE}2": "done"}, 12.1)
     ((text, code),) = ended
     assert code == 75
-    assert text.startswith("process 1 of 3 was lost (no sign of life for 5 s); saved is step 40; the same command goes")
+    assert text.startswith(
+        "process 1 of 3 was lost (no sign of life for 5 s); saved is step 40; the same command resumes"
+    )
 
 
 def test_a_process_whose_connection_ended_is_lost_soon_unless_it_still_lives(monkeypatch):
