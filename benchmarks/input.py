@@ -133,8 +133,8 @@ def serve_tf(folder: str) -> Callable[[int], Iterator[int]]:
 
 
 CONTESTANTS: dict[str, tuple[str, Callable]] = {
-    "deit_jax, 3 views an image, fast resize": ("ours", lambda folder: serve_ours(folder, 3, "fast")),
-    "deit_jax, 3 views an image": ("ours", lambda folder: serve_ours(folder, 3, "exact")),
+    "deit_jax, 3 views per image, fast resize": ("ours", lambda folder: serve_ours(folder, 3, "fast")),
+    "deit_jax, 3 views per image": ("ours", lambda folder: serve_ours(folder, 3, "exact")),
     "deit_jax, fast resize": ("ours", lambda folder: serve_ours(folder, 1, "fast")),
     "deit_jax": ("ours", lambda folder: serve_ours(folder, 1, "exact")),
     "timm, whole recipe": ("timm", lambda folder: serve_timm(folder, True)),

@@ -3,7 +3,7 @@
 
     python main.py --config=configs/deit_b_chain.py:epochs=1000 --workdir=runs/deit_b_chain
 
-The same command goes on where it was stopped, in either stage. The teacher, RegNetY-16GF with its published weights
+The same command resumes where it was stopped, in either stage. The teacher, RegNetY-16GF with its published weights
 (82.9 %), is kept in both. A workdir of configs/deit_b.py:distill=hard with the same epochs is fine-tuned as it is.
 Any config does this with `--config.finetune.epochs=N`. Arguments: distill=soft|hard, teacher=WEIGHTS, epochs=N.
 """

@@ -246,7 +246,7 @@ def describe(result: dict[str, Any], config: Config, work: Workload, why_not: st
     lines = [
         f"{config.model.name}, {work.student.img_size} px, batch {config.batch_size} on {device}, {cores} CPU cores;"
         f" train step compiled in {work.compile_seconds:.1f} s",
-        f"{'':26}{'images/s':>10}  {'ms a batch: median (min .. max)':34}share of peak",
+        f"{'':26}{'images/s':>10}  {'ms per batch: median (min .. max)':34}share of peak",
     ]
     for name, title in (("augment", "augmentation on the device"), ("forward", "forward"), ("train", "train step")):
         t = result[name]

@@ -45,7 +45,7 @@ def check(folder: Path) -> Iterator[Finding]:
     for log in sorted(folder.rglob("log.jsonl")):
         lines = log.read_bytes().splitlines()
         bad = [i for i, line in enumerate(lines, 1) if unreadable(line)]
-        yield Finding(log, f"log, {len(lines)} lines", f"line {bad[0]} is no JSON" if bad else None)
+        yield Finding(log, f"log, {len(lines)} lines", f"line {bad[0]} is not JSON" if bad else None)
 
 
 def check_labels(folder: Path) -> Finding:
@@ -62,11 +62,11 @@ def check_labels(folder: Path) -> Finding:
 
 
 def unreadable(content: bytes) -> str | None:
-    """Why bytes are no JSON, or None."""
+    """Why bytes are not JSON, or None."""
     try:
         json.loads(content)
     except ValueError as error:
-        return f"no JSON ({error})"
+        return f"not JSON ({error})"
     return None
 
 

@@ -42,15 +42,21 @@ MODE: {", ".join(MODES)}
 TOOL: {", ".join(TOOLS)}; each explains itself with --help
 NAME: a shipped config (deit-jax train --config=digits --workdir=runs/digits), or the file of one"""
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.", lock_config=True)
-flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, report.")
-flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-flags.DEFINE_integer("verify", 0, "label: make so many stored batches again and compare.", lower_bound=0)
-flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
-flags.DEFINE_multi_string("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
-flags.DEFINE_multi_string("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
-flags.DEFINE_string("weights", "", "evaluate: params, or ema (averaged), of a run; '' both where both are there.")
-flags.DEFINE_string("output", "", "evaluate: folder for evaluation.md, .json and .csv.")
+
+
+def define_flags() -> None:
+    """Define the flags of the modes; not on import, as a tool may have a --config of its own."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, with arguments after a colon.", lock_config=True
+    )
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, report.")
+    flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+    flags.DEFINE_integer("verify", 0, "label: compute this many stored batches again and compare.", lower_bound=0)
+    flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
+    flags.DEFINE_multi_string("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
+    flags.DEFINE_multi_string("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
+    flags.DEFINE_string("weights", "", "evaluate: params, or ema (averaged), of a run; '': both where both exist.")
+    flags.DEFINE_string("output", "", "evaluate: folder for evaluation.md, .json and .csv.")
 
 
 def main(argv: list[str]) -> None:
@@ -85,7 +91,7 @@ def main(argv: list[str]) -> None:
 
 def run_mode(mode: str) -> None:
     """Do what a mode does."""
-    import jax  # here and below: a command line that is wrong is told so before jax is loaded
+    import jax  # here and below: a wrong command line is reported before jax is loaded
 
     if mode == "evaluate":
         from deit_jax.evaluate import Request, evaluate_command
@@ -145,6 +151,12 @@ def config_path(text: str) -> str:
     return f"{shipped}{colon}{arguments}" if not Path(name).exists() and shipped.is_file() else text
 
 
+def config_argument(argument: str) -> str:
+    """An argument of the command line, with the file of the config that `--config=NAME` names."""
+    name, equals, value = argument.partition("=")
+    return f"--config={config_path(value)}" if equals and name.lstrip("-") == "config" else argument
+
+
 def join_values(argv: list[str]) -> list[str]:
     """`--config FILE` and `--config.a.b VALUE` as `--config=FILE` and `--config.a.b=VALUE`."""
     out: list[str] = []
@@ -167,7 +179,7 @@ def parse(argv: list[str]) -> list[str]:
     for place, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "config" and equals:
-            argv[place] = f"--config={config_path(value)}"
+            argv[place] = config_argument(argument)
             shipped = sorted(p.stem for p in shipped_configs().glob("[!_]*.py"))
             check_config_file(config_path(value).partition(":")[0], shipped)
         elif name.startswith("config.") and argument.startswith("--"):
@@ -190,6 +202,7 @@ def entry() -> None:
     Exit codes: 2 for what a user can fix, in one line; 130 after a signal; 75 where another process of the run was
     lost (`deit_jax.runtime.peers`); 1 for a fault of this program, with its traceback.
     """
+    define_flags()
     try:
         with listen():
             app.run(main, flags_parser=parse)
@@ -209,7 +222,8 @@ def run() -> None:
     elif command == "--version":
         print(__version__)
     elif command in TOOLS:
-        sys.argv = [f"deit-jax {command}", *arguments]
+        named = [config_argument(argument) for argument in join_values(arguments)]
+        sys.argv = [f"deit-jax {command}", *named]
         runpy.run_module(f"deit_jax.{TOOLS[command]}", run_name="__main__")
     elif command in MODES:
         sys.argv = [f"deit-jax {command}", f"--mode={command}", *arguments]

@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterable
 
 
-def shown(text: str | os.PathLike) -> str:
+def shown(text: str | os.PathLike, *, lines: bool = False) -> str:
     """Text from outside (a file's name, a class, a line of a table) as it may be printed: on one line, with control
-    characters, bytes that are not UTF-8 and invisible characters written as escapes (`\\x1b`, `\\xff`, `\\u202e`)."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
+    characters, bytes that are not UTF-8 and invisible characters written as escapes (`\\x1b`, `\\xff`, `\\u202e`).
+
+    lines: keep the line breaks, of a whole report.
+    """
+    return "".join(c if c.isprintable() or (lines and c == "\n") else escaped(c) for c in os.fspath(text))
 
 
-def _escaped(character: str) -> str:
+def escaped(character: str) -> str:
+    """The escape that stands for a character: `\\x1b`, `\\u202e`; `\\xff` for a byte of a name that is not UTF-8."""
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte of a file's name that is not UTF-8
         number -= 0xDC00

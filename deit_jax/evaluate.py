@@ -9,14 +9,14 @@ See docs/evaluation.md.
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from deit_jax.config import RENAMED, Config, default_config, flat, resolve, validate
+from deit_jax.config import RENAMED, default_config, flat, resolve, validate
 from deit_jax.data import sources
 from deit_jax.data.base import Subset
 from deit_jax.data.testsets import EvalSet, MappedSource, match_source, open_eval_sets
@@ -31,11 +31,10 @@ from deit_jax.train.classifier import (
     KINDS,
     Classifier,
     evaluate_classifier,
-    evaluation_stream,
     make_classifier,
     weight_sets,
 )
-from deit_jax.train.evaluate import USED, count_correct, predict_probabilities
+from deit_jax.train.evaluate import head_logits, predictions_of
 from deit_jax.train.setup import recorded_classes
 from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta
@@ -229,7 +228,7 @@ def evaluate_subject(
     for note in classifier.notes:
         say(f"  {note}")
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    largest: tuple[dict, np.ndarray | None] = ({"label": ()}, None)  # a batch, and its subset of the classes
+    largest: dict = {"label": ()}  # a batch
     for one in data:
         classes, images = matched[one.name]
         about = f"{len(images):,} images of {classes.describe()}" + (f"; {one.note}" if one.note else "")
@@ -237,6 +236,9 @@ def evaluate_subject(
         say(f"  {one.name}: {about}")
         present = np.isin(np.arange(classes.num_outputs), classes.outputs) if classes.is_subset else None
         kept: list[dict] = []
+        outcomes = collect = None
+        if output and not classes.is_subset and not images.several_labels:
+            outcomes, collect = collector(classifier, images, config.evaluate.fusion)
         counted = evaluate_classifier(
             classifier,
             images,
@@ -245,6 +247,7 @@ def evaluate_subject(
             config=config,
             fusion=config.evaluate.fusion,
             subset=present,
+            collect=collect,
             progress=lambda batches, total, kept=kept: keep_first(show(batches, total), kept),
         )
         for name, result in counted.items():
@@ -255,16 +258,16 @@ def evaluate_subject(
         if broken := next(iter(counted.values()))["unreadable"]:
             treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
             say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
-        if len(kept[0]["label"]) > len(largest[0]["label"]):
-            largest = kept[0], present
-        if output and not classes.is_subset and not images.several_labels:
-            write_classes(output, classifier, images, mesh, config)
-    rows = len(largest[0]["label"]) * jax.process_count()
+        if len(kept[0]["label"]) > len(largest["label"]):
+            largest = kept[0]
+        if output and outcomes:
+            write_classes(output, classifier, outcomes)
+    rows = len(largest["label"]) * jax.process_count()
     row = {
         "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
         "img_size": classifier.view.size, "crop": classifier.view.crop, "interpolation": classifier.view.interpolation,
         "flops": classifier.flops(), "batch_size": rows,
-        "images_per_second": rows / forward_seconds(classifier, largest[0], mesh, largest[1]),
+        "images_per_second": rows / forward_seconds(classifier, largest, mesh),
     }  # fmt: skip
     return [row | {"kind": name, "results": result} for name, result in results.items()]
 
@@ -275,33 +278,36 @@ def classes_folder(subjects: Sequence[Subject], data: Sequence[EvalSet], request
     return Path(request.output) if request.output and alone else None
 
 
-def write_classes(folder: Path, classifier: Classifier, images: MappedSource, mesh, config: Config) -> None:
-    """classes.md with its pictures and classes.json, of the first set of weights: scores per class, confusion,
-    calibration, mistakes (`deit_jax.report.breakdown`). A second pass over the images."""
-    names = classifier.class_names or images.class_names
+def collector(
+    classifier: Classifier, images: MappedSource, fusion: str
+) -> tuple[breakdown.Outcomes, Callable[[str, dict, dict], None]]:
+    """(what the first set of weights predicts for the images, filled during the evaluation; what fills it)."""
+    names, first = classifier.class_names or images.class_names, next(iter(classifier.sets))
     outcomes = breakdown.Outcomes([shown(str(name)) for name in names])
-    batches, _ = evaluation_stream(classifier, images, mesh, batch_size=config.batch_size, config=config)
-    weights = next(iter(classifier.sets.values()))
-    pixels = {"mean": classifier.mean, "std": classifier.std}
-    for part in predict_probabilities(
-        classifier.graphdef, weights, batches, mesh=mesh, fusion=config.evaluate.fusion, **pixels
-    ):
-        outcomes.add(*part)
+
+    def collect(name: str, batch: dict, logits: dict) -> None:
+        if name == first:
+            outcomes.add(*predictions_of(batch, logits, fusion=fusion))
+
+    return outcomes, collect
+
+
+def write_classes(folder: Path, classifier: Classifier, outcomes: breakdown.Outcomes) -> None:
+    """classes.md with its pictures and classes.json: scores per class, confusion, calibration, mistakes
+    (`deit_jax.report.breakdown`)."""
     section = breakdown.section(breakdown.write(folder, outcomes), folder)
     atomic.write_text(folder / "classes.md", f"# {shown(classifier.name or 'model')}\n\n{section}\n")
     say(f"  classes, calibration and mistakes: {folder / 'classes.md'}")
 
 
-def forward_seconds(classifier: Classifier, batch: dict[str, np.ndarray], mesh, subset) -> float:
+def forward_seconds(classifier: Classifier, batch: dict[str, np.ndarray], mesh) -> float:
     """The median time of a forward pass over a batch that is on the devices already, compiled and warm."""
-    placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
-    weights = next(iter(classifier.sets.values()))
+    images = sharding.place_batch({"image": batch["image"]}, mesh)["image"]
+    weights, view = next(iter(classifier.sets.values())), classifier.view
 
     def once() -> float:
         begun = time.perf_counter()
-        jax.block_until_ready(
-            count_correct(classifier.graphdef, weights, placed, classifier.mean, classifier.std, subset)
-        )
+        jax.block_until_ready(head_logits(classifier.graphdef, weights, images, view.mean, view.std))
         return time.perf_counter() - begun
 
     first = once()

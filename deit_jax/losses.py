@@ -2,22 +2,26 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Integer
 
 from deit_jax.errors import UserError, nearest
 
 KINDS = ("none", "soft", "hard", "second_cls")
 NORMALIZATIONS = ("paper", "released")
 
+Labels = Integer[Array | np.ndarray, "batch"]
+Distributions = Float[Array | np.ndarray, "batch classes"]  # logits or probabilities
 
-def soft_targets(labels: Int[Array, "batch"], num_classes: int, label_smoothing=0.0) -> Float[Array, "batch classes"]:
+
+def soft_targets(labels: Labels, num_classes: int, label_smoothing=0.0) -> Float[Array, "batch classes"]:
     """One-hot labels, smoothed: smoothing / classes everywhere, 1 - smoothing more at the label."""
     return jax.nn.one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"],
-    targets: Int[Array, "batch"] | Float[Array, "batch classes"],
+    logits: Distributions,
+    targets: Labels | Distributions,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """Mean over the batch of -sum(targets log softmax(logits)), float32.
@@ -30,10 +34,10 @@ def cross_entropy(
 
 
 def distillation_loss(
-    cls_logits: Float[Array, "batch classes"],
-    dist_logits: Float[Array, "batch classes"] | None,
-    targets: Int[Array, "batch"] | Float[Array, "batch classes"],
-    teacher_logits: Float[Array, "batch classes"] | Int[Array, "batch"] | None = None,
+    cls_logits: Distributions,
+    dist_logits: Distributions | None,
+    targets: Labels | Distributions,
+    teacher_logits: Float[Array | np.ndarray, "batch teacher_classes"] | Labels | None = None,
     kind: str = "hard",
     alpha: float = 0.5,
     tau: float = 1.0,
@@ -46,7 +50,7 @@ def distillation_loss(
         cls_logits: of the class head.
         dist_logits: of the distillation head; None for a model without one, whose class head then learns both terms.
         targets: labels (B,) or mixed probabilities (B, classes), for the class head.
-        teacher_logits: (B, classes); for `hard` the decisions (B,) will do.
+        teacher_logits: (B, classes), checked; for `hard` the decisions (B,) will do.
         kind: "none": CE(class). "hard" (Eq. 3): (1 - alpha) CE(class) + alpha CE(distillation, argmax of the teacher),
             never smoothed. "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2 KL(teacher || student), both at
             temperature tau. "second_cls": the paper's control, the second head learns the true labels too.

@@ -31,26 +31,12 @@ from deit_jax.errors import UserError, shown
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import atomic
 from deit_jax.weights import Weights, build_model, load_weights
+from deit_jax.weights.view import View, view_of
 
 DRAWN = 16  # images of an attention picture
 BATCH = 32  # images per forward pass
-CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command line say
 HEADS = ("class head", "distillation head", "both")
 SUFFIXES = (".csv", ".json")
-
-
-class View(NamedTuple):
-    """How an image becomes the model's input: pixels per side, side of the centre crop / resized short side, filter
-    of the resizing, normalization statistics."""
-
-    size: int
-    crop: float
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def describe(self) -> str:
-        return f"{self.size} px, crop {self.crop:g}, {self.interpolation}, mean {self.mean}, std {self.std}"
 
 
 class Prediction(NamedTuple):
@@ -182,19 +168,13 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], about: dict
     atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def view_of(weights: Weights, model: Any, args: argparse.Namespace) -> View:
-    """The view that the command line asks for; what it leaves open is the weights' own, else the defaults."""
+def square_size(model: Any, source: str) -> int:
+    """Pixels per side of the images that the model takes. Raises UserError where they are not square."""
     size = model.img_size
     height, width = size if isinstance(size, tuple) else (size, size)
     if height != width:
-        raise UserError(f"{args.source} takes images of {height}x{width}: only square views are made here")
-    return View(
-        height,
-        args.crop or weights.crop or CROP,
-        args.interpolation or weights.interpolation or INTERPOLATION,
-        weights.mean,
-        weights.std,
-    )
+        raise UserError(f"{source} takes images of {height}x{width}: only square views are made here")
+    return height
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -219,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.source} has no classification head: give weights that have one")
     names = names_of(weights)
     model, _ = build_model(weights, weights.architecture.constructor())
-    view = view_of(weights, model, args)
+    view = view_of(weights, square_size(model, args.source), crop=args.crop, interpolation=args.interpolation)
     print(f"images: {view.describe()}", file=sys.stderr)
     predictions, failed = [], {}
     for read, heads, unread in predict_batches(model, paths, view, args.fusion):

@@ -29,11 +29,12 @@ from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline
 from deit_jax.distill import agreement
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
+from deit_jax.errors import shown
 from deit_jax.report import breakdown, log, plots, tables
 from deit_jax.runtime import atomic, sharding
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.student import make_student
-from deit_jax.train.evaluate import head_logits, predict_probabilities
+from deit_jax.train.evaluate import head_logits, predict
 from deit_jax.train.loop import train
 from deit_jax.train.setup import Data, Run, open_data
 from deit_jax.weights.orbax import read_weights
@@ -46,7 +47,7 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
     Args:
         config: resolved and valid.
         workdir: folder of the student's run; the others are in its `teacher` and `plain`. Several starts of the same
-            command go on where the last one ended.
+            command resume where the last one ended.
         data: the images, opened already; None opens them.
         options: of `open_run`, for the student.
 
@@ -79,7 +80,7 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
 def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     """Train as `config` says, then fine-tune as `config.finetune` says.
 
-    config: resolved and valid. A second call goes on where the first ended, in whichever stage; both stages share the
+    config: resolved and valid. A second call resumes where the first ended, in whichever stage; both stages share the
     data, opened once. Returns {"train", "finetune"}: what `run` returned for each. Raises UserError for what is wrong
     with either stage before the first begins.
     """
@@ -137,10 +138,10 @@ def report(student: Run, results: dict[str, dict], seconds: float) -> None:
         found = attempt("classes", breakdown.write, folder, outcomes, failed=failed)
         sections += [breakdown.section(found, folder)] if found else []
     text = report_text(student, results, seconds, sections, failed)
-    atomic.write_text(folder / "report.md", printable(text) + "\n")
-    print(printable(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}"))
+    atomic.write_text(folder / "report.md", shown(text, lines=True) + "\n")
+    print(shown(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
     for line in failed:
-        print(printable(line))
+        print(shown(line))
 
 
 def recorded_seconds(folder: Path) -> float:
@@ -159,22 +160,14 @@ def attempt(name: str, work: Callable, *args: Any, failed: list[str]) -> Any:
         return None
 
 
-def printable(text: str) -> str:
-    """Text that every file and terminal takes: bytes of a name that are not UTF-8, and control codes, as escapes."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 def predict_student(student: Run) -> breakdown.Outcomes:
     """What the best student predicts for the evaluation images, computed by this process alone."""
     mesh = sharding.make_mesh(jax.local_devices())
     weights = agreement.best_weights(student.folder, mesh)
     batches = agreement.evaluation_batches(student, student.student.img_size)
-    outcomes = breakdown.Outcomes([printable(name) for name in student.data.train.class_names])
+    outcomes = breakdown.Outcomes([shown(name) for name in student.data.train.class_names])
     fusion = student.config.evaluate.fusion
-    for part in predict_probabilities(
-        student.student.graphdef, weights, batches, mesh=mesh, fusion=fusion, **student.normalization
-    ):
+    for part in predict(student.student.graphdef, weights, batches, mesh=mesh, fusion=fusion, **student.normalization):
         outcomes.add(*part)
     return outcomes
 
@@ -194,7 +187,7 @@ def draw_attention(student: Run, count: int = 8) -> None:
     maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
     logits = head_logits(graphdef, weights, jnp.asarray(images), **student.normalization)
     predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
-    names = [printable(name) for name in student.data.train.class_names]
+    names = [shown(name) for name in student.data.train.class_names]
     captions = [
         f"{names[label]}" + ("" if label == guess else f"\nsaid {names[guess]}")
         for label, guess in zip(labels, predicted, strict=True)

@@ -1,6 +1,7 @@
 """The student: the model that a config describes, its structure, and the sizes its data must have."""
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deit_jax import models
-from deit_jax.config import Config
+from deit_jax.config import RECIPES, Config
+from deit_jax.config.recipes import value_of
 from deit_jax.errors import UserError
 from deit_jax.models.layout import Layout, with_layout
 from deit_jax.runtime import hardware
@@ -44,6 +46,23 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(hardware.best("dtype", name, jax.default_backend()))
 
 
+def dropout_options(config: Config, module: type[nnx.Module]) -> dict[str, float]:
+    """The module's arguments for `model.drop_rate` and `model.drop_path_rate`.
+
+    Raises UserError where one of them is set and the module has none (a RegNet); the recipe's is passed over.
+    """
+    taken, options = inspect.signature(module.__init__).parameters, {}
+    for name in ("drop_rate", "drop_path_rate"):
+        value, path = config.model[name], f"model.{name}"
+        if name in taken:
+            options[name] = value
+        elif value and not (
+            path in RECIPES[config.recipe] and value == value_of(config.recipe, path, config.distill.kind)
+        ):
+            raise UserError(f"{path} is {value}, but {config.model.name} has none: leave it out")
+    return options
+
+
 def make_student(config: Config, num_classes: int) -> Student:
     """The model that `config.model` describes, for data of `num_classes`.
 
@@ -54,9 +73,10 @@ def make_student(config: Config, num_classes: int) -> Student:
     options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
     options["dtype"] = compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):
-        options |= {k: m[k] for k in ("drop_rate", "drop_path_rate", "attention", "remat", "scan_unroll")}
+        options |= {k: m[k] for k in ("attention", "remat", "scan_unroll")}
         for name in ("attention", "scan_unroll"):
             options[name] = hardware.best(name, m[name], jax.default_backend())
+    options |= dropout_options(config, module)
     if config.distill.kind == "second_cls" and not defaults.get("distilled"):
         raise UserError(f"distill.kind second_cls needs two heads, {m.name} has one: use the distilled one")
     build = models.constructor(m.name, **options)

@@ -1,17 +1,22 @@
 """What tests of several rooms share."""
 
 import contextlib
+import io
 import json
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 import seeded
+from absl.testing import flagsaver
 from PIL import Image
 
-from deit_jax import models
+from deit_jax import cli, models
 from deit_jax.config import resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
@@ -65,6 +70,42 @@ def state_of(name: str, seed: int = 0, naming=None, **overrides) -> dict[str, np
     _, params, batch_stats = models.abstract(models.constructor(name, **overrides))
     shapes = {"params": params, "batch_stats": batch_stats}
     return seeded.checkpoint({e.key: list(e.shape) for e in entries(shapes, naming or Timm())}, seed)
+
+
+class Ended(NamedTuple):
+    """A command that has ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ended(start: Callable[[], object], *arguments: object) -> Ended:
+    """Run a command in this process, on eight devices, from the repository's root: starting another takes seconds."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        flagsaver.flagsaver(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        try:
+            start()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def main(*arguments: object) -> Ended:
+    """`python main.py ARGUMENTS` in this process."""
+    return ended(cli.entry, *arguments)
+
+
+def tool(name: str, *arguments: object) -> Ended:
+    """`python -m deit_jax.NAME ARGUMENTS` in this process."""
+    return ended(lambda: runpy.run_module(f"deit_jax.{name}", run_name="__main__"), *arguments)
 
 
 def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:

@@ -9,15 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, folder_of_images
+from helpers import ROOT, folder_of_images, main, one_device
 
 DIGITS = "--config=configs/digits.py"
-
-
-def main(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -44,25 +38,32 @@ def main(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
     run = main(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert run.returncode == 2
-    error = run.stderr.strip().splitlines()[-1]
+    assert run.code == 2
+    error = run.err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
-    assert "Traceback" not in run.stderr + run.stdout
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_must_divide_over_the_devices(tmp_path):
-    run = main(DIGITS, "--config.batch_size=100", f"--workdir={tmp_path / 'run'}", devices=8)
+def test_a_process_of_its_own_says_no_more(tmp_path):
+    command = [sys.executable, "main.py", DIGITS, "--config.batch_size=2000", f"--workdir={tmp_path / 'run'}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 2
-    assert "batch_size 100 is not divisible by 8 devices: use --config.batch_size=96" in run.stderr
+    assert run.stderr.strip().splitlines()[-1].startswith("error: batch_size 2000 is more than the")
+    assert "Traceback" not in run.stderr + run.stdout
+
+
+def test_a_batch_must_divide_over_the_devices(tmp_path):
+    run = main(DIGITS, "--config.batch_size=100", f"--workdir={tmp_path / 'run'}")
+    assert run.code == 2
+    assert "batch_size 100 is not divisible by 8 devices: use --config.batch_size=96" in run.err
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("kept")
     run = main(DIGITS, f"--workdir={tmp_path / 'file' / 'run'}")
-    assert run.returncode == 2
-    assert "cannot be written" in run.stderr
+    assert run.code == 2
+    assert "cannot be written" in run.err
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -72,37 +73,46 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def alone():
+    """A machine of one device."""
+    with one_device():
+        yield
+
+
+@pytest.mark.usefixtures("alone")
 def test_an_image_folder_is_trained_on_and_evaluated(tmp_path):
     data = folder_of_images(tmp_path / "data")
     run = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
-    assert run.returncode == 0, run.stderr
-    assert "2 classes" in run.stdout
-    assert "step 2/2" in run.stdout
+    assert run.code == 0, run.err
+    assert "2 classes" in run.out
+    assert "step 2/2" in run.out
     for name in ("report.md", "curves.png", "attention.png", "log.jsonl", "config.json", "checkpoints"):
         assert (tmp_path / "run" / name).exists(), name
     again = main("--mode=evaluate", *TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
-    assert again.returncode == 0, again.stderr
-    assert "class head" in again.stdout
+    assert again.code == 0, again.err
+    assert "class head" in again.out
     other = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}", "--config.seed=1")
-    assert other.returncode == 2
-    assert "another config (seed: 0 there, 1 now)" in other.stderr
+    assert other.code == 2
+    assert "another config (seed: 0 there, 1 now)" in other.err
 
 
 def test_a_class_without_an_image_is_named(tmp_path):
     data = folder_of_images(tmp_path / "data")
     (data / "empty").mkdir()
     run = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
-    assert run.returncode == 2
-    assert "empty" in run.stderr
+    assert run.code == 2
+    assert "empty" in run.err
 
 
-def test_an_unreadable_image_in_evaluation_is_named(tmp_path):
+@pytest.mark.usefixtures("alone")
+def test_an_unreadable_image_in_evaluation_is_named(tmp_path, caplog):
     data = folder_of_images(tmp_path / "data" / "train")
     folder_of_images(tmp_path / "data" / "val")
     (tmp_path / "data" / "val" / "class1" / "3.png").write_bytes(b"no image")
     run = main(*TINY, f"--config.data.root={data.parent}", f"--workdir={tmp_path / 'run'}")
-    assert run.returncode == 0, "it counts as wrong"
-    assert "val/class1/3.png" in run.stdout + run.stderr
+    assert run.code == 0, "it counts as wrong"
+    assert "val/class1/3.png" in caplog.text + run.out + run.err
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -128,7 +138,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
     rest = process.stdout.read()
     assert process.wait() == 130
     assert time.monotonic() - begun < 60
-    assert "saved; the same command goes on from there" in rest
+    assert "saved; the same command resumes from there" in rest
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 

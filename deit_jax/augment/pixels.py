@@ -43,7 +43,7 @@ def choose(needed: Any, shards: int = 1) -> Any:
     """A Chosen for each array of `needed`, a tree of boolean arrays (*passes, batch): which images need a pass.
 
     `shards` is the number of equal runs of the batch that lie on different devices: each looks through its own, and no
-    image moves. All that devices tell each other is the largest number of turns. Do so for all passes at once: with
+    image moves. The only collective is a max over the loop counts. Do so for all passes at once: with
     several such exchanges under way, eight simulated devices on two cores wait for each other without end.
     """
     leaves, structure = jax.tree.flatten(needed)

@@ -80,7 +80,7 @@ def match_classes(
         UserError: with three of the names that could not be matched.
     """
     if model_names is not None and num_outputs not in (None, len(model_names)):
-        raise UserError(f"{model} have {num_outputs} classes but names for {len(model_names)}: one of both is wrong")
+        raise UserError(f"{model} have {num_outputs} classes but names for {len(model_names)}: one of the two is wrong")
     count = len(model_names) if model_names is not None else num_outputs
     if not count:
         raise UserError(f"{model} have no classes to match with those of {data}")
@@ -197,6 +197,6 @@ def _complaint(data_names: Sequence[str], model_names: Sequence[str] | None, cou
     if not unmatched:
         return f"two classes of {data} are the same class of {model}: {_three(data_names)}: put their images together"
     return (
-        f"{len(unmatched)} of the {len(data_names)} classes of {data} are none of {model}: {_three(unmatched)}"
+        f"{len(unmatched)} of the {len(data_names)} classes of {data} are not classes of {model}: {_three(unmatched)}"
         f"{nearest(unmatched[0], known)}; they know {_three(known)}: name the classes as the weights do"
     )

@@ -25,7 +25,7 @@ def at_size(name: str, size: int) -> str:
 def finetune_config(config: Config, init: str) -> Config:
     """The config of the fine-tuning that `config.finetune` describes, of a run of `config` whose weights are `init`.
 
-    The teacher goes on seeing images of the size it saw: at 384 px those it gets are made smaller on the device.
+    The teacher keeps its image size: at 384 px its images are resized on the device.
     """
     f, c = config.finetune, config.copy_and_resolve_references()
     c.init, c.batch_size, c.epochs, c.steps, c.train_baseline = init, f.batch_size, f.epochs, 0, False

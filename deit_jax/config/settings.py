@@ -55,7 +55,7 @@ class Model(Group):
     num_classes: int = S(0, "0: the dataset's")
     img_size: int = S(0, "height and width of training and evaluation images in pixels; 0: the one in the model's name")
     drop_path_rate: float = S(None, "stochastic depth of the last block; rises linearly from 0 over the depth")
-    drop_rate: float = S(0.0, "dropout after the projections of attention and MLP")
+    drop_rate: float = S(0.0, "dropout after the projections of attention and MLP; of an EfficientNet, before its head")
     dtype: str = S("auto", "compute dtype; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16"))
     attention: str = S(
         "auto",
@@ -307,7 +307,7 @@ def table(group: type[Group]) -> dict[str, Any]:
 
 SETTINGS: dict[str, Any] = table(Config)
 
-# former name → name: config files and flags are told the new one, recorded runs are read by it
+# former name → name: for config files and flags an error names the new one; recorded runs are read under it
 RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 

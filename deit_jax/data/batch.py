@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-MAX_LABELS = 32  # right labels an image may have
+MAX_LABELS = 32  # right labels that one image may have
 UNREADABLE = -1  # label of an evaluation image that cannot be read
 
 

@@ -43,7 +43,7 @@ def open_folder(
         raise UserError(f"data.root {root} is not a folder: give one that holds a folder of images for each class")
     listing = list_images(FolderTree(folder))
     top = {path for path in listing.folders if "/" not in path}
-    check_named(top, train_split, eval_split, f"is no folder of {root}")
+    check_named(top, train_split, eval_split, f"is not a folder of {root}")
     layout = read_layout(listing, root, (train_split, eval_split))
     if "" in layout.splits:
         notes = not_used(layout.unused([]) + listing.describe_skipped())

@@ -35,7 +35,7 @@ class FileLabels(NamedTuple):
     Attributes:
         class_names: the classes it uses, in the order of their numbers.
         by_name: {file name, with its ending or without: numbers of its right classes}.
-        missing: names of the file that are no image's.
+        missing: names of the file that belong to no image.
         several: whether an image may have several right classes, or none.
     """
 

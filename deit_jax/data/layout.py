@@ -125,7 +125,7 @@ def classes_below(listing: Listing, prefix: str, root: str) -> dict[str, list[st
 def check_named(known: Iterable[str], train_split: str, eval_split: str, absent: str) -> None:
     """Raise UserError for a split that a setting names and that is not among the known ones.
 
-    absent: what is said of it, as "is no folder of /data".
+    absent: what is said of it, as "is not a folder of /data".
     """
     known = list(known)
     for setting, wanted, usual in (("train_split", train_split, (TRAIN,)), ("eval_split", eval_split, ("", HOLDOUT))):

@@ -86,7 +86,7 @@ def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float
     """Training (None without a split `train`) and evaluation images of a prepared folder."""
     index = read_index(root)
     known = list(index["splits"])
-    check_named(known, train_split, eval_split, f"is no split of {root}")
+    check_named(known, train_split, eval_split, f"is not a split of {root}")
     train_name, eval_name = choose_splits(known, train_split, eval_split, str(root))
     train = ShardSource(root, index, train_name) if train_name else None
     if eval_name:

@@ -67,7 +67,9 @@ def _builder(name: str, root: Path | None):
         return tfds.builder(name, data_dir=root)
     except tfds.core.DatasetNotFoundError as error:
         hint = nearest(name, ["digits", *NAMES])
-        raise UserError(f"data.name '{name}' is no dataset of TFDS{hint}: use digits or {', '.join(NAMES)}") from error
+        raise UserError(
+            f"data.name '{name}' is not a dataset of TFDS{hint}: use digits or {', '.join(NAMES)}"
+        ) from error
 
 
 def _records(builder, split: str) -> Any:

@@ -1,4 +1,4 @@
-"""`--mode=label`: the teacher sees the training stream once, and later runs read what it said.
+"""`--mode=label`: the teacher runs once over the training stream, and later runs read its stored labels.
 
 The images are the train step's: the same batches, the same augmentation and mixing, from the same keys.
 """
@@ -140,10 +140,10 @@ def open_store(folder: Path, header: dict, total: int, config, source, student: 
 
 
 def prepare_store(folder: Path, header: dict, total: int) -> None:
-    """Start the store or make room in it, and remove what is damaged there, so that it is made again."""
+    """Start the store or make room in it, and remove what is damaged there, so that it is labelled again."""
     store = LabelStore.create(folder, header, total)
     for chunk, found in store.damaged().items():
-        print(f"labels: chunk {chunk} is damaged ({found}): making it again")
+        print(f"labels: chunk {chunk} is damaged ({found}): computing it again")
         store.remove(chunk)
 
 
@@ -153,12 +153,12 @@ def wait_for_all(name: str) -> None:
 
 
 def my_share(chunks: list[int], index: int, count: int) -> list[int]:
-    """The part of the chunks that process `index` of `count` makes: neighbours, so that its images come in a stream."""
+    """The part of the chunks that process `index` of `count` computes: neighbours, which one stream reads."""
     return [int(c) for c in np.array_split(chunks, count)[index]]
 
 
 def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dict[str, Any]:
-    """Make the chunks that are missing. one: (batch, step) → labels; batches: first step → stream of batches."""
+    """Compute and store the missing chunks. one: (batch, step) → labels; batches: first step → stream of batches."""
     header, batch_size = store.header, store.header["batch_size"]
     missing = store.missing(total)
     wait_for_all("labels counted")  # before anyone adds to them
@@ -195,7 +195,7 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     wait_for_all("labels end")
     if stop.signal or store.missing(total):
         done = store.stored(total)
-        raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command goes on from there")
+        raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
     written = sum(f.stat().st_size for f in store.folder.glob("[dip]*/c/**/*") if f.is_file())
     progress.say(f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
                  f"--config.distill.labels={store.folder}")  # fmt: skip
@@ -228,12 +228,12 @@ def finish(store: LabelStore, writes: list) -> None:
     except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
         raise UserError(
             f"labels could not be written ({atomic.write_error(store.folder / 'labels', error)}): the first"
-            f" {store.steps_done()} steps are stored and stay usable, and the same command goes on from there"
+            f" {store.steps_done()} steps are stored and stay usable, and the same command resumes from there"
         ) from error
 
 
 def compare(store: LabelStore, one: Callable, batches: Callable, count: int, total: int) -> dict[str, Any]:
-    """Make `count` stored batches again, spread over the run, and say how many decisions agree."""
+    """Compute `count` stored batches again, spread over the run, and say how many decisions agree."""
     done = min(store.steps_done(), total)
     if not done:
         raise UserError(f"{store.folder} has no labels yet: make them with --mode=label")
@@ -254,7 +254,7 @@ def compare(store: LabelStore, one: Callable, batches: Callable, count: int, tot
     text = f"{same} of {views} decisions agree ({100 * same / views:.3f} %){probabilities}"
     if same < SAME_TEACHER * views:
         raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make labels in another folder")
-    print(f"labels: {len(steps)} of {done} batches made again: {text}")
+    print(f"labels: {len(steps)} of {done} batches computed again: {text}")
     return {"batches": len(steps), "views": views, "same": same, "largest": largest}
 
 

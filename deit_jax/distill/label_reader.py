@@ -21,7 +21,7 @@ from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
 from deit_jax.errors import UserError
 from deit_jax.student import Student, compute_dtype
 
-FORMAT = 2  # of the images: to be raised when deit_jax.augment or deit_jax.data makes other pixels of the same settings
+FORMAT = 2  # of the images: to be raised when augmentation or decoding makes other pixels from the same settings
 PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
 
 
@@ -77,8 +77,8 @@ def weights_digest(arrays: list) -> str:
 
 
 def teacher_changes(config, theirs: dict[str, Any], img_size: int, class_names: list[str]) -> tuple[list[str], dict]:
-    """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is taken
-    on trust."""
+    """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is not
+    compared."""
     t = config.teacher
     ours: dict[str, Any] = {"teacher.img_size": t.img_size or img_size}
     if t.name and theirs["teacher.name"]:  # without a name it is what its weights are

@@ -32,7 +32,7 @@ def resize_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def resize_pos_embed(
-    pos_embed: Float[Array, "1 positions dim"],
+    pos_embed: Float[Array | np.ndarray, "1 positions dim"],
     grid: tuple[int, int],
     *,
     prefix_tokens: int = 1,
@@ -58,7 +58,7 @@ def resize_pos_embed(
             "give prefix_tokens and old_grid=(rows, columns)"
         )
     if (rows, columns) == tuple(grid):
-        return pos_embed
+        return jnp.asarray(pos_embed)
     prefix, image = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:].reshape(1, rows, columns, -1)
     vertical, horizontal = (
         jnp.asarray(resize_matrix(old, new), pos_embed.dtype) for old, new in zip((rows, columns), grid, strict=True)

@@ -13,7 +13,9 @@ from deit_jax.errors import UserError
 Indices = Int[np.ndarray, " images"]
 
 
-def confusion_matrix(labels: Indices, predictions: Indices, num_classes: int) -> Int[np.ndarray, "classes classes"]:
+def confusion_matrix(
+    labels: Indices, predictions: Int[np.ndarray, " _"], num_classes: int
+) -> Int[np.ndarray, "classes classes"]:
     """How many images of each class (row) were taken for each (column).
 
     Raises UserError for indices outside 0 … num_classes - 1, and arrays of different lengths.

@@ -1,4 +1,4 @@
-"""TensorBoard events, written by the calling thread: a writer of its own that dies (full disk) would hang the run."""
+"""TensorBoard events, written by the calling thread: a writer thread that dies (full disk) would hang the run."""
 
 import contextlib
 from pathlib import Path

@@ -136,7 +136,7 @@ class Log:
             self.failing = False
         except (OSError, UserError) as error:
             if not self.failing:
-                self.say(f"{self.title}: {what} cannot be written ({error}): training goes on without")
+                self.say(f"{self.title}: {what} cannot be written ({error}): training continues without")
             self.failing = True
 
     def say(self, text: str, *, passing: bool = False) -> None:

@@ -6,6 +6,8 @@ import textwrap
 from matplotlib import font_manager, ft2font
 from matplotlib import pyplot as plt
 
+from deit_jax.errors import escaped
+
 # fonts with many scripts, in the order of preference; what is not installed is left out
 FALLBACKS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Noto Sans Devanagari",
@@ -32,8 +34,7 @@ def glyphs() -> frozenset[int]:
 
 def drawable(text: str) -> str:
     r"""`text` without a character that would be drawn as a box: those without a glyph as \u4e2d, `\n` kept."""
-    escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()  # noqa: E731
-    return "".join(c if c == "\n" or (c.isprintable() and ord(c) in glyphs()) else escape(c) for c in text)
+    return "".join(c if c == "\n" or (c.isprintable() and ord(c) in glyphs()) else escaped(c) for c in text)
 
 
 def shorten(text: str, width: int) -> str:

@@ -145,7 +145,7 @@ class Peers:
     def lost(self, name: str, why: str) -> None:
         """Say which process is lost and what is saved, and end this one."""
         end_now(
-            f"process {name} of {self.count} was lost ({why}); saved is {STATE.saved()}; the same command goes on from"
+            f"process {name} of {self.count} was lost ({why}); saved is {STATE.saved()}; the same command resumes from"
             " there, with any number of processes",
             EXIT_LOST,
         )

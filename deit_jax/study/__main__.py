@@ -3,7 +3,7 @@
 python -m deit_jax.study WORKDIR [OUT]       OUT: where the report goes, default WORKDIR/results
 
 Only seeds that every arm has finished are reported, so that all arms are compared over the same ones. OUT/runs gets the
-record of each finished run (done.json): copied into a workdir, they let `--mode=ablate` go on from there.
+record of each finished run (done.json): copied into a workdir, they let `--mode=ablate` resume from there.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """`--mode=ablate`: the paper's Tables 2 and 3 on any data. Every arm over every seed, resumable run by run.
 
 An arm is a change to the config; to add one, add it to ARMS. `ARM@MODEL:EPOCHS` is an arm taught by another teacher,
-trained here for so many epochs (`hard@deit_nano_patch4_32:5`: a transformer teaches). The command may be started
+trained here for that many epochs (`hard@deit_nano_patch4_32:5`: a transformer teaches). The command may be started
 several times on one workdir: the processes share out the runs (deit_jax/study/jobs.py).
 """
 
@@ -28,7 +28,7 @@ from deit_jax.weights.orbax import find_step, read_meta
 
 
 def soft(config) -> None:
-    """The paper's setting: lambda 0.1, temperature 3, KL a batch mean."""
+    """The paper's setting: lambda 0.1, temperature 3, the KL divergence a mean over the batch."""
     d = config.distill
     d.kind, d.alpha, d.tau, d.normalization = "soft", 0.1, 3.0, "paper"
 
@@ -134,7 +134,7 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
     for name in arms:
         for seed in config.ablate.seeds:
             validate(arm_config(base, name, seed))
-    for name in {(arm[1:], arm.kind in TAUGHT): name for name, arm in arms.items()}.values():  # one a teacher
+    for name in {(arm[1:], arm.kind in TAUGHT): name for name, arm in arms.items()}.values():  # one per teacher
         open_models(arm_config(base, name, 0), data)
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)

@@ -142,7 +142,7 @@ class Checkpoints:
         """Start to save the state as its step; a step that is already there is left alone.
 
         metrics: as `score`, if known. Returns whether it was started: a full disk, or one that cannot be written, is
-        said in one line and is no error, as training goes on and the next save tries again.
+        said in one line and is not an error: training continues and the next save tries again.
         """
         self.settle()
         step = int(state["step"])
@@ -200,7 +200,7 @@ class Checkpoints:
         self.failure = failure
         if jax.process_index() == 0 or not isinstance(error, UserError | PartFailed):  # each process its own disk's
             what = f"warning: step {self.saving} is not saved: {failure}"
-            print(f"{what}; training goes on, and the next save tries again", flush=True)
+            print(f"{what}; training continues, and the next save tries again", flush=True)
         if jax.process_index() == 0:
             for remains in self.directory.glob(f"{self.saving}.*"):
                 shutil.rmtree(remains, ignore_errors=True)
@@ -222,7 +222,7 @@ class Checkpoints:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
                 raise UserError(
                     f"checkpoint {self.folder(chosen)} cannot be read ({reason}): move it out of the folder, and the"
-                    " same command goes on from the one before"
+                    " same command resumes from the one before"
                 ) from error
             place = integrity.set_aside(self.folder(chosen))
             say(f"checkpoint {self.folder(chosen)} cannot be read: set aside in {place}, going on from {max(steps)}")
@@ -276,7 +276,7 @@ class Checkpoints:
         self.settle()
         self.manager.close()
         if self.failure is not None:
-            raise UserError(f"{self.failure}; saved is {self.newest_saved()}, and the same command goes on from there")
+            raise UserError(f"{self.failure}; saved is {self.newest_saved()}, and the same command resumes from there")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from deit_jax import models
 from deit_jax.config import Config, default_config
@@ -24,18 +24,9 @@ from deit_jax.runtime.flops import count_flops
 from deit_jax.train.evaluate import evaluate_sets, head_logits
 from deit_jax.weights import Weights, fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
+from deit_jax.weights.view import View, view_of
 
 KINDS = ("params", "ema")
-DEFAULT_CROP, DEFAULT_INTERPOLATION = 0.875, "bicubic"
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What a model sees of an image: `size` pixels per side, of a centre crop of `crop` of the resized short side."""
-
-    size: int
-    crop: float
-    interpolation: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +37,7 @@ class Classifier:
         name: a registry name, or "".
         build: constructor of the model.
         sets: {"params" or "ema": {"params", "batch_stats"}} of arrays on the mesh.
-        view: the evaluation view.
-        mean, std: normalization statistics of its pixels.
+        view: the evaluation view, with the normalization statistics.
         num_classes, class_names: of its outputs; names None: not known.
         notes: what was changed to fit, one line each.
     """
@@ -56,8 +46,6 @@ class Classifier:
     build: functools.partial
     sets: dict[str, dict[str, Any]]
     view: View
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     num_classes: int
     class_names: list[str] | None
     notes: list[str]
@@ -76,7 +64,7 @@ class Classifier:
         options = {"attention": "einsum"} if "attention" in self.build.keywords else {}
         graphdef, params, batch_stats = models.abstract(functools.partial(self.build, **options))
         image = jax.ShapeDtypeStruct((1, self.view.size, self.view.size, 3), jnp.uint8)
-        run = lambda weights, images: head_logits(graphdef, weights, images, self.mean, self.std)  # noqa: E731
+        run = lambda weights, images: head_logits(graphdef, weights, images, self.view.mean, self.view.std)  # noqa: E731
         return count_flops(run, {"params": params, "batch_stats": batch_stats}, image)
 
 
@@ -123,12 +111,8 @@ def make_classifier(
     for kind, one in sets.items():
         params, batch_stats, notes = fit_weights(one, build, new_parts=False)
         placed[kind] = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
-    crop, interpolation = crop or weights.crop or DEFAULT_CROP, interpolation or weights.interpolation
-    view = View(size, crop, interpolation or DEFAULT_INTERPOLATION)
-    return Classifier(
-        name or weights.name, build, placed, view, weights.mean, weights.std, weights.num_classes, weights.class_names,
-        notes,
-    )  # fmt: skip
+    view = view_of(weights, size, crop=crop, interpolation=interpolation)
+    return Classifier(name or weights.name, build, placed, view, weights.num_classes, weights.class_names, notes)
 
 
 def evaluation_rows(wanted: int, images: int, devices: int) -> int:
@@ -157,16 +141,17 @@ def evaluate_classifier(
     batch_size: int,
     config: Any = None,
     fusion: str = "logits",
-    subset: Bool[np.ndarray, " classes"] | None = None,
+    subset: Bool[Array | np.ndarray, " classes"] | None = None,
+    collect: Callable | None = None,
     progress: Callable = lambda batches, total: batches,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every set of weights on images labelled by the classifier's outputs.
 
     Args:
         source: its labels are indices of logits (`data.testsets.MappedSource`).
-        batch_size: about so many images per batch, over all devices.
+        batch_size: images per batch over all devices, rounded up to a multiple of their number.
         config: `data.threads`, `data.workers` and `data.prefetch` are its.
-        fusion, subset: as `evaluate_sets`.
+        fusion, subset, collect: as `evaluate_sets`.
         progress: wraps the iterator of batches, given how many there will be.
 
     Returns {"params" or "ema": result of `evaluate_sets`, and "unreadable": what was said of each image of this process
@@ -174,9 +159,7 @@ def evaluate_classifier(
     """
     config = config or default_config()
     stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config)
-    pixels = {"mean": classifier.mean, "std": classifier.std}
+    options = {"mean": classifier.view.mean, "std": classifier.view.std, "fusion": fusion, "subset": subset}
     batches = progress(stream, -(-len(source) // rows))
-    results = evaluate_sets(
-        classifier.graphdef, classifier.sets, batches, mesh=mesh, **pixels, fusion=fusion, subset=subset
-    )
+    results = evaluate_sets(classifier.graphdef, classifier.sets, batches, mesh=mesh, collect=collect, **options)
     return {name: result | {"unreadable": list(stream.broken)} for name, result in results.items()}

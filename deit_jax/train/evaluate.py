@@ -2,15 +2,15 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
@@ -39,21 +39,20 @@ def head_logits(
     return dict(zip(HEADS, (cls, dist, fuse(cls, dist, "logits"), fuse(cls, dist, "probabilities")), strict=True))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
+@jax.jit
 def count_correct(
-    graphdef: nnx.GraphDef,
-    weights: Weights,
-    batch: dict,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    subset: Bool[np.ndarray, " classes"] | None = None,
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    logits: dict[str, jax.Array],
+    batch: dict[str, jax.Array],
+    subset: Bool[Array | np.ndarray, " classes"] | None = None,
+) -> dict[str, jax.Array]:
     """Score one evaluation batch.
 
-    subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
+    Args:
+        logits: of `head_logits`.
+        batch: its `label`, `mask` and, where images have several right labels, `labels`.
+        subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
 
-    Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1; and,
-    per head, each row's argmax, int32 (rows,).
+    Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1.
     """
 
     # an image with several right labels (ImageNet-ReaL; padded by -1) is correct where any of them is predicted
@@ -73,11 +72,10 @@ def count_correct(
         counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
         return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
 
-    logits = head_logits(graphdef, weights, batch["image"], mean, std)
     counts = {name: count(x) for name, x in logits.items()}
     if subset is not None:
         counts |= {f"{SUBSET}{name}": count(jnp.where(subset, x, -jnp.inf)) for name, x in logits.items()}
-    return counts, {name: x.argmax(-1) for name, x in logits.items()}
+    return counts
 
 
 def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
@@ -100,7 +98,8 @@ def evaluate_sets(
     mean: Iterable[float],
     std: Iterable[float],
     fusion: str = "logits",
-    subset: Bool[np.ndarray, " classes"] | None = None,
+    subset: Bool[Array | np.ndarray, " classes"] | None = None,
+    collect: Callable[[str, Batch, dict[str, jax.Array]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate several sets of weights of one model in a single pass over the data.
 
@@ -111,6 +110,7 @@ def evaluate_sets(
         mean, std: the model's normalization statistics.
         fusion: how the joint prediction combines both heads, "logits" or "probabilities".
         subset: which of the model's classes the data has, where it lacks some.
+        collect: called with each set's name, batch and logits per head, in the order of the batches.
 
     Returns, per name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}: accuracies in
     percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
@@ -118,50 +118,59 @@ def evaluate_sets(
     """
     mean, std = tuple(mean), tuple(std)
     totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
-    pending = []
-    for _, batch in placed(batches, mesh):
-        pending += [
-            (name, count_correct(graphdef, weights, batch, mean, std, subset)[0]) for name, weights in sets.items()
-        ]
+    pending: list[tuple[str, Batch, dict[str, jax.Array], dict[str, jax.Array]]] = []
+
+    def settle(name: str, host: Batch, logits: dict[str, jax.Array], counts: dict[str, jax.Array]) -> None:
+        add_counts(totals[name], counts)
+        if collect is not None:
+            collect(name, host, logits)
+
+    for host, batch in placed(batches, mesh):
+        images = batch.pop("image")
+        for name, weights in sets.items():
+            logits = head_logits(graphdef, weights, images, mean, std)
+            pending.append((name, host, logits, count_correct(logits, batch, subset)))
         while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
-            add_counts(totals, *pending.pop(0))
-    for name, counts in pending:
-        add_counts(totals, name, counts)
+            settle(*pending.pop(0))
+    for entry in pending:
+        settle(*entry)
     return {name: accuracies(total, fusion) for name, total in totals.items()}
 
 
-def predict_classes(
-    graphdef: nnx.GraphDef,
-    weights: Weights,
-    batches: Iterable[Batch],
-    *,
-    mesh: Mesh,
-    mean: Iterable[float],
-    std: Iterable[float],
-    outputs: np.ndarray | None = None,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """({head: predicted class}, label), int arrays over all images whose mask is 1.
+class Predictions(NamedTuple):
+    """What a model predicts for the images of a batch whose mask is 1.
 
-    Arguments as `evaluate_sets`; `mesh` must be of this process's devices. outputs: per class of the data, the index of
-    the model's logit; None: they are numbered alike.
+    Attributes:
+        images: uint8 (n, S, S, 3).
+        labels: (n,).
+        probabilities: of the joint prediction, float32 (n, classes).
+        decisions: {head: predicted class (n,)}.
     """
-    mean, std = tuple(mean), tuple(std)
-    predicted: dict[str, list[np.ndarray]] = {}
-    labels = []
-    for host, batch in placed(batches, mesh):
-        real = host["mask"] > 0
-        labels.append(host["label"][real])
-        if outputs is None:
-            _, classes = count_correct(graphdef, weights, batch, mean, std)
-        else:
-            logits = head_logits(graphdef, weights, batch["image"], mean, std)
-            classes = {head: x[:, outputs].argmax(-1) for head, x in logits.items()}
-        for head, values in jax.device_get(classes).items():
-            predicted.setdefault(head, []).append(values[real])
-    return {head: np.concatenate(parts) for head, parts in predicted.items()}, np.concatenate(labels)
+
+    images: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    decisions: dict[str, np.ndarray]
 
 
-def predict_probabilities(
+def predictions_of(
+    batch: Batch, logits: dict[str, jax.Array], *, fusion: str = "logits", outputs: np.ndarray | None = None
+) -> Predictions:
+    """The predictions that logits of `head_logits` are.
+
+    fusion: as of `evaluate_sets`. outputs: per class of the data, the index of the model's logit; None: they are
+    numbered alike.
+    """
+    if outputs is not None:
+        logits = {head: x[:, outputs] for head, x in logits.items()}
+    joint = jax.nn.softmax(logits.get(f"fused_{fusion}", logits["cls"]).astype(jnp.float32))
+    probabilities, decisions = jax.device_get((joint, {head: x.argmax(-1) for head, x in logits.items()}))
+    real = batch["mask"] > 0
+    chosen = {head: values[real] for head, values in decisions.items()}
+    return Predictions(batch["image"][real], batch["label"][real], probabilities[real], chosen)
+
+
+def predict(
     graphdef: nnx.GraphDef,
     weights: Weights,
     batches: Iterable[Batch],
@@ -169,25 +178,28 @@ def predict_probabilities(
     mesh: Mesh,
     mean: Iterable[float],
     std: Iterable[float],
-    fusion: str = "logits",
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-    """Per batch (images, labels, probabilities of the joint prediction, {head: predicted class}), over the images whose
-    mask is 1. Arguments as `evaluate_sets`; `mesh` must be of this process's devices."""
+    **options,
+) -> Iterator[Predictions]:
+    """The predictions for each batch. Arguments as of `evaluate_sets` and `predictions_of`; `mesh` must be of this
+    process's devices."""
     mean, std = tuple(mean), tuple(std)
     for host, batch in placed(batches, mesh):
-        real = host["mask"] > 0
-        logits = head_logits(graphdef, weights, batch["image"], mean, std)
-        joint = jax.nn.softmax(logits.get(f"fused_{fusion}", logits["cls"]).astype(jnp.float32))
-        classes = {head: x.argmax(-1) for head, x in logits.items()}
-        probabilities, classes = jax.device_get((joint, classes))
-        chosen = {head: values[real] for head, values in classes.items()}
-        yield host["image"][real], host["label"][real], probabilities[real], chosen
+        yield predictions_of(host, head_logits(graphdef, weights, batch["image"], mean, std), **options)
 
 
-def add_counts(totals: dict[str, dict[str, np.ndarray]], name: str, counts: dict[str, jax.Array]) -> None:
-    """Add one batch's counts to the totals of `name`."""
+def predict_classes(
+    graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({head: predicted class}, label), int arrays over all images whose mask is 1. Arguments as of `predict`."""
+    predicted = predict(graphdef, weights, batches, **options)
+    labels, decisions = zip(*((part.labels, part.decisions) for part in predicted), strict=True)
+    return {head: np.concatenate([d[head] for d in decisions]) for head in decisions[0]}, np.concatenate(labels)
+
+
+def add_counts(totals: dict[str, np.ndarray], counts: dict[str, jax.Array]) -> None:
+    """Add one batch's counts per head to the totals of a set of weights."""
     for head, values in jax.device_get(counts).items():
-        totals[name][head] = totals[name].get(head, 0.0) + values.astype(np.float64)
+        totals[head] = totals.get(head, 0.0) + values.astype(np.float64)
 
 
 def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict[str, Any]:

@@ -116,13 +116,13 @@ def train(run: Run) -> dict[str, dict]:
         else:
             at = "complete and saved"
         if step < total or results is None or stop.signal is not None:
-            raise Interrupted(f"{run.title}: {at}; the same command goes on from there")
+            raise Interrupted(f"{run.title}: {at}; the same command resumes from there")
         log.end()
     return results
 
 
 def is_due(run: Run, every: int, step: int) -> bool:
-    """Whether something that happens every so many epochs, and at the end, happens after `step` steps."""
+    """Whether something that happens every few epochs, and at the end, happens after `step` steps."""
     epoch, within = divmod(step, run.steps_per_epoch)
     return step == run.total_steps or (step > 0 and within == 0 and epoch % every == 0)
 
@@ -201,7 +201,7 @@ def evaluate_state(
 
 
 def roll_back(run: Run, program: Program, state: State, checkpoints: Checkpoints, log: Log, rollbacks: int) -> State:
-    """The newest healthy state before the run diverged, or a new one, to go on with data that was not seen yet.
+    """The newest healthy state before the run diverged, or a new one, to continue on data that was not seen yet.
 
     rollbacks: how many this one makes. Raises UserError where that is more than `stability.rollbacks`.
     """

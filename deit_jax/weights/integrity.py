@@ -100,7 +100,7 @@ def missing_metadata(folder: Path, items: Collection[str] | None) -> str | None:
     except OSError:
         return "meta/metadata is missing"
     except ValueError:
-        return "meta/metadata is no JSON"
+        return "meta/metadata is not JSON"
     present = {path.name for path in folder.iterdir() if path.is_dir()}  # whether there are averages depends on the run
     for item in sorted((present if items is None else present & set(items)) - {"meta"} | {"params"}):
         for name in ("_METADATA", "manifest.ocdbt"):

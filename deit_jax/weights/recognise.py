@@ -197,7 +197,7 @@ def depth_of(shapes: Shapes, source: str, said: Description) -> int:
 
 
 def image_size(patches: int | None, patch: int, said) -> int | tuple[int, int] | None:
-    """Pixels per side that make so many patches: `said` where it fits, else a square's, else None."""
+    """Pixels per side that make this many patches: `said` where it fits, else a square's, else None."""
     if patches is None:
         return said or 224
     if said:
@@ -224,7 +224,7 @@ def recognise_regnet(shapes: Shapes, source: str, said: Description) -> Architec
             assumed = () if registered_name(said.name) == name else ("name",)
             return Architecture(name, regnet.RegNet, config | {"num_classes": most_common(heads, 0)}, assumed=assumed)
     shown = listed([f"{depth} x {width}" for width, depth, _ in stages])
-    raise UserError(f"{source} has an unknown layout: a RegNet of stages {shown} is none of deit_jax.list_models()")
+    raise UserError(f"{source} has an unknown layout: a RegNet of stages {shown} is not in deit_jax.list_models()")
 
 
 def recognise_efficientnet(shapes: Shapes, source: str, said: Description) -> Architecture:
@@ -244,7 +244,7 @@ def recognise_efficientnet(shapes: Shapes, source: str, said: Description) -> Ar
     if not alike:
         shown = listed([f"{depth} x {width}" for width, depth in stages])
         raise UserError(
-            f"{source} has an unknown layout: an EfficientNet of stages {shown} is none of deit_jax.list_models()"
+            f"{source} has an unknown layout: an EfficientNet of stages {shown} is not in deit_jax.list_models()"
         )
     plain, tf = sorted(alike)
     named = next((name for name in (said.name, source) if "efficientnet" in name), "")

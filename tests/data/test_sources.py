@@ -4,13 +4,11 @@ import csv
 import io
 import json
 import pickle
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tool
 from PIL import Image
 
 from deit_jax.classes.imagenet import synsets
@@ -88,9 +86,9 @@ def test_folder_with_splits(folder, tmp_path):
     assert len(opened(root, eval_split="special")[1]) == 1
     assert len(opened(root, eval_split="holdout", holdout=0.2)[1]) == 3  # from the training images
     assert "--config.data.eval_split=special" in complaint(root)
-    assert "data.eval_split 'specia' is no folder" in complaint(root, eval_split="specia")
+    assert "data.eval_split 'specia' is not a folder" in complaint(root, eval_split="specia")
     assert "did you mean special?" in complaint(root, eval_split="specia")
-    assert "data.train_split 'trian' is no folder" in complaint(root, train_split="trian")
+    assert "data.train_split 'trian' is not a folder" in complaint(root, train_split="trian")
 
 
 def test_fingerprint_follows_the_images(folder):
@@ -331,7 +329,7 @@ def test_damaged_shards(split_folder, tmp_path):
     path.unlink()
     assert f"shard {path} is missing" in complaint(target)
     path.write_bytes(data)
-    assert "data.train_split 'trains' is no split" in complaint(target, train_split="trains")
+    assert "data.train_split 'trains' is not a split" in complaint(target, train_split="trains")
     (target / shards.INDEX).write_text("{")
     assert "is damaged" in complaint(target)
     (target / shards.INDEX).unlink()
@@ -458,30 +456,25 @@ def test_doctor_finds_broken_and_repeated_files(split_folder):
     assert "2 files occur more than once, 1 of them in different classes, 1 both in training and evaluation" in text
 
 
-def tool(name: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"deit_jax.data.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-
-
 def test_the_tools_on_the_command_line(split_folder, tmp_path):
     target = tmp_path / "shards"
-    done = tool("prepare", split_folder, target)
-    assert done.returncode == 0, done.stderr
-    train, validation = done.stdout.splitlines()
+    done = tool("data.prepare", split_folder, target)
+    assert done.code == 0, done.err
+    train, validation = done.out.splitlines()
     assert train == "train: 15 images in 1 shards, 3 classes"
     assert validation == "val: 2 images in 1 shards, 3 classes"
-    assert "17/17" in done.stderr
-    healthy = tool("doctor", target)
-    assert healthy.returncode == 0, healthy.stderr
-    assert "0 unreadable images" in healthy.stdout
+    assert "17/17" in done.err
+    healthy = tool("data.doctor", target)
+    assert healthy.code == 0, healthy.err
+    assert "0 unreadable images" in healthy.out
     (split_folder / "train" / "ant" / "1.jpg").write_bytes(b"no image")
-    ill = tool("doctor", split_folder)
-    assert ill.returncode == 1
-    assert "ant/1.jpg (cannot identify image file" in ill.stdout
-    for done in (tool("doctor", tmp_path / "nowhere"), tool("prepare", tmp_path / "nowhere", target)):
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
+    ill = tool("data.doctor", split_folder)
+    assert ill.code == 1
+    assert "ant/1.jpg (cannot identify image file" in ill.out
+    for done in (tool("data.doctor", tmp_path / "nowhere"), tool("data.prepare", tmp_path / "nowhere", target)):
+        assert done.code == 2
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1
 
 
 # --- TFDS

@@ -15,7 +15,7 @@ from deit_jax.config import default_config
 from deit_jax.data import base, pipeline, shards, sources
 from deit_jax.data.tools import doctor, prepare, show
 from deit_jax.data.tools.progress import command
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError
 
 
 def image(number: int = 0) -> bytes:
@@ -109,11 +109,6 @@ def test_any_name_of_an_image_survives(tmp_path, monkeypatch, capsys, caplog):
     assert len(list(batches)) == 2
     assert len(batches.broken) == 3
     assert "\x1b" not in caplog.text
-
-
-def test_shown():
-    assert shown("a\x1bb\nc\udcffd\u202ee ü日 $") == "a\\x1bb\\x0ac\\xffd\\u202ee ü日 $"
-    assert str(UserError("two\nlines")) == "two\\x0alines"
 
 
 # --- what lies in folders

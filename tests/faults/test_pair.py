@@ -63,7 +63,7 @@ def test_a_save_that_fails_on_one_process_fails_on_both_and_the_next_succeeds(pa
         assert seen["saves"] == {"steps": [1, 3], "failure": "None", "close": ""}
     said = [line for line in (pair[0] / "0.log").read_text().splitlines() if line.startswith("warning: step 2")]
     assert len(said) == 1
-    assert "training goes on, and the next save tries again" in said[0]
+    assert "training continues, and the next save tries again" in said[0]
 
 
 def test_a_signal_to_one_stops_labelling_on_both_and_what_is_stored_is_right(pair):

@@ -163,7 +163,7 @@ def test_weights_of_the_other_padding_are_refused(tmp_path, b0):
 def test_another_efficientnet_and_a_missing_tensor_are_told(tmp_path, b0):
     state = {key.replace("blocks.6.0.", "blocks.6.3."): value for key, value in b0[1].items()}
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="an EfficientNet of stages 1 x 16, .*, 4 x 320 is none of"):
+    with pytest.raises(UserError, match="an EfficientNet of stages 1 x 16, .*, 4 x 320 is not in"):
         load_weights(tmp_path / "x.safetensors")
     state = {key: value for key, value in b0[1].items() if key != "blocks.2.1.se.conv_expand.bias"}
     save_file(state, tmp_path / f"{B0}.safetensors")

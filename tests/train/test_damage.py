@@ -158,7 +158,7 @@ def test_a_full_disk_is_said_and_the_next_save_tries_again(tmp_path, monkeypatch
     monkeypatch.setattr(atomic, "free_space", lambda folder: 10)
     assert not checkpoints.save(state(2), META)
     assert "not be enough" in checkpoints.forecast(state(2))
-    assert "(10 B free, 12.3 kB needed): make room there; training goes on" in capsys.readouterr().out
+    assert "(10 B free, 12.3 kB needed): make room there; training continues" in capsys.readouterr().out
     monkeypatch.undo()
     assert checkpoints.save(state(3), META)
     checkpoints.close()
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_while_saving(tmp_path, monkeypatch, capsys):
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(integrity, "write_sums", lambda folder: (_ for _ in ()).throw(full))
     checkpoints.save(state(2), META)
-    with pytest.raises(UserError, match=r"No space left.* free in .*saved is step 1, and the same command goes on"):
+    with pytest.raises(UserError, match=r"No space left.* free in .*saved is step 1, and the same command resumes"):
         checkpoints.close()
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1

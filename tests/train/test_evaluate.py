@@ -11,7 +11,7 @@ from deit_jax.augment import normalize
 from deit_jax.errors import UserError
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
-from deit_jax.train.evaluate import count_correct, evaluate, predict_classes
+from deit_jax.train.evaluate import count_correct, evaluate, predict_classes, predictions_of
 
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -81,25 +81,30 @@ def test_fusions():
 
 
 def test_any_of_several_labels_is_right():
-    model = models.create_model("regnety_digits", num_classes=10)
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
-    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
-    guess = np.asarray(model(normalize(jnp.asarray(images), *PIXELS.values())).argmax(-1))
+    guess = np.arange(6)
     other = (guess + 1) % 10
     labels = np.stack([other, guess, np.full(6, -1)], axis=1).astype(np.int32)
     labels[0, 1] = -1  # the first image's guess is no longer among its labels
-    batch = {"image": images, "label": other.astype(np.int32), "labels": labels, "mask": np.ones(6, np.float32)}
-    counts, decided = count_correct(graphdef, weights, batch, *PIXELS.values())
-    assert counts["cls"][0] == 5
-    assert count_correct(graphdef, weights, batch | {"labels": labels[:, :1]}, *PIXELS.values())[0]["cls"][0] == 0
-    np.testing.assert_array_equal(decided["cls"], guess)
+    batch = {"label": other.astype(np.int32), "labels": labels, "mask": np.ones(6, np.float32)}
+    logits = {"cls": jax.nn.one_hot(guess, 10)}
+    assert count_correct(logits, batch)["cls"][0] == 5
+    assert count_correct(logits, batch | {"labels": labels[:, :1]})["cls"][0] == 0
 
 
 def test_an_unreadable_image_is_in_no_top_5_and_costs_a_guess():
-    model = models.create_model("regnety_digits", num_classes=4)
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
-    batch = {"image": np.zeros((8, 16, 16, 3), np.uint8), "label": np.full(8, -1, np.int32), "mask": np.ones(8)}
-    counts, _ = count_correct(graphdef, weights, batch, *PIXELS.values())
+    batch = {"label": np.full(8, -1, np.int32), "mask": np.ones(8)}
+    counts = count_correct({"cls": jax.random.normal(jax.random.key(0), (8, 4))}, batch)
     np.testing.assert_allclose(counts["cls"], [0, 0, 8 * np.log(4), 8], rtol=1e-6)
+
+
+def test_predictions_are_of_the_images_that_count():
+    cls, dist = jnp.array([[2.0, 0, 1], [0, 3, 0], [0, 0, 9]]), jnp.array([[0, 1.0, 0], [0, 0, 5], [9, 0, 0]])
+    logits = {"cls": cls, "dist": dist, "fused_logits": (cls + dist) / 2}
+    batch = {"image": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, 3), "label": np.array([0, 1, 2])}
+    found = predictions_of(batch | {"mask": np.array([1.0, 1.0, 0.0])}, logits, outputs=np.array([1, 0]))
+    assert found.images[:, 0, 0, 0].tolist() == [0, 1]
+    assert found.labels.tolist() == [0, 1]
+    assert {head: x.tolist() for head, x in found.decisions.items()} == {
+        "cls": [1, 0], "dist": [0, 0], "fused_logits": [1, 0]
+    }  # fmt: skip
+    np.testing.assert_allclose(found.probabilities[0], np.exp([0.5, 1]) / np.exp([0.5, 1]).sum(), rtol=1e-6)

@@ -198,6 +198,45 @@ def test_regnet_decays_kernels_alone():
         assert decays == (path[-1].key == "kernel")
 
 
+def steps_of(name: str, gradients: np.ndarray) -> dict[str, np.ndarray]:
+    """A kernel and a bias after as many updates as there are gradients (the same for both), at learning rate 0.1."""
+    config = resolve(default_config())
+    config.optimizer.name, config.optimizer.weight_decay = name, 0.05
+    tx = make_optimizer(config)
+    params = {"kernel": np.array([1.0, -2.0], np.float32), "bias": np.array([1.0, -2.0], np.float32)}
+    state = tx.init(params)
+    for gradient in gradients:
+        updates, state = tx.update(dict.fromkeys(params, np.asarray(gradient, np.float32)), state, params)
+        params = {key: np.asarray(params[key] - 0.1 * updates[key]) for key in params}
+    return params
+
+
+GRADIENTS = np.array([[0.5, -1.0], [0.1, 0.2], [-3.0, 0.4]])
+
+
+def test_adamw_is_the_published_rule():
+    """Loshchilov & Hutter 2019, Algorithm 2, in float64; biases do not decay."""
+    after = steps_of("adamw", GRADIENTS)
+    for key, decay in (("kernel", 0.05), ("bias", 0.0)):
+        p, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+        for t, g in enumerate(GRADIENTS, start=1):
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            p = p - 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + decay * p)
+        np.testing.assert_allclose(after[key], p, rtol=1e-5)
+
+
+def test_sgd_is_pytorchs():
+    """torch.optim.SGD(momentum=0.9, nesterov=True, weight_decay=…), as its documentation states it."""
+    after = steps_of("sgd", GRADIENTS)
+    for key, decay in (("kernel", 0.05), ("bias", 0.0)):
+        p, buffer = np.array([1.0, -2.0]), np.zeros(2)
+        for g in GRADIENTS:
+            g = g + decay * p
+            buffer = 0.9 * buffer + g
+            p = p - 0.1 * (g + 0.9 * buffer)
+        np.testing.assert_allclose(after[key], p, rtol=1e-5)
+
+
 def test_clipping_bounds_the_gradient_before_adam():
     config = default_config()
     config.recipe = "tuned"

@@ -209,7 +209,7 @@ def test_no_parts_are_made_for_evaluation(small):
     weights = load_weights(small[0])
     with pytest.raises(UserError, match="head and head_dist newly made with 3 classes"):
         fit_weights(weights, SMALL, num_classes=3, new_parts=False)
-    assert fit_weights(weights, SMALL, img_size=32, new_parts=False)[2]  # resizing is no making
+    assert fit_weights(weights, SMALL, img_size=32, new_parts=False)[2]  # resizing draws nothing new
 
 
 def test_a_model_of_another_kind_or_size_is_refused(small):

@@ -2,8 +2,8 @@
 
 SRC is a folder of images by class (with or without split folders), a tar file of one (.tar, .tar.gz, …), or a folder of
 tar files as ImageNet comes: ILSVRC2012_img_train.tar (a .tar per class) and ILSVRC2012_img_val.tar, whose classes are
-read from ILSVRC2012_devkit_t12.tar.gz beside them or from --labels. Interrupted, the same command goes on; images are
-copied byte for byte.
+read from ILSVRC2012_devkit_t12.tar.gz beside them or from --labels. After an interruption the same command
+resumes; images are copied byte for byte.
 """
 
 import argparse

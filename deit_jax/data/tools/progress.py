@@ -29,5 +29,5 @@ def command(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from there", file=sys.stderr)
+        print("\ninterrupted; the same command resumes from there", file=sys.stderr)
         sys.exit(130)

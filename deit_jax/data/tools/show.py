@@ -26,7 +26,7 @@ def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]
     Returns:
       (images uint8 (batch, size, size, 3), targets (batch, classes), class names).
     """
-    import jax  # here and below: a command line that is wrong is told so before jax is loaded
+    import jax  # here and below: a wrong command line is reported before jax is loaded
 
     from deit_jax import models
     from deit_jax.augment import augment_train
