@@ -20,7 +20,7 @@ from typing import Any
 
 from common import ROOT, changes_of, settings, table
 
-MESHES = {"data": {}, "fsdp": {"mesh.fsdp": -1}}
+MESHES = {"data": {}, "fsdp": {"mesh.fsdp": -1}, "fsdp16": {"mesh.fsdp": 16}}  # the last: 16 chips share a state
 GIB = 2**30
 VERSIONS = ("jax", "libtpu", "flax", "optax")
 

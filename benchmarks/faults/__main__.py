@@ -35,8 +35,8 @@ from deit_jax.errors import UserError
 
 ROWS: dict[str, tuple[Callable, int]] = {
     "saves": (kills.saves, 650),
-    "labels": (kills.labels, 250),
-    "kills": (kills.kills, 100),
+    "labels": (kills.labels, 300),
+    "kills": (kills.kills, 50),
     "damaged": (disks.damaged, 100),
     "flips": (disks.flips, 200),
     "full": (disks.full, 20),
@@ -44,6 +44,7 @@ ROWS: dict[str, tuple[Callable, int]] = {
     "doubles": (processes.doubles, 20),
     "signals": (processes.signals, 40),
     "lost": (processes.lost, 40),
+    "lost_real": (processes.lost_real, 4),
     "stops": (processes.stops, 10),
 }
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.faults import toys
 from benchmarks.faults.kills import whole_run
 from benchmarks.faults.starts import (
     SMALL_RUN,
@@ -27,7 +28,6 @@ from deit_jax.distill.label_store import LabelStore
 from deit_jax.report.log import read_log
 
 SOON = 60  # seconds within which a signal or a loss must have ended a process
-LOST_AFTER = 15.0  # seconds; two processes share a core here
 SMALL_LABELS = [
     "--mode=label", "--config=configs/digits.py", "--config.teacher.epochs=1", "--config.batch_size=16",
     "--config.steps=1024", "--config.data.limit=160", "--config.log.tensorboard=False",
@@ -37,13 +37,13 @@ Work = Callable[..., Callable[[], None]]  # (folder, environment) → what a sta
 
 def small_labels(workdir: Path, environment: dict[str, str] | None = None) -> Callable[[], None]:
     """Labelling 16 chunks of digits by a RegNetY that is trained first, where it is not there."""
-    lost = f"--config.processes.lost_after={LOST_AFTER}"
+    lost = f"--config.processes.lost_after={toys.LOST_AFTER}"
     return command(*SMALL_LABELS, lost, f"--workdir={workdir}", environment=environment)
 
 
 def training(workdir: Path, environment: dict[str, str] | None = None) -> Callable[[], None]:
     """The small training run, for one of several processes."""
-    lost = f"--config.processes.lost_after={LOST_AFTER}"
+    lost = f"--config.processes.lost_after={toys.LOST_AFTER}"
     return command(*SMALL_RUN, "--config.steps=60", lost, f"--workdir={workdir}", environment=environment)
 
 
@@ -66,10 +66,12 @@ def alike(found: dict, truth: dict) -> bool:
     )
 
 
-MODES = {
-    "train": (training, losses, "step"),
-    "label": (small_labels, stored_labels, "label write"),
-}  # name: what a start does, what must be equal, where it can be disturbed
+# name: what a start does, what must be equal, where it can be disturbed
+REAL = {"train": (training, losses, "step"), "label": (small_labels, stored_labels, "label write")}
+TOYS = {
+    "train": (toys.several_saving, state_bits, "step"),
+    "label": (toys.several_labelling, stored_labels, "label write"),
+}
 
 
 def fresh(whole: Path, run: Path) -> None:
@@ -93,13 +95,21 @@ def end_all(starts: list[Start]) -> None:
         start.kill()
 
 
-def disturb(count: int, folder: Path, rng: random.Random, number: int, judge: Callable, sizes: list[int]) -> Outcome:
+def disturb(
+    modes: dict[str, tuple],
+    count: int,
+    folder: Path,
+    rng: random.Random,
+    number: int,
+    judge: Callable,
+    sizes: list[int],
+) -> Outcome:
     """Send a signal to one of several processes again and again, until runs end; training and labelling in turn.
 
     judge: (starts, index of the one that got it) → what is wrong, or "".
     """
     outcome, slowest, sorts = Outcome(), 0.0, collections.Counter()
-    for mode, (work, compare, phase) in MODES.items():
+    for mode, (work, compare, phase) in modes.items():
         whole, run = folder / f"{mode}-whole", folder / f"{mode}-run"
         truth = whole_run(work, compare, whole)
         for several in sorted(set(sizes)):  # undisturbed, which also fills the compilation cache
@@ -125,6 +135,8 @@ def disturb(count: int, folder: Path, rng: random.Random, number: int, judge: Ca
                 begun = time.monotonic()
                 starts[victim].send(number)
                 codes = [s.wait(max(0.0, begun + SOON - time.monotonic())) for s in starts]
+                if not any(codes):
+                    break  # it was done just before the signal came
                 slowest = max(slowest, time.monotonic() - begun)
                 wrong = judge(starts, victim)
                 end_all(starts)
@@ -142,16 +154,22 @@ def disturb(count: int, folder: Path, rng: random.Random, number: int, judge: Ca
     return outcome
 
 
+def named(starts: list[Start], victim: int) -> str:
+    """What is wrong with how the others ended after a process was killed."""
+    text = f"process {victim} of {len(starts)} was lost"
+    said = [text in "\n".join(s.lines()[-3:]) for i, s in enumerate(starts) if i != victim]
+    codes = [s.code for i, s in enumerate(starts) if i != victim]
+    return "" if set(codes) == {75} and all(said) else f"{codes} {[s.lines()[-2:] for s in starts]}"
+
+
 def lost(count: int, folder: Path, rng: random.Random) -> Outcome:
     """One of several processes killed: the others name it, exit code 75; another number of processes goes on."""
+    return disturb(TOYS, count, folder, rng, signal.SIGKILL, named, [2, 4])
 
-    def judge(starts: list[Start], victim: int) -> str:
-        text = f"process {victim} of {len(starts)} was lost"
-        said = [text in "\n".join(s.lines()[-3:]) for i, s in enumerate(starts) if i != victim]
-        codes = [s.code for i, s in enumerate(starts) if i != victim]
-        return "" if set(codes) == {75} and all(said) else f"{codes} {[s.lines()[-2:] for s in starts]}"
 
-    return disturb(count, folder, rng, signal.SIGKILL, judge, [2, 4, 2])
+def lost_real(count: int, folder: Path, rng: random.Random) -> Outcome:
+    """The same of training and labelling digits, where each process compiles."""
+    return disturb(REAL, count, folder, rng, signal.SIGKILL, named, [2])
 
 
 def stops(count: int, folder: Path, rng: random.Random) -> Outcome:
@@ -162,7 +180,7 @@ def stops(count: int, folder: Path, rng: random.Random) -> Outcome:
         codes = {s.code for s in starts}
         return "" if codes == {130} and said else f"{codes} {[s.lines()[-2:] for s in starts]}"
 
-    return disturb(count, folder, rng, signal.SIGTERM, judge, [2])
+    return disturb(TOYS, count, folder, rng, signal.SIGTERM, judge, [2, 4])
 
 
 def doubles(count: int, folder: Path, rng: random.Random) -> Outcome:

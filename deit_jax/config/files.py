@@ -34,8 +34,6 @@ def deit(size: str, text: str | None = "") -> Config:
     c = default_config()
     c.model.name = f"deit_{size}{'' if kind == 'none' else '_distilled'}_patch16_224"
     c.distill.kind = kind
-    if kind == "soft":
-        c.distill.alpha, c.distill.tau = 0.1, 3.0
     if kind != "none":
         c.teacher.init = given.get("teacher", "timm/regnety_160.deit_in1k")
         c.teacher.name = model_of(c.teacher.init)

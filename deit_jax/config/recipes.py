@@ -83,7 +83,9 @@ def recipe_differences(config: Config) -> list[str]:
     if "_distilled" not in config.model.name:
         idle |= {"optimizer.decay_dist_token", "evaluate.fusion"}
     if config.distill.kind != "soft":
-        idle |= {"distill.alpha", "distill.tau", "distill.normalization"}
+        idle |= {"distill.tau", "distill.normalization"}
+    if config.distill.kind == "none":
+        idle |= {"distill.alpha"}
     lines = []
     for path in RECIPES["released"]:
         released, paper = (value_of(recipe, path, config.distill.kind) for recipe in ("released", "paper"))

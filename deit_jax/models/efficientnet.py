@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import conv_general_dilated
-from deit_jax.models.inputs import check_images
+from deit_jax.models.inputs import check_images, training_key
 from deit_jax.models.layout import Layout, any_mesh, gathered
 from deit_jax.models.vit import dropout
 
@@ -224,7 +224,8 @@ class EfficientNet(nnx.Module):
 
         train with `key`: dropout and stochastic depth act; every random number follows from `key`.
         """
-        drop, path = (None, None) if key is None or not train else jax.random.split(key)
+        key = training_key(train, key, self.drop_rate, self.drop_path_rate)
+        drop, path = (None, None) if key is None else jax.random.split(key)
         x = self.features(images, train=train, key=path)
         pooled = x.astype(self.classifier.kernel.dtype).mean((1, 2))
         return self.classifier(dropout(pooled, self.drop_rate, drop, pooled.shape))

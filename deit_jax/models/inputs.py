@@ -3,11 +3,24 @@
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import PRNGKeyArray
 
 from deit_jax.errors import UserError
 
 # ImageNet-normalized pixels lie within -2.2..2.7; values far beyond were not normalized.
 LARGEST_PIXEL = 30.0
+
+
+def training_key(train: bool, key: PRNGKeyArray | None, *rates: float) -> PRNGKeyArray | None:
+    """The key of dropout and stochastic depth, None in evaluation.
+
+    Raises UserError for training without a key where one of the `rates` is above 0.
+    """
+    if train and key is None and any(rates):
+        raise UserError(
+            "train=True with dropout or stochastic depth needs a key: key=jax.random.key(0), a new one per step"
+        )
+    return key if train else None
 
 
 def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> None:

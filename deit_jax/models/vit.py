@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
-from deit_jax.models.inputs import check_images
+from deit_jax.models.inputs import check_images, training_key
 from deit_jax.models.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
@@ -275,7 +275,7 @@ class ViT(nnx.Module):
         self.num_heads, self.norm_eps = num_heads, norm_eps
         self.distilled, self.prefix_tokens = distilled, 2 if distilled else 1
         self.dist_head = distilled and dist_head
-        self.drop_path_rate, self.dtype = drop_path_rate, jnp.dtype(dtype)
+        self.drop_rate, self.drop_path_rate, self.dtype = drop_rate, drop_path_rate, jnp.dtype(dtype)
         self.remat, self.scan_unroll = remat, scan_unroll
 
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
@@ -328,7 +328,8 @@ class ViT(nnx.Module):
 
         train with `key`: dropout and stochastic depth act; every random number follows from `key`.
         """
-        tokens, _ = self.encode(self.embed(images), key=key if train else None)
+        key = training_key(train, key, self.drop_rate, self.drop_path_rate)
+        tokens, _ = self.encode(self.embed(images), key=key)
         prefix = self.norm(tokens[:, : self.prefix_tokens]).astype(jnp.float32)
         return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
 

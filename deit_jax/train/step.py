@@ -47,9 +47,10 @@ NO_TEACHER = Teacher(no_teacher)
 def create_state(student: Student, config: Config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> State:
     """Create the whole state of a run as one pure nested dictionary; runs inside jit.
 
-    Returns `step` (updates made), `offset` (batches the data is ahead of them, after a roll-back), `seed` (here and not
-    in the code, so that runs of all seeds share one compilation), `params`, `batch_stats`, `opt`, `ema` ({"params",
-    "batch_stats"}, empty without averaging) and `nonfinite` (counts of skipped steps: in a row, total).
+    Returns `step` (steps taken, skipped ones included), `offset` (batches the data is ahead of them, after a
+    roll-back), `seed` (here and not in the code, so that runs of all seeds share one compilation), `params`,
+    `batch_stats`, `opt`, `ema` ({"params", "batch_stats"}, empty without averaging) and `nonfinite` (counts of skipped
+    steps: in a row, total).
     """
     if weights is None:
         params, batch_stats = models.init_arrays(student.build, purpose_key(seed, "init"))

@@ -52,7 +52,13 @@ def test_deit_arguments():
     assert (hard.model.name, hard.epochs) == ("deit_small_distilled_patch16_224", 1000)
     assert (hard.teacher.name, hard.teacher.init) == ("regnety_160", "timm/regnety_160.deit_in1k")
     soft = deit("tiny", "distill=soft,teacher=runs/regnety_040.safetensors")
-    assert (soft.distill.alpha, soft.distill.tau, soft.teacher.name) == (0.1, 3.0, "regnety_040")
+    assert soft.teacher.name == "regnety_040"
+    for recipe, values in (("released", (0.5, 1.0, "released")), ("paper", (0.1, 3.0, "paper"))):
+        soft.recipe = (
+            recipe  # all three are the recipe's: the paper's weight and the release's scale would teach nothing
+        )
+        distill = resolve(soft).distill
+        assert (distill.alpha, distill.tau, distill.normalization) == values
     assert deit("base").model.name == "deit_base_patch16_224"
     with pytest.raises(UserError, match="did you mean epochs"):
         deit("base", "epoch=3")

@@ -103,7 +103,7 @@ def test_gradients_lie_where_the_weights_do(kind):
 @pytest.mark.parametrize("which", [REGNET, EFFICIENTNET], ids=["regnet", "efficientnet"])
 def test_batch_statistics_are_updated_on_an_explicit_mesh(which):
     one, many, mesh = make(which), make(which), mesh_of("Explicit")
-    train = nnx.jit(lambda model, images: model(images, train=True))
+    train = nnx.jit(lambda model, images: model(images, train=True, key=jax.random.key(0)))
     train(one, IMAGES)
     train(deit_jax.shard(many, mesh), placed(mesh))
     for a, b in zip(jax.tree.leaves(nnx.state(one, nnx.BatchStat)), jax.tree.leaves(nnx.state(many, nnx.BatchStat)),

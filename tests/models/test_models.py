@@ -91,6 +91,17 @@ def small():
     return deit_jax.create_model("deit_digits_distilled_patch4_16", num_classes=10)
 
 
+@pytest.mark.parametrize("name", ["deit_digits_patch4_16", "efficientnet_b0"])
+def test_training_without_a_key_is_refused_where_something_is_dropped(name):
+    images = jnp.zeros((1, 32, 32, 3))
+    model = lambda **rates: nnx.eval_shape(  # noqa: E731
+        lambda: models.constructor(name, img_size=32, num_classes=2, **rates)(rngs=nnx.Rngs(0))
+    )
+    with pytest.raises(UserError, match="needs a key"):
+        nnx.eval_shape(lambda m: m.heads(images, train=True), model(drop_path_rate=0.1))
+    nnx.eval_shape(lambda m: m.heads(images, train=True), model(drop_path_rate=0.0, drop_rate=0.0))
+
+
 def test_a_distilled_model_averages_its_heads(small):
     images = seeded.images(3, 16)
     cls, dist = small.heads(images)
