@@ -163,9 +163,8 @@ def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0
     """Images/s of the training streams of all processes, if all are as fast as this one's, from the second batch on."""
     from deit_jax.data import pipeline  # here: the data packages are optional, the step needs none
 
-    stream = pipeline.train_batches(
-        config, source, size=size, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    index, processes = jax.process_index(), jax.process_count()
+    stream = pipeline.train_batches(config, source, size=size, process_index=index, process_count=processes)
     next(stream)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -189,10 +188,8 @@ def share_of_waiting(workload: Workload, source: "Source", seconds: float = 10.0
     """
     from deit_jax.data import pipeline
 
-    stream = pipeline.train_batches(
-        workload.config, source, size=workload.student.img_size,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+    index, processes, size = jax.process_index(), jax.process_count(), workload.student.img_size
+    stream = pipeline.train_batches(workload.config, source, size=size, process_index=index, process_count=processes)
     place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)  # noqa: E731
     count = max(3, calls_within(lambda: workload.train_on(place()), seconds))
     waited, ahead, begun = 0.0, [], time.perf_counter()

@@ -18,12 +18,8 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
 
 import jax  # after the environment it reads is set
-import jaxtyping
 
 jax.config.update("jax_num_cpu_devices", 8)
-
-# before anything of deit_jax is imported: arrays have the shapes and dtypes that functions state
-jaxtyping.install_import_hook("deit_jax", "typechecker.check")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -97,3 +97,11 @@ def test_bad_input(drawn, options, message):
 
 def test_every_loss_can_be_chosen_and_has_its_words():
     assert set(SETTINGS["distill"]["kind"].choices) == set(KINDS)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32, np.int64])
+def test_labels_are_of_any_integer_type(dtype):
+    labels, logits = np.array([0, 1, 2, 9], dtype), jnp.zeros((4, 10))
+    np.testing.assert_array_equal(soft_targets(labels, 10), np.eye(10)[labels])
+    loss = distillation_loss(logits, logits, labels, labels, kind="hard")
+    np.testing.assert_allclose(loss, np.log(10), rtol=1e-6)

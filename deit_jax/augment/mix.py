@@ -80,7 +80,7 @@ def _partners(batch: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([rows[::-1] for rows in parts]), np.repeat(np.arange(groups), [len(rows) for rows in parts])
 
 
-def _mix_rows(x: Float[Array, "batch *rest"], share: Float[Array, "groups *rest"]) -> Float[Array, "batch *rest"]:
+def _mix_rows(x: Float[Array, "batch *rest"], share: Float[Array, "groups ..."]) -> Float[Array, "batch *rest"]:
     """share x row + (1 - share) x partner's row, with the share of the row's group."""
     batch, groups = x.shape[0], share.shape[0]
     if batch % groups:

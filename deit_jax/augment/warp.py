@@ -109,7 +109,9 @@ def _within(place, size):
     return (place >= 0) & (place < size * ONE)
 
 
-def _interpolate(neighbours: list[Planes], place: Float32[Array, "..."], cubic: Bool[Array, ""]) -> Planes:
+def _interpolate(
+    neighbours: list[Planes], place: Float32[Array, "..."], cubic: Bool[Array, ""]
+) -> tuple[Float32[Array, "..."], ...]:
     """Between the second and third of four neighbours. PIL's cubic has a = -1, and Horner's form: flat areas stay
     exactly flat, which matters because the fraction is then cut off, not rounded."""
 

@@ -159,7 +159,9 @@ def evaluate_classifier(
     """
     config = config or default_config()
     stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config)
-    options = {"mean": classifier.view.mean, "std": classifier.view.std, "fusion": fusion, "subset": subset}
-    batches = progress(stream, -(-len(source) // rows))
-    results = evaluate_sets(classifier.graphdef, classifier.sets, batches, mesh=mesh, collect=collect, **options)
+    batches, view = progress(stream, -(-len(source) // rows)), classifier.view
+    results = evaluate_sets(
+        classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, fusion=fusion,
+        subset=subset, collect=collect,
+    )  # fmt: skip
     return {name: result | {"unreadable": list(stream.broken)} for name, result in results.items()}
