@@ -44,7 +44,7 @@ def batch_views(
 
     An epoch is `epoch_steps` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each image
     stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views. Where the last
-    batch reaches past the end of the order, it goes on from its beginning, with views of their own.
+    batch reaches past the end of the order, it continues from its beginning, with views of their own.
     """
     epoch, position = divmod(step, epoch_steps(length, batch, drop_last))
     places = position * batch + layout(batch, mix_group)

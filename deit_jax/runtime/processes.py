@@ -40,7 +40,7 @@ def from_process_0(decide: Callable[[], int | None]) -> int:
             failure = error
     decided, failed = multihost_utils.broadcast_one_to_all(np.array([decided, failure is not None], np.int32))
     if failed:
-        raise failure or UserError("process 0 cannot go on: it says why")
+        raise failure or UserError("process 0 cannot continue: it says why")
     return int(decided)
 
 

@@ -129,7 +129,7 @@ def test_right_overrides(path, value):
         ("accumulate", 3, "8 devices x 3 parts: use --config.batch_size=1032"),
     ],
 )
-def test_values_out_of_range_are_named_with_the_mend(path, value, message):
+def test_values_out_of_range_are_named_with_the_fix(path, value, message):
     config = default_config()
     config.update_from_flattened_dict({path: value})
     with pytest.raises(UserError, match=message):
