@@ -90,7 +90,7 @@ def names(folder: Path) -> list[Case]:
 
 
 def things(folder: Path) -> list[Case]:
-    """What is no file in a class folder, and roots that are no data."""
+    """What is not a file in a class folder, and roots that are not data."""
     cases = []
     for name, make in {
         "named pipe": lambda p: os.mkfifo(p), "dangling link": lambda p: p.symlink_to("nowhere"),

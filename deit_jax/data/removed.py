@@ -1,5 +1,6 @@
 """Images that a run found unreadable and that were removed since. They keep their places in the run's data, so that the
-run continues as it did while they were there: each is replaced by the next image, and an evaluation counts it as before.
+run continues as it did while they were there: each is replaced by the next image, and an evaluation counts it as
+before.
 
 FOLDER/broken-P.json    what process P of a run, or of a label store, could not read
 """
