@@ -80,7 +80,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(
         self, width_in: int, width: int, *,
-        stride: int, group_width: int, se_ratio: float, dtype: DTypeLike, rngs: nnx.Rngs,
+        stride: int = 1, group_width: int, se_ratio: float = 0.25, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs,
     ):  # fmt: skip
         common = {"dtype": dtype, "rngs": rngs}
         self.conv1 = ConvNorm(width_in, width, **common)
@@ -97,12 +97,18 @@ class Bottleneck(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """`depth` blocks b1, b2, …; the first changes width and resolution. common: what every `Bottleneck` takes."""
+    """`depth` blocks b1, b2, …; the first changes width and resolution."""
 
-    def __init__(self, width_in: int, width: int, depth: int, *, stride: int, **common: Any):
+    def __init__(
+        self, width_in: int, width: int, depth: int, *,
+        stride: int = 2, group_width: int, se_ratio: float = 0.25, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.depth = depth
         for i in range(depth):
-            block = Bottleneck(width if i else width_in, width, stride=1 if i else stride, **common)
+            block = Bottleneck(
+                width if i else width_in, width, stride=1 if i else stride, group_width=group_width,
+                se_ratio=se_ratio, dtype=dtype, rngs=rngs,
+            )  # fmt: skip
             setattr(self, f"b{i + 1}", block)
 
     def __call__(self, x: Float[Array, "batch height width channels"], *, train: bool = False) -> Array:
@@ -158,11 +164,14 @@ class RegNet(nnx.Module):
     ):
         self.num_classes, self.dtype, self.img_size = num_classes, jnp.dtype(dtype), img_size
         self.stem = ConvNorm(3, stem_width, 3, stride=stem_stride, dtype=self.dtype, rngs=rngs)
-        self.stages, width_in, common = 0, stem_width, {"se_ratio": se_ratio, "dtype": self.dtype, "rngs": rngs}
+        self.stages, width_in = 0, stem_width
         for width, blocks, group in stage_widths(w0, wa, wm, depth, group_width):
             self.stages += 1
-            stride = 2 if self.stages > 1 else first_stride
-            setattr(self, f"s{self.stages}", Stage(width_in, width, blocks, stride=stride, group_width=group, **common))
+            stage = Stage(
+                width_in, width, blocks, stride=2 if self.stages > 1 else first_stride, group_width=group,
+                se_ratio=se_ratio, dtype=self.dtype, rngs=rngs,
+            )  # fmt: skip
+            setattr(self, f"s{self.stages}", stage)
             width_in = width
         self.head = Head(width_in, num_classes, rngs=rngs)
 
