@@ -145,7 +145,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
 
 def test_killed_runs_complete_as_if_nothing_had_been(tmp_path):
     arguments = ["--config.epochs=3", "--config.evaluate.every=1", "--config.checkpoint.every=1"]
-    for moment in ("step 2/", "step 12/", "step 22/"):  # before, at and after a checkpoint is being written
+    for moment in ("step 2/", "step 12/"):  # before a checkpoint and while one is written; more: benchmarks/faults
         process = start(tmp_path / "run", *arguments)
         read_until(process, moment)
         process.kill()

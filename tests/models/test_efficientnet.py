@@ -210,9 +210,8 @@ def config_of(**changes):
     return resolve(config)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_training_changes_statistics_and_lowers_the_loss(dtype):
-    config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0, dtype=dtype)
+def test_training_changes_statistics_and_lowers_the_loss():
+    config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0)
     student = Student(build, models.abstract(build)[0], 32, 10)
     update = jax.jit(make_update(student, no_teacher, config, lambda step: 3e-3))
     state = before = jax.jit(lambda: create_state(student, config))()
