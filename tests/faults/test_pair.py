@@ -50,7 +50,7 @@ def test_all_wait_for_process_0(pair):
 
 def test_all_do_what_process_0_decides_and_end_when_it_cannot_go_on(pair):
     assert [seen["decided"] for seen in pair[1]] == [7, 7]
-    assert [seen["refused"] for seen in pair[1]] == ["the disk is gone", "process 0 cannot go on: it says why"]
+    assert [seen["refused"] for seen in pair[1]] == ["the disk is gone", "process 0 cannot continue: it says why"]
 
 
 def test_data_that_differ_between_the_processes_are_refused_on_both(pair):
