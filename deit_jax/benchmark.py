@@ -28,6 +28,7 @@ from deit_jax.train.step import create_state, make_step
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
+    from deit_jax.data.pipeline import TrainBatches
 
 SAMPLES = 5  # timed stretches
 STRETCH = 1.0  # seconds each lasts at least
@@ -159,12 +160,17 @@ class Input(NamedTuple):
     threads: int
 
 
-def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0) -> float:
-    """Images/s of the training streams of all processes, if all are as fast as this one's, from the second batch on."""
+def train_stream(config: Config, source: "Source", size: int) -> "TrainBatches":
+    """This process's rows of the training stream."""
     from deit_jax.data import pipeline  # here: the data packages are optional, the step needs none
 
     index, processes = jax.process_index(), jax.process_count()
-    stream = pipeline.train_batches(config, source, size=size, process_index=index, process_count=processes)
+    return pipeline.train_batches(config, source, size=size, process_index=index, process_count=processes)
+
+
+def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0) -> float:
+    """Images/s of the training streams of all processes, if all are as fast as this one's, from the second batch on."""
+    stream = train_stream(config, source, size)
     next(stream)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -186,10 +192,7 @@ def share_of_waiting(workload: Workload, source: "Source", seconds: float = 10.0
 
     seconds: about so long it trains; as many steps on all processes.
     """
-    from deit_jax.data import pipeline
-
-    index, processes, size = jax.process_index(), jax.process_count(), workload.student.img_size
-    stream = pipeline.train_batches(workload.config, source, size=size, process_index=index, process_count=processes)
+    stream = train_stream(workload.config, source, workload.student.img_size)
     place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)  # noqa: E731
     count = max(3, calls_within(lambda: workload.train_on(place()), seconds))
     waited, ahead, begun = 0.0, [], time.perf_counter()

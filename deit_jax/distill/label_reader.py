@@ -148,7 +148,7 @@ class BatchLabels:
 class WithLabels:
     """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
 
-    make: Any  # a `assemble.TrainBatch`
+    make: Any  # an `assemble.TrainBatch`
     labels: BatchLabels
 
     @property
