@@ -236,7 +236,3 @@ def run() -> None:
     else:
         print(f"error: '{command}' is not a command{nearest(command, [*MODES, *TOOLS])}\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    run()

@@ -124,29 +124,24 @@ def disturb(
                 several = sizes[mine % len(sizes)]
                 starts = start_several(work, run, several)
                 victim = rng.randrange(several)
-                if not all(come_to(s, Moment(phase)) for s in starts) or not come_to(
-                    starts[victim], Moment("start-up", rng.uniform(0, 2))
-                ):
+                moment = Moment(*rng.choice([(phase, rng.uniform(0, 2))] * 3 + [("end", rng.uniform(0, 1))]))
+                if not all(come_to(s, Moment(phase)) for s in starts) or not come_to(starts[victim], moment):
                     codes = [s.wait(SOON) for s in starts]
                     end_all(starts)
                     if any(codes):
                         outcome.add(False, f"{mode} ended before the signal: {codes}, {starts[0].lines()[-2:]}")
                         mine += 1
                     break  # it was done first
-                if any(s.place() == "end" for s in starts):
-                    for s in starts:
-                        s.wait(SOON)
-                    break  # it was done first
-                begun = time.monotonic()
+                begun, at_end = time.monotonic(), starts[victim].place() == "end"
                 starts[victim].send(number)
                 codes = [s.wait(max(0.0, begun + SOON - time.monotonic())) for s in starts]
-                if not any(codes):
-                    break  # it was done just before the signal came
+                if sum(code != 0 for code in codes) <= at_end:
+                    break  # all were done just before the signal came
                 slowest = max(slowest, time.monotonic() - begun)
                 wrong = judge(starts, victim)
                 end_all(starts)
                 outcome.add(not wrong, f"{mode}, {several} processes, {codes}: {wrong}")
-                sorts[f"{mode} with {several}"] += 1
+                sorts[f"{mode} with {several}" + (", at the end" if at_end else "")] += 1
                 mine += 1
                 if wrong or mine >= count // 2:
                     break

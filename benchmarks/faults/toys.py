@@ -108,7 +108,7 @@ def several_saving(workdir: Path, environment: dict[str, str] | None = None) -> 
                 state = jax.device_put(toy_state(step, np.float32(0.9) * kernel + np.float32(step)), replicated)
                 checkpoints.save(state, {"model": {}})
             checkpoints.close()
-            at("end")
+            end_one_by_one()
             if int(state["step"]) < SEVERAL_STEPS:
                 raise Interrupted("stopped and saved; the same command resumes from there")
 
@@ -133,9 +133,15 @@ def several_labelling(folder: Path, environment: dict[str, str] | None = None) -
             from_process_0(lambda: prepare_store(folder, header, SEVERAL_CHUNKS * CHUNK))
             at("label write")
             fill(LabelStore(folder), one, batches, SEVERAL_CHUNKS * CHUNK)
-            at("end")
+            end_one_by_one()
 
     return work
+
+
+def end_one_by_one() -> None:
+    """Have some processes be done while others still work, as in a report."""
+    at("end")
+    time.sleep(STEP_SECONDS * 50 * jax.process_index())
 
 
 @contextlib.contextmanager

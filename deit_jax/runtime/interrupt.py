@@ -69,7 +69,7 @@ class State:
         self.noted = False  # whether one was noted by a Stop
         self.listening = False
         self.several = False  # whether `peers` has processes agree
-        self.saved: Callable[[], str] = lambda: "what was saved before"  # for the message about a lost process
+        self.saved: Callable[[], str] | None = None  # what a run has saved, for messages; None: nothing to save
 
 
 STATE = State()
@@ -91,7 +91,7 @@ def listen() -> Iterator[None]:
     theirs.setblocking(False)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     closed = threading.Event()
-    STATE.listening, STATE.count, STATE.noted = True, 0, False
+    STATE.listening, STATE.count, STATE.noted, STATE.saved = True, 0, False, None
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda found: end_in_callback(found, unraisable)
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
@@ -122,13 +122,18 @@ def note(number: int, frame: FrameType | None) -> None:
         for stop in STATE.stops:
             stop.signal = number
     else:
-        raise Interrupted("stopped")
+        raise Interrupted(stopped())
+
+
+def stopped() -> str:
+    """The line of a command that a signal ended outside its steps: at its start, in its report."""
+    return f"stopped; saved is {STATE.saved()}; the same command resumes from there" if STATE.saved else "stopped"
 
 
 def end_in_callback(found: Any, others: Callable[[Any], object]) -> None:
     """Python's hook for errors that nobody can catch: a signal heard in a destructor or a callback ends the command."""
     if isinstance(found.exc_value, Interrupted):
-        end_now("stopped", EXIT_INTERRUPTED)
+        end_now(stopped(), EXIT_INTERRUPTED)
     else:
         others(found)
 
@@ -156,7 +161,7 @@ def hear(signals: socket.socket, closed: threading.Event) -> None:
 def end_unless_noted(closed: threading.Event) -> None:
     """End the process where its main thread has not left the block, and nothing has to be saved."""
     if not closed.is_set() and not STATE.noted:
-        end_now("stopped", EXIT_INTERRUPTED)
+        end_now(stopped(), EXIT_INTERRUPTED)
 
 
 def end_now(text: str, code: int) -> None:

@@ -3,7 +3,8 @@
 A thread of each process writes a sign of life to jax's key-value store every second and reads the others'. It speaks
 while the main thread is in a compilation or waits for a device, and before jax's own check, which ends the process with
 its stack. Where hosts allow it, each process also keeps a connection to process 0. The system closes it when a process
-ends, so that a killed one is noticed in seconds; a host that freezes or is cut off, after `lost_after`.
+ends, so that a killed one is noticed in seconds; a host that freezes or is cut off, after `lost_after`. All
+leave together: one that is lost while others still work, or while they shut down, is noticed as well.
 """
 
 import _thread
@@ -17,17 +18,20 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from jax._src import distributed  # jax has no public name for its key-value store
 
 from deit_jax.runtime import interrupt
-from deit_jax.runtime.interrupt import EXIT_LOST, STATE, Stop, end_now
+from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, EXIT_LOST, STATE, Interrupted, Stop, end_now, stopped
 
 POLL = 1.0  # seconds
+POLL_AT_END = 0.1  # seconds
 CUT_OFF = 4.0  # seconds without a sign of life that a process whose connection ended is waited for
 AGREEMENT = 60  # seconds that all processes have to name their step
 STOP, ALIVE, STEP, LINE = "deit_jax/stop", "deit_jax/alive/", "deit_jax/step/", "deit_jax/line"
-DONE = "done"
+DONE, FAILED = "done", "failed"  # signs of life that no longer change
 GOODBYE = b"goodbye"
+abandoned: list[Any] = []  # what must not be destroyed, as that waits, too
 
 
 class Peers:
@@ -39,6 +43,8 @@ class Peers:
         self.index, self.count = state.process_id, state.num_processes
         self.host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
         self.lost_after = lost_after
+        self.final = ""  # this process's last sign of life, when its work has ended
+        self.all_ended = threading.Event()
         self.closed = threading.Event()
         self.agreed = False
         self.seen = {str(i): ("", time.monotonic()) for i in range(self.count)}  # last sign, and when it changed
@@ -108,12 +114,13 @@ class Peers:
             self.lost("0", "its connection ended")
 
     def run(self) -> None:
-        """Give signs of life, look for the others', hear of signals."""
+        """Give signs of life, look for the others', hear of signals, until the work of all has ended."""
         count, failures = 0, 0
-        while not self.closed.wait(POLL):
+        while not self.closed.wait(POLL_AT_END if self.final else POLL):
             count += 1
+            sign = self.final or str(count)
             try:
-                self.client.key_value_set(f"{ALIVE}{self.index}", str(count), allow_overwrite=True)
+                self.client.key_value_set(f"{ALIVE}{self.index}", sign, allow_overwrite=True)
                 signs = dict(self.client.key_value_dir_get(ALIVE))
                 self.hear_stop()
                 failures = 0
@@ -123,18 +130,30 @@ class Peers:
                     self.lost("0", f"{type(error).__name__}, twice")
                 continue
             self.look(signs, time.monotonic())
+            if sign in (DONE, FAILED) and all(signs.get(ALIVE + name) in (DONE, FAILED) for name in self.seen):
+                break
+        self.all_ended.set()
+        while not self.closed.wait(POLL_AT_END):  # jax's store is closing: the connections are what can be watched
+            for name in sorted(self.cut_off):
+                self.tell(name.encode())
+                self.lost(name, "its connection ended")
 
     def look(self, signs: dict[str, str], now: float) -> None:
-        """End this process where another has given no new sign for `lost_after` seconds."""
+        """End this process where another has given no new sign for `lost_after` seconds.
+
+        One that failed is given twice as long: the one that is lost may be why it failed, and is the one to name.
+        """
         for name, (before, since) in self.seen.items():
             sign = signs.get(f"{ALIVE}{name}", "")
             if sign != before:
                 self.seen[name] = (sign, now)
                 continue
             patience = min(CUT_OFF, self.lost_after) if name in self.cut_off else self.lost_after
+            if sign == FAILED:
+                patience *= 2
             if sign != DONE and now - since > patience and name != str(self.index):
                 self.tell(name.encode())
-                self.lost(name, f"no sign of life for {patience:.0f} s")
+                self.lost(name, "it failed" if sign == FAILED else f"no sign of life for {patience:.0f} s")
 
     def tell(self, message: bytes) -> None:
         """Send a message to all processes that this one has a connection to."""
@@ -144,8 +163,11 @@ class Peers:
 
     def lost(self, name: str, why: str) -> None:
         """Say which process is lost and what is saved, and end this one."""
+        if STATE.count and not STATE.noted:  # all were told to end, and one was faster
+            end_now(stopped(), EXIT_INTERRUPTED)
+        saved = STATE.saved() if STATE.saved else "what was saved before"
         end_now(
-            f"process {name} of {self.count} was lost ({why}); saved is {STATE.saved()}; the same command resumes from"
+            f"process {name} of {self.count} was lost ({why}); saved is {saved}; the same command resumes from"
             " there, with any number of processes",
             EXIT_LOST,
         )
@@ -165,6 +187,8 @@ class Peers:
         self.agreed = True
         if STATE.stops:
             self.agree(STATE.stops[-1])
+        else:  # out of its steps: the others need not wait for its number
+            self.client.key_value_set(f"{STEP}{self.index}", "0")
 
     def agree(self, stop: Stop) -> None:
         """Let all processes stop after the same step, which none has passed yet."""
@@ -174,13 +198,22 @@ class Peers:
             stop.last = max(steps) + 1
             stop.signal = stop.signal or signal.SIGTERM
 
-    def close(self) -> None:
-        """Say goodbye: from here on this process may end without being missed."""
+    def close(self, failed: bool) -> None:
+        """Leave together with the others, which are watched until the work of all has ended, however long that takes.
+
+        Where this process failed and the others did not, they may be waiting for it: then it leaves alone, after
+        `lost_after` seconds in which a lost process, which may be the cause, would be named.
+        """
+        self.final = FAILED if failed else DONE
+        together = self.all_ended.wait(self.lost_after + 2 * POLL if failed else None)
+        if together:
+            jax.distributed.shutdown()
+        else:  # shutting down would wait for the others
+            abandoned.append((distributed.global_state.client, distributed.global_state.service))
+            distributed.global_state.client = distributed.global_state.service = None
         self.closed.set()
-        self.thread.join(timeout=2 * POLL)
-        self.tell(GOODBYE)
-        with contextlib.suppress(Exception):
-            self.client.key_value_set(f"{ALIVE}{self.index}", DONE, allow_overwrite=True)
+        if together:
+            self.tell(GOODBYE)
 
 
 @contextlib.contextmanager
@@ -213,13 +246,14 @@ def watch(lost_after: float) -> Iterator[None]:
     peers = Peers(lost_after)
     STATE.several = True
     peers.start()
-    try:
-        with slow_abort():
+    failed = True
+    with slow_abort():
+        try:
             yield
-    except Exception:
-        if not peers.closed.wait(0):
-            time.sleep(2 * POLL + lost_after)  # where a lost process is the cause, the thread says so and ends this one
-        raise
-    finally:
-        peers.close()
-        STATE.several = False
+            failed = False
+        except Interrupted:
+            failed = False
+            raise
+        finally:
+            peers.close(failed)
+            STATE.several = False

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from deit_jax.runtime import interrupt
-from deit_jax.runtime.interrupt import Interrupted, Stop
+from deit_jax.runtime.interrupt import STATE, Interrupted, Stop
 
 PROGRAM = """
 import contextlib, sys, time
@@ -104,8 +104,9 @@ def test_a_signal_to_one_block_does_not_end_the_next(monkeypatch):
     assert ended == []
 
 
-def test_a_signal_during_the_first_imports_ends_in_a_line():
-    process = subprocess.Popen([sys.executable, ROOT / "main.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("command", [["main.py"], ["-m", "deit_jax", "train"]])
+def test_a_signal_during_the_first_imports_ends_in_a_line(command):
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     folder, caught = Path(f"/proc/{process.pid}"), 0
     while not caught >> (signal.SIGTERM - 1) & 1:
         caught = int(next(x for x in (folder / "status").read_text().splitlines() if x.startswith("SigCgt:"))[7:], 16)
@@ -113,6 +114,16 @@ def test_a_signal_during_the_first_imports_ends_in_a_line():
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"stopped\n")
+
+
+def test_a_signal_outside_the_steps_says_what_is_saved():
+    with interrupt.listen():
+        assert interrupt.stopped() == "stopped"
+        STATE.saved = lambda: "step 30"
+        with pytest.raises(Interrupted, match="^stopped; saved is step 30; the same command resumes from there$"):
+            signal.raise_signal(signal.SIGINT)
+    with interrupt.listen():
+        assert interrupt.stopped() == "stopped", "nothing is kept from the command before"
 
 
 def test_a_stop_by_itself_hears_and_gives_the_handlers_back():

@@ -24,6 +24,12 @@ class Store:
             self.values[key] = value
             self.changed.notify_all()
 
+    def key_value_try_get(self, key):
+        return self.values[key]
+
+    def key_value_dir_get(self, prefix):
+        return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
+
     def blocking_key_value_get(self, key, timeout_ms):
         with self.changed:
             assert self.changed.wait_for(lambda: key in self.values, timeout_ms / 1000)
@@ -88,6 +94,68 @@ def test_a_process_whose_connection_ended_is_lost_soon_unless_it_still_lives(mon
         mine.look({f"{ALIVE}0": str(second), f"{ALIVE}1": str(second), f"{ALIVE}2": "10"}, float(second))
     assert len(ended) == 1
     assert ended[0].startswith("process 2 of 3 was lost (no sign of life for 4 s)")
+
+
+def test_a_process_that_failed_is_named_after_the_one_that_may_be_the_cause(monkeypatch):
+    ended = []
+    monkeypatch.setattr(peers, "end_now", lambda text, code: ended.append(text))
+    mine = one_of(3, 0, Store())
+    for second in (1, 2, 5, 6.5, 10.5):
+        mine.look({f"{ALIVE}0": str(second), f"{ALIVE}1": peers.FAILED, f"{ALIVE}2": str(second)}, float(second))
+    assert ended == []
+    mine.look({f"{ALIVE}0": "12", f"{ALIVE}1": peers.FAILED, f"{ALIVE}2": "12"}, 12.0)
+    assert [text.partition(";")[0] for text in ended] == ["process 1 of 3 was lost (it failed)"]
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Two processes that watch each other, and how often jax was shut down."""
+    shut_down = []
+    monkeypatch.setattr(peers, "POLL", 0.05)
+    monkeypatch.setattr(peers.jax.distributed, "shutdown", lambda: shut_down.append(1))
+    store = Store()
+    both = [one_of(2, i, store) for i in range(2)]
+    for one in both:
+        one.seen = {name: ("", time.monotonic()) for name in one.seen}
+        one.thread.start()
+    yield both, shut_down
+    for one in both:
+        one.closed.set()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_processes_leave_together(two, failed):
+    (first, second), shut_down = two
+    leaving = threading.Thread(target=first.close, args=(failed,))
+    leaving.start()
+    leaving.join(0.5)
+    assert leaving.is_alive(), "the other still works"
+    second.close(False)
+    leaving.join(10)
+    assert not leaving.is_alive()
+    assert len(shut_down) == 2
+
+
+def test_a_process_that_failed_does_not_wait_for_ever(two, monkeypatch):
+    (first, _), shut_down = two
+    monkeypatch.setattr(peers, "abandoned", [])
+    first.lost_after = 0.2
+    first.close(True)
+    assert (shut_down, len(peers.abandoned)) == ([], 1)
+
+
+def test_a_process_that_is_lost_while_all_shut_down_is_named(two, monkeypatch):
+    (first, second), _ = two
+    ended, lost = [], threading.Event()
+    monkeypatch.setattr(peers, "end_now", lambda text, code: (ended.append(text), lost.set()))
+    monkeypatch.setattr(peers.jax.distributed, "shutdown", lambda: lost.wait(10))
+    leaving = [threading.Thread(target=one.close, args=(False,)) for one in (first, second)]
+    for thread in leaving:
+        thread.start()
+    assert first.all_ended.wait(10)
+    first.cut_off.add("1")
+    assert lost.wait(10)
+    assert ended[0].startswith("process 1 of 2 was lost (its connection ended); saved is what was saved before")
 
 
 def connected(mine: Peers, first: bytes) -> socket.socket:

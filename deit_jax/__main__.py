@@ -1,0 +1,15 @@
+"""The console command `deit-jax`, and `python -m deit_jax`; what they do is deit_jax/cli.py."""
+
+from deit_jax.runtime.interrupt import end_on_signal
+
+
+def main() -> None:
+    """Run a mode or a tool; a signal is heard before the imports, which take seconds."""
+    end_on_signal()
+    from deit_jax.cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
