@@ -46,6 +46,7 @@ ROWS: dict[str, tuple[Callable, int]] = {
     "lost": (processes.lost, 40),
     "lost_real": (processes.lost_real, 4),
     "stops": (processes.stops, 10),
+    "stops_real": (processes.stops_real, 4),
 }
 
 

@@ -89,7 +89,7 @@ def flips(count: int, folder: Path, rng: random.Random) -> Outcome:
 
 
 def full(count: int, folder: Path, rng: random.Random) -> Outcome:
-    """Disk full while saving: one line per save, training goes on; with room again the same command finishes."""
+    """Disk full while saving: one line per save, training continues; with room again the same command finishes."""
     small, log, outcome = folder / "small", folder / "run.log", Outcome()
     small.mkdir(parents=True, exist_ok=True)
     warned = 0

@@ -163,7 +163,7 @@ def named(starts: list[Start], victim: int) -> str:
 
 
 def lost(count: int, folder: Path, rng: random.Random) -> Outcome:
-    """One of several processes killed: the others name it, exit code 75; another number of processes goes on."""
+    """One of several processes killed: the others name it, exit code 75; another number of processes resumes."""
     return disturb(TOYS, count, folder, rng, signal.SIGKILL, named, [2, 4])
 
 
@@ -172,15 +172,21 @@ def lost_real(count: int, folder: Path, rng: random.Random) -> Outcome:
     return disturb(REAL, count, folder, rng, signal.SIGKILL, named, [2])
 
 
+def stopped(starts: list[Start], victim: int) -> str:
+    """What is wrong with how all ended after one got a signal."""
+    said = "the same command resumes from there" in "\n".join(starts[0].lines()[-3:])
+    codes = {s.code for s in starts}
+    return "" if codes == {130} and said else f"{codes} {[s.lines()[-2:] for s in starts]}"
+
+
 def stops(count: int, folder: Path, rng: random.Random) -> Outcome:
-    """SIGTERM to one of several processes: all end saved, exit code 130; the same command goes on."""
+    """SIGTERM to one of several processes: all end saved, exit code 130; the same command resumes."""
+    return disturb(TOYS, count, folder, rng, signal.SIGTERM, stopped, [2, 4])
 
-    def judge(starts: list[Start], victim: int) -> str:
-        said = "the same command resumes from there" in "\n".join(starts[0].lines()[-3:])
-        codes = {s.code for s in starts}
-        return "" if codes == {130} and said else f"{codes} {[s.lines()[-2:] for s in starts]}"
 
-    return disturb(TOYS, count, folder, rng, signal.SIGTERM, judge, [2, 4])
+def stops_real(count: int, folder: Path, rng: random.Random) -> Outcome:
+    """The same of training and labelling digits, where each process compiles."""
+    return disturb(REAL, count, folder, rng, signal.SIGTERM, stopped, [2])
 
 
 def doubles(count: int, folder: Path, rng: random.Random) -> Outcome:
