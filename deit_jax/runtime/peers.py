@@ -31,7 +31,6 @@ AGREEMENT = 60  # seconds that all processes have to name their step
 STOP, ALIVE, STEP, LINE = "deit_jax/stop", "deit_jax/alive/", "deit_jax/step/", "deit_jax/line"
 DONE, FAILED = "done", "failed"  # signs of life that no longer change
 GOODBYE = b"goodbye"
-abandoned: list[Any] = []  # what must not be destroyed, as that waits, too
 
 
 class Peers:
@@ -208,12 +207,19 @@ class Peers:
         together = self.all_ended.wait(self.lost_after + 2 * POLL if failed else None)
         if together:
             jax.distributed.shutdown()
-        else:  # shutting down would wait for the others
-            abandoned.append((distributed.global_state.client, distributed.global_state.service))
-            distributed.global_state.client = distributed.global_state.service = None
+        else:
+            abandon()
         self.closed.set()
         if together:
             self.tell(GOODBYE)
+
+
+def abandon() -> None:
+    """Leave jax.distributed as it is: shutting it down waits for the others, destroying it ends this process badly."""
+    state = distributed.global_state
+    for kept in (state.client, state.service, state.preemption_sync_manager):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    state.client = state.service = state.preemption_sync_manager = None
 
 
 @contextlib.contextmanager

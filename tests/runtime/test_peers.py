@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,10 +139,11 @@ def test_processes_leave_together(two, failed):
 
 def test_a_process_that_failed_does_not_wait_for_ever(two, monkeypatch):
     (first, _), shut_down = two
-    monkeypatch.setattr(peers, "abandoned", [])
+    state = SimpleNamespace(client="client", service="service", preemption_sync_manager=None)
+    monkeypatch.setattr(peers.distributed, "global_state", state)
     first.lost_after = 0.2
     first.close(True)
-    assert (shut_down, len(peers.abandoned)) == ([], 1)
+    assert (shut_down, state.client, state.service) == ([], None, None)
 
 
 def test_a_process_that_is_lost_while_all_shut_down_is_named(two, monkeypatch):
