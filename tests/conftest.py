@@ -47,6 +47,14 @@ def pytest_cmdline_main(config):
         option.maxworkerrestart = "0"  # a process that dies ends the suite: xdist waits for ever where one is replaced
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """Compile without most optimizations: for files that compile much and run it briefly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """The folder of the first command, one epoch long: made once for all test processes, a copy of its own for each."""

@@ -165,8 +165,9 @@ def end_unless_noted(closed: threading.Event) -> None:
 
 
 def end_now(text: str, code: int) -> None:
-    """Say a line and end the process and its workers, whatever its other threads do."""
+    """Say a line, the last one, and end the process and its workers, whatever its other threads do."""
     print(text, file=sys.stderr, flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a thread of jax may be about to print its stack
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
