@@ -23,6 +23,7 @@ from deit_jax.distill.runs import train_run
 from deit_jax.evaluate import Request, evaluate_command
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted
+from deit_jax.study.ablation import ablate
 from deit_jax.train import loop
 
 STEPS_PER_EPOCH = 4
@@ -72,6 +73,13 @@ def store_labels(teacher: Path, folder: Path) -> None:
     label(small_config(**changes, epochs=18), folder)
 
 
+def study(folder: Path) -> dict[str, Any]:
+    """`--mode=ablate`: a teacher, its stored labels and a student; what the student's heads reach."""
+    arms = {"ablate.arms": ("hard",), "ablate.seeds": (0,), "ablate.store_labels": True, "epochs": 1}
+    teacher = {"teacher.name": "deit_digits_patch4_16", "teacher.epochs": 1, "distill.kind": "hard"}
+    return ablate(small_config(**arms, **teacher), folder)["hard"][0]
+
+
 def as_started_by_hand(index: int, count: int, port: int) -> dict[str, str]:
     """The variables of docs/scale.md for clusters that jax does not know."""
     return {
@@ -94,9 +102,8 @@ def member(environment: dict[str, str], work: list[tuple], results: Path) -> Non
     sharding.start_processes()
     found = {"processes": jax.process_count(), "devices": [jax.device_count(), jax.local_device_count()]}
     for name, arguments, changes in work:
-        found[name] = {"train_until": train_until, "evaluate": evaluate, "store_labels": store_labels}[name](
-            *arguments, **changes
-        )
+        works = {"train_until": train_until, "evaluate": evaluate, "store_labels": store_labels, "study": study}
+        found[name] = works[name](*arguments, **changes)
     (results / f"{jax.process_index()}.json").write_text(json.dumps(found))
 
 

@@ -1,8 +1,8 @@
 """Runs of several processes against the same run of one: 1 → 2 → 4 → 1, weights split over all of them (FSDP).
 
-One process with eight devices trains the first epoch; two processes with Slurm's variables train the second, evaluate
-and label; four, started by hand, train half of the third, and one ends it. Groups are started once, and every test
-reads what they found.
+One process with eight devices trains the first epoch; two processes with Slurm's variables train the second, evaluate,
+label and do a study; four, started by hand, train half of the third and evaluate, and one ends it. Groups are started
+once, and every test reads what they found.
 """
 
 import shutil
@@ -37,8 +37,12 @@ def runs(tmp_path_factory):
         ("train_until", (2 * STEPS_PER_EPOCH, folder / "split"), fsdp),
         ("evaluate", (folder / "alone",), {}),
         ("store_labels", (folder / "alone", folder / "labels"), {}),
+        ("study", (folder / "study",), {}),
     ]
-    four = [("train_until", (2 * STEPS_PER_EPOCH + 2, folder / "split"), fsdp)]
+    four = [
+        ("train_until", (2 * STEPS_PER_EPOCH + 2, folder / "split"), fsdp),
+        ("evaluate", (folder / "alone",), {}),
+    ]
     groups = {
         "two": run_group(2, as_started_by_slurm, two, folder / "two"),
         "four": run_group(4, as_started_by_hand, four, folder / "four"),
@@ -60,15 +64,25 @@ def test_training_goes_on_over_other_numbers_of_processes(runs):
     np.testing.assert_allclose([r["grad_norm"] for r in split], [r["grad_norm"] for r in alone], rtol=1e-4)
 
 
-def test_two_processes_evaluate_to_the_same_counts_as_one(runs):
-    """50 images in batches of 16, of which two processes share out the last one unevenly."""
+@pytest.mark.parametrize("group", ["two", "four"])
+def test_several_processes_evaluate_to_the_same_counts_as_one(runs, group):
+    """50 images in batches of 16, of which the processes share out the last one unevenly."""
     _, groups, results = runs
-    found, again = (one["evaluate"] for one in groups["two"])
-    assert found == again
+    found, *others = (one["evaluate"] for one in groups[group])
+    assert others == [found] * len(others)
     for kind in ("params", "ema"):
         assert found[kind]["images"] == results["alone"][kind]["images"] == 50
         assert found[kind]["top1"] == results["alone"][kind]["top1"]
         assert found[kind]["loss"] == pytest.approx(results["alone"][kind]["loss"], rel=1e-4)
+
+
+def test_two_processes_do_a_study_together(runs):
+    folder, groups, _ = runs
+    first, second = (one["study"] for one in groups["two"])
+    assert first == second
+    assert first.keys() == {"cls", "dist", "fused_logits", "fused_probabilities"}
+    assert (folder / "study/results/ablation.md").is_file()
+    assert {p.parent.name for p in folder.glob("study/**/done.json")} == {"teacher", "teacher-0-hard", "hard-0"}
 
 
 def test_one_process_ends_what_four_have_saved(runs):

@@ -212,8 +212,9 @@ def train_the_teacher(config, folder: Path, study: Data | None) -> dict[str, Any
     assert best, "a finished run has a checkpoint"
     found = {"teaches_with": read_meta(best)["metrics"]["top1"]}
     c.data.eval_split = students
+    data = open_data(c, folder, like=study)  # on every process: they compare what they have opened
     if jax.process_index() == 0:
-        found |= decisions.record(c, open_data(c, folder, like=study), folder)
+        found |= decisions.record(c, data, folder)
         found["evaluation"] = found["heads"]["cls"]
     return found
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deit_jax.runtime import atomic, hardware, lock
+from deit_jax.runtime.processes import wait_for_process_0
 
 POLL = 2.0  # seconds between looks at what others are doing
 
@@ -103,6 +104,7 @@ def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:
             finish(job)
             if jax.process_index() == 0:
                 after()
+            wait_for_process_0("job")  # which records and reports alone
         return
     todo = list(jobs)
     while todo := [job for job in todo if result(job.folder) is None]:
