@@ -17,6 +17,8 @@ from deit_jax.models.layout import make_layout, remat_policy, with_layout
 from deit_jax.models.vit import Attention, Block
 from deit_jax.runtime.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
 
