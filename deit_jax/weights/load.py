@@ -14,6 +14,7 @@ from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError, shown
 from deit_jax.models.efficientnet import EfficientNet
+from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.description import FIELDS, Description, Source, describe, first_line, text
 from deit_jax.weights.files import open_file, weight_file
@@ -109,7 +110,7 @@ def find_file(source: str) -> Path | None:
 
     Raises UserError where there is nothing of this name.
     """
-    path = Path(source).expanduser()
+    path = storage.place(source).expanduser()
     if path.is_dir():
         return None if holds_checkpoint(path) else weight_file(path)
     if path.is_file():
@@ -137,7 +138,7 @@ def read_checkpoint_meta(source: str) -> dict:
     """The metadata of the checkpoint that an Orbax folder stands for. Raises UserError where there is none."""
     from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
-    return orbax.read_meta(orbax.intact_step(Path(source).expanduser()))
+    return orbax.read_meta(orbax.intact_step(storage.place(source).expanduser()))
 
 
 def holds_checkpoint(folder: Path) -> bool:
