@@ -99,7 +99,7 @@ def kvstore(folder: Path) -> dict[str, str]:
     """TensorStore's description of a folder."""
     if is_bucket(folder):
         return {"driver": "gcs", "bucket": folder.bucket, "path": f"{folder.key}/"}  # type: ignore[attr-defined]
-    return {"driver": "file", "path": str(folder)}
+    return {"driver": "file", "path": f"{folder}/"}
 
 
 @functools.cache
