@@ -26,6 +26,9 @@ def crc32c(data: bytes) -> str:
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
+WRITES = ("POST", "PUT", "DELETE")
+
+
 class Stored(NamedTuple):
     data: bytes
     generation: int
@@ -35,8 +38,7 @@ class Stored(NamedTuple):
 class Server(ThreadingHTTPServer):
     """Attributes:
     objects: by (bucket, name).
-    failing: the status that writes are answered with instead of being done; 0: they are done.
-    requests: how many there were, by method.
+    failing: the status that requests of the methods in `failing_methods` are answered with; 0: they are done.
     """
 
     daemon_threads = True
@@ -49,8 +51,7 @@ class Server(ThreadingHTTPServer):
         self.uploads: dict[str, tuple[str, dict, bytearray]] = {}
         self.generations = itertools.count(1_700_000_000_000_000)
         self.lock = threading.Lock()
-        self.failing = 0
-        self.requests: dict[str, int] = {}
+        self.failing, self.failing_methods = 0, WRITES
 
     @property
     def address(self) -> str:
@@ -74,8 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         self.query = dict(parse_qsl(url.query, keep_blank_values=True))
         self.body = self.read_body()
         with self.server.lock:
-            self.server.requests[self.command] = self.server.requests.get(self.command, 0) + 1
-            if self.server.failing and self.command != "GET":
+            if self.server.failing and self.command in self.server.failing_methods:
                 return self.fail(self.server.failing, "failing as it was told to")
             found = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", url.path)
             if not found:

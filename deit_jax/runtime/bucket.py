@@ -115,7 +115,7 @@ class BucketPath(PosixGPath):
     # asking
 
     def is_file(self) -> bool:
-        with told(self):
+        with told(self):  # False for a bucket that is not there, too
             return bool(self.key) and self.blob.exists(retry=RETRY)
 
     def is_dir(self) -> bool:
