@@ -93,8 +93,8 @@ def take(path: BucketPath) -> int | None:
     if not there:
         return write(path, 0)
     if not is_dead(content):
-        print(f"{path.parent} is in use by {shown(content)}, or was when that was killed: waiting for a sign of life"
-              f" for at most {LAPSE:.0f} s", flush=True)  # fmt: skip
+        print(f"{path.parent} may be in use by {shown(content)}: waiting for its sign of life, at most {LAPSE:.0f} s",
+              flush=True)  # fmt: skip
         end = time.monotonic() + LAPSE
         while time.monotonic() < end:
             time.sleep(min(1.0, LAPSE / 10))
