@@ -32,6 +32,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from deit_jax.errors import UserError
 
 RETRY = DEFAULT_RETRY.with_timeout(60)  # seconds in which a request is tried again
+CONNECTIONS = 64  # kept open, for the threads that read and write at once
 PART = 1 << 25  # bytes that one request of a large object asks for
 
 
@@ -39,7 +40,10 @@ PART = 1 << 25  # bytes that one request of a large object asks for
 def client() -> storage.Client:
     """Google's client. Raises UserError where this machine has no credentials."""
     try:
-        return storage.Client()
+        found = storage.Client()
+        found._http.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
+        found._http.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
+        return found
     except (GoogleAuthError, OSError) as error:
         raise UserError(
             f"gs:// addresses need Google Cloud credentials ({reason(error)}): run `gcloud auth application-default"

@@ -10,6 +10,7 @@ verified first; a damaged checkpoint is set aside and the one before it used. A 
 said in one line, and the next save tries again.
 """
 
+import contextlib
 import functools
 import logging
 import threading
@@ -194,8 +195,9 @@ class Checkpoints:
         except Exception as error:
             self.fail(error)
         else:
-            if self.saving is not None and integrity.is_complete(self.folder(self.saving)):
-                self.failure = None
+            with contextlib.suppress(OSError):  # a bucket that does not answer
+                if self.saving is not None and integrity.is_complete(self.folder(self.saving)):
+                    self.failure = None
 
     def fail(self, error: Exception, needed: int = 0) -> None:
         """Note and say that a save failed for want of a disk to write to; raise any other error again."""
@@ -210,9 +212,11 @@ class Checkpoints:
             what = f"warning: step {self.saving} is not saved: {failure}"
             print(f"{what}; training continues, and the next save tries again", flush=True)
         if jax.process_index() == 0:
-            for remains in self.unfinished():
-                storage.remove(remains)
-        self.manager.reload()  # it counts the step as saved
+            with contextlib.suppress(OSError):  # a bucket that does not answer: the next start removes them
+                for remains in self.unfinished():
+                    storage.remove(remains)
+        with contextlib.suppress(OSError):
+            self.manager.reload()  # it counts the step as saved
 
     def restore(self, shapes: dict, step: int | None = None) -> dict:
         """The state at `step` (default newest). shapes: the state as ShapeDtypeStructs with the shardings wanted.
