@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 import time
 
@@ -63,6 +64,13 @@ def test_addresses(bucket):
     ):
         with pytest.raises(UserError, match=message):
             storage.place(wrong)
+
+
+def test_without_its_packages_an_address_is_refused_in_one_line(monkeypatch):
+    monkeypatch.delattr("deit_jax.runtime.bucket", raising=False)
+    monkeypatch.setitem(sys.modules, "deit_jax.runtime.bucket", None)
+    with pytest.raises(UserError, match=r"gs://b/run needs the extra gcs .* pip install 'deit-jax\[train,gcs\]'"):
+        storage.place("gs://b/run")
 
 
 def test_a_bucket_that_does_not_answer_is_never_an_empty_one(bucket, gcs_server):
