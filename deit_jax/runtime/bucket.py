@@ -28,6 +28,7 @@ from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Prec
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.adapters import HTTPAdapter
 
 from deit_jax.errors import UserError
 
@@ -41,8 +42,8 @@ def client() -> storage.Client:
     """Google's client. Raises UserError where this machine has no credentials."""
     try:
         found = storage.Client()
-        found._http.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
-        found._http.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
+        found._http.mount("https://", HTTPAdapter(pool_maxsize=CONNECTIONS))
+        found._http.mount("http://", HTTPAdapter(pool_maxsize=CONNECTIONS))
         return found
     except (GoogleAuthError, OSError) as error:
         raise UserError(
