@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 from deit_jax.weights import integrity
 
 RECORDS = ("config.json", "results.json", "chain.json", "done.json")
@@ -30,19 +30,22 @@ class Finding(NamedTuple):
 
 def check(folder: Path) -> Iterator[Finding]:
     """Check everything below `folder`, one finding per checkpoint, label store and record."""
-    steps = [p for p in folder.rglob("*") if p.parent.name == "checkpoints" and p.name.isdigit() and p.is_dir()]
+    folders = [p for p in storage.folders(folder) if p.parent.name == "checkpoints" and p.name.isdigit()]
+    steps = [p for p in folders if integrity.is_complete(p)]
     if not steps and (folder / "params").is_dir():
         steps = [folder]
     for step in sorted(steps, key=lambda p: (p.parent, int(p.name) if p.name.isdigit() else 0)):
-        files = [p for p in step.rglob("*") if p.is_file()]
-        size = atomic.readable(sum(p.stat().st_size for p in files))
+        sizes = storage.files(step).values()
         sums = "" if integrity.has_sums(step) else ", without checksums: only its metadata was checked"
-        yield Finding(step, f"checkpoint, {len(files)} files, {size}{sums}", integrity.damage(step))
-    for header in sorted(folder.rglob("labels.json")):
+        yield Finding(
+            step, f"checkpoint, {len(sizes)} files, {atomic.readable(sum(sizes))}{sums}", integrity.damage(step)
+        )
+    files = list(storage.files(folder))
+    for header in [p for p in files if p.name == "labels.json"]:
         yield check_labels(header.parent)
-    for record in sorted(p for name in RECORDS for p in folder.rglob(name)):
+    for record in [p for p in files if p.name in RECORDS]:
         yield Finding(record, "record", unreadable(record.read_bytes()))
-    for log in sorted(folder.rglob("log.jsonl")):
+    for log in [p for p in files if p.name == "log.jsonl"]:
         lines = log.read_bytes().splitlines()
         bad = [i for i, line in enumerate(lines, 1) if unreadable(line)]
         yield Finding(log, f"log, {len(lines)} lines", f"line {bad[0]} is not JSON" if bad else None)
@@ -73,13 +76,17 @@ def unreadable(content: bytes) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     """Print a line per finding; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deit_jax.check", description="Check what a run has written.")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, of labels, or of one checkpoint")
-    folder = parser.parse_args(arguments).run
-    findings = []
-    for finding in check(folder):
-        findings.append(finding)
-        print(f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
-              + (f": {finding.damage}" if finding.damage else ""), flush=True)  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of a run, of labels, or of one checkpoint")
+    run, findings = parser.parse_args(arguments).run, []
+    try:
+        folder = storage.place(run)
+        for finding in check(folder):
+            findings.append(finding)
+            print(f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
+                  + (f": {finding.damage}" if finding.damage else ""), flush=True)  # fmt: skip
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if not findings:
         print(f"error: {folder} holds nothing to check: give the folder of a run", file=sys.stderr)
         return 2

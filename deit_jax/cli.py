@@ -8,7 +8,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deit_jax.config import (
-    check_address,
     check_config_file,
     check_override,
     default_config,
@@ -18,7 +17,7 @@ from deit_jax.config import (
     validate,
 )
 from deit_jax.errors import UserError, nearest
-from deit_jax.runtime import host_memory
+from deit_jax.runtime import host_memory, storage
 from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, Interrupted, listen
 from deit_jax.version import __version__
 
@@ -72,7 +71,14 @@ def main(argv: list[str]) -> None:
     if mode in ("train", "label", "ablate") and not FLAGS.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
 
-    check_address("workdir", FLAGS.workdir or "")
+    if FLAGS.workdir:
+        FLAGS.workdir = storage.local_text("workdir", FLAGS.workdir)
+        if mode == "ablate" and storage.is_bucket(FLAGS.workdir):
+            raise UserError(
+                f"workdir {FLAGS.workdir} is in a bucket: an ablation shares its runs by locks of a file system, give a"
+                " path"
+            )
+    FLAGS.output = storage.local_text("output", FLAGS.output)
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 
@@ -213,6 +219,11 @@ def entry() -> None:
             app.run(main, flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not storage.is_bucket(str(error.filename or "")):
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(str(stop) or "stopped", flush=True)

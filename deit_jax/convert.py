@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 from deit_jax.weights import load_weights
 from deit_jax.weights.huggingface import DISTILLED, PLAIN, save_huggingface
 from deit_jax.weights.write import save_orbax, save_timm, tensors
@@ -40,7 +41,9 @@ def convert(
     Raises:
         UserError: where `destination` exists or cannot be written, or the model has no such form.
     """
-    path = Path(destination).expanduser()
+    path = storage.place(destination).expanduser()
+    if storage.is_bucket(path):
+        raise UserError(f"DST {destination} is in a bucket: convert to a path, and copy what it holds there")
     is_file = path.suffix == ".safetensors"
     to = to or ("timm" if is_file else "orbax")
     if to not in FORMATS:

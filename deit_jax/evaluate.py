@@ -24,7 +24,7 @@ from deit_jax.data.tools.progress import track
 from deit_jax.errors import UserError, shown
 from deit_jax.report import breakdown
 from deit_jax.report import evaluation as report
-from deit_jax.runtime import atomic, sharding
+from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import from_process_0
 from deit_jax.student import compute_dtype
 from deit_jax.train.classifier import (
@@ -110,7 +110,7 @@ def named_sources(request: Request) -> list[str]:
         return list(dict.fromkeys(names))
     if not request.workdir:
         raise UserError("nothing to evaluate: give --workdir=RUN or --checkpoint=WEIGHTS")
-    if find_step(Path(request.workdir)) is None:  # else its name might be taken for a hub's
+    if find_step(storage.place(request.workdir)) is None:  # else its name might be taken for a hub's
         raise UserError(f"workdir {request.workdir} holds no checkpoint: train there first, or give --checkpoint=")
     return [request.workdir]
 
@@ -137,7 +137,7 @@ def settings(config, explicit: dict[str, Any], source: str) -> Any:
 
 def run_step(source: str) -> Path | None:
     """The checkpoint of a run that `source` stands for, or None: a file, a hub name."""
-    path = Path(source).expanduser()
+    path = storage.place(source).expanduser()
     return find_step(path) if path.is_dir() else None
 
 
@@ -275,7 +275,7 @@ def evaluate_subject(
 def classes_folder(subjects: Sequence[Subject], data: Sequence[EvalSet], request: Request) -> Path | None:
     """Where classes and images are reported: of one set of weights on one data set, evaluated by one process."""
     alone = len(subjects) == len(data) == jax.process_count() == 1
-    return Path(request.output) if request.output and alone else None
+    return storage.place(request.output) if request.output and alone else None
 
 
 def collector(
@@ -337,11 +337,11 @@ def check_output(folder: str) -> None:
     """Raise UserError where the results would overwrite others, or cannot be written."""
     if not folder:
         return
-    there = next((name for name in OUTPUTS if (Path(folder) / name).exists()), None)
+    there = next((name for name in OUTPUTS if (storage.place(folder) / name).exists()), None)
     if there:
         raise UserError(f"--output {folder} holds {there} of an earlier evaluation: choose another folder")
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        storage.place(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder} cannot be made ({error.strerror}): choose another folder") from error
 
@@ -351,5 +351,5 @@ def write_outputs(folder: str, found: dict[str, Any]) -> None:
     if not folder:
         return
     for name, render in OUTPUTS.items():
-        (Path(folder) / name).write_text(render(found))
-    print(f"\nwrote {', '.join(str(Path(folder) / name) for name in OUTPUTS)}")
+        (storage.place(folder) / name).write_text(render(found))
+    print(f"\nwrote {', '.join(str(storage.place(folder) / name) for name in OUTPUTS)}")

@@ -29,7 +29,7 @@ from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
 from deit_jax.errors import UserError, shown
 from deit_jax.models.vit import fuse
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 from deit_jax.weights import Weights, build_model, load_weights
 from deit_jax.weights.view import View, view_of
 
@@ -56,7 +56,9 @@ def names_of(weights: Weights) -> list[str]:
 def find_images(paths: Sequence[str]) -> list[str]:
     """The image files that `paths` name; of a folder, all below it, sorted. Raises UserError where there is none."""
     found = []
-    for path in paths:
+    for path in [storage.local_text("image", path) for path in paths]:
+        if storage.is_bucket(path):
+            raise UserError(f"image {path} is in a bucket: copy it to a folder here")
         if not Path(path).is_dir():
             found.append(path)
             continue
@@ -182,6 +184,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if (args.crop is not None and not 0 < args.crop <= 1) or args.top < 1:
         raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
     for flag, path in (("attention", args.attention), ("output", args.output)):
+        if path and storage.is_bucket(path):
+            raise UserError(f"--{flag} {path} is in a bucket: give a path")
         if path and not Path(path).absolute().parent.is_dir():
             raise UserError(f"--{flag} {path} cannot be written: its folder does not exist")
     if args.output and Path(args.output).suffix not in SUFFIXES:

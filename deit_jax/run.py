@@ -32,7 +32,7 @@ from deit_jax.distill import agreement
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.errors import shown
 from deit_jax.report import breakdown, log, plots, tables
-from deit_jax.runtime import atomic, sharding
+from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.student import make_student
 from deit_jax.train.evaluate import head_logits, predict
@@ -85,7 +85,7 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     data, opened once. Returns {"train", "finetune"}: what `run` returned for each. Raises UserError for what is wrong
     with either stage before the first begins.
     """
-    workdir = Path(workdir)
+    workdir = storage.place(workdir)
     first, then = stages(config, workdir)
     validate(then, num_devices=jax.device_count())
     data = open_data(then, workdir)

@@ -67,3 +67,25 @@ def digits_run(tmp_path_factory) -> Path:
         if not (made / "results.json").exists():
             make_digits_run(made)
     return Path(shutil.copytree(made, base / "digits_run_copy"))
+
+
+@pytest.fixture(scope="session")
+def gcs_server():
+    """A server of buckets on this machine, for the whole session: clients keep their connections to it."""
+    pytest.importorskip("google.cloud.storage", reason="needs the extra gcs")
+    from gcs_server import serving
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(gcs_server, monkeypatch):
+    """An empty folder in a bucket; `gcs_server` can make it fail."""
+    from deit_jax.runtime import storage
+
+    for name, value in gcs_server.environment.items():
+        monkeypatch.setenv(name, value)
+    gcs_server.objects.clear()
+    yield storage.place("gs://bucket/runs")
+    gcs_server.failing = 0

@@ -6,7 +6,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, main
 
 import deit_jax
 from deit_jax import cli
@@ -41,6 +41,12 @@ def test_commands(arguments, code, said, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert ended == code
     assert re.search(said, printed.out + printed.err)
+
+
+def test_a_study_in_a_bucket_is_refused():
+    done = main("--mode=ablate", "--config=configs/digits.py", "--workdir=gs://bucket/study")
+    assert done.code == 2
+    assert "workdir gs://bucket/study is in a bucket" in done.err
 
 
 def test_names_are_the_same_for_static_tools():

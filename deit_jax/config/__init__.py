@@ -1,6 +1,6 @@
 """Settings, recipes, checks, and configs derived from others."""
 
-from deit_jax.config.checks import check_address, check_config_file, check_override, validate
+from deit_jax.config.checks import check_config_file, check_override, validate
 from deit_jax.config.files import arguments, deit, model_of
 from deit_jax.config.recipes import RECIPES, recipe_differences, resolve
 from deit_jax.config.settings import (
@@ -29,7 +29,6 @@ __all__ = [
     "Config",
     "Setting",
     "arguments",
-    "check_address",
     "check_config_file",
     "check_override",
     "default_config",

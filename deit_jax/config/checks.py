@@ -24,12 +24,7 @@ def check_tuple(path: str, value: tuple, default: tuple) -> None:
         raise UserError(f"{path} is {value}: it must be {what}")
 
 
-def check_address(name: str, value: str) -> None:
-    """Raise UserError where the value of a flag or setting is an address ("gs://bucket/run") instead of a path."""
-    scheme, found, path = value.partition("://")
-    if found:
-        fix = f"use {path}" if scheme == "file" else "mount the bucket (gcsfuse, s3fs) and give its path"
-        raise UserError(f"{name} {value} is an address, not a path: {fix}")
+IN_BUCKETS = ("init", "teacher.init", "distill.labels", "finetune.labels", "data.root")  # settings that may be gs://…
 
 
 def validate(config: Config, *, num_devices: int = 1) -> None:
@@ -40,8 +35,8 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
         if setting.choices and value not in setting.choices:
             hint = nearest(str(value), setting.choices)
             raise UserError(f"{path} is '{value}'{hint}: use one of {', '.join(setting.choices)}")
-        if isinstance(value, str):
-            check_address(path, value)
+        if isinstance(value, str) and "://" in value and path not in IN_BUCKETS:
+            raise UserError(f"{path} is {value}: it takes no address; those that do are {', '.join(IN_BUCKETS)}")
         if path.startswith("mesh."):  # its own ranges; -1 is the rest
             continue
         if isinstance(value, int | float) and not 0 <= value < math.inf:

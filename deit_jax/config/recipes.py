@@ -4,6 +4,7 @@ from typing import Any
 
 from deit_jax.config.settings import Config, flat
 from deit_jax.errors import UserError, nearest
+from deit_jax.runtime import storage
 
 # Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
 # what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
@@ -61,7 +62,8 @@ def value_of(recipe: str, path: str, kind: str) -> Any:
 
 
 def resolve(config: Config) -> Config:
-    """A copy in which every setting left to the recipe has the recipe's value. Raises UserError for unknown recipes."""
+    """A copy in which every setting left to the recipe has the recipe's value, and every `file://` address is the path
+    that it means. Raises UserError for unknown recipes, and for other addresses than `gs://`."""
     if config.recipe not in RECIPES:
         raise UserError(
             f"recipe is '{config.recipe}'{nearest(config.recipe, RECIPES)}: use one of {', '.join(RECIPES)}"
@@ -71,6 +73,10 @@ def resolve(config: Config) -> Config:
         group, name = path.split(".")
         if config[group][name] is None:
             config[group][name] = value_of(config.recipe, path, config.distill.kind)
+    for path, value in flat(config).items():
+        if isinstance(value, str) and "://" in value:
+            parts = [storage.local_text(path, part) for part in value.split(",")]
+            config.update_from_flattened_dict({path: ",".join(parts)})
     return config
 
 

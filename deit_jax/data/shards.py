@@ -16,7 +16,9 @@ import numpy as np
 
 from deit_jax.data.base import Source, cached, first_line, hold_out
 from deit_jax.data.layout import check_named, choose_splits
+from deit_jax.data.ranged import RangedRecords, Shard
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 
 INDEX = "dataset.json"
 HEADER = struct.Struct("<IH")
@@ -40,6 +42,15 @@ def is_shards(root: Path) -> bool:
     return (root / INDEX).is_file() or (
         any(root.glob("*.array*record*")) and not (root / "dataset_info.json").is_file()
     )
+
+
+def check_place(root: Path, what: str) -> None:
+    """Raise UserError for a folder in a bucket that holds no shards. what: the setting that names it."""
+    if storage.is_bucket(root) and not is_shards(root):
+        raise UserError(
+            f"{what} {root} holds no shards: images in a bucket are read from shards, make them with python -m"
+            " deit_jax.data.prepare SRC DST and copy DST there"
+        )
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -106,29 +117,35 @@ class Part:
     examples_in_shard: int
 
 
+def open_records(root: Path, shards: list[dict[str, Any]]) -> Any:
+    """The records of some shards below `root`, by position."""
+    if storage.is_bucket(root):
+        return RangedRecords([Shard(root / shard["file"], shard["records"], shard["bytes"]) for shard in shards])
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    parts: list[Any] = [Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in shards]
+    return ArrayRecordDataSource(parts)
+
+
 class ShardSource:
     """One split of a prepared folder."""
 
     def __init__(self, root: Path, index: dict[str, Any], split: str):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self.root, self.split, self.shards = root, split, index["splits"][split]
         self.class_names, self.num_classes = list(index["classes"]), len(index["classes"])
         self.title, self.notes = f"{root}, split {split}", []
         if not sum(shard["records"] for shard in self.shards):
             raise UserError(f"split '{split}' of {root} is empty: prepare it again")
+        there = storage.sizes(root, [shard["file"] for shard in self.shards])
         for shard in self.shards:
             path = root / shard["file"]
-            if not path.is_file():
+            if shard["file"] not in there:
                 raise UserError(f"shard {path} is missing: copy it here or prepare it again")
-            if path.stat().st_size != shard["bytes"]:
+            if there[shard["file"]] != shard["bytes"]:
                 raise UserError(
-                    f"shard {path} has {path.stat().st_size} bytes instead of {shard['bytes']}: copy it again"
+                    f"shard {path} has {there[shard['file']]} bytes instead of {shard['bytes']}: copy it again"
                 )
-        parts: list[Any] = [
-            Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in self.shards
-        ]
-        self._records = ArrayRecordDataSource(parts)
+        self._records = open_records(root, self.shards)
 
     @cached
     def fingerprint(self) -> str:

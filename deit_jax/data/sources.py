@@ -1,13 +1,12 @@
 """Where images come from: `config.data` → a training and an evaluation source."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deit_jax.config import Config
-from deit_jax.data import order
+from deit_jax.data import order, shards
 from deit_jax.data.base import (
     ArraySource,
     FileSource,
@@ -24,6 +23,7 @@ from deit_jax.data.layout import RIGHT
 from deit_jax.data.removed import BrokenFile
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 
 __all__ = [
     "ArraySource",
@@ -117,7 +117,9 @@ def _find(
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     if not data.root and data.name == "digits":
         return open_digits()
-    root = Path(data.root).expanduser() if data.root else None
+    root = storage.place(data.root).expanduser() if data.root else None
+    if root:
+        shards.check_place(root, "data.root")
     if root and is_table(root) and not root.is_dir():
         if not root.is_file():
             raise UserError(f"data.root {data.root} is not there, or not a file: give a table of path,label")
@@ -125,7 +127,7 @@ def _find(
     if root and not root.is_dir():
         right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
         raise UserError(f"data.root {data.root} is not a folder: {UNPACK if is_tar_name(root) else right}")
-    from deit_jax.data import shards, tfds_source  # here: their packages are optional, files need none
+    from deit_jax.data import tfds_source  # here: its package is optional, files need none
 
     if root and shards.is_shards(root):
         return shards.open_shards(root, **splits)

@@ -25,6 +25,7 @@ from deit_jax.data.layout import EVAL_SPLITS, TRAIN, split_of
 from deit_jax.data.sources import open_digits
 from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
+from deit_jax.runtime import storage
 
 V2_FOLDER = re.compile(r"imagenetv2-(.+)-format-val")
 SUBSETS_OF_TFDS = ("imagenet_a", "imagenet_r")  # 200 classes each, which their own metadata do not tell
@@ -60,7 +61,7 @@ def parse_spec(text: str) -> Spec:
     name, equals, root = where.partition("=")
     if not equals or name.startswith(("/", ".", "~")):
         name, root = "", where
-    path = Path(root).expanduser()
+    path = storage.place(root).expanduser()
     if path.exists():
         return Spec(name or path.resolve().name, path, **given)
     if equals or not re.fullmatch(r"\w+([/:][\w.-]+)*", root) or given:
@@ -86,6 +87,7 @@ def open_eval_sets(text: str) -> list[EvalSet]:
 def _open_root(spec: Spec) -> EvalSet:
     root = spec.root
     assert root is not None
+    shards.check_place(root, "--data")
     if is_table(root):
         source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
         return EvalSet(spec.name, source)

@@ -3,7 +3,7 @@
 The images are the train step's: the same batches, the same augmentation and mixing, from the same keys.
 """
 
-import shutil
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from deit_jax.distill.teacher import load_teacher, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.randomness import purpose_key
 from deit_jax.report.tables import duration
-from deit_jax.runtime import atomic, sharding
+from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.interrupt import STATE, Interrupted, Stop
 from deit_jax.runtime.processes import from_process_0, hold_folder
 from deit_jax.student import Student, compute_dtype, make_student
@@ -84,7 +84,7 @@ def label(
     config.distill.labels = ""
     if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
-    folder = Path(workdir).expanduser().absolute()
+    folder = storage.place(workdir).expanduser().absolute()
     data = open_data(config, folder, like)
     source = data.train
     student = make_student(config, source.num_classes)
@@ -165,10 +165,11 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     mine = my_share(missing, jax.process_index(), jax.process_count())
     progress = Progress(len(mine), batch_size)
     size = size_forecast(total * batch_size, header["kind"], header["k"], header["dtype"])
-    free = shutil.disk_usage(store.folder).free
+    free = atomic.free_space(store.folder)
     progress.say(
         f"labels: {total:,} steps of {batch_size}, {total * batch_size:,} views, {header['kind']}: "
-        f"{size / 1e9:.2f} GB before compression, {free / 1e9:.1f} GB free"
+        f"{size / 1e9:.2f} GB before compression"
+        + (f", {free / 1e9:.1f} GB free" if free < math.inf else "")
         + (" — that may not be enough" if free < size * len(missing) * CHUNK / total else "")
     )
     if store.stored(total):
@@ -196,7 +197,7 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     if stop.signal or store.missing(total):
         done = store.stored(total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
-    written = sum(f.stat().st_size for f in store.folder.glob("[dip]*/c/**/*") if f.is_file())
+    written = sum(sum(storage.files(store.folder / name / "c").values()) for name in store.arrays())
     progress.say(f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
                  f"--config.distill.labels={store.folder}")  # fmt: skip
     return {"steps": total, "views": total * batch_size, "bytes": written}

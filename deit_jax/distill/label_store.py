@@ -14,7 +14,6 @@ is read must lie in the range of the data's classes. Stores from before the sums
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 import tensorstore as ts
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 
 CHUNK = 64  # steps per file
 MAX_CLASSES = 2**16 - 1  # uint16, its largest number standing for "not there"
@@ -51,7 +50,7 @@ def digest(values: dict[str, Any]) -> str:
 
 def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     """The labels.json of a store. Raises UserError where there is none, or it is damaged."""
-    path = Path(folder).expanduser() / "labels.json"
+    path = storage.place(folder).expanduser() / "labels.json"
     try:
         header = json.loads(path.read_text())
         intact = header["hash"] == digest({"images": header["images"], "teacher": header["teacher"]})
@@ -80,7 +79,7 @@ def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) ->
     compression = {**COMPRESSION, "typesize": np.dtype(dtype).itemsize}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
+        "kvstore": storage.kvstore(path),
         "metadata": {
             "shape": shape,
             "data_type": dtype,
@@ -118,6 +117,8 @@ def check_owner(array: Path, identity: str, *, new: bool = False) -> None:
 
 def is_whole(file: Path) -> bool:
     """Whether a chunk's file is as long as its Blosc header says, plus the four bytes of its CRC-32C if it has one."""
+    if storage.is_bucket(file):  # where an object is there whole or not at all
+        return file.is_file()
     try:
         with open(file, "rb") as opened:
             header = opened.read(16)
@@ -133,7 +134,7 @@ class LabelStore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = storage.place(folder).expanduser().absolute()
         self.header = read_header(folder)
         self.opened: dict[str, ts.TensorStore] = {}
 
@@ -167,14 +168,14 @@ class LabelStore:
         array = self.array(name)
         if array.shape[0] < steps:
             # what was the last chunk may be cut short: it is regenerated, whole
-            shutil.rmtree(self.folder / name / "c" / str(array.shape[0] // CHUNK), ignore_errors=True)
+            storage.remove(self.folder / name / "c" / str(array.shape[0] // CHUNK))
             array.resize(exclusive_max=(steps, *array.shape[1:]), expand_only=True).result()
             self.opened.pop(name)
 
     def array(self, name: str) -> ts.TensorStore:
         """One of the store's arrays, opened once. Raises UserError where its zarr.json is missing or damaged."""
         if name not in self.opened:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.folder / name)}}
+            spec = {"driver": "zarr3", "kvstore": storage.kvstore(self.folder / name)}
             spec["store_data_equal_to_fill_value"] = True  # what was written is there, whatever it says
             context = ts.Context({"cache_pool": {"total_bytes_limit": 2**27}})
             dtype, more = self.arrays()[name]
@@ -203,8 +204,10 @@ class LabelStore:
         per_array = []
         for name, (_, more) in self.arrays().items():
             leaf = "/".join(["0"] * (1 + len(more)))
-            files = self.folder.glob(f"{name}/c/*/{leaf}")
-            per_array.append({int(f.relative_to(self.folder / name / "c").parts[0]) for f in files if is_whole(f)})
+            chunks, files = self.folder / name / "c", self.folder.glob(f"{name}/c/*/{leaf}")
+            if not storage.is_bucket(self.folder):  # one listing tells of objects
+                files = filter(is_whole, files)
+            per_array.append({int(f.parts[len(chunks.parts)]) for f in files})
         return set.intersection(*per_array)
 
     def damaged(self) -> dict[int, str]:

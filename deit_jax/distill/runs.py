@@ -10,6 +10,7 @@ from deit_jax.data import pipeline
 from deit_jax.distill.label_reader import open_labels
 from deit_jax.distill.teacher import make_teacher
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 from deit_jax.student import Student, compute_dtype, make_student
 from deit_jax.train.loop import train
 from deit_jax.train.optimizer import num_steps
@@ -89,7 +90,7 @@ def open_run(
     Raises UserError for bad input.
     """
     data = data or open_data(config, workdir)
-    models = open_models(config, data, teacher_init=teacher_init, begun=find_step(Path(workdir)) is not None)
+    models = open_models(config, data, teacher_init=teacher_init, begun=find_step(storage.place(workdir)) is not None)
     per_epoch = pipeline.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
     labels = open_labels(config, data.train, models.student, total)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from deit_jax.classes.match import match_classes
 from deit_jax.config import Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 from deit_jax.train.step import NO_TEACHER, Teacher, TeacherFunction
 from deit_jax.weights import fit_weights, load_weights
 
@@ -180,4 +180,4 @@ def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype) ->
 
 def is_local(init: str) -> bool:
     """Whether every source that `teacher.init` lists is a file or folder of this machine."""
-    return bool(init) and all(Path(source).expanduser().exists() for source in init.split(","))
+    return bool(init) and all(storage.place(source).expanduser().exists() for source in init.split(","))

@@ -17,14 +17,14 @@ from deit_jax.errors import UserError
 from deit_jax.report import plots
 from deit_jax.report.events import Events
 from deit_jax.report.tables import duration
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 
 MOST_WAITING = 100_000  # log lines kept in memory while they cannot be written
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's log.jsonl, in order; [] where there is none. A value that was not finite is NaN."""
-    path = Path(workdir) / "log.jsonl"
+    path = storage.place(workdir) / "log.jsonl"
     if not path.exists():
         return []
     records = []
@@ -69,9 +69,42 @@ class JsonLines:
         self.end += len(data)
         self.waiting = []
 
+    def sync(self) -> None:
+        """Nothing is left to write: each record goes to the file at once."""
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.file.close()
+
+
+class ObjectLines(JsonLines):
+    """As JsonLines, to an object in a bucket, which cannot be appended to: it is replaced by one with more lines, at
+    most every SECONDS and in `sync`. Until then lines are in memory alone."""
+
+    SECONDS = 20.0  # a bucket takes one write per second of an object, and a request takes a tenth of one
+
+    def __init__(self, path: Path):
+        self.path, self.waiting, self.written = path, [], time.monotonic()
+        self.content = path.read_bytes() if path.exists() else b""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Raises UserError where the records have to wait."""
+        self.waiting = [*self.waiting, (json.dumps(to_json(record), allow_nan=False) + "\n").encode()][-MOST_WAITING:]
+        if time.monotonic() - self.written >= self.SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Write what waits. Raises UserError where that cannot be."""
+        if not self.waiting:
+            return
+        self.written = time.monotonic()  # of the attempt: a bucket that does not answer is asked as rarely
+        content = self.content + b"".join(self.waiting)
+        atomic.write_bytes(self.path, content)
+        self.content, self.waiting = content, []
+
+    def close(self) -> None:
+        with contextlib.suppress(UserError):
+            self.sync()
 
 
 class Log:
@@ -118,15 +151,21 @@ class Log:
 
     def rewind(self, step: int, evaluated: bool = True) -> None:
         """Drop what was logged past `step`, and its evaluation unless `evaluated`; a kill leaves the old log whole."""
+        if self.lines:
+            self.lines.close()
         kept = [
             r for r in read_log(self.workdir)
             if r["step"] < step or (r["step"] == step and (evaluated or "eval/top1" not in r))
         ]  # fmt: skip
         path = self.workdir / "log.jsonl"
-        if self.lines:
-            self.lines.close()
         atomic.write_text(path, "".join(json.dumps(to_json(r)) + "\n" for r in kept))
-        self.lines = JsonLines(path)
+        self.lines = ObjectLines(path) if storage.is_bucket(path) else JsonLines(path)
+
+    def sync(self) -> None:
+        """Write what only memory holds: before a checkpoint, which must not be further than the log."""
+        if self.lines:
+            with self.reporting("log.jsonl"):
+                self.lines.sync()
 
     @contextlib.contextmanager
     def reporting(self, what: str) -> Iterator[None]:
@@ -241,6 +280,7 @@ class Log:
             values |= {f"{prefix}/{k}": result[k] for k in ("top1", "top5", "loss")}
             values |= {f"{prefix}/{head}/top1": r["top1"] for head, r in result["heads"].items()}
         self.write(step, **values)
+        self.sync()
         if self.events:
             with self.reporting("TensorBoard events"):
                 self.events.flush()
@@ -266,6 +306,7 @@ class Log:
         """Draw the curves of a finished run. What fails is a printed line: the run's weights are what counts."""
         if not self.writes:
             return
+        self.sync()
         try:
             plots.curves(self.workdir / "curves.png", {self.title: read_log(self.workdir)})
         except Exception as error:

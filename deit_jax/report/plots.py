@@ -1,5 +1,6 @@
 """Pictures of a run: curves, attention, differences. Each function writes one PNG."""
 
+import io
 import itertools
 import math
 import textwrap
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from deit_jax.report.text import caption, drawable
+from deit_jax.runtime import atomic, storage
 
 PER_BAND = 8  # images side by side
 INK, GRID = "#333333", "#dddddd"
@@ -27,8 +29,10 @@ def tidy(axis, xlabel: str, ylabel: str) -> None:
 
 
 def save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, bbox_inches="tight", format=path.suffix[1:] or None)
     plt.close(figure)
+    atomic.write_bytes(path, picture.getvalue())
 
 
 def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None) -> None:
@@ -75,7 +79,7 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
         options = {"frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         axes[0, -1].legend(lines.values(), lines.keys(), **options)
     figure.tight_layout()
-    save(figure, Path(path))
+    save(figure, storage.place(path))
 
 
 def attention(
@@ -109,7 +113,7 @@ def attention(
                 axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
                 extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
                 axis.imshow(heat.reshape(grid), cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear")
-    save(figure, Path(path))
+    save(figure, storage.place(path))
 
 
 def differences(
@@ -134,4 +138,4 @@ def differences(
     tidy(axis, xlabel, "")
     axis.grid(axis="x", color=GRID, linewidth=0.8)
     axis.grid(axis="y", visible=False)
-    save(figure, Path(path))
+    save(figure, storage.place(path))

@@ -1,15 +1,21 @@
-"""Writing files whole or not at all: a reader, or a process killed at any moment, never leaves or meets half a file."""
+"""Writing files whole or not at all: a reader, or a process killed at any moment, never leaves or meets half a file.
+
+An object in a bucket is replaced at once by the service itself, a folder of objects is not: its files come one by one.
+"""
 
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -25,6 +31,8 @@ DISK_TEXTS = (
     "No such file or directory",
     "Stale file handle",
 )
+# how tensorstore tells what a bucket answered, or that it does not answer
+BUCKET_TEXTS = ("http_response_code", "CURL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
 
 
 @contextlib.contextmanager
@@ -32,9 +40,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, for the block to write a file or folder to; it takes `path`'s place at the end.
 
     The content reaches the disk before the name does. Where the block or the disk fails, `path` stays as it was and
-    the temporary is removed. Raises UserError where the disk is full or cannot be written.
+    the temporary is removed. Raises UserError where the disk is full or cannot be written. What belongs into a bucket
+    is written to this machine's temporary folder first.
     """
-    path = Path(path)
+    path = storage.place(path)
+    if storage.is_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="deit_jax-") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            try:
+                for written in [temporary] if temporary.is_file() else storage.files(temporary):
+                    path.joinpath(written.relative_to(temporary)).upload(written)  # type: ignore[attr-defined]
+            except OSError as error:
+                raise write_error(path, error) from error
+        return
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -51,6 +70,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 def remove_remains(folder: Path) -> None:
     """Remove the temporaries that `replacing` of killed processes left in a run's folder; those of live ones stay."""
+    if storage.is_bucket(folder):  # they are not there
+        return
     for pattern in ("*.part", "*/*.part", "checkpoints/*/*.part", "*/checkpoints/*/*.part"):
         for path in folder.glob(pattern):
             number = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
@@ -72,6 +93,13 @@ def is_alive(number: int) -> bool:
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Replace `path` with `content`. Raises UserError as `replacing` does."""
+    path = storage.place(path)
+    if storage.is_bucket(path):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise write_error(path, error) from error
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -105,6 +133,11 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
     """
     known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
     text = known or str(error).strip() or type(error).__name__
+    if storage.is_bucket(path):
+        return UserError(
+            f"{path} cannot be written ({text.splitlines()[0][:160]}): check that the bucket is there and that this"
+            " machine may write to it"
+        )
     full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
     folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
     space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
@@ -113,12 +146,15 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error is the disk's: the system's own, or a library's that quotes it."""
-    return isinstance(error, OSError) or any(text in str(error) for text in DISK_TEXTS)
+    """Whether an error is the disk's or the bucket's: the system's own, or a library's that quotes it."""
+    return isinstance(error, OSError) or any(text in str(error) for text in DISK_TEXTS + BUCKET_TEXTS)
 
 
-def free_space(folder: str | os.PathLike) -> int:
-    """Bytes that can still be written on the disk of `folder`, or of its nearest parent that exists."""
+def free_space(folder: str | os.PathLike) -> float:
+    """Bytes that can still be written on the disk of `folder`, or of its nearest parent that exists; infinite in a
+    bucket."""
+    if storage.is_bucket(folder):
+        return math.inf
     folder = Path(folder).absolute()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 

@@ -2,6 +2,8 @@
 
 FOLDER/.lock          the lock itself, always empty
 FOLDER/.holder.json   who has it: process, host, since when
+
+A bucket has no such locks: `deit_jax.runtime.bucket_lock`.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from pathlib import Path
 import filelock
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 
 
 @contextlib.contextmanager
@@ -24,7 +26,13 @@ def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
 
     A process that holds it already holds it again. Raises UserError where the folder cannot be written.
     """
-    folder = Path(folder).absolute()
+    folder = storage.place(folder).absolute()
+    if storage.is_bucket(folder):
+        from deit_jax.runtime import bucket_lock  # here: an optional dependency
+
+        with bucket_lock.try_hold(folder) as other:
+            yield other
+        return
     held = filelock.FileLock(folder / ".lock", timeout=0, is_singleton=True, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)

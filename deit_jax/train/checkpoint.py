@@ -10,9 +10,9 @@ verified first; a damaged checkpoint is set aside and the one before it used. A 
 said in one line, and the next save tries again.
 """
 
+import contextlib
 import functools
 import logging
-import shutil
 import threading
 import traceback
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 from deit_jax.runtime.interrupt import STATE
 from deit_jax.runtime.processes import from_process_0
 from deit_jax.train.save_barrier import PartFailed, save_barrier
@@ -74,7 +74,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
-        self.directory, self.keep = Path(workdir) / "checkpoints", keep
+        self.directory, self.keep = storage.place(workdir) / "checkpoints", keep
         self.scores: dict[int, dict[str, Any]] = {}
         self.saving: int | None = None
         self.failure: UserError | None = None  # of the last save, until one succeeds
@@ -95,8 +95,15 @@ class Checkpoints:
 
     def sum_files(self) -> None:
         """Write the checksums of the step that is being saved: all its files are there, its final name is not."""
-        for folder in self.directory.glob(f"{self.saving}.*"):
+        for folder in self.unfinished():
             integrity.write_sums(folder)
+
+    def unfinished(self) -> list[Path]:
+        """The folders of the step that is being saved, or was when that failed."""
+        if storage.is_bucket(self.directory):
+            folder = self.folder(self.saving or 0)
+            return [] if self.saving is None or integrity.is_complete(folder) else [folder]
+        return list(self.directory.glob(f"{self.saving}.*"))
 
     def latest(self) -> int | None:
         """The newest step, or None where nothing is saved."""
@@ -132,7 +139,9 @@ class Checkpoints:
         """A line about the disk space that the run's checkpoints take and that there is. shapes: the state's."""
         each, free = state_bytes(shapes), atomic.free_space(self.directory)
         count = self.keep + 2  # the best, and the one being written
-        there = sum(f.stat().st_size for f in self.directory.rglob("*") if f.is_file())
+        if storage.is_bucket(self.directory):
+            return f"checkpoints: {atomic.readable(each)} each, {count} at most, in {self.directory}"
+        there = sum(storage.files(self.directory).values())
         short = count * each - there > free
         return f"checkpoints: {atomic.readable(each)} each, {count} at most; {atomic.readable(free)} free" + (
             f" in {self.directory}: that may not be enough" if short else ""
@@ -170,7 +179,7 @@ class Checkpoints:
         self.saving = step
         try:
             from_process_0(lambda: check_space(self.directory, needed))
-            if not self.directory.is_dir():
+            if not (storage.is_bucket(self.directory) or self.directory.is_dir()):
                 say(f"warning: {self.directory} was removed or moved while the run was writing to it: it is recreated")
                 self.manager.reload()
             self.manager.save(step, args=ocp.args.Composite(**items))
@@ -186,8 +195,9 @@ class Checkpoints:
         except Exception as error:
             self.fail(error)
         else:
-            if self.saving is not None and self.folder(self.saving).is_dir():
-                self.failure = None
+            with contextlib.suppress(OSError):  # a bucket that does not answer
+                if self.saving is not None and integrity.is_complete(self.folder(self.saving)):
+                    self.failure = None
 
     def fail(self, error: Exception, needed: int = 0) -> None:
         """Note and say that a save failed for want of a disk to write to; raise any other error again."""
@@ -202,9 +212,11 @@ class Checkpoints:
             what = f"warning: step {self.saving} is not saved: {failure}"
             print(f"{what}; training continues, and the next save tries again", flush=True)
         if jax.process_index() == 0:
-            for remains in self.directory.glob(f"{self.saving}.*"):
-                shutil.rmtree(remains, ignore_errors=True)
-        self.manager.reload()  # it counts the step as saved
+            with contextlib.suppress(OSError):  # a bucket that does not answer: the next start removes them
+                for remains in self.unfinished():
+                    storage.remove(remains)
+        with contextlib.suppress(OSError):
+            self.manager.reload()  # it counts the step as saved
 
     def restore(self, shapes: dict, step: int | None = None) -> dict:
         """The state at `step` (default newest). shapes: the state as ShapeDtypeStructs with the shardings wanted.
@@ -268,7 +280,7 @@ class Checkpoints:
 
     def newest_saved(self) -> str:
         """What a message says is saved; asked of the disk, as it may be said in the middle of a save."""
-        newest = max((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), default=None)
+        newest = max((int(p.name) for p in integrity.steps_in(self.directory)), default=None)
         return "nothing" if newest is None else f"step {newest}"
 
     def close(self) -> None:
@@ -296,7 +308,7 @@ def silence_save_threads() -> None:
 
 def set_damaged_aside(directory: Path) -> None:
     """Set aside the newest checkpoints until one is intact, with a line about each; raise UserError if none is."""
-    steps = sorted((p for p in directory.glob("*") if p.name.isdigit() and p.is_dir()), key=lambda p: -int(p.name))
+    steps = sorted(integrity.steps_in(directory), key=lambda p: -int(p.name))
     damaged: list[tuple[Path, str]] = []
     for step in steps:
         found = integrity.damage(step)
@@ -321,7 +333,7 @@ def state_bytes(state: dict) -> int:
 
 def check_space(directory: Path, needed: int) -> None:
     """Raise UserError where a checkpoint of `needed` bytes does not fit, or nothing can be written."""
-    if directory.is_dir():  # else it is recreated
+    if storage.is_bucket(directory) or directory.is_dir():  # else it is recreated
         try:
             (directory / ".writable").touch()
             (directory / ".writable").unlink()

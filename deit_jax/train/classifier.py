@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from deit_jax.config import Config, default_config
 from deit_jax.data import pipeline
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
-from deit_jax.runtime import sharding
+from deit_jax.runtime import sharding, storage
 from deit_jax.runtime.flops import count_flops
 from deit_jax.train.evaluate import evaluate_sets, head_logits
 from deit_jax.weights import Weights, fit_weights, load_weights
@@ -70,7 +69,7 @@ class Classifier:
 
 def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
     """{"params" and "ema": weights}: the set `which`, or both where a checkpoint has both. As `load_weights`."""
-    path = Path(source).expanduser()
+    path = storage.place(source).expanduser()
     step = find_step(path) if path.is_dir() else None
     kinds = (which,) if which else KINDS if step and (step / "ema").is_dir() else KINDS[:1]
     return {kind: load_weights(source, weights=kind) for kind in kinds}

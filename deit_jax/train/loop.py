@@ -156,6 +156,7 @@ def begin_log(run: Run, state: State, checkpoints: Checkpoints) -> Log:
 
 def save(run: Run, state: State, checkpoints: Checkpoints, log: Log) -> None:
     """Start to save the state; what the next line of the log averages over is part of it."""
+    log.sync()
     checkpoints.save(state, run.meta | {"interval_losses": log.interval_losses()})
 
 

@@ -23,7 +23,7 @@ from deit_jax.data.base import Source
 from deit_jax.data.removed import read_broken, removed_files
 from deit_jax.errors import UserError
 from deit_jax.models.layout import Layout, make_layout
-from deit_jax.runtime import sharding
+from deit_jax.runtime import sharding, storage
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights
@@ -129,7 +129,7 @@ def open_data(config: Config, workdir: str | Path | None = None, like: Data | No
 
     Raises UserError for what is missing, and on every process where several of them see different images.
     """
-    broken = [*read_broken(Path(workdir))] if workdir is not None else []
+    broken = [*read_broken(storage.place(workdir))] if workdir is not None else []
     if like is not None:
         broken += removed_files(like)
         names = list(like.train.class_names)
@@ -149,7 +149,7 @@ def open_data(config: Config, workdir: str | Path | None = None, like: Data | No
 
 def recorded_classes(workdir: str | Path | None) -> list[str] | None:
     """The class names, by label, that a checkpoint of `workdir` records; None where there is none that can be read."""
-    step = find_step(Path(workdir)) if workdir is not None else None
+    step = find_step(storage.place(workdir)) if workdir is not None else None
     with contextlib.suppress(UserError, KeyError, TypeError):
         return list(read_meta(step)["weights"]["class_names"]) if step else None
     return None
@@ -158,7 +158,7 @@ def recorded_classes(workdir: str | Path | None) -> list[str] | None:
 def recorded_fingerprint(workdir: str | Path | None, labels: str = "") -> str:
     """The fingerprint of the training images that a run, or a study, in `workdir` began with, or a label store there,
     or else the label store `labels`; "" where there is none that can be read."""
-    for folder in [Path(place).expanduser() for place in (workdir, labels) if place]:
+    for folder in [storage.place(where).expanduser() for where in (workdir, labels) if where]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return str(json.loads((folder / "config.json").read_text())["data.fingerprint"])
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -13,7 +13,8 @@ import jax
 from deit_jax.config import Config, differences, flat
 from deit_jax.config.derived import trains_teacher
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
+from deit_jax.weights import integrity
 
 SOURCES = ("init", "teacher.init")  # settings that may name files and folders
 
@@ -25,7 +26,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
     UserError where the folder cannot be written or belongs to a run of other settings or other data; nothing in it is
     changed then.
     """
-    folder = Path(workdir).absolute()
+    folder = storage.place(workdir).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -70,7 +71,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
 
 def absolute(sources: str) -> str:
     """A setting that names weights, with the files and folders of this machine by their absolute names."""
-    parts = [Path(part).expanduser() for part in sources.split(",")]
+    parts = [storage.place(part).expanduser() for part in sources.split(",")]
     return ",".join(str(path.absolute()) if part and path.exists() else part
                     for part, path in zip(sources.split(","), parts, strict=True))  # fmt: skip
 
@@ -88,7 +89,7 @@ def longer_command(folder: Path, config: Config, theirs: dict[str, Any], changed
 
     theirs: the settings it began with. "" where more than its length differs, or nothing is saved yet.
     """
-    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    steps = [int(p.name) for p in integrity.steps_in(folder / "checkpoints")]
     if not steps or set(changed) - {"epochs", "steps"}:
         return ""
     unit = "steps" if config.steps else "epochs"

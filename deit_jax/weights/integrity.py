@@ -3,9 +3,11 @@
     STEP/checksums.json   size and BLAKE2 sum of every file, written before Orbax gives the folder its name
 
 A checkpoint is complete when its folder has its final name and every file that checksums.json lists is there with its
-sum. Orbax's own marker, commit_success.txt, does not decide: it is written before the name is given, so it says nothing
-that the name does not, and a copy that lost it is still whole. A checkpoint without checksums.json (older ones, or of
-`deit_jax.convert`) is read when its metadata can be: damage to its arrays then shows only where Orbax finds it.
+sum. On a disk, Orbax's own marker, commit_success.txt, does not decide: it is written before the name is given, so it
+says nothing that the name does not, and a copy that lost it is still whole. In a bucket no folder can be renamed, and a
+checkpoint has its name from its first file on: there commit_success.txt decides, which is written last. A checkpoint
+without checksums.json (older ones, or of `deit_jax.convert`) is read when its metadata can be: damage to its arrays
+then shows only where Orbax finds it.
 """
 
 import concurrent.futures
@@ -16,17 +18,32 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic
+from deit_jax.runtime import atomic, storage
 
 SUMS = "checksums.json"
+COMMITTED = "commit_success.txt"
 DIGEST_BYTES = 16
 # what Orbax writes after the sums are taken, and none of which is needed to read the arrays
-UNSUMMED = {SUMS, "commit_success.txt", "_CHECKPOINT_METADATA"}
+UNSUMMED = {SUMS, COMMITTED, "_CHECKPOINT_METADATA"}
+
+
+def is_complete(step: Path) -> bool:
+    """Whether the folder of a step is a checkpoint that was saved to its end."""
+    return (step / COMMITTED).is_file() if storage.is_bucket(step) else step.is_dir()
+
+
+def steps_in(directory: Path) -> list[Path]:
+    """The checkpoints that were saved to their end in a run's `checkpoints`, in any order."""
+    if storage.is_bucket(directory):
+        found = [path.parent for path in directory.glob(f"*/{COMMITTED}")]
+    else:
+        found = [path for path in directory.glob("*") if path.is_dir()]
+    return [path for path in found if path.name.isdigit()]
 
 
 def file_sum(path: Path) -> str:
     """BLAKE2b of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()
 
 
@@ -37,13 +54,13 @@ def value_sum(value: Any) -> str:
 
 def write_sums(folder: Path) -> None:
     """Write checksums.json of all files in a checkpoint's folder. Raises UserError where the disk is full."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = storage.files(folder)
     names = [path.relative_to(folder).as_posix() for path in files]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets other threads run
         sums = pool.map(file_sum, files)
         found = {
-            name: {"bytes": path.stat().st_size, "sum": value}
-            for name, path, value in zip(names, files, sums, strict=True)
+            name: {"bytes": size, "sum": value}
+            for name, size, value in zip(names, files.values(), sums, strict=True)
             if name not in UNSUMMED
         }
     atomic.write_json(folder / SUMS, {"algorithm": "blake2b-128", "files": found, "sum": value_sum(found)})
@@ -71,11 +88,11 @@ def damage(folder: Path, items: Collection[str] | None = None) -> str | None:
     if not intact:
         return f"{SUMS} was changed"
     wanted = {name: entry for name, entry in files.items() if items is None or name.split("/")[0] in items}
+    there = storage.sizes(folder, wanted)
     for name, entry in wanted.items():  # sizes first: they cost nothing
-        path = folder / name
-        if not path.is_file():
+        if (size := there.get(name)) is None:
             return f"{name} is missing"
-        if (size := path.stat().st_size) != entry["bytes"]:
+        if size != entry["bytes"]:
             return f"{name} is empty" if size == 0 else f"{name} has {size} bytes, {entry['bytes']} were saved"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         sums = pool.map(lambda name: safe_sum(folder / name), wanted)
@@ -114,6 +131,8 @@ def set_aside(step: Path) -> Path:
     """Move a damaged checkpoint WORKDIR/checkpoints/STEP to WORKDIR/damaged/STEP, and return where it is now."""
     folder = step.parent.parent / "damaged"
     try:
+        if storage.is_bucket(step):
+            (step / COMMITTED).unlink(missing_ok=True)  # first: a move that is cut short leaves no checkpoint
         folder.mkdir(exist_ok=True)
         place = next(p for n in range(1000) if not (p := folder / (step.name + (f"-{n}" if n else ""))).exists())
         return step.rename(place)

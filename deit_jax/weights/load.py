@@ -14,9 +14,10 @@ from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError, shown
 from deit_jax.models.efficientnet import EfficientNet
+from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.description import FIELDS, Description, Source, describe, first_line, text
-from deit_jax.weights.files import open_file, weight_file
+from deit_jax.weights.files import INDEX, open_file, open_index, weight_file
 from deit_jax.weights.names import (
     COUNTER,
     HEADS,
@@ -97,7 +98,10 @@ def load_weights(source: str | os.PathLike, *, weights: str = "params") -> Weigh
     name = str(source)
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
-    file = find_file(name)
+    try:
+        file = find_file(name)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}): check that it is there and may be read") from error
     loaded = read_file(file, name, weights) if file else read_orbax(name, weights)
     for note in loaded.notes:
         log.warning("%s: %s", shown(name), shown(note))
@@ -109,16 +113,27 @@ def find_file(source: str) -> Path | None:
 
     Raises UserError where there is nothing of this name.
     """
-    path = Path(source).expanduser()
+    path = storage.place(source).expanduser()
     if path.is_dir():
-        return None if holds_checkpoint(path) else weight_file(path)
+        if holds_checkpoint(path):
+            return None
+        file = weight_file(path)
+        return file and copied(file)
     if path.is_file():
-        return path
+        return copied(path)
     if hub.is_hub_name(source):
         return hub.fetch(source)
     raise UserError(
         f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
     )
+
+
+def copied(file: Path) -> Path:
+    """A weight file on a disk: one in a bucket is copied, with its shards and the configuration beside it."""
+    if not storage.is_bucket(file):
+        return file
+    shards = sorted(set(open_index(file).values())) if file.name.endswith(INDEX) else []
+    return storage.local_copy(file, (*hub.CONFIGURATION, *shards))
 
 
 def describe_source(source: str) -> Description:
@@ -137,7 +152,7 @@ def read_checkpoint_meta(source: str) -> dict:
     """The metadata of the checkpoint that an Orbax folder stands for. Raises UserError where there is none."""
     from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
-    return orbax.read_meta(orbax.intact_step(Path(source).expanduser()))
+    return orbax.read_meta(orbax.intact_step(storage.place(source).expanduser()))
 
 
 def holds_checkpoint(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from deit_jax.runtime import storage
 from deit_jax.weights.load import describe_source
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -35,7 +36,7 @@ def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[s
 def recorded_normalization(workdir: str | Path) -> Normalization | None:
     """Mean and deviation in the record of a run that has begun in `workdir`, else None."""
     try:
-        recorded = json.loads((Path(workdir) / "config.json").read_text()) if workdir else {}
+        recorded = json.loads((storage.place(workdir) / "config.json").read_text()) if workdir else {}
         return tuple(recorded["augment.mean"]), tuple(recorded["augment.std"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none has begun; a damaged record is told where the folder is claimed

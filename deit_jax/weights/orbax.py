@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from deit_jax.errors import UserError
+from deit_jax.runtime import storage
 from deit_jax.weights import integrity
 
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
@@ -27,8 +28,7 @@ def steps_of(folder: Path) -> list[Path]:
         return [folder]
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
-    steps = [p for p in folder.iterdir() if p.name.isdigit() and p.is_dir()] if folder.is_dir() else []
-    return sorted(steps, key=lambda p: (top1(p), int(p.name)), reverse=True)
+    return sorted(integrity.steps_in(folder), key=lambda p: (top1(p), int(p.name)), reverse=True)
 
 
 def top1(step: Path) -> float:
@@ -44,7 +44,7 @@ def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
 
     Raises UserError where there is no checkpoint, or no intact one.
     """
-    steps = steps_of(Path(folder).absolute())
+    steps = steps_of(storage.place(folder).absolute())
     if not steps:
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
     found = {}

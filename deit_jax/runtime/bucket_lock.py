@@ -1,0 +1,170 @@
+"""One process at a time in a folder of a bucket, where no system lets go of a dead process's lock.
+
+FOLDER/.lock    who holds it: process, host, since when. Created on the condition that it is not there, written again
+                every REFRESH seconds while the holder lives, removed when it lets go
+
+A lock that was not written for LAPSE seconds is a dead process's, and is taken over, on the condition that it is still
+the same. So another start may wait that long before it knows; on the machine of the holder it is known at once. A
+process that was cut off from the bucket for longer than that may find its lock taken: it ends, after at most REFRESH
+seconds in which both may have written.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.api_core.exceptions import PreconditionFailed
+
+from deit_jax.runtime import atomic
+from deit_jax.runtime.bucket import RETRY, BucketPath, client, told
+from deit_jax.runtime.interrupt import EXIT_LOST, end_now
+
+REFRESH = 10.0  # seconds
+LAPSE = 40.0  # seconds
+HELD: dict[str, "Lock"] = {}  # by folder, of this process
+
+
+class Lock:
+    """The lock of a folder, while this process holds it."""
+
+    def __init__(self, path: BucketPath, generation: int):
+        self.path, self.generation, self.count = path, generation, 1
+        self.released = threading.Event()
+        self.thread = threading.Thread(target=self.refresh, name="lock", daemon=True)
+        self.thread.start()
+
+    def refresh(self) -> None:
+        """Write the lock again and again; end the process where it is another's meanwhile."""
+        while not self.released.wait(REFRESH):
+            try:
+                generation = write(self.path, self.generation)
+            except OSError:  # the network is down: the lock may lapse, which the next write tells
+                continue
+            if generation is None:
+                end_now(f"{self.path.parent} was taken over by {describe(self.path)}, as this process could not reach"
+                        f" the bucket for {LAPSE:.0f} s", EXIT_LOST)  # fmt: skip
+            else:
+                self.generation = generation
+
+    def release(self) -> None:
+        """Remove the lock, unless it is another's."""
+        self.released.set()
+        self.thread.join()
+        with contextlib.suppress(OSError, PreconditionFailed), told(self.path):
+            self.path.blob.delete(if_generation_match=self.generation, retry=RETRY)
+
+
+@contextlib.contextmanager
+def try_hold(folder: Path) -> Iterator[str | None]:
+    """As `deit_jax.runtime.lock.try_hold`, of a folder in a bucket."""
+    name, path = str(folder), BucketPath(folder / ".lock")
+    if name in HELD:
+        HELD[name].count += 1
+    else:
+        try:
+            generation = take(path)
+        except OSError as error:
+            raise atomic.write_error(path, error) from error
+        if generation is None:
+            yield describe(path)
+            return
+        HELD[name] = Lock(path, generation)
+    try:
+        yield None
+    finally:
+        HELD[name].count -= 1
+        if not HELD[name].count:
+            HELD.pop(name).release()
+
+
+def take(path: BucketPath) -> int | None:
+    """The generation of the lock, once this process holds it; None where another does, and lives."""
+    if (generation := write(path, 0)) is not None:
+        return generation
+    there, content = look(path)
+    if not there:
+        return write(path, 0)
+    if not is_dead(content):
+        print(f"{path.parent} may be in use by {shown(content)}: waiting for its sign of life, at most {LAPSE:.0f} s",
+              flush=True)  # fmt: skip
+        end = time.monotonic() + LAPSE
+        while time.monotonic() < end:
+            time.sleep(min(1.0, LAPSE / 10))
+            now, _ = look(path)
+            if not now:
+                return write(path, 0)
+            if now != there:
+                return None
+    return write(path, there)
+
+
+def write(path: BucketPath, generation: int) -> int | None:
+    """Write the lock where its generation is `generation` (0: where it is not there). Returns the new one, or None
+    where it was another."""
+    blob = path.blob
+    try:
+        with told(path):
+            blob.upload_from_string(json.dumps(OURS), if_generation_match=generation, retry=RETRY)
+    except PreconditionFailed:
+        there, content = look(path)  # a request that was sent twice fails as its first one was done
+        return there if content == OURS and there else None
+    return blob.generation
+
+
+def look(path: BucketPath) -> tuple[int, dict[str, Any]]:
+    """(generation, content) of the lock; 0 where it is not there."""
+    while True:
+        try:
+            with told(path):
+                blob = client().bucket(path.bucket).get_blob(path.key, retry=RETRY)
+                if blob is None:
+                    return 0, {}
+                content = blob.download_as_bytes(if_generation_match=blob.generation, retry=RETRY)
+        except (FileNotFoundError, PreconditionFailed):  # it was written or removed just now
+            continue
+        try:
+            return int(blob.generation or 0), dict(json.loads(content))
+        except (ValueError, TypeError):
+            return int(blob.generation or 0), {}
+
+
+def boot() -> str:
+    """What two processes that can see each other's numbers have in common: the system's start and its namespace."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+OURS = {
+    "process": os.getpid(),
+    "host": socket.gethostname(),
+    "boot": boot(),
+    "token": secrets.token_hex(8),
+    "since": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+}
+
+
+def is_dead(content: dict[str, Any]) -> bool:
+    """Whether the holder ran on this machine and is gone."""
+    return bool(boot()) and content.get("boot") == boot() and not atomic.is_alive(content.get("process", 0))
+
+
+def describe(path: BucketPath) -> str:
+    """Who holds a lock, for people."""
+    return shown(look(path)[1])
+
+
+def shown(content: dict[str, Any]) -> str:
+    try:
+        return f"process {content['process']} on {content['host']} since {content['since']}"
+    except KeyError:
+        return "another process"
