@@ -65,17 +65,26 @@ def local_text(name: str, text: str) -> str:
 
 
 def files(folder: Path) -> dict[Path, int]:
-    """Every file below a folder, sorted, and its bytes; of a bucket by one listing."""
+    """Every file below a folder, sorted, and its bytes; of a bucket by one listing.
+
+    What another thread or process removes meanwhile is left out: Orbax clears away what a killed save has left, while a
+    run starts, and a run that is checked while it trains removes its older steps.
+    """
     if is_bucket(folder):
         return folder.files()  # type: ignore[attr-defined]
-    return {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {}
+    for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found[path] = path.stat().st_size
+    return found
 
 
 def folders(folder: Path) -> list[Path]:
     """Every folder below a folder."""
     if is_bucket(folder):
         return sorted({parent for path in files(folder) for parent in path.parents if folder in parent.parents})
-    return sorted(path for path in folder.rglob("*") if path.is_dir())
+    return sorted(Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
 
 
 def sizes(folder: Path, names: Iterable[str]) -> dict[str, int]:

@@ -1,0 +1,18 @@
+"""Listings of folders in which others write and remove."""
+
+from deit_jax.runtime import storage
+
+
+def test_what_is_removed_while_a_folder_is_listed_is_left_out(tmp_path, monkeypatch):
+    """As when Orbax clears away a killed save while a run starts."""
+    (tmp_path / "step" / "params").mkdir(parents=True)
+    (tmp_path / "step" / "kept").write_bytes(b"123")
+    walk = storage.os.walk
+
+    def walk_and_remove(folder):
+        for parent, folders, names in walk(folder):
+            yield parent, folders, [*names, "gone"]
+
+    assert storage.folders(tmp_path) == [tmp_path / "step", tmp_path / "step" / "params"]
+    monkeypatch.setattr(storage.os, "walk", walk_and_remove)
+    assert storage.files(tmp_path) == {tmp_path / "step" / "kept": 3}
