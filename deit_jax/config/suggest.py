@@ -1,5 +1,6 @@
 """Which setting an unknown name may mean: a setting of that name in another group, or what other trainers call it."""
 
+import difflib
 from collections.abc import Iterable
 
 from deit_jax.errors import nearest
@@ -94,6 +95,9 @@ def suggestion(path: str, settings: Iterable[str]) -> str:
     known = list(settings)
     group, _, name = path.rpartition(".")
     meant = [setting for setting in known if setting.rpartition(".")[2] == name]
+    misspelled = difflib.get_close_matches(path, meant, n=1, cutoff=0.8)  # the group
+    if misspelled:
+        return f" (did you mean {misspelled[0]}?)"
     if name in OTHER_NAMES:
         other = OTHER_NAMES[name]
         here = f"{group}.{other.rpartition('.')[2]}"  # of the group that was named, where it has one

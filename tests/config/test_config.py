@@ -105,6 +105,8 @@ def test_wrong_overrides(path, value, message):
         ("mixup_alpha", "augment.mixup"),
         ("cutmix", "augment.cutmix"),
         ("model", "model.name"),
+        ("modle.name", "model.name"),
+        ("techer.lr", "teacher.lr"),
         ("seeds", "ablate.seeds"),
         ("every", "evaluate.every or checkpoint.every or log.every"),
     ],
