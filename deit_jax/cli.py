@@ -110,8 +110,10 @@ def run_mode(mode: str) -> None:
     config = resolve(FLAGS.config)
     validate(config, num_devices=jax.device_count())
     if config.init and mode in ("train", "label", "ablate"):
+        from deit_jax.data.sources import check_root
         from deit_jax.weights.normalization import adopt_normalization
 
+        check_root(config.data.root)  # before weights are read, which may come from a hub
         given = config_flags.get_override_values(FLAGS["config"])
         adopted = adopt_normalization(config, FLAGS.workdir, given)
         if adopted is not config:

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError, nearest
 
 KINDS = {  # distill.kind: what the loss is, in reports
@@ -15,11 +15,11 @@ KINDS = {  # distill.kind: what the loss is, in reports
 }
 NORMALIZATIONS = ("paper", "released")
 
-Labels = Integer[Array | np.ndarray, "batch"]
-Distributions = Float[Array | np.ndarray, "batch classes"]  # logits or probabilities
+Labels = Integer[AnyArray, "batch"]
+Distributions = Float[AnyArray, "batch classes"]  # logits or probabilities
 
 
-def soft_targets(labels: Labels, num_classes: int, label_smoothing=0.0) -> Float[Array, "batch classes"]:
+def soft_targets(labels: Labels, num_classes: int, label_smoothing: float = 0.0) -> Float[Array, "batch {num_classes}"]:
     """One-hot labels, smoothed: smoothing / classes everywhere, 1 - smoothing more at the label."""
     return jax.nn.one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
 
@@ -42,7 +42,7 @@ def distillation_loss(
     cls_logits: Distributions,
     dist_logits: Distributions | None,
     targets: Labels | Distributions,
-    teacher_logits: Float[Array | np.ndarray, "batch teacher_classes"] | Labels | None = None,
+    teacher_logits: Float[AnyArray, "batch teacher_classes"] | Labels | None = None,
     kind: str = "hard",
     alpha: float = 0.5,
     tau: float = 1.0,

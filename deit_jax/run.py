@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from deit_jax.train.loop import train
 from deit_jax.train.setup import Data, Run, open_data
 from deit_jax.weights.orbax import read_weights
 
+UNTAUGHT = agreement.UNTAUGHT
+
 
 def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
     """Train what `config` describes: the teacher where it is trained here, the plain student for comparison where
@@ -65,7 +67,7 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
         results = {}
         teacher_folder, results["teacher"] = train_teacher(config, student.folder, student.data)
         if config.train_baseline:
-            options = {"title": "plain student", "command_folder": student.folder}
+            options = {"title": UNTAUGHT, "command_folder": student.folder}
             results["plain"] = train_run(plain_config(config), student.folder / "plain", student.data, **options)
         student = with_teacher(student, teacher_folder)
         results["student"] = train(student)
@@ -125,10 +127,7 @@ def report(student: Run, results: dict[str, dict], seconds: float) -> None:
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
     attempt("attention.png", draw_attention, student, failed=failed)
-    logs = {name: log.read_log(folder if name == "student" else folder / name) for name in results}
-    kinds = {name: student.config.distill.kind if name == "student" else "none" for name in results}
-    objectives = {name: losses.KINDS[kind] for name, kind in kinds.items()}
-    attempt("curves.png", plots.curves, folder / "curves.png", logs, objectives, failed=failed)
+    attempt("curves.png", draw_curves, student, list(results), failed=failed)
     sections = []
     outcomes = attempt("predictions", predict_student, student, failed=failed)
     if has_teacher(student.config):
@@ -173,6 +172,17 @@ def predict_student(student: Run) -> breakdown.Outcomes:
     return outcomes
 
 
+def draw_curves(student: Run, trained: Sequence[str]) -> None:
+    """curves.png: loss and accuracy of all that was trained ("teacher", "plain", "student")."""
+    config, folder = student.config, student.folder
+    logs, objectives = {}, {}
+    for name in trained:
+        title = UNTAUGHT if name == "plain" else name
+        logs[title] = log.read_log(folder if name == "student" else folder / name)
+        objectives[title] = losses.KINDS[config.distill.kind if name == "student" else "none"]
+    plots.curves(folder / "curves.png", logs, objectives, fused=student.student.build.keywords.get("distilled", False))
+
+
 def draw_attention(student: Run, count: int = 8) -> None:
     """attention.png: where the class and distillation token of the best student look, on held-out images."""
     config, folder = student.config, student.folder
@@ -190,7 +200,7 @@ def draw_attention(student: Run, count: int = 8) -> None:
     predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
     names = [shown(name) for name in student.data.train.class_names]
     captions = [
-        f"{names[label]}" + ("" if label == guess else f"\nsaid {names[guess]}")
+        names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
         for label, guess in zip(labels, predicted, strict=True)
     ]
     plots.attention(folder / "attention.png", images, maps, captions, model.grid)
@@ -215,9 +225,8 @@ def report_text(student: Run, results: dict[str, dict], seconds: float, sections
     tokens = "class and the distillation token" if "dist" in results["student"]["params"]["heads"] else "class token"
     pictures = {
         "curves.png": "![loss and accuracy](curves.png)",
-        "attention.png": f"Attention of the {tokens} in the last block, mean over heads:\n\n"
-                         "![attention](attention.png)",
-    }  # fmt: skip
+        "attention.png": f"![attention of the {tokens} in the last block, mean over heads](attention.png)",
+    }
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
     text = [
         f"# {config.model.name}",

@@ -18,6 +18,15 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
 
 import jax  # after the environment it reads is set
+import jaxtyping
+
+CHECKED = (
+    *("augment", "classes", "distill", "losses", "models", "report"),
+    *("train.classifier", "train.evaluate", "train.optimizer", "train.setup", "train.step"),
+)
+TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, as for pyright
+# before deit_jax is imported: annotated types and shapes are checked at each call
+jaxtyping.install_import_hook([f"deit_jax.{room}" for room in CHECKED], TYPECHECKER)
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -31,6 +40,21 @@ def temporary_files(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", folder)
         patch.setenv("TMPDIR", folder)
         yield
+
+
+@pytest.fixture
+def single():
+    """One of the simulated devices, for whole runs that are not about devices."""
+    from helpers import one_device
+
+    with one_device():
+        yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are not checked, as for a user: a message about bad input is what the test is about."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.hookimpl(tryfirst=True)

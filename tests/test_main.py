@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, folder_of_images, main, one_device
+from helpers import ROOT, folder_of_images, main
 
 DIGITS = "--config=configs/digits.py"
 
@@ -74,14 +74,7 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def alone():
-    """A machine of one device."""
-    with one_device():
-        yield
-
-
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single")
 def test_an_image_folder_is_trained_on_and_evaluated(tmp_path):
     data = folder_of_images(tmp_path / "data")
     run = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
@@ -106,7 +99,14 @@ def test_a_class_without_an_image_is_named(tmp_path):
     assert "empty" in run.err
 
 
-@pytest.mark.usefixtures("alone")
+def test_a_wrong_data_folder_is_told_before_weights_are_read(tmp_path):
+    root, init = tmp_path / "nowhere", tmp_path / "none.safetensors"
+    run = main(*TINY, f"--config.data.root={root}", f"--config.init={init}", f"--workdir={tmp_path / 'run'}")
+    assert run.code == 2
+    assert f"data.root {root} is not a folder" in run.err
+
+
+@pytest.mark.usefixtures("single")
 def test_an_unreadable_image_in_evaluation_is_named(tmp_path, caplog):
     data = folder_of_images(tmp_path / "data" / "train")
     folder_of_images(tmp_path / "data" / "val")

@@ -24,7 +24,7 @@ class Table(NamedTuple):
     mean: Int[Array, "batch"]  # else its mean grey, else black
 
 
-def table(op: Array, arg: Array, ids: dict[str, int]) -> Table:
+def table(op: Int[Array, "batch"], arg: Float[Array, "batch"], ids: dict[str, int]) -> Table:
     """The steps of each image's op. `op` holds numbers of `ids`; numbers of no pixelwise op change nothing."""
     of = lambda name, value, neutral: jnp.where(op == ids[name], value, neutral)  # noqa: E731
     bits = jnp.clip(arg, 0, 8).astype(jnp.int32)
@@ -52,7 +52,9 @@ def pixelwise(pixels: UInt32[Array, "batch height width"], steps: Table) -> UInt
     return join(tuple(_one_channel(plane, steps, degenerate) for plane in planes))
 
 
-def _one_channel(x: Int32[Array, "batch height width"], steps: Table, degenerate: Array) -> Array:
+def _one_channel(
+    x: Int32[Array, "batch height width"], steps: Table, degenerate: Int32[Array, "batch height width"]
+) -> Int32[Array, "batch height width"]:
     low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
     stretched = steps.stretch & (low < high)
     low, span = jnp.where(stretched, low, 0), jnp.where(stretched, high - low, 255)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+
+from deit_jax.arrays import AnyArray
 
 MIN_AREA, MAX_AREA = 0.02, 1 / 3
 MIN_ASPECT, MAX_ASPECT = 0.3, 1 / 0.3
@@ -20,8 +22,8 @@ class Box(NamedTuple):
     left: Int[Array, "*batch"]
     right: Int[Array, "*batch"]
 
-    def mask(self, height: int, width: int) -> Array:
-        """(*batch, height, width) boolean: true inside."""
+    def mask(self, height: int, width: int) -> Bool[Array, "*batch {height} {width}"]:
+        """True inside."""
         y, x = jnp.arange(height)[:, None], jnp.arange(width)
         top, bottom, left, right = (edge[..., None, None] for edge in self)
         return (y >= top) & (y < bottom) & (x >= left) & (x < right)
@@ -32,7 +34,7 @@ class Erasing(NamedTuple):
     seed: UInt32[Array, "*batch 2"]
 
 
-def draw_erasing(key: jax.Array, prob: float, height: int, width: int) -> Erasing:
+def draw_erasing(key: PRNGKeyArray, prob: float, height: int, width: int) -> Erasing:
     """The box to erase in one image and the seed of its noise.
 
     Area uniform in 0.02..1/3 of the image's, log-aspect uniform in ±log 0.3. A box not smaller than the image is drawn
@@ -53,7 +55,7 @@ def draw_erasing(key: jax.Array, prob: float, height: int, width: int) -> Erasin
     return Erasing(Box(top, top + h, left, left + w), jax.random.key_data(key)[:2])
 
 
-def noise(seed: UInt32[Array, "batch 2"], height: int, width: int) -> Float[Array, "batch height width 3"]:
+def noise(seed: UInt32[AnyArray, "batch 2"], height: int, width: int) -> Float[Array, "batch {height} {width} 3"]:
     """Standard normal noise, a function of each image's seed and of the pixel alone.
 
     A hash of the position (murmur3's finalizer, twice) costs a tenth of threefry, which would dominate the whole
@@ -80,7 +82,7 @@ def _mix_bits(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
-def erase(images: Float[Array, "batch height width 3"], erasing: Erasing) -> Float[Array, "batch height width 3"]:
+def erase(images: Float[AnyArray, "batch height width 3"], erasing: Erasing) -> Float[Array, "batch height width 3"]:
     """Fill each image's box with its noise; `images` are normalized."""
     height, width = images.shape[1:3]
     return jnp.where(erasing.box.mask(height, width)[..., None], noise(erasing.seed, height, width), images)

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from deit_jax.arrays import AnyArray
 from deit_jax.augment.erasing import Box
 
 
@@ -19,7 +20,7 @@ class Mix(NamedTuple):
     box: Box
 
 
-def draw_mix(key: jax.Array, cfg: Any, height: int, width: int) -> Mix:
+def draw_mix(key: PRNGKeyArray, cfg: Any, height: int, width: int) -> Mix:
     """The mixing of one group. `cfg` has mixup, cutmix (alphas; 0: off), mix_switch and mix_prob (probabilities)."""
     key_coins, key_lam = jax.random.split(key)
     applied, switch, y, x = jax.random.uniform(key_coins, (4,))
@@ -38,7 +39,7 @@ def draw_mix(key: jax.Array, cfg: Any, height: int, width: int) -> Mix:
     return Mix(jnp.where(cutmix, corrected, lam), cutmix, Box(top, bottom, left, right))
 
 
-def draw_beta(key: jax.Array, alpha: Float[Array, ""], largest: float) -> Float[Array, ""]:
+def draw_beta(key: PRNGKeyArray, alpha: Float[Array, ""], largest: float) -> Float[Array, ""]:
     """Beta(alpha, alpha), for an alpha up to `largest`; 1 where that is 0 (nothing is mixed).
 
     Up to 1 by Jöhnk's method, the first of 32 pairs that it accepts (it accepts half or more): jax.random.beta's nested
@@ -92,16 +93,18 @@ def _mix_rows(x: Float[Array, "batch *rest"], share: Float[Array, "groups ..."])
     return (own * share + own[:, ::-1] * (1 - share)).reshape(x.shape)
 
 
-def mix_images(images: Float[Array, "batch height width 3"], mix: Mix) -> Float[Array, "batch height width 3"]:
+def mix_images(images: Float[AnyArray, "batch height width 3"], mix: Mix) -> Float[Array, "batch height width 3"]:
     """Mix each image with its partner, the image as far from its group's end as it is from its start.
 
     The number of groups is that of `mix.lam`; groups are neighbouring rows (see `num_groups` for their sizes).
     """
     inside = mix.box.mask(*images.shape[1:3])
     share = jnp.where(mix.cutmix[:, None, None], 1.0 - inside, mix.lam[:, None, None])
-    return _mix_rows(images, share[..., None])
+    return _mix_rows(jnp.asarray(images), share[..., None])
 
 
-def mix_targets(targets: Float[Array, "batch classes"], lam: Float[Array, "groups"]) -> Float[Array, "batch classes"]:
+def mix_targets(
+    targets: Float[AnyArray, "batch classes"], lam: Float[AnyArray, "groups"]
+) -> Float[Array, "batch classes"]:
     """lam x target + (1 - lam) x partner's target, with one lam per group."""
-    return _mix_rows(targets, lam[:, None])
+    return _mix_rows(jnp.asarray(targets), jnp.asarray(lam)[:, None])

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Shaped, UInt8
 
+from deit_jax.arrays import AnyArray
 from deit_jax.augment.colour import equalize, pixelwise, sharpness, table
 from deit_jax.augment.pixels import pack, unpack
 from deit_jax.augment.warp import affine, pack_colour, warp
@@ -25,8 +26,8 @@ RESAMPLING = ("bilinear", "bicubic")
 
 def apply_op(
     name: str,
-    images: UInt8[Array, "*batch height width 3"],
-    arg: Array | float = 0.0,
+    images: UInt8[AnyArray, "*batch height width 3"],
+    arg: Shaped[AnyArray, "..."] | float = 0.0,
     resampling: str = "bilinear",
     fill: tuple[int, int, int] = (124, 116, 104),
 ) -> UInt8[Array, "*batch height width 3"]:

@@ -1,12 +1,14 @@
 """All of the device's augmentation, in the order of the released recipe."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray, Shaped
 
+from deit_jax.arrays import AnyArray
 from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
 from deit_jax.augment.mix import draw_mix, mix_images, mix_targets, num_groups
@@ -17,8 +19,8 @@ from deit_jax.errors import UserError
 from deit_jax.losses import soft_targets
 
 
-def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:
-    """(batch,) keys: each a function of the image's epoch, index and view alone, never of its place in the batch."""
+def sample_keys(key: PRNGKeyArray, batch: Mapping[str, Shaped[AnyArray, "batch ..."]]) -> Key[Array, "batch"]:
+    """A key per image: a function of the image's epoch, index and view alone, never of its place in the batch."""
 
     def one(epoch, index, repeat):
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, epoch), index), repeat)
@@ -27,7 +29,12 @@ def sample_keys(key: jax.Array, batch: dict[str, Array]) -> jax.Array:
 
 
 def augment_train(
-    batch: dict[str, Array], key: jax.Array, step: Array | int, cfg: Any, num_classes: int, shards: int | None = None
+    batch: Mapping[str, Shaped[AnyArray, "batch ..."]],
+    key: PRNGKeyArray,
+    step: Integer[AnyArray, ""] | int,
+    cfg: Any,
+    num_classes: int,
+    shards: int | None = None,
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Flip, policy, normalize, erase and mix a batch of cropped images; smooth and mix its targets.
 

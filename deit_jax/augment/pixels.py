@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8, UInt32
+from jaxtyping import Array, Int32, Integer, Shaped, UInt8, UInt32
 
-Planes = tuple[Int32[Array, "..."], ...]  # red, green, blue
+from deit_jax.arrays import AnyArray
+
+Planes = tuple[Integer[Array, "..."], ...]  # red, green, blue
 
 
-def pack(images: UInt8[Array, "*batch height width 3"]) -> UInt32[Array, "*batch height width"]:
+def pack(images: UInt8[AnyArray, "*batch height width 3"]) -> UInt32[Array, "*batch height width"]:
     """Red in bits 0-7, green 8-15, blue 16-23: a warp then gathers once per pixel; channel arithmetic vectorizes."""
+    images = jnp.asarray(images)
     return join(tuple(images[..., channel].astype(jnp.int32) for channel in range(3)))
 
 
@@ -67,8 +70,10 @@ def _chunk(own: int) -> int:
     return max(1, own // 32)
 
 
-def on_chosen(function: Callable[[Array, Any], Array], images: Array, chosen: Chosen, arguments: Any) -> Array:
-    """`function(some images, their arguments)` on the chosen images, (batch, …); the others stay as they are.
+def on_chosen(
+    function: Callable[[Array, Any], Array], images: Shaped[Array, "batch *rest"], chosen: Chosen, arguments: Any
+) -> Shaped[Array, "batch *rest"]:
+    """`function(some images, their arguments)` on the chosen images; the others stay as they are.
 
     What few images need (a rotation: 1 in 30) is then paid by few: they are worked on a 32nd of the batch at a time,
     in a loop that ends when they end. `arguments` is a tree of arrays with a leading batch axis.

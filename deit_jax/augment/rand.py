@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
+from deit_jax.arrays import AnyArray
 from deit_jax.augment.colour import equalize, pixelwise, sharpness, table
 from deit_jax.augment.ops import IDS, OPS
 from deit_jax.augment.pixels import Chosen, on_chosen
@@ -26,7 +27,7 @@ class RandAugment(NamedTuple):
     cubic: Bool[Array, "*batch ops"]
 
 
-def draw_rand_augment(key: jax.Array, cfg: Any) -> RandAugment:
+def draw_rand_augment(key: PRNGKeyArray, cfg: Any) -> RandAugment:
     """Draw one image's ops: with replacement, each applied with rand_prob, magnitude normal and cut to 0..10, sign by a
     coin. `cfg` has rand_ops, rand_prob, rand_magnitude, rand_magnitude_std and rand_resampling: the released command
     hands its crops' bicubic on to RandAugment; timm left to itself tosses a coin ("random")."""
@@ -39,7 +40,9 @@ def draw_rand_augment(key: jax.Array, cfg: Any) -> RandAugment:
     return RandAugment(op, applied < cfg.rand_prob, magnitude, arg, cubic < share)
 
 
-def argument(op: Array, magnitude: Array, negative: Array) -> Float[Array, "..."]:
+def argument(
+    op: Int[AnyArray, "*ops"], magnitude: Float[AnyArray, "*ops"], negative: Bool[AnyArray, "*ops"]
+) -> Float[Array, "*ops"]:
     """timm's argument of an op (its number in OPS) at a magnitude of 0..10; `negative`: where it has a sign."""
     level = magnitude / MAX_MAGNITUDE
     signed = jnp.where(negative, -level, level)

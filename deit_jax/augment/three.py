@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from deit_jax.augment.colour import pixelwise, table
 from deit_jax.augment.ops import IDS
@@ -27,7 +27,7 @@ class ThreeAugment(NamedTuple):
     order: Int[Array, "*batch 3"]
 
 
-def draw_three_augment(key: jax.Array, cfg: Any) -> ThreeAugment:
+def draw_three_augment(key: PRNGKeyArray, cfg: Any) -> ThreeAugment:
     """Draw one image's: each choice and each order alike, factors uniform in 1 ± `cfg.color_jitter`."""
     choice, sigma, order, *jitter = jax.random.uniform(key, (6,))
     low = max(0.0, 1 - cfg.color_jitter)

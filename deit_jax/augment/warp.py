@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Num, UInt32
 
-from deit_jax.augment.pixels import Planes, join, split
+from deit_jax.arrays import AnyArray
+from deit_jax.augment.pixels import join, split
 
 ONE = 1 << 16  # a pixel
 LOW = 14  # a coefficient is high x 2^LOW + low, so that no product leaves 32 bits
@@ -22,18 +23,19 @@ class Affine(NamedTuple):
     """Displacement of a point: dx = xx x + xy y + x, dy = yx x + yy y + y. Factors are in units of 2^-29, shifts in
     65536ths of a pixel. `cubic` is the resampling: bicubic, or bilinear."""
 
-    xx: Int32[Array, "batch"]
-    xy: Int32[Array, "batch"]
-    yx: Int32[Array, "batch"]
-    yy: Int32[Array, "batch"]
-    x: Int32[Array, "batch"]
-    y: Int32[Array, "batch"]
-    cubic: Bool[Array, "batch"]
+    xx: Int32[AnyArray, "batch"]
+    xy: Int32[AnyArray, "batch"]
+    yx: Int32[AnyArray, "batch"]
+    yy: Int32[AnyArray, "batch"]
+    x: Int32[AnyArray, "batch"]
+    y: Int32[AnyArray, "batch"]
+    cubic: Bool[AnyArray, "batch"]
 
 
 def affine(
-    op: Array, arg: Array, cubic: Array, ids: dict[str, int], height: int, width: int, xp: ModuleType = jnp
-) -> Affine:
+    op: Int[AnyArray, "batch"], arg: Float[AnyArray, "batch"], cubic: Bool[AnyArray, "batch"], ids: dict[str, int],
+    height: int, width: int, xp: ModuleType = jnp,
+) -> Affine:  # fmt: skip
     """The displacements of each image's op: degrees counter-clockwise (Rotate), slope (ShearX, ShearY), share of the
     image's side (TranslateXRel, TranslateYRel). `op` holds numbers of `ids`; other ops give none.
 
@@ -110,7 +112,7 @@ def _within(place, size):
 
 
 def _interpolate(
-    neighbours: list[Planes], place: Float32[Array, "..."], cubic: Bool[Array, ""]
+    neighbours: list[tuple[Num[Array, "..."], ...]], place: Float32[Array, "..."], cubic: Bool[Array, ""]
 ) -> tuple[Float32[Array, "..."], ...]:
     """Between the second and third of four neighbours. PIL's cubic has a = -1, and Horner's form: flat areas stay
     exactly flat, which matters because the fraction is then cut off, not rounded."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.config.settings import RENAMED, SETTINGS, Config, flat
+from deit_jax.config.suggest import suggestion
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime.mesh import mesh_sizes
 
@@ -106,7 +107,7 @@ def check_override(path: str, value: str | None) -> None:
         groups = sorted({name.rpartition(".")[0] for name in settings} - {""})
         within = f": {path} is a group of settings, as --config.{path}.NAME=" if path in groups else ""
         fix = within or ": python -m deit_jax.config lists all"
-        raise UserError(f"config.{path} is not a setting{nearest(path, settings)}{fix}")
+        raise UserError(f"config.{path} is not a setting{suggestion(path, settings)}{fix}")
     kind = settings[path].kind or type(settings[path].default)
     if value is None or kind in (str, tuple):
         return

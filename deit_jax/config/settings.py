@@ -34,7 +34,14 @@ def S(default: Any, doc: str, choices: tuple | None = None, *, runtime: bool = F
     return Setting(default, doc, choices, runtime)
 
 
-class Group:
+class GroupType(type):
+    """`isinstance(config, Config)` says what the annotations say: that the config has these settings."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return all(hasattr(instance, name) for name in cls.__annotations__)
+
+
+class Group(metaclass=GroupType):
     """What a group of settings can do: it is an ml_collections.ConfigDict."""
 
     if typing.TYPE_CHECKING:

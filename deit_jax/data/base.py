@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ cached = property if TYPE_CHECKING else functools.cached_property
 HOLDOUT_SEED = 0
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images with labels by position. `image` is encoded bytes or uint8 pixels (height, width[, 3])."""
 

@@ -30,6 +30,7 @@ __all__ = [
     "FileSource",
     "Source",
     "Subset",
+    "check_root",
     "check_unchanged",
     "find_sources",
     "hold_out",
@@ -109,6 +110,21 @@ def find_sources(
     return train, evaluation
 
 
+def check_root(given: str) -> None:
+    """Raise UserError unless `data.root` is "", a folder or a table: what can be told before anything is read."""
+    if not given:
+        return
+    root = storage.place(given).expanduser()
+    shards.check_place(root, "data.root")
+    if root.is_dir():
+        return
+    if not is_table(root):
+        right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
+        raise UserError(f"data.root {given} is not a folder: {UNPACK if is_tar_name(root) else right}")
+    if not root.is_file():
+        raise UserError(f"data.root {given} is not there, or not a file: give a table of path,label")
+
+
 def _find(
     config: Config, class_names: Sequence[str] | None, broken: Sequence[BrokenFile]
 ) -> tuple[Source | None, Source]:
@@ -117,16 +133,10 @@ def _find(
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     if not data.root and data.name == "digits":
         return open_digits()
+    check_root(data.root)
     root = storage.place(data.root).expanduser() if data.root else None
-    if root:
-        shards.check_place(root, "data.root")
-    if root and is_table(root) and not root.is_dir():
-        if not root.is_file():
-            raise UserError(f"data.root {data.root} is not there, or not a file: give a table of path,label")
+    if root and root.is_file():
         return open_csv(str(root), **splits, **recorded)
-    if root and not root.is_dir():
-        right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
-        raise UserError(f"data.root {data.root} is not a folder: {UNPACK if is_tar_name(root) else right}")
     from deit_jax.data import tfds_source  # here: its package is optional, files need none
 
     if root and shards.is_shards(root):

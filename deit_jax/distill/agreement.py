@@ -2,7 +2,7 @@
 (section 4), and what the teacher costs. For the report of a run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float, Integer
 
 from deit_jax.augment import normalize
 from deit_jax.config.derived import plain_config
 from deit_jax.data import pipeline
+from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.report import log, tables
 from deit_jax.runtime import sharding
@@ -23,22 +25,21 @@ from deit_jax.train.evaluate import head_logits, predict_classes
 from deit_jax.train.setup import Run
 from deit_jax.weights.orbax import find_step, read_weights
 
+Decisions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
+UNTAUGHT = "student without a teacher"
 COSINE_IMAGES = 64
 STUDENT_HEADS = {"cls": "class head", "dist": "distillation head", "fused": "both heads"}
 
 
-def disagreement(decisions: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Percent of the images that each pair of classifiers decides differently.
-
-    decisions: {name: predicted class (images,)}.
-    """
+def disagreement(decisions: Decisions) -> dict[str, dict[str, float]]:
+    """Percent of the images that each pair of classifiers decides differently."""
     return {a: {b: 100 * float((x != y).mean()) for b, y in decisions.items()} for a, x in decisions.items()}
 
 
-def token_cosine(model: ViT, images: jax.Array) -> np.ndarray:
-    """Mean cosine between class and distillation token, before the blocks and after each: (depth + 1,).
+def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
+    """Mean cosine between class and distillation token, before the blocks and after each.
 
-    model: a distilled ViT; images: normalized. The paper reports 0.06 for the learned tokens and 0.93 at the end.
+    model: a distilled ViT. The paper reports 0.06 for the learned tokens and 0.93 at the end.
     """
     seen = model.inspect(images)
     both = [np.asarray(x[..., :2, :], np.float32) for x in (seen["embed"][None], seen["blocks"])]
@@ -47,7 +48,7 @@ def token_cosine(model: ViT, images: jax.Array) -> np.ndarray:
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
 
 
-def study(run: Run, student: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
+def study(run: Run, student: Decisions | None = None) -> dict[str, Any]:
     """What the report says of a finished run with a teacher; computed by this process alone.
 
     student: `student_decisions` of the run's best weights, where they are known.
@@ -65,7 +66,7 @@ def study(run: Run, student: dict[str, np.ndarray] | None = None) -> dict[str, A
     plain = run.folder / "plain"
     if find_step(plain):
         untaught = make_student(plain_config(run.config), run.student.num_classes)
-        decisions["student without teacher"] = student_decisions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
+        decisions[UNTAUGHT] = student_decisions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
     weights = best_weights(run.folder, mesh)
     heads = student_decisions(run, run.student, weights, mesh) if student is None else dict(student)
     heads["fused"] = heads.get(f"fused_{run.config.evaluate.fusion}", heads["cls"])
@@ -92,15 +93,15 @@ def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
     return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
 
 
-def student_decisions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> dict[str, np.ndarray]:
-    """{head: predicted class (images,)} of a student on the evaluation images, and the true labels as "label"."""
+def student_decisions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> Decisions:
+    """The decisions of each head of a student on the evaluation images, and the true labels as "label"."""
     batches = evaluation_batches(run, student.img_size)
     heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **run.normalization)
     return heads | {"label": labels}
 
 
-def teacher_decisions(run: Run, mesh: Mesh) -> tuple[dict[str, np.ndarray], float]:
-    """({name: class of the data predicted (images,)}, seconds per image) of the live teacher's models; ({}, 0.0)
+def teacher_decisions(run: Run, mesh: Mesh) -> tuple[Decisions, float]:
+    """(classes of the data predicted, seconds per image) of the live teacher's models; ({}, 0.0)
     without one."""
     decisions, seconds = {}, 0.0
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
@@ -117,7 +118,12 @@ def teacher_decisions(run: Run, mesh: Mesh) -> tuple[dict[str, np.ndarray], floa
 
 
 def seconds_per_image(
-    batch: dict[str, np.ndarray], mesh: Mesh, graphdef: nnx.GraphDef, weights: dict[str, Any], mean, std
+    batch: pipeline.Batch,
+    mesh: Mesh,
+    graphdef: nnx.GraphDef,
+    weights: dict[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> float:
     """Seconds a model's forward pass takes per image, on all devices of the run together: the best of three."""
     images = sharding.place_batch({"image": batch["image"]}, mesh)["image"]

@@ -16,8 +16,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deit_jax.augment import augment_train
+from deit_jax.config import Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import pipeline
+from deit_jax.data.base import Source
 from deit_jax.data.removed import BrokenRecord
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
 from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, runs, size_forecast
@@ -36,7 +38,7 @@ from deit_jax.train.setup import Data, open_data
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
 
-def make_labeller(config, teacher: Callable, num_classes: int, header: dict, devices: int) -> Callable:
+def make_labeller(config: Config, teacher: Callable, num_classes: int, header: dict, devices: int) -> Callable:
     """(teacher's arrays, batch, step) → the store's arrays for one step, and `finite`: whether the teacher's answers
     are; to be jitted. Images as the train step's."""
 
@@ -53,7 +55,7 @@ def make_labeller(config, teacher: Callable, num_classes: int, header: dict, dev
     return labels
 
 
-def make_header(config, source, student: Student, teacher: dict) -> dict[str, Any]:
+def make_header(config: Config, source: Source, student: Student, teacher: dict) -> dict[str, Any]:
     """What labels.json holds. Raises UserError for a setting that makes no labels."""
     kind = config.label.kind
     if kind == "auto":
@@ -71,7 +73,7 @@ def make_header(config, source, student: Student, teacher: dict) -> dict[str, An
 
 
 def label(
-    config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "", like: Data | None = None
+    config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "", like: Data | None = None
 ) -> dict[str, Any]:
     """Store the teacher's labels of the run that `config` (resolved and valid) describes in `workdir`, or finish the
     store it holds. With `verify`, make that many batches again instead and compare. teacher_init: weights of a teacher
@@ -98,7 +100,7 @@ def label(
 
 
 def make_labels(
-    config, folder: Path, data: Data, student: Student, total: int, verify: int, teacher_init: str
+    config: Config, folder: Path, data: Data, student: Student, total: int, verify: int, teacher_init: str
 ) -> dict[str, Any]:
     """As `label`, in a folder that is held by this run and with what was opened to check the config."""
     source = data.train
@@ -126,7 +128,7 @@ def make_labels(
     return fill(store, one, batches, total)
 
 
-def open_store(folder: Path, header: dict, total: int, config, source, student: Student) -> LabelStore:
+def open_store(folder: Path, header: dict, total: int, config: Config, source: Source, student: Student) -> LabelStore:
     """The store in `folder`, new or to be finished. Raises UserError where it is one of other labels."""
     if (folder / "labels.json").exists():
         theirs = read_header(folder)

@@ -8,14 +8,16 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from deit_jax.config import SETTINGS
+from deit_jax.config import SETTINGS, Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import pipeline
+from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
 from deit_jax.errors import UserError
@@ -25,7 +27,7 @@ FORMAT = 2  # of the images: to be raised when augmentation or decoding makes ot
 PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
 
 
-def image_identity(config, source, img_size: int) -> dict[str, Any]:
+def image_identity(config: Config, source: Source, img_size: int) -> dict[str, Any]:
     """Everything that shapes the training images, by readable names; values as JSON has them."""
     shaping = [name for name in SETTINGS["augment"] if name != "label_smoothing"]  # smoothing shapes targets only
     identity = {
@@ -46,7 +48,9 @@ def image_identity(config, source, img_size: int) -> dict[str, Any]:
     return json.loads(json.dumps(identity))
 
 
-def teacher_identity(config, img_size: int, members: list[TeacherModel], arrays: list, init: str) -> dict[str, Any]:
+def teacher_identity(
+    config: Config, img_size: int, members: list[TeacherModel], arrays: list, init: str
+) -> dict[str, Any]:
     """Everything that shapes the teacher's answers to given images, by readable names."""
     identity = {
         "teacher.name": config.teacher.name,
@@ -60,7 +64,7 @@ def teacher_identity(config, img_size: int, members: list[TeacherModel], arrays:
     return json.loads(json.dumps(identity))
 
 
-def training_identity(config) -> dict[str, Any]:
+def training_identity(config: Config) -> dict[str, Any]:
     """The settings of a teacher that is trained by the run itself; {} where it is not."""
     names = ("epochs", "lr", "drop_path_rate", "augment") if config.teacher.epochs else ()
     return {f"teacher.{name}": config.teacher[name] for name in names}
@@ -76,7 +80,9 @@ def weights_digest(arrays: list) -> str:
     return found.hexdigest()
 
 
-def teacher_changes(config, theirs: dict[str, Any], img_size: int, class_names: list[str]) -> tuple[list[str], dict]:
+def teacher_changes(
+    config: Config, theirs: dict[str, Any], img_size: int, class_names: list[str]
+) -> tuple[list[str], dict]:
     """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is not
     compared."""
     t = config.teacher
@@ -99,7 +105,9 @@ def teacher_changes(config, theirs: dict[str, Any], img_size: int, class_names: 
     return [name for name in ours if ours[name] != theirs.get(name)], ours
 
 
-def check_identity(folder, header: dict, config, source, student: Student, teacher: dict | None = None) -> None:
+def check_identity(
+    folder: str | Path, header: dict, config: Config, source: Source, student: Student, teacher: dict | None = None
+) -> None:
     """Raise UserError naming what differs between a store and `config`; teacher: its identity, where it is loaded."""
     images = image_identity(config, source, student.img_size)
     there = header["images"] | header["teacher"]
@@ -162,7 +170,7 @@ class WithLabels:
             return {"error": str(error)}
 
 
-def open_labels(config, source, student: Student, total: int) -> BatchLabels | None:
+def open_labels(config: Config, source: Source, student: Student, total: int) -> BatchLabels | None:
     """The stored labels a run of `total` steps reads, or None where it reads none.
 
     Raises UserError for a store of other images or another teacher, of another kind, or one that ends too early.

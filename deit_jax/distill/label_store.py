@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Shaped
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
 
+Labels = Shaped[np.ndarray, "..."]  # an array of the store
 CHUNK = 64  # steps per file
 MAX_CLASSES = 2**16 - 1  # uint16, its largest number standing for "not there"
 RESTORE = "restore it from a copy, or make labels in another --workdir"
@@ -249,16 +251,16 @@ class LabelStore:
         gaps = self.missing(steps)
         return min(steps, gaps[0] * CHUNK) if gaps else steps
 
-    def write(self, chunk: int, labels: dict[str, np.ndarray]) -> list[ts.WriteFutures]:
+    def write(self, chunk: int, labels: dict[str, Labels]) -> list[ts.WriteFutures]:
         """Write the labels of steps chunk * CHUNK … of the chunk's end, (steps, batch[, k]) each; returns futures."""
         first = chunk * CHUNK
         return [self.array(name)[first : first + len(values)].write(values) for name, values in labels.items()]
 
-    def read(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def read(self, step: int, rows: slice = slice(None)) -> dict[str, Labels]:
         """{array's name: labels of one step's rows}. Raises UserError where they are not there or damaged."""
         return {name: values[0] for name, values in self.read_steps(step, step + 1, rows).items()}
 
-    def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, Labels]:
         """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
         again = "run --mode=label again, which regenerates damaged labels"
         arrays = {name: self.array(name) for name in self.arrays()}

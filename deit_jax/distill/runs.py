@@ -75,8 +75,14 @@ def check_teacher_training(config: Config, num_classes: int) -> None:
 
 
 def open_run(
-    config, workdir: str | Path, data: Data | None = None, *, title: str = "student", teacher_init: str = "", **more
-) -> Run:
+    config: Config,
+    workdir: str | Path,
+    data: Data | None = None,
+    *,
+    title: str = "student",
+    teacher_init: str = "",
+    **more,
+) -> Run:  # fmt: skip
     """Resolve a config into a run, with everything that can be wrong with it found before anything is written.
 
     Args:

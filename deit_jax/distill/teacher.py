@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Integer
 
 from deit_jax import models
 from deit_jax.classes.match import match_classes
@@ -15,8 +17,8 @@ from deit_jax.config import Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
-from deit_jax.train.step import NO_TEACHER, Teacher, TeacherFunction
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.train.step import NO_TEACHER, Answers, Batch, Images, Teacher, TeacherFunction
+from deit_jax.weights import Weights, fit_weights, load_weights
 
 
 class TeacherModel(NamedTuple):
@@ -34,7 +36,7 @@ class TeacherModel(NamedTuple):
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    outputs: np.ndarray | None = None
+    outputs: Integer[np.ndarray, " data_classes"] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -42,8 +44,8 @@ class TeacherModel(NamedTuple):
         return models.abstract(self.build)[0]
 
 
-def stored_teacher(arrays: Any, batch: dict, images: jax.Array) -> jax.Array:
-    """The labels that came with the batch: decisions (B,), or logits."""
+def stored_teacher(arrays: Any, batch: Batch, images: Images) -> Answers:
+    """The answers that came with the batch: decisions, or logits."""
     return batch["teacher"]
 
 
@@ -56,7 +58,7 @@ def stored_distribution(num_classes: int, tau: float) -> TeacherFunction:
     which `distillation_loss` takes for 0 log 0 = 0.
     """
 
-    def logits(arrays: Any, batch: dict, images: jax.Array) -> jax.Array:
+    def logits(arrays: Any, batch: Batch, images: Images) -> Float[Array, "batch classes"]:
         index, known = batch["teacher"], batch["teacher_probability"].astype(jnp.float32)
         rest = jnp.maximum(1 - known.sum(-1, keepdims=True), 0) / max(num_classes - index.shape[-1], 1)
         rows = jnp.arange(len(index))[:, None]
@@ -75,7 +77,7 @@ def teacher_of(config: Config, members: Sequence[TeacherModel]) -> TeacherFuncti
     mean, std = tuple(config.augment.mean), tuple(config.augment.std)
     graphdefs = [member.graphdef for member in members]
 
-    def logits(arrays: Sequence[Any], batch: dict, images: jax.Array) -> jax.Array:
+    def logits(arrays: Sequence[Any], batch: Batch, images: Images) -> Float[Array, "batch classes"]:
         images = jax.lax.stop_gradient(images)
         outputs = []
         for member, graphdef, (params, batch_stats) in zip(members, graphdefs, arrays, strict=True):
@@ -95,8 +97,9 @@ def teacher_of(config: Config, members: Sequence[TeacherModel]) -> TeacherFuncti
 
 
 def make_teacher(
-    config: Config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
-) -> Teacher:
+    config: Config, init: str = "", *,
+    img_size: int, num_classes: int, dtype: DTypeLike, class_names: Sequence[str] | None = None,
+) -> Teacher:  # fmt: skip
     """The teacher that `config` (resolved) asks for.
 
     Arguments and errors as `load_teacher`, which is called where the teacher is live.
@@ -113,8 +116,9 @@ def make_teacher(
 
 
 def load_teacher(
-    config: Config, init: str = "", *, img_size: int, num_classes: int, dtype, class_names: Sequence[str] | None = None
-) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:
+    config: Config, init: str = "", *,
+    img_size: int, num_classes: int, dtype: DTypeLike, class_names: Sequence[str] | None = None,
+) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:  # fmt: skip
     """The models of the live teacher and their arrays, [(params, batch_stats), …] on the host.
 
     Args:
@@ -153,7 +157,9 @@ def load_teacher(
     return members, arrays
 
 
-def match_outputs(weights, source: str, num_classes: int, class_names: Sequence[str] | None) -> np.ndarray | None:
+def match_outputs(
+    weights: Weights, source: str, num_classes: int, class_names: Sequence[str] | None
+) -> Integer[np.ndarray, " data_classes"] | None:
     """`TeacherModel.outputs` of a teacher's weights. Raises UserError where its classes are not the data's."""
     if class_names is None:
         if weights.num_classes != num_classes:
@@ -168,7 +174,7 @@ def match_outputs(weights, source: str, num_classes: int, class_names: Sequence[
     return None if found.is_identity else found.outputs
 
 
-def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype) -> list[TeacherModel]:
+def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype: DTypeLike) -> list[TeacherModel]:
     """The models that `teacher.name` lists, without weights; where no mean is set, they have the student's."""
     size = config.teacher.img_size or img_size
     options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}

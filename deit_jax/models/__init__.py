@@ -2,9 +2,12 @@
 line here."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from deit_jax.errors import UserError, nearest
 from deit_jax.models import efficientnet, regnet, vit
@@ -14,6 +17,8 @@ FAMILIES = {
     regnet.RegNet: regnet.CONFIGS,
     efficientnet.EfficientNet: efficientnet.CONFIGS,
 }
+
+ImgSize = int | tuple[int, int] | None  # pixels, (height, width), or the name's
 
 
 def list_models() -> list[str]:
@@ -31,7 +36,9 @@ def find(name: str) -> tuple[type[nnx.Module], dict]:
     raise UserError(f"model '{name}' is not known{nearest(bare, list_models())}: see deit_jax.list_models()")
 
 
-def constructor(name: str, *, num_classes: int | None = None, img_size=None, **overrides) -> functools.partial:
+def constructor(
+    name: str, *, num_classes: int | None = None, img_size: ImgSize = None, **overrides: Any
+) -> functools.partial:
     """A callable of `rngs` that builds the named model; arguments left at None keep the name's own."""
     module, config = find(name)
     overrides |= {"num_classes": num_classes, "img_size": img_size}
@@ -39,7 +46,7 @@ def constructor(name: str, *, num_classes: int | None = None, img_size=None, **o
 
 
 def create_model(
-    name: str, *, num_classes: int = 1000, img_size=None, rngs: nnx.Rngs | int = 0, **overrides
+    name: str, *, num_classes: int = 1000, img_size: ImgSize = None, rngs: nnx.Rngs | int = 0, **overrides: Any
 ) -> nnx.Module:
     """A model with new random weights.
 
@@ -54,7 +61,7 @@ def create_model(
     return build(rngs=nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
 
 
-def abstract(build) -> tuple[nnx.GraphDef, dict, dict]:
+def abstract(build: functools.partial) -> tuple[nnx.GraphDef, dict, dict]:
     """(graph definition, parameter shapes, statistic shapes) of a `constructor(...)`, nothing allocated.
 
     The shapes are pure nested dictionaries of jax.ShapeDtypeStruct; `nnx.merge(graphdef, params, batch_stats)` makes a
@@ -65,14 +72,14 @@ def abstract(build) -> tuple[nnx.GraphDef, dict, dict]:
 
 
 @functools.lru_cache(maxsize=32)
-def traced(module, arguments: tuple) -> tuple[nnx.GraphDef, dict, dict]:
+def traced(module: Callable[..., nnx.Module], arguments: tuple) -> tuple[nnx.GraphDef, dict, dict]:
     # kept: tracing a RegNet's constructor takes a second, and reading weights asks for it several times
     model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=nnx.Rngs(0)))
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def init_arrays(build, key: jax.Array) -> tuple[dict, dict]:
+def init_arrays(build: functools.partial, key: PRNGKeyArray) -> tuple[dict, dict]:
     """New (parameters, statistics) of a `constructor(...)` as pure dictionaries; works inside jit."""
     _, params, batch_stats = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

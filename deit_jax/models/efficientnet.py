@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from deit_jax.models.grouped_conv import conv_general_dilated
-from deit_jax.models.inputs import check_images, training_key
+from deit_jax.models.grouped_conv import Features, conv_general_dilated
+from deit_jax.models.inputs import Images, check_images, training_key
 from deit_jax.models.layout import Layout, any_mesh, gathered
 from deit_jax.models.vit import dropout
 
@@ -57,7 +58,10 @@ def scaled_stages(width_coefficient: float, depth_coefficient: float) -> list[tu
     ]
 
 
-def conv(width_in, width_out, kernel=1, *, stride=1, depthwise=False, bias=False, tf_style, dtype, rngs) -> nnx.Conv:
+def conv(
+    width_in: int, width_out: int, kernel: int = 1, *, stride: int = 1, depthwise: bool = False, bias: bool = False,
+    tf_style: bool, dtype: DTypeLike, rngs: nnx.Rngs,
+) -> nnx.Conv:  # fmt: skip
     """A convolution, padded by (kernel - 1) / 2 on every side, or as TensorFlow does: at stride 2 one pixel less above
     and left where the size is even."""
     pad = (kernel - 1) // 2
@@ -68,7 +72,7 @@ def conv(width_in, width_out, kernel=1, *, stride=1, depthwise=False, bias=False
     )  # fmt: skip
 
 
-def norm(width: int, *, tf_style, dtype, rngs) -> nnx.BatchNorm:
+def norm(width: int, *, tf_style: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return nnx.BatchNorm(width, momentum=0.9, epsilon=1e-3 if tf_style else 1e-5, dtype=dtype, rngs=rngs)
 
 
@@ -79,7 +83,7 @@ class SqueezeExcite(nnx.Module):
         self.conv_reduce = conv(width, reduced, bias=True, **common)
         self.conv_expand = conv(reduced, width, bias=True, **common)
 
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Array:
+    def __call__(self, x: Features) -> Features:
         squeezed = x.mean((1, 2), keepdims=True)
         return x * jax.nn.sigmoid(self.conv_expand(jax.nn.silu(self.conv_reduce(squeezed))))
 
@@ -102,9 +106,9 @@ class MBConv(nnx.Module):
         self.has_shortcut = stride == 1 and width_in == width
 
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool = False,
+        self, x: Features, *, train: bool = False,
         drop_path: float = 0.0, key: PRNGKeyArray | None = None,
-    ) -> Array:  # fmt: skip
+    ) -> Features:  # fmt: skip
         y = jax.nn.silu(self.bn1(self.conv_pw(x), use_running_average=not train))
         y = jax.nn.silu(self.bn2(self.conv_dw(y), use_running_average=not train))
         y = self.bn3(self.conv_pwl(self.se(y)), use_running_average=not train)
@@ -122,9 +126,9 @@ class MBConv1(nnx.Module):
         self.has_shortcut = stride == 1 and width_in == width
 
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool = False,
+        self, x: Features, *, train: bool = False,
         drop_path: float = 0.0, key: PRNGKeyArray | None = None,
-    ) -> Array:  # fmt: skip
+    ) -> Features:  # fmt: skip
         y = jax.nn.silu(self.bn1(self.conv_dw(x), use_running_average=not train))
         y = self.bn2(self.conv_pw(self.se(y)), use_running_average=not train)
         return x + dropout(y, drop_path, key, (len(y), 1, 1, 1)) if self.has_shortcut else y
@@ -142,7 +146,9 @@ class Numbered(nnx.Module):
         return (getattr(self, str(i)) for i in range(self.count))
 
 
-def make_stage(width_in, width, depth, kernel, *, stride, expansion, **common) -> Numbered:
+def make_stage(
+    width_in: int, width: int, depth: int, kernel: int, *, stride: int, expansion: int, **common: Any
+) -> Numbered:
     """`depth` blocks; the first changes width and resolution."""
     blocks = []
     for i in range(depth):
@@ -180,7 +186,7 @@ class EfficientNet(nnx.Module):
         drop_rate: float = 0.2,
         drop_path_rate: float = 0.2,
         tf_style: bool = False,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         img_size: int | tuple[int, int] = 224,
         crop: float = 0.875,
         rngs: nnx.Rngs,
@@ -202,12 +208,10 @@ class EfficientNet(nnx.Module):
         self.classifier = nnx.Linear(top, num_classes, kernel_init=head_init, rngs=rngs)
 
     @any_mesh
-    def features(
-        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "batch h w channels"]:
+    def features(self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None) -> Features:
         """Activations after the last convolution, at a thirty-second of the images' size."""
         check_images(images)
-        x = jax.nn.silu(self.bn1(self.conv_stem(images.astype(self.dtype)), use_running_average=not train))
+        x = jax.nn.silu(self.bn1(self.conv_stem(jnp.asarray(images, self.dtype)), use_running_average=not train))
         stages: Any = self.blocks
         blocks = [block for stage in stages for block in stage]
         for i, block in enumerate(blocks):
@@ -218,7 +222,7 @@ class EfficientNet(nnx.Module):
     @any_mesh
     @gathered()
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:
         """Logits, float32.
 
@@ -230,7 +234,9 @@ class EfficientNet(nnx.Module):
         pooled = x.astype(self.classifier.kernel.dtype).mean((1, 2))
         return self.classifier(dropout(pooled, self.drop_rate, drop, pooled.shape))
 
-    def heads(self, images, *, train: bool = False, key: PRNGKeyArray | None = None) -> tuple[Array, None]:
+    def heads(
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch classes"], None]:
         """(logits, None): it has no distillation head."""
         return self(images, train=train, key=key), None
 

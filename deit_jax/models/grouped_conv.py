@@ -7,15 +7,22 @@ would be nearly all zeros that way: it is a sum of shifted images instead. Accel
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+Features = Float[Array, "batch _height _width _channels"]  # before or after a layer: only the batch stays
+Padding = str | Sequence[tuple[int, int]]
 PIECE = 128  # channels; the products with zeros cost less than they save
 
 
-def conv_general_dilated(lhs, rhs, window_strides, padding, *, feature_group_count: int = 1, **options) -> Array:
+def conv_general_dilated(
+    lhs: Features, rhs: Float[Array, "h w in_group out"],
+    window_strides: Sequence[int], padding: Padding, *, feature_group_count: int = 1, **options: Any,
+) -> Features:  # fmt: skip
     """`jax.lax.conv_general_dilated` for NHWC images and HWIO kernels, by the fastest way on this platform."""
     native = functools.partial(
         jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding,
@@ -39,7 +46,10 @@ def is_dilated(options: dict) -> bool:
     return any(set(options.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation"))
 
 
-def in_pieces(lhs, rhs, window_strides, padding, *, groups: int, **options) -> Array:
+def in_pieces(
+    lhs: Features, rhs: Float[Array, "h w in_group out"],
+    window_strides: Sequence[int], padding: Padding, *, groups: int, **options: Any,
+) -> Features:  # fmt: skip
     """The same numbers as a grouped convolution, from dense ones."""
     width = lhs.shape[-1] // groups
     joined = max(g for g in range(1, groups + 1) if groups % g == 0 and (g == 1 or g * width <= PIECE))
@@ -51,7 +61,7 @@ def in_pieces(lhs, rhs, window_strides, padding, *, groups: int, **options) -> A
     return jnp.concatenate(out, axis=-1)
 
 
-def block_diagonal(kernel: Float[Array, "h w in_group out"], groups: int) -> Float[Array, "h w in out"]:
+def block_diagonal(kernel: Float[Array, "h w in_group out"], groups: int) -> Float[Array, "h w in_group*{groups} out"]:
     """A grouped kernel as a dense one: zero where input and output are of different groups."""
     h, w, width, out = kernel.shape
     apart = kernel.reshape(h, w, width, groups, out // groups)
@@ -61,9 +71,10 @@ def block_diagonal(kernel: Float[Array, "h w in_group out"], groups: int) -> Flo
 
 Images = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "h w 1 channels"]
+Outputs = Float[Array, "batch rows columns channels"]
 
 
-def shifted(images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Images:
+def shifted(images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Outputs:
     """The same numbers as a depthwise convolution: each tap of the window is one product with a shifted image."""
     size = kernel.shape[:2]
     x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
@@ -79,22 +90,26 @@ def shifted(images: Images, kernel: Kernel, strides: tuple[int, int], padding: t
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Images:
+def depthwise(images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Outputs:
     """`shifted`, with a quick gradient of the kernel."""
     return shifted(images, kernel, strides, padding)
 
 
-def depthwise_forward(images, kernel, strides, padding):
+def depthwise_forward(
+    images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple
+) -> tuple[Outputs, tuple[Images, Kernel]]:
     return shifted(images, kernel, strides, padding), (images, kernel)
 
 
-def depthwise_backward(strides, padding, saved, slope: Images) -> tuple[Images, Kernel]:
+def depthwise_backward(
+    strides: tuple[int, int], padding: tuple, saved: tuple[Images, Kernel], slope: Outputs
+) -> tuple[Images, Kernel]:
     images, kernel = saved
     (to_images,) = jax.linear_transpose(lambda x: shifted(x, kernel, strides, padding), images)(slope)
     return to_images, kernel_gradient(images, slope, kernel, strides, padding)
 
 
-def kernel_gradient(images: Images, slope: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Kernel:
+def kernel_gradient(images: Images, slope: Outputs, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Kernel:
     """The sum over output positions of the window there times the slope there.
 
     One position after the other, all images and channels at once: a sum over all positions for each tap reads both

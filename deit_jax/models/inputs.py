@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray, Shaped
 
+from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
+
+Images = Float[AnyArray, "batch height width 3"]  # normalized
 
 # ImageNet-normalized pixels lie within -2.2..2.7; values far beyond were not normalized.
 LARGEST_PIXEL = 30.0
@@ -23,7 +26,7 @@ def training_key(train: bool, key: PRNGKeyArray | None, *rates: float) -> PRNGKe
     return key if train else None
 
 
-def check_images(images: jax.Array, img_size: tuple[int, int] | None = None) -> None:
+def check_images(images: Shaped[AnyArray, "..."], img_size: tuple[int, int] | None = None) -> None:
     """Raise UserError unless `images` is a normalized float batch (B, H, W, 3), of `img_size` where one is fixed.
 
     The range is checked only outside jit, where the values are known.

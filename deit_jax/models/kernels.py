@@ -12,27 +12,33 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, nearest
 
 # Abramowitz & Stegun 1964, 7.1.26: erfc(z) = t (A1 + t (A2 + …)) exp(-z^2) + e, |e| < 1.5e-7, t = 1 / (1 + P z), z >= 0
 P = 0.3275911
 A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
+ATTENTION = ("einsum", "recompute", "cudnn")
+
+Heads = Float[Array, "*batch_heads tokens head_dim"]  # queries, keys or values
+
 
 @jax.custom_jvp
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x Phi(x), the exact GELU (Hendrycks & Gimpel 2016), computed in float32 with an error below 1.5e-7 x."""
     return value_and_slope(x)[0]
 
 
 @gelu.defjvp
-def gelu_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def gelu_derivative(
+    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Value and tangent of `gelu`."""
     value, slope = value_and_slope(*primals)
     return value, slope * tangents[0]
 
 
-def value_and_slope(x: Array) -> tuple[Array, Array]:
+def value_and_slope(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """(x Phi(x), Phi(x) + x phi(x)) of the standard normal's distribution and density: one exponential for both."""
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     exponential = jnp.exp(-0.5 * z * z)
@@ -54,7 +60,7 @@ def attention_weights(
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
 
-def attention(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
+def attention(q: Heads, k: Heads, v: Heads) -> Heads:
     """`attention_weights(q, k)` v."""
     return jnp.einsum("...qk,...kd->...qd", attention_weights(q, k).astype(v.dtype), v)
 
@@ -66,7 +72,7 @@ attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
 @jax.custom_vjp
-def attention_opaque(q: Float[Array, "*batch_heads tokens head_dim"], k: Array, v: Array) -> Array:
+def attention_opaque(q: Heads, k: Heads, v: Heads) -> Heads:
     """`attention_recomputed` for blocks under a checkpoint policy of their own, which would apply to a nested
     jax.checkpoint too and keep the weights. Reverse mode only."""
     return attention(q, k, v)
@@ -80,10 +86,10 @@ attention_opaque.defvjp(
 
 def fused_attention(
     q: Float[Array, "batch tokens heads head_dim"],
-    k: Array,
-    v: Array,
+    k: Float[Array, "batch tokens heads head_dim"],
+    v: Float[Array, "batch tokens heads head_dim"],
     implementation: Literal["xla", "cudnn"] = "cudnn",
-) -> Array:
+) -> Float[Array, "batch tokens heads head_dim"]:
     """Attention by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
     scores are float32 inside.
 
@@ -101,17 +107,16 @@ def fused_attention(
     return out[:, :tokens]
 
 
-def choose_attention(how: str, dtype: DTypeLike, head_dim: int) -> str:
-    """Resolve a setting of `model.attention` to einsum, recompute or cudnn.
-
-    Raises UserError for cudnn on a device, compute type or head size that it does not support."""
-    fused = has_fused_attention(dtype, head_dim)
-    if how == "cudnn" and not fused:
+def check_attention(how: str, dtype: DTypeLike, head_dim: int) -> None:
+    """Raise UserError for an attention that is not one of `ATTENTION`, and for cudnn on a device, compute type or head
+    size that it does not support."""
+    if how not in ATTENTION:
+        raise UserError(f"attention '{how}' is not known{nearest(how, ATTENTION)}: use {', '.join(ATTENTION)}")
+    if how == "cudnn" and not has_fused_attention(dtype, head_dim):
         raise UserError(
             f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
-            f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use auto"
+            f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use recompute"
         )
-    return "recompute" if how == "auto" else how  # cudnn becomes the default once it was timed
 
 
 def has_fused_attention(dtype: DTypeLike, head_dim: int) -> bool:

@@ -19,6 +19,8 @@ import jax
 from flax import linen, nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Shaped
 
 from deit_jax.errors import UserError, nearest
 
@@ -110,12 +112,12 @@ class Layout:
         kept = [tuple(a for a in axes if a not in batch) for axes in stored]
         return P(*(axes or None for axes in kept))
 
-    def constrain(self, x: jax.Array, spec: P) -> jax.Array:
+    def constrain(self, x: Shaped[Array, "*shape"], spec: P) -> Shaped[Array, "*shape"]:
         """x, split as `spec` says; inside jit, eager, and where the caller has set a mesh."""
         inside = not jax.sharding.get_abstract_mesh().empty
         return jax.lax.with_sharding_constraint(x, spec if inside else NamedSharding(self.mesh, spec))
 
-    def pin(self, x: jax.Array, *names: str | None) -> jax.Array:
+    def pin(self, x: Shaped[Array, "*shape"], *names: str | None) -> Shaped[Array, "*shape"]:
         """An activation (batch, …), split over the batch's axes, and as `names` say along the next axes."""
         axes = [self.axes(name) for name in ("batch", *names)]
         even = [a if a and n % self.count(a) == 0 else None for a, n in zip(axes, x.shape, strict=False)]
@@ -170,7 +172,9 @@ def pin_params(tree: Any, layout: Layout | None) -> Any:
     return jax.tree_util.tree_map_with_path(pin, tree)
 
 
-def gather(layout: Layout, path: str, x: jax.Array, dtype: Any = None) -> jax.Array:
+def gather(
+    layout: Layout, path: str, x: Shaped[Array, "*shape"], dtype: DTypeLike | None = None
+) -> Shaped[Array, "*shape"]:
     """A stored weight as a block needs it, cast to `dtype` before it travels.
 
     The backward pass gathers it again instead of keeping it (`remat_policy`). By the transpose of the first constraint

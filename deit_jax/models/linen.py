@@ -1,12 +1,15 @@
 """The same models for code written in Flax Linen."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from flax import linen, nnx, traverse_util
+from jaxtyping import Array, Float
 
 from deit_jax import models
 from deit_jax.errors import UserError
+from deit_jax.models.inputs import Images
 from deit_jax.models.layout import Layout, with_layout
 
 COLLECTIONS = ("params", "batch_stats")
@@ -23,16 +26,18 @@ class LinenModel(linen.Module):
     layout: Layout | None = None
 
     @linen.compact
-    def __call__(self, images, train: bool = False):
-        """Logits (B, classes) of normalized images (B, H, W, 3)."""
+    def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
+        """Logits."""
         return self.run("__call__", images, train)
 
     @linen.compact
-    def heads(self, images, train: bool = False):
+    def heads(
+        self, images: Images, train: bool = False
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
         """(class logits, distillation logits or None)."""
         return self.run("heads", images, train)
 
-    def run(self, method: str, images, train: bool):
+    def run(self, method: str, images: Images, train: bool) -> Any:
         build = models.constructor(self.model_name, **self.arguments)
         graphdef, *_ = models.abstract(build)
         trees = self.arrays(build)
@@ -47,7 +52,7 @@ class LinenModel(linen.Module):
                 self.put_variable("batch_stats", name, value)
         return out
 
-    def arrays(self, build) -> list[dict]:
+    def arrays(self, build: functools.partial) -> list[dict]:
         """Parameters and statistics: those given; where "params" may change, missing ones are drawn and kept."""
         _, *shapes = models.abstract(build)
         given = [traverse_util.flatten_dict(dict(self.variables.get(name, {}))) for name in COLLECTIONS]
@@ -70,7 +75,9 @@ class LinenModel(linen.Module):
         return trees
 
 
-def to_linen(name: str, *, num_classes: int | None = None, img_size=None, **overrides) -> LinenModel:
+def to_linen(
+    name: str, *, num_classes: int | None = None, img_size: models.ImgSize = None, **overrides: Any
+) -> LinenModel:
     """A registry model as a Linen module, with `init` and `apply`, alone or inside another Linen module.
 
         model = to_linen("deit_tiny_distilled_patch16_224", drop_path_rate=0.1)

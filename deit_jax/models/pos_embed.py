@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 
 A = -0.75  # PyTorch's cubic coefficient; jax.image.resize takes -0.5
 
 
-def cubic(distance: np.ndarray) -> np.ndarray:
+def cubic(distance: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Keys' cubic convolution kernel (1981) with coefficient A."""
     d = np.abs(distance)
     near = ((A + 2) * d - (A + 3)) * d * d + 1
@@ -20,7 +21,7 @@ def cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def resize_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
+def resize_matrix(old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
     """The weight of each of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False),
     the border repeated, without antialiasing."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
@@ -32,7 +33,7 @@ def resize_matrix(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def resize_pos_embed(
-    pos_embed: Float[Array | np.ndarray, "1 positions dim"],
+    pos_embed: Float[AnyArray, "1 positions dim"],
     grid: tuple[int, int],
     *,
     prefix_tokens: int = 1,

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from deit_jax.models.grouped_conv import conv_general_dilated
-from deit_jax.models.inputs import check_images
+from deit_jax.models.grouped_conv import Features, conv_general_dilated
+from deit_jax.models.inputs import Images, check_images
 from deit_jax.models.layout import Layout, any_mesh, gathered
 
 # He initialization over the fan-out, as PyTorch counts it (output channels x window, groups ignored).
@@ -54,7 +54,7 @@ class ConvNorm(nnx.Module):
         )
         self.act = act
 
-    def __call__(self, x: Float[Array, "batch height width channels"], *, train: bool = False) -> Array:
+    def __call__(self, x: Features, *, train: bool = False) -> Features:
         x = self.bn(self.conv(x), use_running_average=not train)
         return jax.nn.relu(x) if self.act else x
 
@@ -66,7 +66,7 @@ class SqueezeExcite(nnx.Module):
         conv = lambda i, o: nnx.Conv(i, o, (1, 1), kernel_init=conv_init, dtype=dtype, rngs=rngs)  # noqa: E731
         self.fc1, self.fc2 = conv(width, reduced), conv(reduced, width)
 
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Array:
+    def __call__(self, x: Features) -> Features:
         squeezed = x.mean((1, 2), keepdims=True)
         return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(squeezed))))
 
@@ -90,7 +90,7 @@ class Bottleneck(nnx.Module):
         changes = stride != 1 or width_in != width
         self.downsample = ConvNorm(width_in, width, stride=stride, act=False, **common) if changes else None
 
-    def __call__(self, x: Float[Array, "batch height width channels"], *, train: bool = False) -> Array:
+    def __call__(self, x: Features, *, train: bool = False) -> Features:
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
         y = self.conv2(self.conv1(x, train=train), train=train)
         return jax.nn.relu(shortcut + self.conv3(self.se(y), train=train))
@@ -111,7 +111,7 @@ class Stage(nnx.Module):
             )  # fmt: skip
             setattr(self, f"b{i + 1}", block)
 
-    def __call__(self, x: Float[Array, "batch height width channels"], *, train: bool = False) -> Array:
+    def __call__(self, x: Features, *, train: bool = False) -> Features:
         for i in range(self.depth):
             x = getattr(self, f"b{i + 1}")(x, train=train)
         return x
@@ -123,7 +123,7 @@ class Head(nnx.Module):
     def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Features) -> Float[Array, "batch classes"]:
         return self.fc(x.astype(jnp.float32).mean((1, 2)))
 
 
@@ -176,10 +176,10 @@ class RegNet(nnx.Module):
         self.head = Head(width_in, num_classes, rngs=rngs)
 
     @any_mesh
-    def features(self, images: Float[Array, "batch height width 3"], *, train: bool = False) -> dict[str, Array]:
+    def features(self, images: Images, *, train: bool = False) -> dict[str, Features]:
         """Activations after the stem and each stage: {"stem", "s1", …}, each (B, h, w, channels)."""
         check_images(images)
-        seen = {"stem": self.stem(images.astype(self.dtype), train=train)}
+        seen = {"stem": self.stem(jnp.asarray(images, self.dtype), train=train)}
         x = seen["stem"]
         for i in range(1, self.stages + 1):
             seen[f"s{i}"] = x = getattr(self, f"s{i}")(x, train=train)
@@ -188,12 +188,14 @@ class RegNet(nnx.Module):
     @any_mesh
     @gathered()
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:
         """Logits, float32. `key` is accepted for uniformity: a RegNet has no randomness."""
         return self.head(self.features(images, train=train)[f"s{self.stages}"])
 
-    def heads(self, images, *, train: bool = False, key: PRNGKeyArray | None = None) -> tuple[Array, None]:
+    def heads(
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch classes"], None]:
         """(logits, None): a RegNet has no distillation head."""
         return self(images, train=train), None
 

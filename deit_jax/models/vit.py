@@ -8,17 +8,20 @@ attention scores, softmax, LayerNorm statistics and logits are float32.
 
 import functools
 import math
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
-from deit_jax.models.inputs import check_images, training_key
+from deit_jax.models.inputs import Images, check_images, training_key
 from deit_jax.models.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
@@ -26,13 +29,16 @@ weight_init = nnx.initializers.normal(0.02)
 
 
 def fuse(
-    cls_logits: Float[Array, "batch classes"], dist_logits: Float[Array, "batch classes"] | None, how: str = "logits"
+    cls_logits: Float[AnyArray, "batch classes"],
+    dist_logits: Float[AnyArray, "batch classes"] | None,
+    how: str = "logits",
 ) -> Float[Array, "batch classes"]:
     """The two heads' joint prediction at test time.
 
     how: "logits" averages the logits (released code); "probabilities" averages the softmaxes (paper, section 4) and
     returns the logarithm. A model with one head (`dist_logits` None) predicts with that.
     """
+    cls_logits = jnp.asarray(cls_logits)
     if dist_logits is None:
         return cls_logits
     if how == "logits":
@@ -43,7 +49,9 @@ def fuse(
     raise UserError(f"fusion '{how}' is not known: use logits or probabilities")
 
 
-def dropout(x: Array, rate: float | Array, key: PRNGKeyArray | None, shape: tuple[int, ...]) -> Array:
+def dropout(
+    x: Float[Array, "*shape"], rate: float | Float[Array, ""], key: PRNGKeyArray | None, shape: tuple[int, ...]
+) -> Float[Array, "*shape"]:
     """Zero each element of `shape` (broadcast to x) with probability `rate`, the rest scaled by 1 / (1 - rate)."""
     if key is None:
         return x
@@ -54,7 +62,7 @@ def dropout(x: Array, rate: float | Array, key: PRNGKeyArray | None, shape: tupl
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, each projected linearly: (B, H, W, 3) → (B, H/p x W/p, D), row by row."""
 
-    def __init__(self, patch_size: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, patch_size: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         fan_in = patch_size * patch_size * 3
         # the convolution it is in PyTorch keeps that library's default: uniform +-1/sqrt(fan_in), bias too
         uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(fan_in)  # noqa: E731
@@ -62,28 +70,39 @@ class PatchEmbed(nnx.Module):
         self.bias = nnx.Param(uniform(rngs.params(), (embed_dim,)))
         self.patch_size, self.dtype = patch_size, dtype
 
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch patches dim"]:
+    def __call__(self, images: Images) -> Float[Array, "batch patches dim"]:
         p = self.patch_size
-        patches = einops.rearrange(images, "b (h p) (w q) c -> (b h w) (p q c)", p=p, q=p).astype(self.dtype)
+        patches = einops.rearrange(jnp.asarray(images), "b (h p) (w q) c -> (b h w) (p q c)", p=p, q=p).astype(
+            self.dtype
+        )
         kernel = self.kernel[...].reshape(p * p * 3, -1).astype(self.dtype)
         tokens = patches @ kernel + self.bias[...].astype(self.dtype)
         return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
 
 
-def dense(features_in: int, features_out: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def dense(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(features_in, features_out, kernel_init=weight_init, dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
-    attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass;
-    "cudnn", fused, on NVIDIA GPUs; "auto", the best in a loop over blocks, "recompute".
+    attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass,
+    the best in a loop over blocks; "cudnn", fused, on NVIDIA GPUs.
     """
 
     layout: Layout | None = None
 
-    def __init__(self, dim: int, num_heads: int, *, drop_rate=0.0, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        drop_rate=0.0,
+        dtype: DTypeLike = jnp.float32,
+        attention="recompute",
+        rngs: nnx.Rngs,
+    ):
         if dim % num_heads:
             raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
         self.qkv = dense(dim, 3 * dim, dtype, rngs)
@@ -91,13 +110,15 @@ class Attention(nnx.Module):
         self.num_heads, self.drop_rate, self.attention = num_heads, drop_rate, attention
         self.dtype = jnp.dtype(dtype)
 
-    def split(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Array:
+    def split(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Float[Array, "..."]:
         """Queries, keys and values (k = 3); by default with the heads folded into the batch axis."""
         qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
         return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
 
-    def split_over_devices(self, x: Float[Array, "batch tokens dim"], layout: Layout) -> Array:
-        """Queries, keys and values (3, batch, heads, tokens, head_dim), each device computing its own heads.
+    def split_over_devices(
+        self, x: Float[Array, "batch tokens dim"], layout: Layout
+    ) -> Float[Array, "3 batch heads tokens head_dim"]:
+        """Queries, keys and values, each device computing its own heads.
 
         The joint projection's outputs are [queries, keys, values], each by head: as a weight (dim, 3, heads, head_dim)
         it can be split by heads.
@@ -116,8 +137,11 @@ class Attention(nnx.Module):
         qkv = jnp.einsum("bnc,ckhd->kbhnd", x, kernel) + bias[:, None, :, None]
         return layout.constrain(qkv, P(None, layout.axes("batch"), heads))
 
-    def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
-        how = kernels.choose_attention(self.attention, self.dtype, x.shape[-1] // self.num_heads)
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        kernels.check_attention(self.attention, self.dtype, x.shape[-1] // self.num_heads)
+        how = self.attention
         recomputed = kernels.attention_recomputed if self.layout is None else kernels.attention_opaque
         plain = kernels.attention if how == "einsum" else recomputed
         if self.layout is not None and self.layout.axes("heads"):
@@ -140,12 +164,16 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers around an exact (erf) GELU."""
 
-    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
         self.fc1 = dense(dim, hidden, dtype, rngs)
         self.fc2 = dense(hidden, dim, dtype, rngs)
         self.drop_rate = drop_rate
 
-    def __call__(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch tokens dim"]:
         out = self.fc2(kernels.gelu(self.fc1(x.reshape(-1, x.shape[-1])))).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
@@ -168,7 +196,7 @@ class Block(nnx.Module):
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *,
-        drop_rate=0.0, norm_eps=1e-6, dtype=jnp.float32, attention="auto", rngs: nnx.Rngs,
+        drop_rate=0.0, norm_eps=1e-6, dtype: DTypeLike = jnp.float32, attention="recompute", rngs: nnx.Rngs,
     ):  # fmt: skip
         self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
@@ -179,7 +207,11 @@ class Block(nnx.Module):
     @any_mesh
     @gathered(cast=True)
     def __call__(
-        self, x: Float[Array, "batch tokens dim"], *, drop_path: float | Array = 0.0, key: PRNGKeyArray | None = None
+        self,
+        x: Float[Array, "batch tokens dim"],
+        *,
+        drop_path: float | Float[Array, ""] = 0.0,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "batch tokens dim"]:
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         per_sample = (x.shape[0], 1, 1)
@@ -195,7 +227,17 @@ REMAT = {
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "remat", "unroll", "inspect"))
-def run_blocks(graphdef, stacked, x, rates, key, *, remat: str, unroll: int, inspect: int = 0):
+def run_blocks(
+    graphdef: nnx.GraphDef,
+    stacked: nnx.State,
+    x: Float[Array, "batch tokens dim"],
+    rates: Float[Array, "depth"],
+    key: PRNGKeyArray | None,
+    *,
+    remat: str,
+    unroll: int,
+    inspect: int = 0,
+) -> tuple[Float[Array, "batch tokens dim"], Any]:
     """Scan the stacked blocks over x. jitted so that a call outside jit compiles once, not at every call.
 
     inspect: also return, per layer, the output (depth, B, N, D) and the attention of the first `inspect` tokens
@@ -234,7 +276,7 @@ class ViT(nnx.Module):
         norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
         dtype: compute type. Parameters are float32 in any case.
-        attention: "einsum", "recompute", "cudnn" or "auto", as of `Attention`.
+        attention: "einsum", "recompute" or "cudnn", as of `Attention`.
         remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
         scan_unroll: blocks per iteration of the scan.
 
@@ -258,8 +300,8 @@ class ViT(nnx.Module):
         norm_eps: float = 1e-6,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        dtype=jnp.float32,
-        attention: str = "auto",
+        dtype: DTypeLike = jnp.float32,
+        attention: str = "recompute",
         remat: str = "none",
         scan_unroll: int = 1,
         rngs: nnx.Rngs,
@@ -296,7 +338,7 @@ class ViT(nnx.Module):
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
 
     @any_mesh
-    def embed(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens dim"]:
+    def embed(self, images: Images) -> Float[Array, "batch tokens dim"]:
         """Patches behind the class (and distillation) token, position embedding added."""
         check_images(images, self.img_size)
         patches = self.patch_embed(images)
@@ -304,7 +346,9 @@ class ViT(nnx.Module):
         prefix = [jnp.broadcast_to(t.astype(self.dtype), (images.shape[0], 1, self.embed_dim)) for t in prefix]
         return jnp.concatenate([*prefix, patches], axis=1) + self.pos_embed[...].astype(self.dtype)
 
-    def encode(self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None, inspect: int = 0):
+    def encode(
+        self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None, inspect: int = 0
+    ) -> tuple[Float[Array, "batch tokens dim"], Any]:
         """The blocks: (tokens, what `run_blocks` saw on the way)."""
         graphdef, stacked = nnx.split(self.blocks)
         rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
@@ -322,7 +366,7 @@ class ViT(nnx.Module):
     @any_mesh
     @gathered(skip="blocks")
     def heads(
-        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
         """Logits of the class head and of the distillation head (None where there is none), float32.
 
@@ -334,13 +378,13 @@ class ViT(nnx.Module):
         return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
 
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool = False, key: PRNGKeyArray | None = None
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:
         """Logits; a distilled model's are the mean of its heads' (as released; `fuse` has the paper's way)."""
         return fuse(*self.heads(images, train=train, key=key))
 
     @any_mesh_by({"embed": 0, "blocks": 1, "attention": 1, "norm": 0})
-    def inspect(self, images: Float[Array, "batch height width 3"]) -> dict[str, Array]:
+    def inspect(self, images: Images) -> dict[str, Float[Array, "..."]]:
         """What happens inside, in evaluation mode.
 
         Returns a dictionary: `embed` (B, N, D) tokens before the blocks; `blocks` (depth, B, N, D) after each;

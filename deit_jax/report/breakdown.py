@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 
 from deit_jax.report import class_plots
 from deit_jax.report.classification import calibration, class_scores, confusion_matrix, most_confused
@@ -54,9 +54,9 @@ class Outcomes:
     def add(
         self,
         images: UInt8[np.ndarray, "batch height width 3"],
-        labels: Int[np.ndarray, " batch"],
+        labels: Integer[np.ndarray, " batch"],
         probabilities: Float[np.ndarray, "batch classes"],
-        decisions: dict[str, Int[np.ndarray, " batch"]],
+        decisions: dict[str, Integer[np.ndarray, " batch"]],
     ) -> None:
         """Add a batch. probabilities: of the joint prediction; decisions: {head: predicted class}."""
         self.parts.append((labels, probabilities))
@@ -85,7 +85,7 @@ class Outcomes:
         return [shown for *_, shown in sorted(self.kept[name], key=lambda entry: entry[:2], reverse=True)]
 
     @property
-    def labels(self) -> Int[np.ndarray, " images"]:
+    def labels(self) -> Integer[np.ndarray, " images"]:
         return np.concatenate([labels for labels, _ in self.parts])
 
     @property
@@ -93,7 +93,7 @@ class Outcomes:
         return np.concatenate([probabilities for _, probabilities in self.parts])
 
     @property
-    def decisions(self) -> dict[str, Int[np.ndarray, " images"]]:
+    def decisions(self) -> dict[str, Integer[np.ndarray, " images"]]:
         """{head: predicted class}, of all images."""
         return {head: np.concatenate(parts) for head, parts in self.heads.items()}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from deit_jax.report.classification import Calibration
 from deit_jax.report.plots import COLORS, INK, plt, save, tidy
@@ -15,7 +15,7 @@ MOST_COUNTED = 20  # classes with a number in every cell of their matrix
 NAME_WIDTH = 24
 
 
-def confusion(path: Path, matrix: Int[np.ndarray, "classes classes"], names: list[str]) -> None:
+def confusion(path: Path, matrix: Integer[np.ndarray, "classes classes"], names: list[str]) -> None:
     """The confusion matrix, each row coloured by shares of its class, with counts where there is room."""
     count = len(names)
     side = min(max(3.0, 0.42 * count if count <= MOST_COUNTED else 0.2 * count), 10.0) + 1.2

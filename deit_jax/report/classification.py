@@ -6,16 +6,16 @@ Throughout, `labels` and `predictions` are class indices (images,), `probabiliti
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from deit_jax.errors import UserError
 
-Indices = Int[np.ndarray, " images"]
+Indices = Integer[np.ndarray, " images"]
 
 
 def confusion_matrix(
-    labels: Indices, predictions: Int[np.ndarray, " _"], num_classes: int
-) -> Int[np.ndarray, "classes classes"]:
+    labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int
+) -> Integer[np.ndarray, "classes classes"]:
     """How many images of each class (row) were taken for each (column).
 
     Raises UserError for indices outside 0 … num_classes - 1, and arrays of different lengths.
@@ -41,14 +41,14 @@ class ClassScores(NamedTuple):
         f1: harmonic mean of both, 2 TP / (2 TP + FP + FN).
     """
 
-    images: Int[np.ndarray, " classes"]
-    predicted: Int[np.ndarray, " classes"]
+    images: Integer[np.ndarray, " classes"]
+    predicted: Integer[np.ndarray, " classes"]
     precision: Float[np.ndarray, " classes"]
     recall: Float[np.ndarray, " classes"]
     f1: Float[np.ndarray, " classes"]
 
 
-def class_scores(matrix: Int[np.ndarray, "classes classes"]) -> ClassScores:
+def class_scores(matrix: Integer[np.ndarray, "classes classes"]) -> ClassScores:
     """Precision, recall and counts per class. matrix: of `confusion_matrix`."""
     right, images, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     f1 = np.where(images > 0, _share(2 * right, images + predicted), np.nan)
@@ -60,7 +60,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
-def most_confused(matrix: Int[np.ndarray, "classes classes"], count: int = 20) -> list[tuple[int, int, int]]:
+def most_confused(matrix: Integer[np.ndarray, "classes classes"], count: int = 20) -> list[tuple[int, int, int]]:
     """The `count` most frequent mistakes, (class, taken for, images); ties in the order of the classes."""
     mistakes = matrix.copy()
     np.fill_diagonal(mistakes, 0)
@@ -82,7 +82,7 @@ class Calibration(NamedTuple):
     """
 
     edges: Float[np.ndarray, " edges"]
-    images: Int[np.ndarray, " bins"]
+    images: Integer[np.ndarray, " bins"]
     confidence: Float[np.ndarray, " bins"]
     accuracy: Float[np.ndarray, " bins"]
     error: float

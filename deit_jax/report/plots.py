@@ -11,6 +11,9 @@ import matplotlib
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from deit_jax.report.text import caption, drawable
 from deit_jax.runtime import atomic, storage
@@ -25,7 +28,7 @@ def tidy(axis, xlabel: str, ylabel: str) -> None:
     axis.grid(axis="y", color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.set_xlabel(xlabel, color=INK)
-    axis.set_ylabel(ylabel, color=INK)
+    axis.set_ylabel(ylabel, color=INK, fontsize=9)
 
 
 def save(figure, path: Path) -> None:
@@ -35,7 +38,9 @@ def save(figure, path: Path) -> None:
     atomic.write_bytes(path, picture.getvalue())
 
 
-def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None) -> None:
+def curves(
+    path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None, fused: bool = False
+) -> None:
     """Training loss and evaluation top-1 over epochs, a line per run.
 
     Averaged weights are shown where the runs are few; accuracy, where a run was evaluated more than once.
@@ -44,6 +49,7 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
         logs: {run: records of its log.jsonl}.
         objectives: {run: what its loss is}; losses of different objectives are not comparable, and each has a panel of
             its own. None: all have the same.
+        fused: whether the accuracy of a model with two heads, of which there are some, is that of both together.
     """
     names = objectives or {}
     panels = list(dict.fromkeys(names.get(name, "") for name in logs)) or [""]
@@ -54,7 +60,7 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
     }  # fmt: skip
     both = any(len(points) > 1 for points in scores.values())
     count = len(panels) + both
-    figure, axes = plt.subplots(1, count, figsize=(6.5 if count == 1 else 5 * count, 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, count, figsize=(6.5 if count == 1 else 5 * count, 3.8), squeeze=False)
     for color, (name, records) in zip(itertools.cycle(COLORS), logs.items(), strict=False):
         losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
         if losses:
@@ -70,7 +76,9 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
                     *zip(*points, strict=True), style, color=color, label=label, linewidth=1.5, marker=marker
                 )
     titles = [f"training loss: {panel}" if panel else "training loss" for panel in panels]
-    for axis, ylabel in zip(axes[0], [*titles, "top-1, %"], strict=False):
+    for axis, ylabel in zip(
+        axes[0], [*titles, f"top-1 on held-out images{' (fused heads)' if fused else ''}, %"], strict=False
+    ):
         tidy(axis, "epoch", ylabel)
         if axis.lines and len(logs) <= 4:
             axis.legend(frameon=False, fontsize=8)
@@ -83,19 +91,27 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
 
 
 def attention(
-    path: str | Path, images: np.ndarray, maps: np.ndarray, captions: list[str], grid: tuple[int, int]
+    path: str | Path,
+    images: UInt8[np.ndarray, "images height width 3"],
+    maps: Float[np.ndarray, "images tokens patches"],
+    captions: list[str],
+    grid: tuple[int, int],
 ) -> None:
     """Each image above what its class (and distillation) token attends to in the last block, mean over heads; PER_BAND
-    images side by side, the others below.
+    images side by side, the others below. All maps have one colour scale.
 
-    images: (n, H, W, 3) uint8; maps: (n, tokens, patches), attention of each prefix token to the patches;
-    captions: of one or more lines; grid: patch rows and columns.
+    Args:
+        maps: of each of the first tokens, its attention to the patches.
+        captions: of the images, of one or more lines.
+        grid: patch rows and columns.
     """
     tokens = ["class token", "distillation token"][: maps.shape[1]]
+    scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-6)), "inferno")
     texts = ["\n".join(caption(line, 20) for line in text.split("\n")) for text in captions]
     rows, columns, bands = 1 + len(tokens), min(len(images), PER_BAND), math.ceil(len(images) / PER_BAND)
     text_height = 0.15 * (1 + max(text.count("\n") for text in texts)) + 0.15  # inches
     figure = plt.figure(figsize=(1.6 * columns, bands * (1.6 * rows + text_height)))
+    inch_x, inch_y = 1 / figure.get_size_inches()
     whole = figure.add_gridspec(bands, 1, hspace=text_height / (1.6 * rows), left=0, right=1, bottom=0, top=1)
     for band in range(bands):
         axes = whole[band].subgridspec(rows, columns, hspace=0.05, wspace=0.05).subplots(squeeze=False)
@@ -112,7 +128,18 @@ def attention(
             for axis, heat in zip(axes[1:, column], maps[place], strict=False):
                 axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
                 extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-                axis.imshow(heat.reshape(grid), cmap="inferno", alpha=0.75, extent=extent, interpolation="bilinear")
+                axis.imshow(
+                    heat.reshape(grid), norm=scale.norm, cmap=scale.cmap, alpha=0.75, extent=extent,
+                    interpolation="nearest",
+                )  # fmt: skip
+        low, high = axes[-1, -1].get_position(), axes[1, -1].get_position()
+        bar = figure.add_axes((1 + 0.12 * inch_x, low.y0, 0.12 * inch_x, high.y1 - low.y0))
+        figure.colorbar(scale, cax=bar, format=lambda share, _: f"{100 * share:g} %")
+        bar.tick_params(labelsize=8, labelcolor=INK)
+        bar.set_ylabel("share of the token's attention, per patch", fontsize=8, color=INK)
+    which = "class and the distillation token" if len(tokens) > 1 else "class token"
+    note = f"Attention of the {which} to each patch of the image: last block, mean over heads, one colour scale."
+    figure.text(0, -0.12 * inch_y, note, fontsize=9, color=INK, va="top")
     save(figure, storage.place(path))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from deit_jax import losses
 from deit_jax.config import default_config, flat
-from deit_jax.distill.agreement import STUDENT_HEADS, disagreement
+from deit_jax.distill.agreement import STUDENT_HEADS, UNTAUGHT, disagreement
 from deit_jax.report import log, plots, tables
 from deit_jax.runtime import atomic
 from deit_jax.study import decisions, jobs, statistics
@@ -180,13 +180,13 @@ def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = 
         if teacher is None or "cls" not in plain or "dist" not in heads:
             continue
         heads["fused"] = heads[f"fused_{fusion}"]
-        named = {"teacher": teacher, "student without teacher": plain["cls"]}
+        named = {"teacher": teacher, UNTAUGHT: plain["cls"]}
         named |= {label: heads[head] for head, label in STUDENT_HEADS.items()}
         table = disagreement(named)
         top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
         finished_teacher = jobs.result(workdir / "teacher") or {}
         wrong = {"teacher": 100 - finished_teacher["evaluation"],
-                 "student without teacher": 100 - scores["none"][seed]["cls"]}  # fmt: skip
+                 UNTAUGHT: 100 - scores["none"][seed]["cls"]}  # fmt: skip
         wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
         table = {"true label": {"true label": 0.0, **wrong}} | {
             k: {"true label": wrong[k], **v} for k, v in table.items()

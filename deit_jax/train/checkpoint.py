@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import Array, Bool, Integer
 from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
@@ -40,7 +41,7 @@ FORMER_NAMES = {"batch_stats": "stats", "nonfinite": "bad"}
 
 
 @jax.jit
-def is_healthy(params: dict, nonfinite_in_row: jax.Array) -> jax.Array:
+def is_healthy(params: dict, nonfinite_in_row: Integer[Array, ""]) -> Bool[Array, ""]:
     """Whether parameters are finite and bounded, and the last step was not skipped."""
     bounded = [(jnp.abs(x) <= LARGEST_WEIGHT).all() for x in jax.tree.leaves(params)]  # False for NaN
     return jnp.stack(bounded).all() & (nonfinite_in_row == 0)

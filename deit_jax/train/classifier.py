@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from deit_jax import models
+from deit_jax.arrays import AnyArray
 from deit_jax.config import Config, default_config
 from deit_jax.data import pipeline
 from deit_jax.data.base import Source
@@ -140,7 +140,7 @@ def evaluate_classifier(
     batch_size: int,
     config: Any = None,
     fusion: str = "logits",
-    subset: Bool[Array | np.ndarray, " classes"] | None = None,
+    subset: Bool[AnyArray, " classes"] | None = None,
     collect: Callable | None = None,
     progress: Callable = lambda batches, total: batches,
 ) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
+from deit_jax.arrays import AnyArray
 from deit_jax.augment import normalize
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
@@ -20,18 +21,20 @@ HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
 SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
 USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Shaped[np.ndarray, "batch ..."]]
 Weights = dict[str, Any]  # {"params", "batch_stats"}
+Logits = dict[str, Float[Array, "batch classes"]]  # by head
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "mean", "std"))
 def head_logits(
-    graphdef: nnx.GraphDef, weights: Weights, images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> dict[str, jax.Array]:
-    """Logits (B, classes) per head of the model, in evaluation mode.
-
-    images: uint8 (B, S, S, 3). mean, std: the model's normalization statistics.
-    """
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    images: UInt8[AnyArray, "batch height width 3"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Logits:
+    """Logits per head of the model, in evaluation mode. mean, std: the model's normalization statistics."""
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     cls, dist = model.heads(normalize(images, mean, std))
     if dist is None:
@@ -41,10 +44,10 @@ def head_logits(
 
 @jax.jit
 def count_correct(
-    logits: dict[str, jax.Array],
-    batch: dict[str, jax.Array],
-    subset: Bool[Array | np.ndarray, " classes"] | None = None,
-) -> dict[str, jax.Array]:
+    logits: Logits,
+    batch: dict[str, Shaped[AnyArray, "batch ..."]],
+    subset: Bool[AnyArray, " classes"] | None = None,
+) -> dict[str, Float[Array, "4"]]:
     """Score one evaluation batch.
 
     Args:
@@ -78,7 +81,7 @@ def count_correct(
     return counts
 
 
-def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
+def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, Shaped[Array, "batch ..."]]]]:
     """Each batch, and what the devices need of it as global arrays over `mesh`."""
     for batch in batches:
         yield batch, sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
@@ -98,8 +101,8 @@ def evaluate_sets(
     mean: Iterable[float],
     std: Iterable[float],
     fusion: str = "logits",
-    subset: Bool[Array | np.ndarray, " classes"] | None = None,
-    collect: Callable[[str, Batch, dict[str, jax.Array]], None] | None = None,
+    subset: Bool[AnyArray, " classes"] | None = None,
+    collect: Callable[[str, Batch, Logits], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate several sets of weights of one model in a single pass over the data.
 
@@ -118,9 +121,9 @@ def evaluate_sets(
     """
     mean, std = tuple(mean), tuple(std)
     totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
-    pending: list[tuple[str, Batch, dict[str, jax.Array], dict[str, jax.Array]]] = []
+    pending: list[tuple[str, Batch, Logits, dict[str, Float[Array, 4]]]] = []
 
-    def settle(name: str, host: Batch, logits: dict[str, jax.Array], counts: dict[str, jax.Array]) -> None:
+    def settle(name: str, host: Batch, logits: Logits, counts: dict[str, Float[Array, "4"]]) -> None:
         add_counts(totals[name], counts)
         if collect is not None:
             collect(name, host, logits)
@@ -141,28 +144,19 @@ class Predictions(NamedTuple):
     """What a model predicts for the images of a batch whose mask is 1.
 
     Attributes:
-        images: uint8 (n, S, S, 3).
-        labels: (n,).
-        probabilities: of the joint prediction, float32 (n, classes).
-        decisions: {head: predicted class (n,)}.
+        images, labels: those of the batch.
+        probabilities: of the joint prediction.
+        decisions: {head: predicted class}.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    decisions: dict[str, np.ndarray]
+    images: UInt8[np.ndarray, "images height width 3"]
+    labels: Integer[np.ndarray, " images"]
+    probabilities: Float[np.ndarray, "images classes"]
+    decisions: dict[str, Integer[np.ndarray, " images"]]
 
 
-def predictions_of(
-    batch: Batch, logits: dict[str, jax.Array], *, fusion: str = "logits", outputs: np.ndarray | None = None
-) -> Predictions:
-    """The predictions that logits of `head_logits` are.
-
-    fusion: as of `evaluate_sets`. outputs: per class of the data, the index of the model's logit; None: they are
-    numbered alike.
-    """
-    if outputs is not None:
-        logits = {head: x[:, outputs] for head, x in logits.items()}
+def predictions_of(batch: Batch, logits: Logits, *, fusion: str = "logits") -> Predictions:
+    """The predictions that logits of `head_logits` are. fusion: as of `evaluate_sets`."""
     joint = jax.nn.softmax(logits.get(f"fused_{fusion}", logits["cls"]).astype(jnp.float32))
     probabilities, decisions = jax.device_get((joint, {head: x.argmax(-1) for head, x in logits.items()}))
     real = batch["mask"] > 0
@@ -178,31 +172,48 @@ def predict(
     mesh: Mesh,
     mean: Iterable[float],
     std: Iterable[float],
-    **options,
+    fusion: str = "logits",
 ) -> Iterator[Predictions]:
-    """The predictions for each batch. Arguments as of `evaluate_sets` and `predictions_of`; `mesh` must be of this
-    process's devices."""
+    """The predictions for each batch. Arguments as of `evaluate_sets`; `mesh` must be of this process's devices."""
     mean, std = tuple(mean), tuple(std)
     for host, batch in placed(batches, mesh):
-        yield predictions_of(host, head_logits(graphdef, weights, batch["image"], mean, std), **options)
+        yield predictions_of(host, head_logits(graphdef, weights, batch["image"], mean, std), fusion=fusion)
 
 
 def predict_classes(
-    graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """({head: predicted class}, label), int arrays over all images whose mask is 1. Arguments as of `predict`."""
-    predicted = predict(graphdef, weights, batches, **options)
-    labels, decisions = zip(*((part.labels, part.decisions) for part in predicted), strict=True)
-    return {head: np.concatenate([d[head] for d in decisions]) for head in decisions[0]}, np.concatenate(labels)
+    graphdef: nnx.GraphDef,
+    weights: Weights,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh,
+    mean: Iterable[float],
+    std: Iterable[float],
+    outputs: Integer[np.ndarray, " data_classes"] | None = None,
+) -> tuple[dict[str, Integer[np.ndarray, " images"]], Integer[np.ndarray, " images"]]:
+    """({head: predicted class}, label) of all images whose mask is 1.
+
+    Arguments as of `predict`. outputs: per class of the data, the index of the model's logit; None: they are numbered
+    alike.
+    """
+    mean, std = tuple(mean), tuple(std)
+    labels: list[np.ndarray] = []
+    decisions: dict[str, list[np.ndarray]] = {}
+    for host, batch in placed(batches, mesh):
+        real = host["mask"] > 0
+        labels.append(host["label"][real])
+        for head, logits in head_logits(graphdef, weights, batch["image"], mean, std).items():
+            decided = (logits if outputs is None else logits[:, outputs]).argmax(-1)
+            decisions.setdefault(head, []).append(jax.device_get(decided)[real])
+    return {head: np.concatenate(parts) for head, parts in decisions.items()}, np.concatenate(labels)
 
 
-def add_counts(totals: dict[str, np.ndarray], counts: dict[str, jax.Array]) -> None:
+def add_counts(totals: dict[str, Float[np.ndarray, "4"]], counts: dict[str, Float[Array, "4"]]) -> None:
     """Add one batch's counts per head to the totals of a set of weights."""
     for head, values in jax.device_get(counts).items():
         totals[head] = totals.get(head, 0.0) + values.astype(np.float64)
 
 
-def accuracies(totals: dict[str, np.ndarray], fusion: str) -> dict[str, Any]:
+def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[str, Any]:
     """The result of `evaluate` from its totals per head."""
     whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
     part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Integer
 
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
 from deit_jax.weights.names import HEADS
@@ -57,7 +58,9 @@ def num_steps(config: Config, steps_per_epoch: int) -> int:
     return config.steps or config.epochs * steps_per_epoch
 
 
-def schedule(config: Config, steps_per_epoch: int | None = None) -> Callable[[jax.Array | int], jax.Array]:
+def schedule(
+    config: Config, steps_per_epoch: int | None = None
+) -> Callable[[Integer[Array, "*steps"] | int], Float[Array, "*steps"]]:
     """step (0, 1, …) → learning rate, float32, traceable.
 
     Peak lr x batch_size / lr_batch after a linear warm-up, then a half cosine down to min_lr (or constant); neither end
@@ -130,7 +133,7 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     return lines
 
 
-def averaging_decay(config: Config, step: jax.Array | int) -> jax.Array | float:
+def averaging_decay(config: Config, step: Integer[Array, ""] | int) -> Float[Array, ""] | float:
     """The decay of the averaged weights in update `step` (0, 1, …).
 
     With `optimizer.ema_warmup` it rises as (1 + step) / (10 + step) up to `optimizer.ema_decay` (TensorFlow's

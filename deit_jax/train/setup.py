@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
 from deit_jax.config import Config
 from deit_jax.data import sources
@@ -174,8 +175,8 @@ def check_same_on_all_processes(data: Data) -> None:
     compare_fingerprints(np.asarray(multihost_utils.process_allgather(np.stack(ours))))
 
 
-def compare_fingerprints(gathered: np.ndarray) -> None:
-    """gathered: uint8 (processes, 2, 32), digests of each process's training and evaluation images."""
+def compare_fingerprints(gathered: UInt8[np.ndarray, "processes 2 32"]) -> None:
+    """gathered: digests of each process's training and evaluation images."""
     for which, name in enumerate(("training", "evaluation")):
         others = [str(p) for p in range(len(gathered)) if (gathered[p, which] != gathered[0, which]).any()]
         if others:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, Shaped
 
 from deit_jax import models
 from deit_jax.augment import augment_train
@@ -18,16 +19,19 @@ from deit_jax.student import Student
 from deit_jax.train.optimizer import averaging_decay, make_optimizer, num_steps, schedule
 
 State = dict[str, Any]
-Batch = dict[str, jax.Array]
-Schedule = Callable[[jax.Array | int], jax.Array]
-TeacherFunction = Callable[[Any, Batch, jax.Array], jax.Array | None]
+Batch = dict[str, Shaped[Array, "batch ..."]]
+Images = Float[Array, "batch height width 3"]  # normalized, augmented and mixed
+Metrics = dict[str, Shaped[Array, ""]]
+Schedule = Callable[[Integer[Array, ""] | int], Float[Array, ""]]
+Answers = Float[Array, "batch classes"] | Integer[Array, "batch"]  # a teacher's: logits or decisions
+TeacherFunction = Callable[[Any, Batch, Images], Answers | None]
 
 
 class Teacher(NamedTuple):
     """What the step distils from.
 
     Attributes:
-        logits: (arrays, batch, images (B, S, S, 3)) → logits (B, classes), decisions (B,), or None.
+        logits: (arrays, batch, images) → logits, decisions, or None.
         arrays: what `logits` needs, as an argument of the jitted step: a constant of its size would be compiled in.
         models: of a live teacher, its models (`deit_jax.distill.teacher.TeacherModel`), one for each of `arrays`.
     """
@@ -37,14 +41,16 @@ class Teacher(NamedTuple):
     models: Sequence[Any] = ()
 
 
-def no_teacher(arrays: Any, batch: Batch, images: jax.Array) -> None:
+def no_teacher(arrays: Any, batch: Batch, images: Images) -> None:
     """The `Teacher.logits` of objectives without a teacher."""
 
 
 NO_TEACHER = Teacher(no_teacher)
 
 
-def create_state(student: Student, config: Config, weights: dict | None = None, *, seed: jax.Array | int = 0) -> State:
+def create_state(
+    student: Student, config: Config, weights: dict | None = None, *, seed: Integer[Array, ""] | int = 0
+) -> State:
     """Create the whole state of a run as one pure nested dictionary; runs inside jit.
 
     Returns `step` (steps taken, skipped ones included), `offset` (batches the data is ahead of them, after a
@@ -68,7 +74,9 @@ def make_loss(student: Student, teacher: TeacherFunction, config: Config) -> Cal
     """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics)."""
     d = config.distill
 
-    def loss_fn(params, batch_stats, teacher_arrays, batch: Batch, key: jax.Array):
+    def loss_fn(
+        params: dict, batch_stats: dict, teacher_arrays: Any, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict]:
         with jax.named_scope("teacher"):
             teacher_logits = teacher(teacher_arrays, batch, batch["image"])
         model = nnx.merge(student.graphdef, params, batch_stats)
@@ -122,7 +130,7 @@ def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_s
     tx = make_optimizer(config)
     gradient = make_gradient(make_loss(student, teacher, config), config.accumulate, student.layout)
 
-    def update(state: State, batch: Batch, teacher_arrays, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    def update(state: State, batch: Batch, teacher_arrays: Any, key: PRNGKeyArray) -> tuple[State, Metrics]:
         loss, batch_stats, grads = gradient(state["params"], state["batch_stats"], teacher_arrays, batch, key)
         with jax.named_scope("optimizer"):
             grad_norm, lr = optax.global_norm(grads), lr_schedule(state["step"])
@@ -148,7 +156,7 @@ def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_s
 
 
 def make_step(
-    student: Student, teacher: TeacherFunction, config, steps_per_epoch: int, shards: int | None = None
+    student: Student, teacher: TeacherFunction, config: Config, steps_per_epoch: int, shards: int | None = None
 ) -> Callable:
     """The train step, (state, batch, teacher's arrays) → (state, metrics): a pure function, to be jitted.
 
@@ -158,7 +166,7 @@ def make_step(
     update = make_update(student, teacher, config, schedule(config, steps_per_epoch))
     total = num_steps(config, steps_per_epoch)
 
-    def step(state: State, batch: Batch, teacher_arrays) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Batch, teacher_arrays: Any) -> tuple[State, Metrics]:
         position = (state["step"] + state["offset"]) % total
         key = purpose_key(state["seed"], "augment")
         with jax.named_scope("augment"):

@@ -117,7 +117,7 @@ def test_no_displacement_is_no_change():
         ({"arg": np.zeros(2)}, "2 numbers for 1 images"),
     ],
 )
-def test_bad_input_is_named(given, message):
+def test_bad_input_is_named(unchecked, given, message):
     with pytest.raises(UserError, match=message) as error:
         apply_op(**({"name": "Rotate", "images": CROP, "arg": 1.0} | given))
     assert "\n" not in str(error.value)

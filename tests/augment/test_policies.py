@@ -166,7 +166,7 @@ def test_blur_is_pils(photos, shape):
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_a_pass_works_on_the_chosen_and_on_all_of_them(batch, share):
     rng = np.random.default_rng(batch)
-    images, arg = rng.integers(0, 99, (batch, 2, 3)), rng.integers(0, 99, batch)
+    images, arg = jnp.array(rng.integers(0, 99, (batch, 2, 3))), rng.integers(0, 99, batch)
     needed = {"one": jnp.array(rng.random(batch) < share), "two": jnp.array(rng.random((3, batch)) < share)}
     for shards in {1, int(np.gcd(batch, 8))}:
         chosen = choose(needed, shards)

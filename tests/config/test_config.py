@@ -13,6 +13,7 @@ from deit_jax.config import (
     differences,
     flat,
     resolve,
+    suggest,
     validate,
 )
 from deit_jax.errors import UserError
@@ -87,6 +88,38 @@ def test_arguments():
 def test_wrong_overrides(path, value, message):
     with pytest.raises(UserError, match=message):
         check_override(path, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("learning_rate", "optimizer.lr"),
+        ("lr", "optimizer.lr"),  # not that of the teacher or of fine-tuning
+        ("teacher.learning_rate", "teacher.lr"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("optimizer.wd", "optimizer.weight_decay"),
+        ("data.batch_size", "batch_size"),
+        ("num_epochs", "epochs"),
+        ("drop_path", "model.drop_path_rate"),
+        ("label_smoothing", "augment.label_smoothing"),
+        ("mixup_alpha", "augment.mixup"),
+        ("cutmix", "augment.cutmix"),
+        ("model", "model.name"),
+        ("modle.name", "model.name"),
+        ("techer.lr", "teacher.lr"),
+        ("seeds", "ablate.seeds"),
+        ("every", "evaluate.every or checkpoint.every or log.every"),
+    ],
+)
+def test_other_names_of_a_setting_are_known(path, meant):
+    with pytest.raises(UserError, match=rf"config\.{path} is not a setting \(did you mean {meant}\?\)"):
+        check_override(path, "1")
+
+
+def test_other_names_are_of_settings_and_no_settings_themselves():
+    settings = flat(SETTINGS)
+    assert set(suggest.OTHER_NAMES.values()) <= set(settings)
+    assert not set(suggest.OTHER_NAMES) & set(settings)
 
 
 @pytest.mark.parametrize(

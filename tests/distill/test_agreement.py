@@ -62,7 +62,7 @@ def test_the_report_of_a_distilled_run_has_the_table(finished):
     report = (folder / "report.md").read_text()
     assert "## Agreement" in report
     header = next(line for line in report.splitlines() if line.startswith("|  | true label"))
-    for name in ("teacher", "student without teacher", "class head", "distillation head", "both heads"):
+    for name in ("teacher", "student without a teacher", "class head", "distillation head", "both heads"):
         assert f" {name} |" in header
         assert f"| {name} |" in report
     assert "Cosine between class and distillation token" in report
@@ -76,7 +76,7 @@ def test_different_decisions_against_the_true_label_are_the_errors(finished):
     results = json.loads((folder / "results.json").read_text())
     errors = found["disagreement"]["true label"]
     assert errors["teacher"] == pytest.approx(100 - results["teacher"]["params"]["top1"])
-    assert errors["student without teacher"] == pytest.approx(100 - results["plain"]["params"]["top1"])
+    assert errors["student without a teacher"] == pytest.approx(100 - results["plain"]["params"]["top1"])
     heads = results["student"]["params"]["heads"]
     assert errors["class head"] == pytest.approx(100 - heads["cls"]["top1"])
     assert errors["distillation head"] == pytest.approx(100 - heads["dist"]["top1"])
@@ -90,7 +90,7 @@ def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
     found = study(open_run(config, folder))  # as with stored labels: no live teacher
     assert "teacher" not in found["disagreement"]
     assert "teacher_share" not in found
-    assert "teacher |" not in section(found).splitlines()[4].replace("without teacher |", "")
+    assert "teacher |" not in section(found).splitlines()[4].replace("without a teacher |", "")
 
 
 def test_several_teachers_have_a_column_each(finished):

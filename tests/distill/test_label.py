@@ -29,12 +29,7 @@ from deit_jax.train.optimizer import num_steps
 
 STEPS = 70  # of 11 an epoch: two chunks, the second cut short
 
-
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    """Whole runs, on one device."""
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single")
 
 
 def digits(**changes):
@@ -55,7 +50,8 @@ def digits(**changes):
 def store(tmp_path_factory) -> Path:
     """The labels of 70 steps, made once for all tests; nothing may change them."""
     folder = tmp_path_factory.mktemp("labels") / "store"
-    label(digits(), folder)
+    with one_device():
+        label(digits(), folder)
     return folder
 
 
@@ -93,8 +89,9 @@ def decide(batch, step):
 def runs_of(store, tmp_path_factory) -> dict[str, Path]:
     """Two trainings of the same student, by the live teacher and by its stored labels."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("live", "stored")}
-    train(digits(**{"teacher.init": str(store / "teacher"), "teacher.epochs": 0}), folders["live"])
-    train(digits(**{"distill.labels": str(store)}), folders["stored"])
+    with one_device():
+        train(digits(**{"teacher.init": str(store / "teacher"), "teacher.epochs": 0}), folders["live"])
+        train(digits(**{"distill.labels": str(store)}), folders["stored"])
     return folders
 
 
@@ -325,16 +322,21 @@ def top_k(logits, k: int, tau: float) -> dict:
     return {"teacher": index, "teacher_probability": values}
 
 
+def images(batch: int):
+    """Those that a teacher of stored answers takes and does not look at."""
+    return jnp.zeros((batch, 2, 2, 3))
+
+
 def test_all_probabilities_make_the_live_teacher():
     logits = 3 * jax.random.normal(jax.random.key(0), (6, 10))
-    stored = stored_distribution(10, 3.0)([], top_k(logits, 10, 3.0), None)
+    stored = stored_distribution(10, 3.0)([], top_k(logits, 10, 3.0), images(6))
     np.testing.assert_allclose(jax.nn.softmax(stored / 3), jax.nn.softmax(logits / 3), rtol=1e-5)
 
 
 def test_the_rest_of_the_probability_is_spread_over_the_other_classes():
     logits = 2 * jax.random.normal(jax.random.key(1), (4, 10))
     batch = top_k(logits, 3, 2.0)
-    p = np.asarray(jax.nn.softmax(stored_distribution(10, 2.0)([], batch, None) / 2))
+    p = np.asarray(jax.nn.softmax(stored_distribution(10, 2.0)([], batch, images(4)) / 2))
     np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
     known = np.take_along_axis(p, np.asarray(batch["teacher"]), 1)
     np.testing.assert_allclose(known, batch["teacher_probability"], rtol=1e-5)
@@ -344,7 +346,7 @@ def test_the_rest_of_the_probability_is_spread_over_the_other_classes():
 
 def test_a_certain_teacher_gives_a_finite_loss_and_gradient():
     batch = {"teacher": jnp.asarray([[2, 0], [1, 3]]), "teacher_probability": jnp.asarray([[1.0, 0.0], [0.75, 0.25]])}
-    teacher = stored_distribution(4, 1.0)([], batch, None)
+    teacher = stored_distribution(4, 1.0)([], batch, images(2))
     assert (np.asarray(teacher) == -np.inf).sum() == 5
 
     def loss(student):
@@ -393,4 +395,5 @@ def test_worker_processes_read_the_store_too(store):
 
 
 def test_stored_decisions_pass_through():
-    assert stored_teacher([], {"teacher": "labels"}, None) == "labels"
+    decisions = jnp.arange(3)
+    assert stored_teacher([], {"teacher": decisions}, images(3)) is decisions

@@ -196,8 +196,13 @@ def test_attention_is_a_choice(how):
     assert ("prevent_cse" in str(jax.make_jaxpr(attention)(x))) == (how == "recompute")
 
 
+def test_an_unknown_attention_is_named():
+    model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention="auto")  # of settings alone
+    with pytest.raises(UserError, match="attention 'auto' is not known: use einsum, recompute, cudnn"):
+        model(draw(2, 16, 16, 3))
+
+
 def test_cpu_has_no_fused_attention():
-    assert kernels.choose_attention("auto", jnp.bfloat16, 64) == "recompute"
     model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention="cudnn")
-    with pytest.raises(UserError, match=r"needs an NVIDIA GPU.*here it is cpu, float32 and 32: use auto"):
+    with pytest.raises(UserError, match=r"needs an NVIDIA GPU.*here it is cpu, float32 and 32: use recompute"):
         model(draw(2, 16, 16, 3))

@@ -122,7 +122,7 @@ def test_a_distilled_model_averages_its_heads(small):
     ],
     ids="nchw size single grey uint8 range".split(),
 )
-def test_bad_images_are_told(small, images, message):
+def test_bad_images_are_told(unchecked, small, images, message):
     with pytest.raises(UserError, match=message):
         small(jnp.asarray(images))
 

@@ -89,7 +89,7 @@ def test_text_is_drawable_and_cut_with_an_ellipsis(monkeypatch):
 
 
 def test_many_images_wrap_and_a_plain_model_has_one_token(tmp_path):
-    images, captions = np.zeros((40, 16, 16, 3), np.uint8), ["a name that is long enough to wrap\nsaid 犬"] * 40
+    images, captions = np.zeros((40, 16, 16, 3), np.uint8), ["a name that is long enough to wrap\npredicted 犬"] * 40
     plots.attention(tmp_path / "attention.png", images, np.ones((40, 1, 16)), captions, (4, 4))
     width, height = Image.open(tmp_path / "attention.png").size
     assert width < 1900 < height

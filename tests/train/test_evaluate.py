@@ -101,10 +101,10 @@ def test_predictions_are_of_the_images_that_count():
     cls, dist = jnp.array([[2.0, 0, 1], [0, 3, 0], [0, 0, 9]]), jnp.array([[0, 1.0, 0], [0, 0, 5], [9, 0, 0]])
     logits = {"cls": cls, "dist": dist, "fused_logits": (cls + dist) / 2}
     batch = {"image": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, 3), "label": np.array([0, 1, 2])}
-    found = predictions_of(batch | {"mask": np.array([1.0, 1.0, 0.0])}, logits, outputs=np.array([1, 0]))
+    found = predictions_of(batch | {"mask": np.array([1.0, 1.0, 0.0])}, logits)
     assert found.images[:, 0, 0, 0].tolist() == [0, 1]
     assert found.labels.tolist() == [0, 1]
     assert {head: x.tolist() for head, x in found.decisions.items()} == {
-        "cls": [1, 0], "dist": [0, 0], "fused_logits": [1, 0]
+        "cls": [0, 1], "dist": [1, 2], "fused_logits": [0, 2]
     }  # fmt: skip
-    np.testing.assert_allclose(found.probabilities[0], np.exp([0.5, 1]) / np.exp([0.5, 1]).sum(), rtol=1e-6)
+    np.testing.assert_allclose(found.probabilities[0], np.exp([1, 0.5, 0.5]) / np.exp([1, 0.5, 0.5]).sum(), rtol=1e-6)

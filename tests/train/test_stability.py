@@ -9,7 +9,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import one_device
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import sources
@@ -24,12 +23,7 @@ from deit_jax.train.checkpoint import is_healthy
 
 STEPS = 44
 
-
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    """Whole runs, on one device."""
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single")
 
 
 def soft_digits(folder, bad_steps, monkeypatch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import folder_of_images, one_device
+from helpers import folder_of_images
 from seeded import GOLDEN, checkpoint, images
 
 from deit_jax import models
@@ -161,13 +161,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts():
     healed, metrics = update(after, batch, [], jax.random.key(0))
     assert (metrics["nonfinite_in_row"], metrics["nonfinite_total"]) == (0, 1)
     assert not np.array_equal(healed["params"]["norm"]["scale"], after["params"]["norm"]["scale"])
-
-
-@pytest.fixture
-def single():
-    """Whole runs, on one device."""
-    with one_device():
-        yield
 
 
 def logged(workdir) -> list[dict]:

@@ -1,0 +1,49 @@
+"""The suite checks annotated shapes and types at every call (see `conftest.py`)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from deit_jax import augment, losses, models
+from deit_jax.classes.match import ClassMap
+from deit_jax.config import default_config, resolve
+from deit_jax.distill.agreement import disagreement
+from deit_jax.errors import UserError
+from deit_jax.report.classification import class_scores
+from deit_jax.train.evaluate import count_correct
+from deit_jax.train.optimizer import make_optimizer
+
+LOGITS, IMAGES = jnp.zeros((4, 10)), np.zeros((4, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: augment.flip(IMAGES, np.zeros(3, bool)),
+        lambda: augment.normalize(IMAGES[..., :1], (0.5,), (0.5,)),
+        lambda: ClassMap(np.zeros(3, np.float32), 3, "names"),
+        lambda: disagreement({"cls": np.zeros((3, 2), int)}),
+        lambda: losses.cross_entropy(LOGITS, jnp.zeros(5, jnp.int32)),
+        lambda: models.vit.fuse(LOGITS, LOGITS[:, :9]),
+        lambda: class_scores(np.zeros((3, 4), int)),
+        lambda: count_correct({"cls": LOGITS[0]}, {"label": jnp.zeros(4, jnp.int32)}),
+        lambda: make_optimizer({"lr": 1.0}),
+    ],
+    ids="flip normalize ClassMap disagreement cross_entropy fuse class_scores count_correct make_optimizer".split(),
+)
+def test_a_wrong_shape_or_type_is_refused(call):
+    with pytest.raises(TypeCheckError):
+        call()
+
+
+def test_users_are_told_in_the_packages_own_words(unchecked):
+    with pytest.raises(UserError, match="not known"):
+        losses.distillation_loss(LOGITS, None, jnp.zeros(5, jnp.int32), kind="hart")
+
+
+def test_a_config_is_what_the_annotations_call_it():
+    config = resolve(default_config())
+    assert make_optimizer(config).init({"kernel": jnp.zeros(2)})
+    with pytest.raises(TypeCheckError):
+        make_optimizer(config.augment)
