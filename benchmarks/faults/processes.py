@@ -173,9 +173,10 @@ def lost_real(count: int, folder: Path, rng: random.Random) -> Outcome:
 
 
 def stopped(starts: list[Start], victim: int) -> str:
-    """What is wrong with how all ended after one got a signal."""
-    said = "stopped" in "\n".join(starts[0].lines()[-3:])  # what is saved is added where something is
-    codes = {s.code for s in starts}
+    """What is wrong with how all ended after one got a signal. Where the work of all was done, some may have left."""
+    said = "stopped" in "\n".join(s.lines()[-1] for s in starts if s.code == 130)  # what is saved is added
+    left = {0} if all(s.place() == "end" for s in starts) else set()
+    codes = {s.code for s in starts} - left
     return "" if codes == {130} and said else f"{codes} {[s.lines()[-2:] for s in starts]}"
 
 
