@@ -129,6 +129,7 @@ def test_new_chunks_end_in_a_checksum(folder):
     assert ts.open(spec).result().shape == (STEPS, BATCH)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_store_in_a_bucket_is_one_on_a_disk(bucket, folder):
     fill(LabelStore.create(bucket, header(), STEPS))
     store = pickle.loads(pickle.dumps(LabelStore(bucket)))

@@ -151,6 +151,7 @@ def test_a_damaged_log_gives_the_lines_that_are_whole(tmp_path):
     assert [r["step"] for r in logs.read_log(tmp_path)] == [1, 2]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_log_in_a_bucket_is_never_behind_a_checkpoint(bucket, gcs_server, capsys):
     log = make_log(bucket, every=1)
     for step in (1, 2, 3):
