@@ -53,8 +53,8 @@ def single():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Annotations are not checked, as for a user: the test is about a message on bad input, or about a path in a bucket,
-    which has the methods of the Path that is annotated."""
+    """Annotations are not checked, as for a user: the test is about a message on bad input, or about a path in a
+    bucket, which has the methods of the Path that is annotated."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
