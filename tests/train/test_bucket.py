@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import one_device, tool
+from helpers import tool
 from small_state import META, shapes, state
 
 from deit_jax.config import default_config, resolve
@@ -18,11 +18,7 @@ from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_weights
 
 
-@pytest.fixture(autouse=True)
-def single():
-    """On one device, whose checkpoints have fewer files."""
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("single", "unchecked")  # one device's checkpoints have fewer files
 
 
 def save(folder, *steps):
