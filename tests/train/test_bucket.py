@@ -17,7 +17,6 @@ from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_weights
 
-
 pytestmark = pytest.mark.usefixtures("single", "unchecked")  # one device's checkpoints have fewer files
 
 
