@@ -97,9 +97,11 @@ class ObjectLines(JsonLines):
         """Write what waits. Raises UserError where that cannot be."""
         if not self.waiting:
             return
-        self.written = time.monotonic()  # of the attempt: a bucket that does not answer is asked as rarely
         content = self.content + b"".join(self.waiting)
-        atomic.write_bytes(self.path, content)
+        try:
+            atomic.write_bytes(self.path, content)
+        finally:
+            self.written = time.monotonic()  # of the attempt, which may take a minute: then, too, it waits SECONDS
         self.content, self.waiting = content, []
 
     def close(self) -> None:
@@ -172,7 +174,7 @@ class Log:
         """Within, a file that cannot be written becomes a printed line, once until writing works again."""
         try:
             yield
-            self.failing = False
+            self.failing = self.failing and bool(self.lines and self.lines.waiting)
         except (OSError, UserError) as error:
             if not self.failing:
                 self.say(f"{self.title}: {what} cannot be written ({error}): training continues without")

@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import fnmatch
 import functools
+import io
 import os
 import posixpath
 import typing
@@ -27,6 +28,8 @@ from etils.epath.stat_utils import StatResult
 from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed, Unauthorized
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.fileio import BlobReader
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 
@@ -71,7 +74,7 @@ def told(path: "BucketPath") -> Iterator[None]:
         raise PermissionError(errno.EACCES, f"not permitted: {reason(error)}", str(path)) from error
     except PreconditionFailed:
         raise
-    except (GoogleAPIError, GoogleAuthError, requests.RequestException) as error:
+    except (GoogleAPIError, GoogleAuthError, DataCorruption, requests.RequestException) as error:
         raise OSError(errno.EIO, f"the bucket does not answer: {reason(error)}", str(path)) from error
 
 
@@ -88,6 +91,18 @@ class Stat(StatResult):
     @property
     def st_size(self) -> int:
         return self.length
+
+
+class Reader(BlobReader):
+    """An object that is read in parts, each of which may fail as a disk does."""
+
+    def __init__(self, path: "BucketPath"):
+        super().__init__(path.blob, chunk_size=PART, retry=RETRY)
+        self.path = path
+
+    def read(self, size: int = -1) -> bytes:
+        with told(self.path):
+            return super().read(size)
 
 
 @epath.register_path_cls("gs://")
@@ -206,6 +221,8 @@ class BucketPath(PosixGPath):
     def open(self, mode: str = "r", *, encoding: str | None = None, errors: str | None = None, **more: Any) -> IO[Any]:
         text = {} if "b" in mode else {"encoding": encoding or "utf-8", "errors": errors}
         with told(self):
+            if "r" in mode:
+                return typing.cast(IO[Any], io.TextIOWrapper(Reader(self), **text) if text else Reader(self))
             return typing.cast(IO[Any], self.blob.open(mode, chunk_size=PART, retry=RETRY, **text))
 
     def read_bytes(self) -> bytes:

@@ -5,8 +5,8 @@ FOLDER/.lock    who holds it: process, host, since when. Created on the conditio
 
 A lock that was not written for LAPSE seconds is a dead process's, and is taken over, on the condition that it is still
 the same. So another start may wait that long before it knows; on the machine of the holder it is known at once. A
-process that was cut off from the bucket for longer than that may find its lock taken: it ends, after at most REFRESH
-seconds in which both may have written.
+process that was cut off from the bucket for longer than that may find its lock taken: it ends when it next
+reaches the bucket, and until then both may write.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from deit_jax.runtime.interrupt import EXIT_LOST, end_now
 
 REFRESH = 10.0  # seconds
 LAPSE = 40.0  # seconds
+AGAIN: dict[str, Any] = {"timeout": 5, "retry": RETRY.with_timeout(10)}  # seconds: a request must not outlast LAPSE
 HELD: dict[str, "Lock"] = {}  # by folder, of this process
 
 
@@ -46,10 +47,13 @@ class Lock:
         while not self.released.wait(REFRESH):
             try:
                 generation = write(self.path, self.generation)
-            except OSError:  # the network is down: the lock may lapse, which the next write tells
+            except Exception:  # the network is down: the lock may lapse, which the next write tells
                 continue
             if generation is None:
-                end_now(f"{self.path.parent} was taken over by {describe(self.path)}, as this process could not reach"
+                other = "another process"
+                with contextlib.suppress(Exception):
+                    other = describe(self.path)
+                end_now(f"{self.path.parent} was taken over by {other}, as this process could not reach"
                         f" the bucket for {LAPSE:.0f} s", EXIT_LOST)  # fmt: skip
             else:
                 self.generation = generation
@@ -112,7 +116,7 @@ def write(path: BucketPath, generation: int) -> int | None:
     blob = path.blob
     try:
         with told(path):
-            blob.upload_from_string(json.dumps(OURS), if_generation_match=generation, retry=RETRY)
+            blob.upload_from_string(json.dumps(OURS), if_generation_match=generation, **AGAIN)
     except PreconditionFailed:
         there, content = look(path)  # a request that was sent twice fails as its first one was done
         return there if content == OURS and there else None
@@ -124,10 +128,10 @@ def look(path: BucketPath) -> tuple[int, dict[str, Any]]:
     while True:
         try:
             with told(path):
-                blob = client().bucket(path.bucket).get_blob(path.key, retry=RETRY)
+                blob = client().bucket(path.bucket).get_blob(path.key, **AGAIN)
                 if blob is None:
                     return 0, {}
-                content = blob.download_as_bytes(if_generation_match=blob.generation, retry=RETRY)
+                content = blob.download_as_bytes(if_generation_match=blob.generation, **AGAIN)
         except (FileNotFoundError, PreconditionFailed):  # it was written or removed just now
             continue
         try:

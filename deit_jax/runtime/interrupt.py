@@ -127,7 +127,15 @@ def note(number: int, frame: FrameType | None) -> None:
 
 def stopped() -> str:
     """The line of a command that a signal ended outside its steps: at its start, in its report."""
-    return f"stopped; saved is {STATE.saved()}; the same command resumes from there" if STATE.saved else "stopped"
+    return f"stopped; saved is {saved()}; the same command resumes from there" if STATE.saved else "stopped"
+
+
+def saved() -> str:
+    """What is saved, for a message that has to be said: where the disk cannot be asked, no more than that."""
+    try:
+        return STATE.saved() if STATE.saved else "what was saved before"
+    except Exception:
+        return "what was saved before"
 
 
 def end_in_callback(found: Any, others: Callable[[Any], object]) -> None:

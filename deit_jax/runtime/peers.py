@@ -22,7 +22,7 @@ import jax
 from jax._src import distributed  # jax has no public name for its key-value store
 
 from deit_jax.runtime import interrupt
-from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, EXIT_LOST, STATE, Interrupted, Stop, end_now, stopped
+from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, EXIT_LOST, STATE, Interrupted, Stop, end_now, saved, stopped
 
 POLL = 1.0  # seconds
 POLL_AT_END = 0.1  # seconds
@@ -164,9 +164,8 @@ class Peers:
         """Say which process is lost and what is saved, and end this one."""
         if STATE.count and not STATE.noted:  # all were told to end, and one was faster
             end_now(stopped(), EXIT_INTERRUPTED)
-        saved = STATE.saved() if STATE.saved else "what was saved before"
         end_now(
-            f"process {name} of {self.count} was lost ({why}); saved is {saved}; the same command resumes from"
+            f"process {name} of {self.count} was lost ({why}); saved is {saved()}; the same command resumes from"
             " there, with any number of processes",
             EXIT_LOST,
         )

@@ -1,7 +1,7 @@
 """Where a file lives: on a disk of this machine, or as an object in a bucket of Google Cloud Storage.
 
 `place` turns what a user gives into a path. A path in a bucket has the methods of `pathlib.Path`
-(`deit_jax.runtime.bucket`), so that code which reads, lists and asks needs not know which of the two it has. What
+(`deit_jax.runtime.bucket`), so that code which reads, lists and asks need not know which of the two it has. What
 differs is here, in `atomic` (how a file is replaced) and in `lock` (how a folder is held).
 """
 
@@ -73,18 +73,25 @@ def files(folder: Path) -> dict[Path, int]:
     if is_bucket(folder):
         return folder.files()  # type: ignore[attr-defined]
     found = {}
-    for path in sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
+    walk = os.walk(folder, onerror=unless_gone)
+    for path in sorted(Path(parent, name) for parent, _, names in walk for name in names):
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
                 found[path] = path.stat().st_size
     return found
 
 
+def unless_gone(error: OSError) -> None:
+    """Raise the error of a folder that cannot be listed, unless there is none."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 def folders(folder: Path) -> list[Path]:
     """Every folder below a folder."""
     if is_bucket(folder):
         return sorted({parent for path in files(folder) for parent in path.parents if folder in parent.parents})
-    return sorted(Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
+    return sorted(Path(parent, name) for parent, names, _ in os.walk(folder, onerror=unless_gone) for name in names)
 
 
 def sizes(folder: Path, names: Iterable[str]) -> dict[str, int]:
@@ -107,7 +114,7 @@ def remove(folder: Path) -> None:
 def kvstore(folder: Path) -> dict[str, str]:
     """TensorStore's description of a folder."""
     if is_bucket(folder):
-        return {"driver": "gcs", "bucket": folder.bucket, "path": f"{folder.key}/"}  # type: ignore[attr-defined]
+        return {"driver": "gcs", "bucket": folder.bucket, "path": f"{folder.key}/" if folder.key else ""}  # type: ignore[attr-defined]
     return {"driver": "file", "path": f"{folder}/"}
 
 

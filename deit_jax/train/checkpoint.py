@@ -79,6 +79,7 @@ class Checkpoints:
         self.scores: dict[int, dict[str, Any]] = {}
         self.saving: int | None = None
         self.failure: UserError | None = None  # of the last save, until one succeeds
+        self.stale = False  # whether Orbax still counts a step that was not saved
         from_process_0(lambda: set_damaged_aside(self.directory))
         silence_save_threads()
         options = ocp.CheckpointManagerOptions(
@@ -90,6 +91,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise atomic.write_error(self.directory, error) from error
+        self.known = set(self.manager.all_steps())  # steps that are saved, as last seen
         STATE.saved = self.newest_saved
         evaluated = {step: self.meta(step).get("metrics") for step in self.manager.all_steps()}
         self.scores |= {step: metrics for step, metrics in evaluated.items() if metrics}
@@ -126,10 +128,11 @@ class Checkpoints:
         self.scores[step] = metrics
         if step in self.manager.all_steps():
             self.settle()
-            if jax.process_index() == 0 and self.folder(step).is_dir():
+            if jax.process_index() == 0:
                 try:
-                    integrity.write_record(self.folder(step) / SCORES, metrics)
-                except UserError as error:
+                    if self.folder(step).is_dir():
+                        integrity.write_record(self.folder(step) / SCORES, metrics)
+                except (UserError, OSError) as error:
                     say(f"warning: {error}")
 
     def scored(self, step: int) -> bool:
@@ -156,10 +159,16 @@ class Checkpoints:
         """
         self.settle()
         step = int(state["step"])
-        if step in self.manager.all_steps():
-            return True
         if metrics:
             self.scores[step] = metrics
+        try:
+            self.refresh()
+        except OSError as error:
+            self.saving = step
+            self.fail(error)
+            return False
+        if step in self.manager.all_steps():
+            return True
         items = {
             "params": ocp.args.StandardSave({"params": state["params"], "batch_stats": state["batch_stats"]}),
             "rest": ocp.args.StandardSave(
@@ -199,6 +208,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # a bucket that does not answer
                 if self.saving is not None and integrity.is_complete(self.folder(self.saving)):
                     self.failure = None
+                    self.known.add(self.saving)
 
     def fail(self, error: Exception, needed: int = 0) -> None:
         """Note and say that a save failed for want of a disk to write to; raise any other error again."""
@@ -216,8 +226,15 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # a bucket that does not answer: the next start removes them
                 for remains in self.unfinished():
                     storage.remove(remains)
+        self.stale = True  # it counts the step as saved
         with contextlib.suppress(OSError):
-            self.manager.reload()  # it counts the step as saved
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Have Orbax see which steps are there, where a save failed. Raises OSError where the disk does not answer."""
+        if self.stale:
+            self.manager.reload()
+            self.stale = False
 
     def restore(self, shapes: dict, step: int | None = None) -> dict:
         """The state at `step` (default newest). shapes: the state as ShapeDtypeStructs with the shardings wanted.
@@ -271,6 +288,7 @@ class Checkpoints:
         self.settle()
         for later in [s for s in self.manager.all_steps() if s > step]:
             self.manager.delete(later)
+        self.known = {s for s in self.known if s <= step}
         for later in [s for s in self.scores if s > step]:
             del self.scores[later]
 
@@ -280,8 +298,16 @@ class Checkpoints:
         return self.restore(shapes, step)
 
     def newest_saved(self) -> str:
-        """What a message says is saved; asked of the disk, as it may be said in the middle of a save."""
-        newest = max((int(p.name) for p in integrity.steps_in(self.directory)), default=None)
+        """What a message says is saved; asked of the disk, as it may be said in the middle of a save.
+
+        A bucket is not asked: it may not answer for a minute, and the message may be a signal's.
+        """
+        there = (
+            self.known
+            if storage.is_bucket(self.directory)
+            else (int(p.name) for p in integrity.steps_in(self.directory))
+        )
+        newest = max(there, default=None)
         return "nothing" if newest is None else f"step {newest}"
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ WORKDIR/config.json    the settings the run began with, and the fingerprint of i
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
     folder = storage.place(workdir).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        probe = folder / f".writable-{secrets.token_hex(4)}"  # several hosts try at once, perhaps with equal numbers
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be written ({error.strerror}): choose another --workdir") from error
     record = folder / "config.json"
