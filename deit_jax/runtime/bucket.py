@@ -222,7 +222,9 @@ class BucketPath(PosixGPath):
         text = {} if "b" in mode else {"encoding": encoding or "utf-8", "errors": errors}
         with told(self):
             if "r" in mode:
-                return typing.cast(IO[Any], io.TextIOWrapper(Reader(self), **text) if text else Reader(self))
+                return typing.cast(
+                    IO[Any], io.TextIOWrapper(typing.cast(Any, Reader(self)), **text) if text else Reader(self)
+                )
             return typing.cast(IO[Any], self.blob.open(mode, chunk_size=PART, retry=RETRY, **text))
 
     def read_bytes(self) -> bytes:

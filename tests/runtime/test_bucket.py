@@ -81,6 +81,14 @@ def test_a_bucket_that_does_not_answer_is_never_an_empty_one(bucket, gcs_server)
             ask()
 
 
+def test_an_object_that_cannot_be_read_on_fails_as_a_file_does(bucket, gcs_server):
+    fill(bucket)
+    with (bucket / "a.txt").open("rb") as file:
+        gcs_server.failing, gcs_server.failing_methods = 403, ("GET",)
+        with pytest.raises(PermissionError, match="not permitted"):
+            file.read()
+
+
 def test_a_write_that_fails_changes_nothing(bucket, gcs_server):
     atomic.write_json(bucket / "a.json", {"a": 1})
     gcs_server.failing, gcs_server.failing_methods = 403, ("POST", "PUT")

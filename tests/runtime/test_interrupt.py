@@ -123,6 +123,9 @@ def test_a_signal_outside_the_steps_says_what_is_saved():
         with pytest.raises(Interrupted, match="^stopped; saved is step 30; the same command resumes from there$"):
             signal.raise_signal(signal.SIGINT)
     with interrupt.listen():
+        STATE.saved = lambda: 1 / 0
+        assert interrupt.stopped().startswith("stopped; saved is what was saved before;"), "a disk that does not answer"
+    with interrupt.listen():
         assert interrupt.stopped() == "stopped", "nothing is kept from the command before"
 
 
