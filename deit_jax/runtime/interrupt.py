@@ -115,6 +115,13 @@ def take_signals() -> None:
         signal.signal(number, note)
 
 
+def ignore_signals() -> None:
+    """Let the rest of a `listen` block hear nothing; in other threads than the main one it changes nothing."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def note(number: int, frame: FrameType | None) -> None:
     """Python's handler, in the main thread: note the signal where there is something to save, else end the command."""
     if STATE.stops:

@@ -205,6 +205,7 @@ class Peers:
         self.final = FAILED if failed else DONE
         together = self.all_ended.wait(self.lost_after + 2 * POLL if failed else None)
         if together:
+            interrupt.ignore_signals()  # all is done and saved: one that left now would be missed by the others
             jax.distributed.shutdown()
         else:
             abandon()

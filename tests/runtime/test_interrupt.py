@@ -116,6 +116,15 @@ def test_a_signal_during_the_first_imports_ends_in_a_line(command):
     assert (process.returncode, out, err) == (130, b"", b"stopped\n")
 
 
+def test_signals_can_be_ignored_to_the_end_of_a_block_and_no_further():
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupt.listen():
+        interrupt.ignore_signals()
+        signal.raise_signal(signal.SIGTERM)
+        assert STATE.count == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_signal_outside_the_steps_says_what_is_saved():
     with interrupt.listen():
         assert interrupt.stopped() == "stopped"
