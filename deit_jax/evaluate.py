@@ -350,6 +350,7 @@ def write_outputs(folder: str, found: dict[str, Any]) -> None:
     """evaluation.md, .json and .csv in `folder`; nothing where it is ""."""
     if not folder:
         return
+    paths = {name: storage.place(folder) / name for name in OUTPUTS}
     for name, render in OUTPUTS.items():
-        (storage.place(folder) / name).write_text(render(found))
-    print(f"\nwrote {', '.join(str(storage.place(folder) / name) for name in OUTPUTS)}")
+        paths[name].write_text(render(found))
+    print(f"\nwrote {', '.join(map(str, paths.values()))}")

@@ -29,6 +29,7 @@ from deit_jax.config.derived import has_teacher, plain_config, plain_name
 from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline
 from deit_jax.distill import agreement
+from deit_jax.distill.agreement import UNTAUGHT
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.errors import shown
 from deit_jax.report import breakdown, log, plots, tables
@@ -39,8 +40,6 @@ from deit_jax.train.evaluate import head_logits, predict
 from deit_jax.train.loop import train
 from deit_jax.train.setup import Data, Run, open_data
 from deit_jax.weights.orbax import read_weights
-
-UNTAUGHT = agreement.UNTAUGHT
 
 
 def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:

@@ -54,9 +54,14 @@ class JsonLines:
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115  lives as long as the run
         self.end = self.file.tell()
 
+    def queue(self, record: dict[str, Any]) -> None:
+        """Put a record behind those that wait; the oldest go where they are too many."""
+        line = json.dumps(to_json(record), allow_nan=False) + "\n"
+        self.waiting = [*self.waiting, line.encode()][-MOST_WAITING:]
+
     def write(self, record: dict[str, Any]) -> None:
         """Raises OSError where the record has to wait; the file ends with a whole line in any case."""
-        self.waiting = [*self.waiting, (json.dumps(to_json(record), allow_nan=False) + "\n").encode()][-MOST_WAITING:]
+        self.queue(record)
         data = memoryview(b"".join(self.waiting))
         written = 0
         try:
@@ -89,7 +94,7 @@ class ObjectLines(JsonLines):
 
     def write(self, record: dict[str, Any]) -> None:
         """Raises UserError where the records have to wait."""
-        self.waiting = [*self.waiting, (json.dumps(to_json(record), allow_nan=False) + "\n").encode()][-MOST_WAITING:]
+        self.queue(record)
         if time.monotonic() - self.written >= self.SECONDS:
             self.sync()
 

@@ -10,11 +10,9 @@ reaches the bucket, and until then both may write.
 """
 
 import contextlib
-import datetime
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from google.api_core.exceptions import PreconditionFailed
 
 from deit_jax.runtime import atomic
 from deit_jax.runtime.bucket import RETRY, BucketPath, client, told
+from deit_jax.runtime.holder import holder_text, ourselves
 from deit_jax.runtime.interrupt import EXIT_LOST, end_now
 
 REFRESH = 10.0  # seconds
@@ -97,8 +96,8 @@ def take(path: BucketPath) -> int | None:
     if not there:
         return write(path, 0)
     if not is_dead(content):
-        print(f"{path.parent} may be in use by {shown(content)}: waiting for its sign of life, at most {LAPSE:.0f} s",
-              flush=True)  # fmt: skip
+        who = holder_text(content)
+        print(f"{path.parent} may be in use by {who}: waiting for its sign of life, at most {LAPSE:.0f} s", flush=True)
         end = time.monotonic() + LAPSE
         while time.monotonic() < end:
             time.sleep(min(1.0, LAPSE / 10))
@@ -148,13 +147,7 @@ def boot() -> str:
         return ""
 
 
-OURS = {
-    "process": os.getpid(),
-    "host": socket.gethostname(),
-    "boot": boot(),
-    "token": secrets.token_hex(8),
-    "since": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-}
+OURS = {**ourselves(), "boot": boot(), "token": secrets.token_hex(8)}
 
 
 def is_dead(content: dict[str, Any]) -> bool:
@@ -164,11 +157,4 @@ def is_dead(content: dict[str, Any]) -> bool:
 
 def describe(path: BucketPath) -> str:
     """Who holds a lock, for people."""
-    return shown(look(path)[1])
-
-
-def shown(content: dict[str, Any]) -> str:
-    try:
-        return f"process {content['process']} on {content['host']} since {content['since']}"
-    except KeyError:
-        return "another process"
+    return holder_text(look(path)[1])

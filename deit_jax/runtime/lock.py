@@ -7,10 +7,8 @@ A bucket has no such locks: `deit_jax.runtime.bucket_lock`.
 """
 
 import contextlib
-import datetime
 import json
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import filelock
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
+from deit_jax.runtime.holder import holder_text, ourselves
 
 
 @contextlib.contextmanager
@@ -45,10 +44,7 @@ def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
     try:
         if held.lock_counter == 1:
             atomic.remove_remains(folder)
-            since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            atomic.write_json(
-                folder / ".holder.json", {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-            )
+            atomic.write_json(folder / ".holder.json", ourselves())
         yield None
     finally:
         held.release()
@@ -66,7 +62,6 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
 def holder(folder: Path) -> str:
     """Who holds the lock of `folder`, for people; "another process" in the moment before it has said so."""
     try:
-        found = json.loads((folder / ".holder.json").read_text())
-        return f"process {found['process']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return holder_text(json.loads((folder / ".holder.json").read_text()))
+    except (OSError, ValueError):
         return "another process"

@@ -17,6 +17,7 @@ from deit_jax.runtime import sharding
 from deit_jax.student import Student, make_student
 from deit_jax.train.evaluate import predict_classes
 from deit_jax.train.setup import Data
+from deit_jax.weights import integrity
 from deit_jax.weights.orbax import read_weights
 
 FILE = "decisions.npz"
@@ -25,7 +26,7 @@ COSINE_IMAGES = 256
 
 def last_step(folder: Path) -> Path:
     """The newest checkpoint of a finished run, which is not chosen by any evaluation."""
-    return max((p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    return max(integrity.steps_in(folder / "checkpoints"), key=lambda p: int(p.name))
 
 
 def record(config, data: Data, folder: Path) -> dict:

@@ -159,8 +159,6 @@ class Checkpoints:
         """
         self.settle()
         step = int(state["step"])
-        if metrics:
-            self.scores[step] = metrics
         try:
             self.refresh()
         except OSError as error:
@@ -169,6 +167,8 @@ class Checkpoints:
             return False
         if step in self.manager.all_steps():
             return True
+        if metrics:
+            self.scores[step] = metrics
         items = {
             "params": ocp.args.StandardSave({"params": state["params"], "batch_stats": state["batch_stats"]}),
             "rest": ocp.args.StandardSave(
@@ -302,12 +302,9 @@ class Checkpoints:
 
         A bucket is not asked: it may not answer for a minute, and the message may be a signal's.
         """
-        there = (
-            self.known
-            if storage.is_bucket(self.directory)
-            else (int(p.name) for p in integrity.steps_in(self.directory))
-        )
-        newest = max(there, default=None)
+        in_bucket = storage.is_bucket(self.directory)
+        steps = self.known if in_bucket else {int(p.name) for p in integrity.steps_in(self.directory)}
+        newest = max(steps, default=None)
         return "nothing" if newest is None else f"step {newest}"
 
     def close(self) -> None:
