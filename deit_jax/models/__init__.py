@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from deit_jax.errors import UserError, nearest
 from deit_jax.models import efficientnet, regnet, vit
+from deit_jax.models.init_rngs import InitRngs
 
 FAMILIES = {
     vit.ViT: vit.CONFIGS,
@@ -58,7 +59,7 @@ def create_model(
         overrides: any other argument of the module (`drop_path_rate`, `dtype`, `depth`, …).
     """
     build = constructor(name, num_classes=num_classes, img_size=img_size, **overrides)
-    return build(rngs=nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
+    return build(rngs=InitRngs(rngs) if isinstance(rngs, int) else rngs)
 
 
 def abstract(build: functools.partial) -> tuple[nnx.GraphDef, dict, dict]:
@@ -74,12 +75,12 @@ def abstract(build: functools.partial) -> tuple[nnx.GraphDef, dict, dict]:
 @functools.lru_cache(maxsize=32)
 def traced(module: Callable[..., nnx.Module], arguments: tuple) -> tuple[nnx.GraphDef, dict, dict]:
     # kept: tracing a RegNet's constructor takes a second, and reading weights asks for it several times
-    model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=InitRngs(0)))
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def init_arrays(build: functools.partial, key: PRNGKeyArray) -> tuple[dict, dict]:
     """New (parameters, statistics) of a `constructor(...)` as pure dictionaries; works inside jit."""
-    _, params, batch_stats = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+    _, params, batch_stats = nnx.split(build(rngs=InitRngs(key)), nnx.Param, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
