@@ -1,0 +1,32 @@
+"""The keys of new weights are those of nnx.Rngs."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+import deit_jax
+from deit_jax.models.init_rngs import InitRngs
+
+
+def data(key) -> list:
+    return np.asarray(jax.random.key_data(key)).tolist()
+
+
+def test_its_keys_are_those_of_nnx_rngs():
+    ours, theirs = InitRngs(3), nnx.Rngs(3)
+    for _ in range(5):
+        assert data(ours.params()) == data(theirs.params())
+    parts = [rngs.split(4) for rngs in (ours, theirs)]
+    draw = nnx.vmap(lambda rngs: jax.numpy.stack([jax.random.key_data(rngs.params()) for _ in range(3)]))
+    np.testing.assert_array_equal(*map(draw, parts))
+    assert data(ours.params()) == data(theirs.params())
+
+
+def test_a_key_is_a_seed():
+    assert data(InitRngs(jax.random.key(3)).params()) == data(InitRngs(3).params())
+
+
+def test_a_seed_gives_the_weights_of_nnx_rngs_of_that_seed():
+    small = {"embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 3}
+    seed, rngs = (deit_jax.create_model("deit_digits_patch4_16", rngs=r, **small) for r in (3, nnx.Rngs(3)))
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.to_pure_dict(nnx.state(m)) for m in (seed, rngs)))
