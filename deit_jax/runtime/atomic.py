@@ -40,19 +40,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, for the block to write a file or folder to; it takes `path`'s place at the end.
 
     The content reaches the disk before the name does. Where the block or the disk fails, `path` stays as it was and
-    the temporary is removed. Raises UserError where the disk is full or cannot be written. What belongs into a bucket
-    is written to this machine's temporary folder first.
+    the temporary is removed. Raises UserError where the disk is full or cannot be written. What goes to a bucket is
+    written to this machine's temporary folder first, and uploaded at the end.
     """
     path = storage.place(path)
     if storage.is_bucket(path):
-        with tempfile.TemporaryDirectory(prefix="deit_jax-") as folder:
-            temporary = Path(folder) / path.name
-            yield temporary
-            try:
-                for written in [temporary] if temporary.is_file() else storage.files(temporary):
-                    path.joinpath(written.relative_to(temporary)).upload(written)  # type: ignore[attr-defined]
-            except OSError as error:
-                raise write_error(path, error) from error
+        try:
+            with tempfile.TemporaryDirectory(prefix="deit_jax-") as folder:
+                yield (temporary := Path(folder) / path.name)
+                upload(temporary, path)
+        except OSError as error:
+            raise UserError(
+                f"{path} is written to this machine's temporary folder first, which fails ({reason(error)}): make room"
+                " there, or set TMPDIR to another folder"
+            ) from error
         return
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -66,6 +67,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def upload(temporary: Path, path: Path) -> None:
+    """Put a local file, or each file of a local folder, into a bucket. Raises UserError where the bucket fails."""
+    for written in [temporary] if temporary.is_file() else storage.files(temporary):
+        try:
+            path.joinpath(written.relative_to(temporary)).upload(written)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def remove_remains(folder: Path) -> None:
@@ -131,18 +141,22 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
 
     error: an OSError, or a library's error whose text holds the system's. needed: bytes.
     """
-    known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
-    text = known or str(error).strip() or type(error).__name__
+    text = reason(error)
     if storage.is_bucket(path):
         return UserError(
-            f"{path} cannot be written ({text.splitlines()[0][:160]}): check that the bucket is there and that this"
-            " machine may write to it"
+            f"{path} cannot be written ({text}): check that the bucket is there and that this machine may write to it"
         )
     full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
     folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
     space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
     fix = f"{space} in {folder}; make room there" if full else f"check that {folder} is there and can be written"
-    return UserError(f"{path} cannot be written ({text.splitlines()[0][:160]}): {fix}")
+    return UserError(f"{path} cannot be written ({text}): {fix}")
+
+
+def reason(error: Exception) -> str:
+    """The system's words for an error, in one line, also where a library quotes them."""
+    known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
+    return (known or str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def is_disk_error(error: BaseException) -> bool:

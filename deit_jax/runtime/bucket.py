@@ -64,8 +64,8 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def told(path: "BucketPath") -> Iterator[None]:
-    """Errors of the client within, as errors of a disk."""
+def as_os_errors(path: "BucketPath") -> Iterator[None]:
+    """Raise the errors of Google's client as OSErrors, which readers of a disk expect."""
     try:
         yield
     except NotFound as error:
@@ -101,7 +101,7 @@ class Reader(BlobReader):
         self.path = path
 
     def read(self, size: int = -1) -> bytes:
-        with told(self.path):
+        with as_os_errors(self.path):
             return super().read(size)
 
 
@@ -135,12 +135,12 @@ class BucketPath(PosixGPath):
     # asking
 
     def is_file(self) -> bool:
-        with told(self):  # False for a bucket that is not there, too
+        with as_os_errors(self):  # False for a bucket that is not there, too
             return bool(self.key) and self.blob.exists(retry=RETRY)
 
     def is_dir(self) -> bool:
         try:
-            with told(self):
+            with as_os_errors(self):
                 return next(iter(self.list_objects(max_results=1)), None) is not None
         except FileNotFoundError:  # the bucket itself
             return False
@@ -150,7 +150,7 @@ class BucketPath(PosixGPath):
 
     def stat(self) -> Stat:
         try:
-            with told(self):
+            with as_os_errors(self):
                 found = client().bucket(self.bucket).get_blob(self.key, retry=RETRY) if self.key else None
         except FileNotFoundError:
             found = None
@@ -162,12 +162,12 @@ class BucketPath(PosixGPath):
 
     def files(self) -> dict[Self, int]:
         """Every object below this folder, sorted, and its bytes."""
-        with told(self):
+        with as_os_errors(self):
             found = {blob.name: blob.size or 0 for blob in self.list_objects()}
         return {self.within(name): size for name, size in sorted(found.items()) if not name.endswith("/")}
 
     def iterdir(self) -> Iterator[Self]:
-        with told(self):
+        with as_os_errors(self):
             listing = self.list_objects(delimiter="/")
             names = {blob.name for blob in listing}  # first: prefixes are known once all pages are read
             names |= {prefix.rstrip("/") for prefix in listing.prefixes}
@@ -220,7 +220,7 @@ class BucketPath(PosixGPath):
 
     def open(self, mode: str = "r", *, encoding: str | None = None, errors: str | None = None, **more: Any) -> IO[Any]:
         text = {} if "b" in mode else {"encoding": encoding or "utf-8", "errors": errors}
-        with told(self):
+        with as_os_errors(self):
             if "r" in mode:
                 return typing.cast(
                     IO[Any], io.TextIOWrapper(typing.cast(Any, Reader(self)), **text) if text else Reader(self)
@@ -228,7 +228,7 @@ class BucketPath(PosixGPath):
             return typing.cast(IO[Any], self.blob.open(mode, chunk_size=PART, retry=RETRY, **text))
 
     def read_bytes(self) -> bytes:
-        with told(self):
+        with as_os_errors(self):
             return self.blob.download_as_bytes(retry=RETRY)
 
     def read_text(self, encoding: str | None = None, errors: str = "strict") -> str:
@@ -236,7 +236,7 @@ class BucketPath(PosixGPath):
 
     def write_bytes(self, data: bytes) -> int:
         """Replaces the object whole."""
-        with told(self):
+        with as_os_errors(self):
             self.blob.upload_from_string(bytes(data), content_type="application/octet-stream", retry=RETRY)
         return len(data)
 
@@ -245,7 +245,7 @@ class BucketPath(PosixGPath):
 
     def upload(self, local: str | os.PathLike) -> None:
         """Replaces the object by a local file's content."""
-        with told(self):
+        with as_os_errors(self):
             self.blob.upload_from_filename(os.fspath(local), retry=RETRY)
 
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
@@ -270,7 +270,7 @@ class BucketPath(PosixGPath):
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
-            with told(self):
+            with as_os_errors(self):
                 self.blob.delete(retry=RETRY)
         except FileNotFoundError:
             if not missing_ok:
@@ -281,7 +281,7 @@ class BucketPath(PosixGPath):
         to = type(self)(dst)
         if not overwrite and to.exists():
             raise FileExistsError(errno.EEXIST, "already there", str(to))
-        with told(self):
+        with as_os_errors(self):
             source, target, retry = self.blob, to.blob, typing.cast(Any, RETRY)
             token = target.rewrite(source, retry=retry)[0]
             while token is not None:  # a large one is copied part by part

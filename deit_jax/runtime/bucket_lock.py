@@ -22,7 +22,7 @@ from typing import Any
 from google.api_core.exceptions import PreconditionFailed
 
 from deit_jax.runtime import atomic
-from deit_jax.runtime.bucket import RETRY, BucketPath, client, told
+from deit_jax.runtime.bucket import RETRY, BucketPath, as_os_errors, client
 from deit_jax.runtime.holder import holder_text, ourselves
 from deit_jax.runtime.interrupt import EXIT_LOST, end_now
 
@@ -45,13 +45,13 @@ class Lock:
         """Write the lock again and again; end the process where it is another's meanwhile."""
         while not self.released.wait(REFRESH):
             try:
-                generation = write(self.path, self.generation)
+                generation = write_lock(self.path, self.generation)
             except Exception:  # the network is down: the lock may lapse, which the next write tells
                 continue
             if generation is None:
                 other = "another process"
                 with contextlib.suppress(Exception):
-                    other = describe(self.path)
+                    other = holder_of(self.path)
                 end_now(f"{self.path.parent} was taken over by {other}, as this process could not reach"
                         f" the bucket for {LAPSE:.0f} s", EXIT_LOST)  # fmt: skip
             else:
@@ -61,7 +61,7 @@ class Lock:
         """Remove the lock, unless it is another's."""
         self.released.set()
         self.thread.join()
-        with contextlib.suppress(OSError, PreconditionFailed), told(self.path):
+        with contextlib.suppress(OSError, PreconditionFailed), as_os_errors(self.path):
             self.path.blob.delete(if_generation_match=self.generation, retry=RETRY)
 
 
@@ -73,11 +73,11 @@ def try_hold(folder: Path) -> Iterator[str | None]:
         HELD[name].count += 1
     else:
         try:
-            generation = take(path)
+            generation = acquire(path)
         except OSError as error:
             raise atomic.write_error(path, error) from error
         if generation is None:
-            yield describe(path)
+            yield holder_of(path)
             return
         HELD[name] = Lock(path, generation)
     try:
@@ -88,45 +88,45 @@ def try_hold(folder: Path) -> Iterator[str | None]:
             HELD.pop(name).release()
 
 
-def take(path: BucketPath) -> int | None:
+def acquire(path: BucketPath) -> int | None:
     """The generation of the lock, once this process holds it; None where another does, and lives."""
-    if (generation := write(path, 0)) is not None:
+    if (generation := write_lock(path, 0)) is not None:
         return generation
-    there, content = look(path)
+    there, content = read_lock(path)
     if not there:
-        return write(path, 0)
+        return write_lock(path, 0)
     if not is_dead(content):
         who = holder_text(content)
         print(f"{path.parent} may be in use by {who}: waiting for its sign of life, at most {LAPSE:.0f} s", flush=True)
         end = time.monotonic() + LAPSE
         while time.monotonic() < end:
             time.sleep(min(1.0, LAPSE / 10))
-            now, _ = look(path)
+            now, _ = read_lock(path)
             if not now:
-                return write(path, 0)
+                return write_lock(path, 0)
             if now != there:
                 return None
-    return write(path, there)
+    return write_lock(path, there)
 
 
-def write(path: BucketPath, generation: int) -> int | None:
+def write_lock(path: BucketPath, generation: int) -> int | None:
     """Write the lock where its generation is `generation` (0: where it is not there). Returns the new one, or None
     where it was another."""
     blob = path.blob
     try:
-        with told(path):
+        with as_os_errors(path):
             blob.upload_from_string(json.dumps(OURS), if_generation_match=generation, **AGAIN)
     except PreconditionFailed:
-        there, content = look(path)  # a request that was sent twice fails as its first one was done
+        there, content = read_lock(path)  # a request that was sent twice fails as its first one was done
         return there if content == OURS and there else None
     return blob.generation
 
 
-def look(path: BucketPath) -> tuple[int, dict[str, Any]]:
+def read_lock(path: BucketPath) -> tuple[int, dict[str, Any]]:
     """(generation, content) of the lock; 0 where it is not there."""
     while True:
         try:
-            with told(path):
+            with as_os_errors(path):
                 blob = client().bucket(path.bucket).get_blob(path.key, **AGAIN)
                 if blob is None:
                     return 0, {}
@@ -155,6 +155,6 @@ def is_dead(content: dict[str, Any]) -> bool:
     return bool(boot()) and content.get("boot") == boot() and not atomic.is_alive(content.get("process", 0))
 
 
-def describe(path: BucketPath) -> str:
+def holder_of(path: BucketPath) -> str:
     """Who holds a lock, for people."""
-    return holder_text(look(path)[1])
+    return holder_text(read_lock(path)[1])

@@ -120,7 +120,7 @@ def kvstore(folder: Path) -> dict[str, str]:
 
 @functools.cache
 def local_copy(path: Path, beside: tuple[str, ...] = ()) -> Path:
-    """A local file's own path; of an object, the path of a copy in a folder that is removed when the process ends.
+    """The path of a local file as it is; for an object, that of a copy in a folder removed when the process ends.
 
     beside: names of files that are copied with it where they lie beside it.
     """

@@ -1,5 +1,6 @@
 """Paths in a bucket do what paths on a disk do; writes are whole or not done; a lock is held by one process."""
 
+import errno
 import json
 import os
 import sys
@@ -108,6 +109,14 @@ def test_a_write_that_fails_changes_nothing(bucket, gcs_server):
     assert json.loads((bucket / "a.json").read_text()) == {"a": 1}
 
 
+def test_a_full_temporary_folder_is_told_as_such(bucket):
+    (bucket / "a.json").write_text("before")
+    with pytest.raises(UserError, match="temporary folder first, which fails .No space left.*set TMPDIR"):  # noqa: SIM117
+        with atomic.replacing(bucket / "a.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert (bucket / "a.json").read_text() == "before"
+
+
 def test_a_large_object_is_read_and_written_in_parts(bucket, tmp_path, monkeypatch):
     from google.cloud.storage import blob
 
@@ -140,10 +149,10 @@ def held_elsewhere(bucket, **content):
 
 def test_a_folder_is_held_while_its_holder_writes_its_lock(bucket, fast):
     with lock.hold(bucket), lock.hold(bucket):  # the same process again
-        first, content = fast.look(bucket / ".lock")
+        first, content = fast.read_lock(bucket / ".lock")
         assert content["process"] == os.getpid()
         time.sleep(0.4)
-        again, _ = fast.look(bucket / ".lock")
+        again, _ = fast.read_lock(bucket / ".lock")
         assert again > first > 0, "it was written again"
     assert not (bucket / ".lock").exists()
 
