@@ -1,4 +1,4 @@
-"""The arrays that functions take: of jax, or of numpy where a caller has them on the host."""
+"""The type of arrays that functions accept: jax's, or numpy's where a caller has them on the host."""
 
 import jax
 import numpy as np

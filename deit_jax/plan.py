@@ -219,8 +219,11 @@ def describe(p: Plan, config: Config) -> str:
 
 
 def forecast(p: Plan, config: Config) -> list[str]:
-    """Lines on images/s and hours, from the arithmetic at half of the peak rate and what each device sends (the
-    collectives' bytes, by the ring algorithms) at its published link bandwidth; none for devices of unknown rates."""
+    """Lines that estimate images/s and hours; none for devices of unknown rates.
+
+    Computing is counted at half of the peak rate, communication (the collectives' bytes, by ring algorithms) at the
+    published link bandwidth.
+    """
     known = hardware.accelerator(p.device_kind)
     if not known:
         return []

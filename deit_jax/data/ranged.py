@@ -71,7 +71,7 @@ def records_of(chunk: bytes) -> list[bytes]:
 def first_field(message: bytes) -> int:
     """The number in a protocol buffer's first field."""
     if message[:1] != b"\x08":
-        raise ValueError("its index is not one")
+        raise ValueError("its index does not start with a field 1 of type varint")
     return varint(message, 1)[0]
 
 

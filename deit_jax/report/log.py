@@ -75,7 +75,7 @@ class JsonLines:
         self.waiting = []
 
     def sync(self) -> None:
-        """Nothing is left to write: each record goes to the file at once."""
+        """Does nothing here: each record goes to the file as it comes."""
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -99,14 +99,14 @@ class ObjectLines(JsonLines):
             self.sync()
 
     def sync(self) -> None:
-        """Write what waits. Raises UserError where that cannot be."""
+        """Write the records that wait. Raises UserError where the bucket fails."""
         if not self.waiting:
             return
         content = self.content + b"".join(self.waiting)
         try:
             atomic.write_bytes(self.path, content)
         finally:
-            self.written = time.monotonic()  # of the attempt, which may take a minute: then, too, it waits SECONDS
+            self.written = time.monotonic()  # after a failed attempt too, which may have taken a minute
         self.content, self.waiting = content, []
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Log:
         self.lines = ObjectLines(path) if storage.is_bucket(path) else JsonLines(path)
 
     def sync(self) -> None:
-        """Write what only memory holds: before a checkpoint, which must not be further than the log."""
+        """Write the records that only memory holds; called before a checkpoint, which must not be ahead of the log."""
         if self.lines:
             with self.reporting("log.jsonl"):
                 self.lines.sync()

@@ -140,7 +140,7 @@ class Checkpoints:
         return step in self.scores
 
     def forecast(self, shapes: dict) -> str:
-        """A line about the disk space that the run's checkpoints take and that there is. shapes: the state's."""
+        """One line: the disk space that the run's checkpoints will take, and what is free. shapes: the state's."""
         each, free = state_bytes(shapes), atomic.free_space(self.directory)
         count = self.keep + 2  # the best, and the one being written
         if storage.is_bucket(self.directory):
