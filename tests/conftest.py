@@ -1,5 +1,5 @@
 """Every test sees eight simulated devices, so that what works on one also works on many; what is compiled is kept, and
-compiled with less optimization: compiling is most of what the suite does."""
+compiled with less optimization: compiling is most of what the suite does. `.ci/run` trains once as a user would."""
 
 import os
 import shutil
@@ -14,12 +14,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+# code that takes half the time to make, and is as fast on arrays as small as the tests'
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
+    quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax  # after the environment it reads is set
 import jaxtyping
 
+LESS_OPTIMIZED = "xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]
 CHECKED = (
     *("augment", "classes", "distill", "losses", "models", "report"),
     *("train.classifier", "train.evaluate", "train.optimizer", "train.setup", "train.step"),
@@ -31,6 +34,11 @@ jaxtyping.install_import_hook([f"deit_jax.{room}" for room in CHECKED], TYPECHEC
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_collection_modifyitems(items):
+    """Files of long runs come first: at the end of the suite one would keep one process busy and the other waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("long_runs") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory):
     """What libraries leave in the temp directory (TFDS: a folder per dataset opened) goes into pytest's, which removes
@@ -39,6 +47,17 @@ def temporary_files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", folder)
         patch.setenv("TMPDIR", folder)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimization(request):
+    """Nearly none, where a file does not say `pytest.mark.long_runs`: most compile much and run it briefly. A level in
+    XLA_FLAGS holds for all."""
+    from helpers import compiling
+
+    long = request.node.get_closest_marker("long_runs") is not None
+    with compiling(optimized=long or not LESS_OPTIMIZED):
         yield
 
 
@@ -68,16 +87,8 @@ def pytest_cmdline_main(config):
     worker = "PYTEST_XDIST_WORKER" in os.environ
     whole = config.args_source == config.ArgsSource.TESTPATHS and not worker
     if whole and getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
-        option.numprocesses, option.dist = 2, "loadfile"
+        option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False
         option.maxworkerrestart = "0"  # a process that dies ends the suite: xdist waits for ever where one is replaced
-
-
-@pytest.fixture(scope="module")
-def quick_compiles():
-    """Compile without most optimizations: for files that compile much and run it briefly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import seeded
 from absl.testing import flagsaver
+from flax import nnx
 from PIL import Image
 
 from deit_jax import cli, models
@@ -40,6 +41,17 @@ def one_device() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def compiling(*, optimized: bool) -> Iterator[None]:
+    """Whether what is compiled within is worth optimizing."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def digits_config():
     """The first command's config, one epoch long, as it is resolved for the `digits_run` fixture."""
     from configs.digits import get_config
@@ -52,12 +64,17 @@ def digits_config():
 def make_digits_run(folder: Path) -> None:
     """Run the first command on one device; `opened.json` lists what it opened, in order."""
     opened = []
-    with one_device(), pytest.MonkeyPatch.context() as patch:
+    with one_device(), compiling(optimized=True), pytest.MonkeyPatch.context() as patch:
         for module, name in ((sources, "open_sources"), (teacher, "load_weights")):
             original = getattr(module, name)
             patch.setattr(module, name, lambda *a, o=original, n=name, **k: (opened.append(n), o(*a, **k))[1])
         run(digits_config(), folder)
     (folder / "opened.json").write_text(json.dumps(opened))
+
+
+def run_jitted(model: nnx.Module, images, **options):
+    """What a model returns, compiled as one: eager calls compile each operation by itself, which takes longer."""
+    return nnx.jit(lambda model, images: model(images, **options))(model, images)
 
 
 def relative(ours, theirs) -> float:

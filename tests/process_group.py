@@ -98,7 +98,8 @@ def as_started_by_slurm(index: int, count: int, port: int) -> dict[str, str]:
 def member(environment: dict[str, str], work: list[tuple], results: Path) -> None:
     """One process of a group: join the others, do the work, write down what it found."""
     jax.config.update("jax_num_cpu_devices", 1)
-    os.environ |= environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ |= environment
     sharding.start_processes()
     found = {"processes": jax.process_count(), "devices": [jax.device_count(), jax.local_device_count()]}
     for name, arguments, changes in work:

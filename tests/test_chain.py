@@ -13,15 +13,18 @@ from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.run import chain
 from deit_jax.weights.orbax import read_weights
 
+pytestmark = pytest.mark.long_runs
+
 
 def digits(**changes):
     from configs.digits import get_config
 
     c = get_config()
-    c.epochs, c.teacher.epochs, c.train_baseline, c.evaluate.every, c.checkpoint.every = 10, 8, False, 99, 99
+    c.epochs, c.teacher.epochs, c.train_baseline, c.evaluate.every, c.checkpoint.every = 7, 6, False, 99, 99
     c.optimizer.ema_decay, c.optimizer.warmup_epochs, c.log.tensorboard = 0.0, 1.0, False
-    c.teacher.name, c.teacher.lr = "deit_digits_patch4_16", 8e-3  # quicker than a RegNet
-    c.batch_size, f = 64, c.finetune
+    c.teacher.name = "deit_digits_patch4_16"  # quicker than a RegNet
+    c.optimizer.lr = c.teacher.lr = 1.6e-2
+    c.batch_size, f = 32, c.finetune
     f.epochs, f.img_size, f.batch_size, f.lr, f.warmup_epochs, f.weight_decay = 1, 32, 64, 4e-3, 0.3, 1e-8
     c.update_from_flattened_dict(changes)
     return resolve(c)

@@ -23,6 +23,8 @@ from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.runs import train_run
 from deit_jax.report.log import read_log
 
+pytestmark = pytest.mark.long_runs
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

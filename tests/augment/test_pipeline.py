@@ -13,8 +13,6 @@ from deit_jax.augment import augment_train, normalize
 from deit_jax.config import default_config
 from deit_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIZE = 24
 
 

@@ -42,7 +42,7 @@ def get_config(name: str, text: str = ""):
     return importlib.import_module(f"configs.{name}").get_config(text)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "single")
+pytestmark = pytest.mark.usefixtures("single")
 
 
 @pytest.fixture(scope="module")

@@ -27,15 +27,15 @@ from deit_jax.student import make_student
 from deit_jax.study.ablation import ablate
 from deit_jax.train.optimizer import num_steps
 
-STEPS = 70  # of 11 an epoch: two chunks, the second cut short
+STEPS = 70  # of 22 per epoch: two chunks, the second cut short
 
-pytestmark = pytest.mark.usefixtures("single")
+pytestmark = [pytest.mark.usefixtures("single"), pytest.mark.long_runs]
 
 
 def digits(**changes):
     """A small distilled student on digits, all of the augmentation that mixes and erases on; a trained ViT teaches."""
     c = default_config()
-    c.data.name, c.batch_size, c.steps = "digits", 128, STEPS
+    c.data.name, c.batch_size, c.steps = "digits", 64, STEPS
     c.model.name, c.distill.kind = "deit_digits_distilled_patch4_16", "hard"
     c.teacher.name, c.teacher.epochs, c.teacher.lr = "deit_digits_patch4_16", 2, 4e-3
     c.augment.policy, c.augment.repeats, c.optimizer.ema_decay = "none", 3, 0.0
@@ -106,19 +106,19 @@ def test_training_from_the_store_is_training_with_the_live_teacher(store, runs_o
 def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, capsys):
     got = label(digits(), store, verify=3)
     assert got["batches"] == 3
-    assert got["views"] == 384
-    assert got["views"] - got["same"] <= 384 / 10_000
-    assert "384 of 384 decisions agree" in capsys.readouterr().out
-    spoilt = made_up(tmp_path / "spoilt", STEPS, 128)
-    fill(spoilt, lambda batch, step: {"decision": np.full(128, 3)}, counted_rows, STEPS)
+    assert got["views"] == 192
+    assert got["views"] - got["same"] <= 192 / 10_000
+    assert "192 of 192 decisions agree" in capsys.readouterr().out
+    spoilt = made_up(tmp_path / "spoilt", STEPS, 64)
+    fill(spoilt, lambda batch, step: {"decision": np.full(64, 3)}, counted_rows, STEPS)
     real = LabelStore(store)
     again = lambda batch, step: {"decision": real.read(step)["decision"]}  # noqa: E731
-    with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 256 decisions agree"):
+    with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 128 decisions agree"):
         making.compare(spoilt, again, counted_rows, 2, STEPS)
 
 
 def counted_rows(start):
-    return (np.full(128, start + i) for i in range(1000))
+    return (np.full(64, start + i) for i in range(1000))
 
 
 def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
@@ -163,7 +163,7 @@ def test_processes_share_the_chunks(tmp_path):
     ("changes", "named"),
     [
         ({"seed": 1}, "seed: 0 there, 1 here"),
-        ({"batch_size": 64}, "batch_size: 128 there, 64 here"),
+        ({"batch_size": 32}, "batch_size: 64 there, 32 here"),
         ({"data.limit": 1000}, "data.fingerprint"),
         ({"augment.mixup": 0.4, "augment.erasing": 0.1}, "augment.erasing: 0.25 there, 0.1 here; augment.mixup: 0.8"),
         ({"model.img_size": 32, "teacher.img_size": 32}, "model.img_size: 16 there, 32 here; teacher.img_size: 16"),
@@ -212,8 +212,8 @@ def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
 
 
 def test_a_store_that_ends_too_early_says_where(store, tmp_path):
-    with pytest.raises(UserError, match=r"end at step 70 \(epoch 6.4\), the run has 110: .* --config.steps=70"):
-        opened(store, steps=0, epochs=10)
+    with pytest.raises(UserError, match=r"end at step 70 \(epoch 3.2\), the run has 110: .* --config.steps=70"):
+        opened(store, steps=0, epochs=5)
 
 
 def test_what_is_no_store(store, tmp_path):
@@ -376,13 +376,13 @@ def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
 
 def test_every_process_reads_its_own_rows(store):
     labels = opened(store)
-    whole = labels(5, slice(0, 128))["teacher"]
+    whole = labels(5, slice(0, 64))["teacher"]
     assert whole.dtype == np.int32
-    assert (labels(5, slice(32, 64))["teacher"] == whole[32:64]).all()
+    assert (labels(5, slice(16, 32))["teacher"] == whole[16:32]).all()
     config = digits()
     source, _ = sources.open_sources(config)
     stream = pipeline.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
-    assert (next(stream)["teacher"] == whole[32:64]).all()
+    assert (next(stream)["teacher"] == whole[16:32]).all()
     stream.close()
 
 

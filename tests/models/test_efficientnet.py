@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import seeded
 from flax import nnx
-from helpers import import_timm, relative, state_of
+from helpers import import_timm, relative, run_jitted, state_of
 from safetensors.numpy import load_file, save_file
 
 import deit_jax
@@ -25,8 +25,6 @@ from deit_jax.runtime.flops import count_flops
 from deit_jax.student import Student
 from deit_jax.train.step import create_state, make_update, no_teacher
 from deit_jax.weights import fit_weights, load_weights
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 GOLDEN = np.load(seeded.GOLDEN / "efficientnet.npz")
 SIZE = 75  # pixels of the golden images: some sizes on the way are odd, some even
@@ -69,7 +67,7 @@ def test_logits_equal_timm(tmp_path, name):
     images = seeded.images(1, 64, seed=3)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(deit_jax.load_model(tmp_path / f"{name}.safetensors")(images), expected) < 1e-5
+    assert relative(run_jitted(deit_jax.load_model(tmp_path / f"{name}.safetensors"), images), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -201,7 +199,7 @@ def test_timm_loads_what_we_write(tmp_path, b0):
     images = seeded.images(2, 64)
     with torch.no_grad():
         logits = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(deit_jax.load_model(b0[0])(images), logits) < 1e-5
+    assert relative(run_jitted(deit_jax.load_model(b0[0]), images), logits) < 1e-5
 
 
 # ---- training and teaching
@@ -232,14 +230,19 @@ def test_training_changes_statistics_and_lowers_the_loss():
 
 
 def test_dropout_and_stochastic_depth_follow_the_key():
-    make = lambda **rates: nnx.split(small(depth_coefficient=1.0, **rates)(rngs=nnx.Rngs(0)))  # noqa: E731
-    (graphdef, arrays), images = make(drop_path_rate=0.9), seeded.images(4, 32)
-    run = jax.jit(lambda arrays, key: nnx.merge(graphdef, arrays)(images, train=True, key=key))
+    make = lambda **rates: small(depth_coefficient=1.0, **rates)  # noqa: E731
+    arrays, images = jax.jit(lambda key: models.init_arrays(make(), key))(jax.random.key(0)), seeded.images(4, 32)
+
+    def compiled(**rates):
+        graphdef, _, _ = models.abstract(make(**rates))
+        return jax.jit(lambda arrays, key: nnx.merge(graphdef, *arrays)(images, train=True, key=key))
+
+    run = compiled(drop_path_rate=0.9)
     one, again, other = (np.asarray(run(arrays, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0
-    kept = nnx.merge(*make(drop_path_rate=0.0, drop_rate=0.0))
-    assert np.abs(one - nnx.jit(lambda model: model(images, train=True))(kept)).max() > 0
+    kept = compiled(drop_path_rate=0.0, drop_rate=0.0)(arrays, jax.random.key(0))
+    assert np.abs(one - kept).max() > 0
 
 
 def test_bfloat16_is_near_float32():
@@ -261,17 +264,17 @@ def test_it_teaches_under_the_name_that_is_given(b0):
     assert members[0].build.keywords["tf_style"]
     images = seeded.images(2, 32)
     logits = jax.jit(teacher_of(config, members))(arrays, {}, images)
-    assert relative(logits, deit_jax.load_model(b0[0], name=TF_B0)(images)) < 1e-5
+    assert relative(logits, run_jitted(deit_jax.load_model(b0[0], name=TF_B0), images)) < 1e-5
 
 
 def test_linen_has_the_same_model():
     images = seeded.images(2, 32)
     model = to_linen(TF_B0, **SMALL)
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     assert set(variables) == {"params", "batch_stats"}
     graphdef, _, _ = models.abstract(small(TF_B0))
     ours = nnx.merge(graphdef, variables["params"], variables["batch_stats"])
-    np.testing.assert_allclose(model.apply(variables, images), ours(images), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, images), run_jitted(ours, images), atol=1e-6)
 
 
 def test_features_are_a_thirty_second_of_the_image():

@@ -17,8 +17,6 @@ from deit_jax.models.layout import make_layout, remat_policy, with_layout
 from deit_jax.models.vit import Attention, Block
 from deit_jax.runtime.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
 
@@ -144,7 +142,8 @@ class Plain(nnx.Module):
 
 
 def gradients(graphdef, params, images, logits):
-    return jax.grad(lambda p: (jax.nn.log_softmax(logits(nnx.merge(graphdef, p, {}), images)) ** 2).mean())(params)
+    loss = lambda p: (jax.nn.log_softmax(logits(nnx.merge(graphdef, p, {}), images)) ** 2).mean()  # noqa: E731
+    return jax.jit(jax.grad(loss))(params)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

@@ -15,8 +15,6 @@ from deit_jax.models.linen import linen_variables
 from deit_jax.models.vit import Block
 from examples import mesh_nnx
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 VIT = ("deit_digits_distilled_patch4_16", {"embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 8})
 REGNET = ("regnety_digits", {"num_classes": 8, "depth": 2})
 EFFICIENTNET = ("efficientnet_b0", {"width_coefficient": 0.25, "depth_coefficient": 0.5, "num_classes": 8})

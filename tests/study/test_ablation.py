@@ -22,12 +22,14 @@ from deit_jax.study.ablation import ARMS, ablate, arm_config, parse_arm, plan_jo
 from deit_jax.study.claims import claims
 from deit_jax.study.report import LABELS, mean_and_deviation
 
+pytestmark = pytest.mark.long_runs
+
 OTHER = "hard@deit_digits_patch4_16:1"
 
 
 def digits(**changes):
     config = get_config()
-    config.epochs, config.teacher.epochs = 1, 1
+    config.epochs, config.teacher.epochs, config.data.limit = 1, 1, 512
     config.update_from_flattened_dict(changes)
     return resolve(config)
 

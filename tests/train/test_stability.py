@@ -23,7 +23,7 @@ from deit_jax.train.checkpoint import is_healthy
 
 STEPS = 44
 
-pytestmark = pytest.mark.usefixtures("single")
+pytestmark = [pytest.mark.usefixtures("single"), pytest.mark.long_runs]
 
 
 def soft_digits(folder, bad_steps, monkeypatch):

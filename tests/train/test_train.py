@@ -171,7 +171,10 @@ def logged(workdir) -> list[dict]:
 
 def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     config = small_config()
-    config.log.every = 3  # of 22 steps in an epoch: checkpoints lie within an interval of the log
+    config.data.limit, config.log.every = (
+        704,
+        3,
+    )  # 11 steps per epoch: saved within an interval of the log
     whole = train(config, tmp_path / "whole")
 
     # a signal comes in the first evaluation, which comes after saving: the next start evaluates first
@@ -200,7 +203,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
             return self
 
         def __next__(self):
-            if self.step == 30:
+            if self.step == 15:
                 raise RuntimeError("killed")
             self.step += 1
             return next(self.stream)
