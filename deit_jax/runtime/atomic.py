@@ -19,6 +19,8 @@ from deit_jax.runtime import storage
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+LINE = 240  # characters of an error's text
+
 # how tensorstore and others quote the system's errors
 DISK_TEXTS = (
     "No space left",
@@ -156,7 +158,9 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
 def reason(error: Exception) -> str:
     """The system's words for an error, in one line, also where a library quotes them."""
     known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
-    return (known or str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    text = (known or str(error).strip() or type(error).__name__).splitlines()[0]
+    text = text.partition(" [")[0] or text  # tensorstore appends its whole description
+    return text if len(text) <= LINE else f"{text[: LINE // 3]} … {text[-LINE * 2 // 3 :]}"  # the cause comes last
 
 
 def is_disk_error(error: BaseException) -> bool:

@@ -86,3 +86,16 @@ def test_the_next_start_removes_what_killed_processes_left(tmp_path):
         assert sorted(p.name for p in tmp_path.rglob("*.part")) == sorted(
             2 * [f"b.json.{os.getpid()}.part", "mine.part"]
         )
+
+
+def test_a_librarys_error_keeps_its_cause_and_loses_its_description():
+    text = (
+        "UNKNOWN: Error opening: "
+        + "Error writing a/b/c in OCDBT database: " * 9
+        + "CURL error [tensorstore_spec='{...}']"
+    )
+    reason = atomic.reason(ValueError(text))
+    assert reason.startswith("UNKNOWN: Error opening")
+    assert reason.endswith("CURL error")
+    assert len(reason) < 250
+    assert atomic.reason(OSError()) == "OSError"
