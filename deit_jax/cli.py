@@ -30,6 +30,7 @@ TOOLS = {
     "certify": "certify",
     "check": "check",
     "config": "config",
+    "study": "study",
     "prepare": "data.prepare",
     "doctor": "data.doctor",
     "show": "data.show",

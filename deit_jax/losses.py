@@ -55,11 +55,11 @@ def distillation_loss(
         cls_logits: of the class head.
         dist_logits: of the distillation head; None for a model without one, whose class head then learns both terms.
         targets: labels (B,) or mixed probabilities (B, classes), for the class head.
-        teacher_logits: (B, classes), checked; for `hard` the decisions (B,) will do.
+        teacher_logits: (B, classes), the shape is checked; `hard` also accepts class indices (B,).
         kind: "none": CE(class). "hard" (Eq. 3): (1 - alpha) CE(class) + alpha CE(distillation, argmax of the teacher),
             never smoothed. "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2 KL(teacher || student), both at
             temperature tau. "second_cls": the paper's control, the second head learns the true labels too.
-        alpha: weight of the second term. tau: temperature of `soft`.
+        alpha: weight of the second term, the paper's lambda. tau: temperature of `soft`.
         normalization: of the KL sum: "paper" divides by B, "released" by B x classes (1000 times weaker).
         label_smoothing: of the class head's targets where these are labels.
 

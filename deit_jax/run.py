@@ -209,7 +209,7 @@ def accuracy_table(student: Run, results: dict[str, dict]) -> str:
     """Accuracies of all that was trained, per head and set of weights."""
     config = student.config
     names = {"teacher": config.teacher.name, "plain": f"{plain_name(config.model.name)}, no teacher",
-             "student": f"{config.model.name}, {config.distill.kind} distillation"}  # fmt: skip
+             "student": f"{config.model.name}, {losses.KINDS[config.distill.kind]}"}  # fmt: skip
     if config.distill.kind == "none":
         names["student"] = config.model.name
     return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.student.num_classes)

@@ -48,7 +48,7 @@ def test_probabilities_are_the_models(small):
     heads = predict.probabilities(model, images, "probabilities")
     cls, dist = model.heads(images)
     np.testing.assert_allclose(heads["both"], (jax.nn.softmax(cls) + jax.nn.softmax(dist)) / 2, atol=1e-6)
-    assert list(predict.probabilities(deit_jax.create_model("regnety_digits"), images)) == ["class"]
+    assert list(predict.probabilities(deit_jax.create_model("regnety_digits"), images)) == ["class head"]
 
 
 def test_class_names(tmp_path, small):

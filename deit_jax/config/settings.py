@@ -81,8 +81,8 @@ class Model(Group):
 
 class Distill(Group):
     kind: str = S("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls"))
-    alpha: float = S(None, "weight of the teacher's term: 0.5 for hard, the paper's lambda 0.1 for soft")
-    tau: float = S(None, "temperature of soft distillation: 3 in the paper")
+    alpha: float = S(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
+    tau: float = S(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
     normalization: str = S(
         None, "soft term: mean over the batch (paper), or also divided by classes (released)", ("paper", "released")
     )
@@ -198,7 +198,7 @@ class Data(Group):
     prefetch: int = S(4, "batches held ready", runtime=True)
     exif: bool = S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
     check: str = S(
-        "size", "images are known again by names and sizes, or by the files' bytes too (reads all)", ("size", "content")
+        "size", "detect changed images by name and size, or by content too (reads every file)", ("size", "content")
     )
     max_broken: float = S(0.001, "share of unreadable training images above which a run stops", runtime=True)
     broken_floor: int = S(10, "unreadable training images that never stop a run, whatever their share", runtime=True)
@@ -208,7 +208,7 @@ class Data(Group):
 
 
 class Evaluate(Group):
-    every: int = S(1, "epochs between evaluations; the last epoch always is", runtime=True)
+    every: int = S(1, "epochs between evaluations; the last epoch is always evaluated", runtime=True)
     limit: int = S(
         0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
     )
@@ -246,7 +246,7 @@ class Mesh(Group):
 
 
 class Processes(Group):
-    lost_after: float = S(60.0, "seconds without a sign of life after which one of several is lost", runtime=True)
+    lost_after: float = S(60.0, "seconds without a sign of life after which a process counts as lost", runtime=True)
 
 
 class Finetune(Group):

@@ -6,7 +6,7 @@
     FOLDER/probability/    topk: Zarr array float (steps, batch, k)
 
 A chunk is CHUNK whole steps and one file per array, written at once or not at all. So the files that are there are the
-record of progress, and several processes write side by side without a word between them. A chunk ends in its CRC-32C;
+record of progress, and several processes write side by side without coordination. A chunk ends in its CRC-32C;
 the arrays' metadata (zarr.json) carry the hash of labels.json, so that no store takes over the chunks of another. What
 is read must lie in the range of the data's classes. Stores from before the sums are read as they are.
 """
@@ -100,7 +100,7 @@ def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) ->
 def check_owner(array: Path, identity: str, *, new: bool = False) -> None:
     """Raise UserError where the chunks in an array's folder were not made for the store of this identity.
 
-    new: the store has no labels.json, so chunks that do not name their store are nobody's.
+    new: the store has no labels.json, so chunks that do not name their store belong to none.
     """
     path = array / "zarr.json"
     if not path.exists():

@@ -72,13 +72,13 @@ attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
 @jax.custom_vjp
-def attention_opaque(q: Heads, k: Heads, v: Heads) -> Heads:
+def attention_custom_vjp(q: Heads, k: Heads, v: Heads) -> Heads:
     """`attention_recomputed` for blocks under a checkpoint policy of their own, which would apply to a nested
     jax.checkpoint too and keep the weights. Reverse mode only."""
     return attention(q, k, v)
 
 
-attention_opaque.defvjp(
+attention_custom_vjp.defvjp(
     lambda q, k, v: (attention(q, k, v), (q, k, v)),
     lambda arguments, upstream: jax.vjp(attention, *arguments)[1](upstream),
 )

@@ -64,7 +64,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, patch_size: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         fan_in = patch_size * patch_size * 3
-        # the convolution it is in PyTorch keeps that library's default: uniform +-1/sqrt(fan_in), bias too
+        # PyTorch implements this as a Conv2d with its default init: uniform +-1/sqrt(fan_in), bias too
         uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(fan_in)  # noqa: E731
         self.kernel = nnx.Param(uniform(rngs.params(), (patch_size, patch_size, 3, embed_dim)))
         self.bias = nnx.Param(uniform(rngs.params(), (embed_dim,)))
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
     """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
     attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass,
-    the best in a loop over blocks; "cudnn", fused, on NVIDIA GPUs.
+    best where the blocks are scanned; "cudnn", fused, on NVIDIA GPUs.
     """
 
     layout: Layout | None = None
@@ -110,12 +110,12 @@ class Attention(nnx.Module):
         self.num_heads, self.drop_rate, self.attention = num_heads, drop_rate, attention
         self.dtype = jnp.dtype(dtype)
 
-    def split(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Float[Array, "..."]:
+    def project_qkv(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Float[Array, "..."]:
         """Queries, keys and values (k = 3); by default with the heads folded into the batch axis."""
         qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
         return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
 
-    def split_over_devices(
+    def project_qkv_sharded(
         self, x: Float[Array, "batch tokens dim"], layout: Layout
     ) -> Float[Array, "3 batch heads tokens head_dim"]:
         """Queries, keys and values, each device computing its own heads.
@@ -142,20 +142,20 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch tokens dim"]:
         kernels.check_attention(self.attention, self.dtype, x.shape[-1] // self.num_heads)
         how = self.attention
-        recomputed = kernels.attention_recomputed if self.layout is None else kernels.attention_opaque
+        recomputed = kernels.attention_recomputed if self.layout is None else kernels.attention_custom_vjp
         plain = kernels.attention if how == "einsum" else recomputed
         if self.layout is not None and self.layout.axes("heads"):
-            q, k, v = self.split_over_devices(x, self.layout)
+            q, k, v = self.project_qkv_sharded(x, self.layout)
             if how == "cudnn":
                 q, k, v = (einops.rearrange(array, "b h n d -> b n h d") for array in (q, k, v))
                 joined = einops.rearrange(kernels.fused_attention(q, k, v), "b n h d -> (b n) (h d)")
             else:
                 joined = einops.rearrange(plain(q, k, v), "b h n d -> (b n) (h d)")
         elif how == "cudnn":
-            heads = kernels.fused_attention(*self.split(x, "k b n h d"))
+            heads = kernels.fused_attention(*self.project_qkv(x, "k b n h d"))
             joined = einops.rearrange(heads, "b n h d -> (b n) (h d)")
         else:
-            heads = plain(*self.split(x))
+            heads = plain(*self.project_qkv(x))
             joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
         out = self.proj(joined).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
@@ -186,7 +186,7 @@ class Block(nnx.Module):
         drop_rate: dropout after each branch's projection.
         norm_eps: added to the variance in the LayerNorms.
         dtype: of the products; parameters stay float32.
-        attention: as of `Attention`.
+        attention: see `Attention`.
 
     Calling it with `key` trains: dropout acts, and each branch is dropped per sample with probability `drop_path`
     (stochastic depth, Huang et al. 2016). Without `key` it evaluates.
@@ -251,7 +251,7 @@ def run_blocks(
         block = nnx.merge(graphdef, arrays)
         seen = None
         if inspect:
-            q, k, _ = block.attn.split(block.norm1(x))
+            q, k, _ = block.attn.project_qkv(block.norm1(x))
             weights = kernels.attention_weights(q[:, :inspect], k)
             seen = einops.rearrange(weights, "(b h) p n -> b h p n", b=x.shape[0])
         x = block(x, drop_path=rate, key=key)
@@ -275,8 +275,8 @@ class ViT(nnx.Module):
             DeiTForImageClassification): the class head alone predicts.
         norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
-        dtype: compute type. Parameters are float32 in any case.
-        attention: "einsum", "recompute" or "cudnn", as of `Attention`.
+        dtype: compute type. Parameters are always float32.
+        attention: "einsum", "recompute" or "cudnn", see `Attention`.
         remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
         scan_unroll: blocks per iteration of the scan.
 
@@ -385,7 +385,7 @@ class ViT(nnx.Module):
 
     @any_mesh_by({"embed": 0, "blocks": 1, "attention": 1, "norm": 0})
     def inspect(self, images: Images) -> dict[str, Float[Array, "..."]]:
-        """What happens inside, in evaluation mode.
+        """Intermediate activations, in evaluation mode.
 
         Returns a dictionary: `embed` (B, N, D) tokens before the blocks; `blocks` (depth, B, N, D) after each;
         `attention` (depth, B, heads, prefix, N) of the class (and distillation) token to all tokens; `norm` (B, N, D).

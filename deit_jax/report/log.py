@@ -14,6 +14,7 @@ import numpy as np
 
 from deit_jax.config import recipe_differences
 from deit_jax.errors import UserError
+from deit_jax.losses import KINDS
 from deit_jax.report import plots
 from deit_jax.report.events import Events
 from deit_jax.report.tables import duration
@@ -212,7 +213,7 @@ class Log:
         """Introduce the run. teacher: the live teacher's name or ""; notes: more lines."""
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
         c = self.config
-        distil = f", {c.distill.kind} distillation" if c.distill.kind != "none" else ""
+        distil = f", {KINDS[c.distill.kind]}" if c.distill.kind != "none" else ""
         distil += f" from {teacher}" if teacher else (" from stored labels" if c.distill.labels else "")
         devices = f"{mesh.devices.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.devices.size > 1 else ''}"
         self.say(
@@ -225,7 +226,7 @@ class Log:
             for line in recipe_differences(c):
                 self.say(f"  {line}")
         if self.start:
-            done = "complete, evaluating again" if self.start >= self.total else f"going on from step {self.start}"
+            done = "complete, evaluating again" if self.start >= self.total else f"resuming from step {self.start}"
             self.say(f"{self.title}: {done}")
         self.mark = time.perf_counter()
 

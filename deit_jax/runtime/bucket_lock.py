@@ -42,7 +42,7 @@ class Lock:
         self.thread.start()
 
     def refresh(self) -> None:
-        """Write the lock again and again; end the process where it is another's meanwhile."""
+        """Write the lock again and again; end the process if another one has taken it."""
         while not self.released.wait(REFRESH):
             try:
                 generation = write_lock(self.path, self.generation)

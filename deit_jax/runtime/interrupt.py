@@ -134,7 +134,7 @@ def note(number: int, frame: FrameType | None) -> None:
 
 def stopped() -> str:
     """The line of a command that a signal ended outside its steps: at its start, in its report."""
-    return f"stopped; saved is {saved()}; the same command resumes from there" if STATE.saved else "stopped"
+    return f"stopped; last saved: {saved()}; the same command resumes from there" if STATE.saved else "stopped"
 
 
 def saved() -> str:
@@ -166,7 +166,7 @@ def hear(signals: socket.socket, closed: threading.Event) -> None:
             if STATE.count > 1:
                 end_now("stopped at once, without saving", EXIT_INTERRUPTED)
             elif STATE.noted or STATE.stops:
-                print("stopping after this step, saving first; a second signal ends at once", file=sys.stderr)
+                print("stopping after this step, saving first; a second signal quits without saving", file=sys.stderr)
             else:
                 end = threading.Timer(GRACE, end_unless_noted, (closed,))
                 end.daemon = True

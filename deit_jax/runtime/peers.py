@@ -165,7 +165,7 @@ class Peers:
         if STATE.count and not STATE.noted:  # all were told to end, and one was faster
             end_now(stopped(), EXIT_INTERRUPTED)
         end_now(
-            f"process {name} of {self.count} was lost ({why}); saved is {saved()}; the same command resumes from"
+            f"process {name} of {self.count} was lost ({why}); last saved: {saved()}; the same command resumes from"
             " there, with any number of processes",
             EXIT_LOST,
         )

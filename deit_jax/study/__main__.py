@@ -6,13 +6,14 @@ Only seeds that every arm has finished are reported, so that all arms are compar
 record of each finished run (done.json): copied into a workdir, they let `--mode=ablate` resume from there.
 """
 
+import argparse
 import contextlib
 import json
-import sys
 from pathlib import Path
 
 from deit_jax.config import default_config, flat
 from deit_jax.config.settings import RENAMED
+from deit_jax.data.tools.progress import command
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 from deit_jax.study import report
@@ -36,17 +37,21 @@ def recorded_config(workdir: Path):
     return config
 
 
-def main(arguments: list[str]) -> None:
-    if not 1 <= len(arguments) <= 2:
-        raise UserError("python -m deit_jax.study WORKDIR [OUT]")
-    workdir = Path(arguments[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m deit_jax.study", description="Write a study's report from what its folder holds."
+    )
+    parser.add_argument("workdir", type=Path, help="of an --mode=ablate run, which may still be running")
+    parser.add_argument("out", type=Path, nargs="?", help="where the report goes (default: WORKDIR/results)")
+    given = parser.parse_args(arguments)
+    workdir = given.workdir
     config = recorded_config(workdir)
     scores, left_out = complete(collect(workdir, config))
     if not scores:
         raise UserError(f"{workdir} holds no seed that every arm has finished")
     seeds = next(iter(scores.values())).keys()
     averaged = {a: {s: r for s, r in runs.items() if s in seeds} for a, runs in collect(workdir, config, "ema").items()}
-    folder = Path(arguments[1]) if len(arguments) == 2 else workdir / "results"
+    folder = given.out or workdir / "results"
     report.write(workdir, config, scores, averaged, folder)
     copy_records(workdir, folder / "runs", set(seeds))
     print(f"{len(seeds)} seeds of {len(scores)} arms: {folder / 'ablation.md'}")
@@ -73,7 +78,4 @@ def copy_records(workdir: Path, folder: Path, seeds: set[int]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command(main)

@@ -312,7 +312,7 @@ class Checkpoints:
         self.settle()
         self.manager.close()
         if self.failure is not None:
-            raise UserError(f"{self.failure}; saved is {self.newest_saved()}, and the same command resumes from there")
+            raise UserError(f"{self.failure}; last saved: {self.newest_saved()}; the same command resumes from there")
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def train(run: Run) -> dict[str, dict]:
     config, total = run.config, run.total_steps
     program, due, rollbacks, results = make_program(run), functools.partial(is_due, run), 0, None
     pending = collections.deque()
-    with Stop() as stop, contextlib.ExitStack() as exits:  # whatever ends the run, all that is open is closed
+    with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
         say(f"{run.title}: {checkpoints.forecast(program.abstract_state)}")
@@ -128,7 +128,7 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 
 def initial_weights(run: Run) -> dict | None:
-    """What a run without a usable checkpoint starts from. A resumed run has not loaded it yet."""
+    """Initial weights of a run without a usable checkpoint; a resumed run has not loaded them yet."""
     init = run.init if run.init.weights else load_init(run.config, run.student, run.data.train.class_names)
     return init.weights
 

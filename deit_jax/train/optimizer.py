@@ -30,7 +30,7 @@ def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Gradient → updates before the learning rate, which the train step multiplies them by, negated.
+    """The optimizer without its last part, the multiplication by -learning rate, which the train step does.
 
     AdamW: clipping, Adam, decoupled decay. SGD: clipping, coupled decay, Nesterov momentum, in PyTorch's order. The
     heads' updates come last, times `optimizer.head_lr_scale`: their learning rate, and so their decay, is that much
@@ -133,7 +133,7 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     return lines
 
 
-def averaging_decay(config: Config, step: Integer[Array, ""] | int) -> Float[Array, ""] | float:
+def ema_decay_at(config: Config, step: Integer[Array, ""] | int) -> Float[Array, ""] | float:
     """The decay of the averaged weights in update `step` (0, 1, …).
 
     With `optimizer.ema_warmup` it rises as (1 + step) / (10 + step) up to `optimizer.ema_decay` (TensorFlow's

@@ -16,7 +16,7 @@ from deit_jax.losses import distillation_loss
 from deit_jax.models.layout import Layout, pin_params
 from deit_jax.randomness import purpose_key
 from deit_jax.student import Student
-from deit_jax.train.optimizer import averaging_decay, make_optimizer, num_steps, schedule
+from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
 
 State = dict[str, Any]
 Batch = dict[str, Shaped[Array, "batch ..."]]
@@ -53,8 +53,8 @@ def create_state(
 ) -> State:
     """Create the whole state of a run as one pure nested dictionary; runs inside jit.
 
-    Returns `step` (steps taken, skipped ones included), `offset` (batches the data is ahead of them, after a
-    roll-back), `seed` (here and not in the code, so that runs of all seeds share one compilation), `params`,
+    Returns `step` (steps taken, skipped ones included), `offset` (batches by which the data is ahead of `step` after
+    roll-backs), `seed` (here and not in the code, so that runs of all seeds share one compilation), `params`,
     `batch_stats`, `opt`, `ema` ({"params", "batch_stats"}, empty without averaging) and `nonfinite` (counts of skipped
     steps: in a row, total).
     """
@@ -139,7 +139,7 @@ def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_s
         ema = state["ema"]
         if ema:
             with jax.named_scope("ema"):
-                keep = averaging_decay(config, state["step"])
+                keep = ema_decay_at(config, state["step"])
                 ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

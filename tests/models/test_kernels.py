@@ -65,7 +65,7 @@ def plain_attention(q, k, v):
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize(
     "attention",
-    [kernels.attention, kernels.attention_recomputed, kernels.attention_opaque],
+    [kernels.attention, kernels.attention_recomputed, kernels.attention_custom_vjp],
     ids=["kept", "recomputed", "opaque"],
 )
 def test_attention_and_its_gradient(attention, scale):
@@ -189,7 +189,7 @@ def test_attention_weights_are_not_kept():
 @pytest.mark.parametrize("how", ["einsum", "recompute"])
 def test_attention_is_a_choice(how):
     attention, x = Attention(64, 2, attention=how, rngs=nnx.Rngs(0)), draw(3, 5, 64)
-    heads = plain_attention(*attention.split(x))
+    heads = plain_attention(*attention.project_qkv(x))
     joined = einops.rearrange(heads, "(b h) n d -> b n (h d)", h=2)
     np.testing.assert_allclose(attention(x), attention.proj(joined), atol=1e-5)
     assert ("prevent_cse" in str(jax.make_jaxpr(attention)(x))) == (how == "recompute")

@@ -54,7 +54,7 @@ def test_where_nothing_is_to_be_saved_the_command_ends(number):
 def test_where_something_is_to_be_saved_it_is_saved_first():
     code, out, err, _ = run("saving", signals=[signal.SIGTERM])
     assert (code, out) == (0, "saved\n")
-    assert err == "stopping after this step, saving first; a second signal ends at once\n"
+    assert err == "stopping after this step, saving first; a second signal quits without saving\n"
 
 
 def test_the_second_signal_ends_at_once():
@@ -129,11 +129,11 @@ def test_a_signal_outside_the_steps_says_what_is_saved():
     with interrupt.listen():
         assert interrupt.stopped() == "stopped"
         STATE.saved = lambda: "step 30"
-        with pytest.raises(Interrupted, match="^stopped; saved is step 30; the same command resumes from there$"):
+        with pytest.raises(Interrupted, match="^stopped; last saved: step 30; the same command resumes from there$"):
             signal.raise_signal(signal.SIGINT)
     with interrupt.listen():
         STATE.saved = lambda: 1 / 0
-        assert interrupt.stopped().startswith("stopped; saved is what was saved before;"), "a disk that does not answer"
+        assert interrupt.stopped().startswith("stopped; last saved: what was saved before;"), "the disk does not answer"
     with interrupt.listen():
         assert interrupt.stopped() == "stopped", "nothing is kept from the command before"
 

@@ -79,7 +79,7 @@ def test_a_silent_process_is_lost_and_one_that_said_goodbye_is_not(monkeypatch):
     ((text, code),) = ended
     assert code == 75
     assert text.startswith(
-        "process 1 of 3 was lost (no sign of life for 5 s); saved is step 40; the same command resumes"
+        "process 1 of 3 was lost (no sign of life for 5 s); last saved: step 40; the same command resumes"
     )
 
 
@@ -157,7 +157,7 @@ def test_a_process_that_is_lost_while_all_shut_down_is_named(two, monkeypatch):
     assert first.all_ended.wait(10)
     first.cut_off.add("1")
     assert lost.wait(10)
-    assert ended[0].startswith("process 1 of 2 was lost (its connection ended); saved is what was saved before")
+    assert ended[0].startswith("process 1 of 2 was lost (its connection ended); last saved: what was saved before")
 
 
 def connected(mine: Peers, first: bytes) -> socket.socket:

@@ -172,7 +172,7 @@ def test_a_disk_that_fills_while_saving(tmp_path, monkeypatch, capsys):
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(integrity, "write_sums", lambda folder: (_ for _ in ()).throw(full))
     checkpoints.save(state(2), META)
-    with pytest.raises(UserError, match=r"No space left.* free in .*saved is step 1, and the same command resumes"):
+    with pytest.raises(UserError, match=r"No space left.* free in .*last saved: step 1; the same command resumes"):
         checkpoints.close()
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1

@@ -8,10 +8,10 @@ from seeded import GOLDEN
 from deit_jax import models
 from deit_jax.config import default_config, resolve
 from deit_jax.train.optimizer import (
-    averaging_decay,
     decay_mask,
     describe_averaging,
     describe_schedule,
+    ema_decay_at,
     make_optimizer,
     num_steps,
     schedule,
@@ -108,10 +108,10 @@ def test_a_schedule_that_does_not_rise_or_fall_is_a_warning(changes, warnings):
 
 def test_the_averages_decay_warms_up_where_asked():
     config = resolve(default_config())
-    assert averaging_decay(config, 5) == 0.99996
+    assert ema_decay_at(config, 5) == 0.99996
     config.optimizer.ema_warmup = True
-    np.testing.assert_allclose([averaging_decay(config, step) for step in (0, 8, 90)], [0.1, 0.5, 0.91], rtol=1e-6)
-    assert averaging_decay(config, 10**7) == pytest.approx(0.99996)
+    np.testing.assert_allclose([ema_decay_at(config, step) for step in (0, 8, 90)], [0.1, 0.5, 0.91], rtol=1e-6)
+    assert ema_decay_at(config, 10**7) == pytest.approx(0.99996)
 
 
 def test_an_average_of_a_short_run_says_what_it_holds():

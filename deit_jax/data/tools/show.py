@@ -5,6 +5,8 @@
 The images of one step's batch, cropped, augmented and mixed, with the classes their targets are made of.
 """
 
+import sys
+
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -84,6 +86,7 @@ def main(_) -> None:
 
 
 def run() -> None:
+    sys.modules["__main__"].__doc__ = __doc__  # what absl's --help prints, whichever command this is
     config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.")
     flags.DEFINE_string("output", "augmented.png", "The picture to write.")
     flags.DEFINE_integer("step", 0, "The step whose batch is shown.")
