@@ -1,13 +1,17 @@
 """The console command `deit-jax`, and `python -m deit_jax`; what they do is deit_jax/cli.py."""
 
+import sys
+
 from deit_jax.runtime.interrupt import end_on_signal
 
 
 def main() -> None:
     """Run a mode or a tool; a signal is heard before the imports, which take seconds."""
     end_on_signal()
-    from deit_jax.cli import run
-
+    try:
+        from deit_jax.cli import run
+    except ModuleNotFoundError as error:  # the library alone is installed
+        sys.exit(f"error: the command needs more than the library ({error}): pip install 'deit-jax[all]'")
     run()
 
 

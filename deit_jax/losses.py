@@ -60,7 +60,7 @@ def distillation_loss(
             never smoothed. "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2 KL(teacher || student), both at
             temperature tau. "second_cls": the paper's control, the second head learns the true labels too.
         alpha: weight of the second term, the paper's lambda. tau: temperature of `soft`.
-        normalization: of the KL sum: "paper" divides by B, "released" by B x classes (1000 times weaker).
+        normalization: of the KL sum: "paper" divides by B, "released" by B x classes (weaker by the number of classes).
         label_smoothing: of the class head's targets where these are labels.
 
     Raises UserError for an unknown kind or normalization, a missing teacher, or a teacher of other classes.

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, main
 
 import deit_jax
-from deit_jax import cli
+from deit_jax import __main__, cli
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -99,3 +99,11 @@ print(model.img_size)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_command_beside_the_library_alone_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_collections", None)
+    monkeypatch.delitem(sys.modules, "deit_jax.cli", raising=False)
+    monkeypatch.setattr(__main__, "end_on_signal", lambda: None)
+    with pytest.raises(SystemExit, match=r"^error: the command needs more than the library .* 'deit-jax\[all\]'$"):
+        __main__.main()

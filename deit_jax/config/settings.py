@@ -192,7 +192,7 @@ class Data(Group):
     )
     crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
     interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
-    eval_batch_size: int = S(0, "0: batch_size", runtime=True)
+    eval_batch_size: int = S(0, "0: batch_size; with --mode=evaluate 256 unless batch_size is given", runtime=True)
     workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
     threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
     prefetch: int = S(4, "batches held ready", runtime=True)

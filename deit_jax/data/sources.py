@@ -86,7 +86,10 @@ def open_eval_source(config: Config) -> Source:
 
 def open_digits() -> tuple[Subset, Subset]:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, a fifth held out."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(f"data.name 'digits' needs scikit-learn ({error}): pip install scikit-learn") from error
 
     scans: Any = load_digits()
     pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)

@@ -1,7 +1,8 @@
 """Reading a teacher's stored labels, and what says whether a run may: the identity of their images and their teacher.
 
-A label belongs to a view, and a view is a pure function of its place in the run (DESIGN 5). So the labels of step k are
-those the teacher would give in step k of any run with the same images; `open_labels` refuses a store of others.
+A label belongs to a view, and a view is a pure function of its place in the run (`deit_jax/randomness.py`). So the
+labels of step k are those the teacher would give in step k of any run with the same images; `open_labels` refuses a
+store of others.
 """
 
 import dataclasses

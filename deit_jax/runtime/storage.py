@@ -39,7 +39,7 @@ def place(where: str | os.PathLike) -> Path:
     try:
         from deit_jax.runtime import bucket  # here: an optional dependency, which takes 0.4 s to import
     except ImportError as error:
-        raise UserError(f"{text} needs the extra gcs ({error}): pip install 'deit-jax[train,gcs]'") from error
+        raise UserError(f"{text} needs the extra gcs ({error}): pip install 'deit-jax[all,gcs]'") from error
     return cast(Path, bucket.path(text))  # it has the methods of Path
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pickle
+import sys
 import tarfile
 
 import numpy as np
@@ -663,3 +664,9 @@ def test_the_cifar10_study_has_training_held_out_and_test_images_apart(tmp_path)
     assert red == [{0, 1, 2, 3}, {4, 5, 6}]
     with pytest.raises(SystemExit, match="has 7 images: 5"):
         cifar10_folders.link(tmp_path / "all", tmp_path / "more", train=5, holdout=3)
+
+
+def test_digits_without_their_package_are_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UserError, match="data.name 'digits' needs scikit-learn .* pip install scikit-learn"):
+        sources.open_digits()

@@ -70,7 +70,7 @@ def test_addresses(bucket):
 def test_without_its_packages_an_address_is_refused_in_one_line(monkeypatch):
     monkeypatch.delattr("deit_jax.runtime.bucket", raising=False)
     monkeypatch.setitem(sys.modules, "deit_jax.runtime.bucket", None)
-    with pytest.raises(UserError, match=r"gs://b/run needs the extra gcs .* pip install 'deit-jax\[train,gcs\]'"):
+    with pytest.raises(UserError, match=r"gs://b/run needs the extra gcs .* pip install 'deit-jax\[all,gcs\]'"):
         storage.place("gs://b/run")
 
 
