@@ -95,7 +95,7 @@ def probabilities(model: nnx.Module, images: jax.Array, fusion: str = "logits") 
     """Softmax outputs (n, classes) of every head the model has, and of both together, for normalized images."""
     graphdef, state = nnx.split(model)
     found = [np.asarray(p) for p in head_probabilities(graphdef, state, images, fusion)]
-    return dict(zip(HEADS if len(found) > 1 else HEADS[:1], found, strict=True))
+    return dict(zip(HEADS[: len(found)], found, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "fusion"))

@@ -72,9 +72,9 @@ def make_digits_run(folder: Path) -> None:
     (folder / "opened.json").write_text(json.dumps(opened))
 
 
-def run_jitted(model: nnx.Module, images, **options):
+def run_jitted(model: nnx.Module, images):
     """What a model returns, compiled as one: eager calls compile each operation by itself, which takes longer."""
-    return nnx.jit(lambda model, images: model(images, **options))(model, images)
+    return nnx.jit(lambda model, images: model(images))(model, images)
 
 
 def relative(ours, theirs) -> float:

@@ -66,7 +66,7 @@ def plain_attention(q, k, v):
 @pytest.mark.parametrize(
     "attention",
     [kernels.attention, kernels.attention_recomputed, kernels.attention_custom_vjp],
-    ids=["kept", "recomputed", "opaque"],
+    ids=["kept", "recomputed", "custom_vjp"],
 )
 def test_attention_and_its_gradient(attention, scale):
     q, k, v, upstream = (draw(6, 37, 64, seed=i, scale=scale) for i in range(4))
