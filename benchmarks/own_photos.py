@@ -35,10 +35,10 @@ from deit_jax.augment import augment_train
 from deit_jax.config import Config, default_config, resolve
 from deit_jax.data import pipeline
 from deit_jax.distill.runs import train_run
+from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import sharding
 from deit_jax.student import make_student
-from deit_jax.train.evaluate import evaluate_sets
 from deit_jax.train.optimizer import num_steps, schedule
 from deit_jax.train.setup import Data, load_init, open_data
 from deit_jax.train.step import create_state, make_update, no_teacher

@@ -27,8 +27,8 @@ from common import machine, spread, table
 
 from deit_jax import models
 from deit_jax.errors import UserError
+from deit_jax.evaluate.inference import head_logits
 from deit_jax.student import compute_dtype
-from deit_jax.train.evaluate import head_logits
 
 PUBLISHED = Path(__file__).with_name("published.json")
 HALF = (0.5, 0.5, 0.5)  # normalization statistics
@@ -110,7 +110,7 @@ def measure(
 
 def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
     """OUTPUT.png and .svg. rows: of `read_published`, with "images_per_second"."""
-    from deit_jax.report.plots import COLORS, INK, plt, tidy
+    from deit_jax.plots import COLORS, INK, plt, tidy
 
     figure, axis = plt.subplots(figsize=(7.6, 4.6))
     families = list(dict.fromkeys(row["family"] for row in rows))

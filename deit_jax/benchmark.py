@@ -17,13 +17,13 @@ from deit_jax.augment import augment_train
 from deit_jax.config import Config, validate
 from deit_jax.distill.abstract import abstract_teacher, step_flops
 from deit_jax.errors import UserError
+from deit_jax.evaluate.inference import head_logits
 from deit_jax.models.layout import make_layout, place_params
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.processes import from_process_0
 from deit_jax.student import Student, make_student
-from deit_jax.train.evaluate import head_logits
 from deit_jax.train.step import create_state, make_step
 
 if TYPE_CHECKING:  # the data packages are optional

@@ -12,11 +12,11 @@ import argparse
 import dataclasses
 import sys
 
-from deit_jax.data.testsets import match_source, open_eval_sets
 from deit_jax.errors import UserError, nearest
-from deit_jax.report import tables
+from deit_jax.evaluate import tables
+from deit_jax.evaluate.classifier import evaluate_classifier, make_classifier
+from deit_jax.evaluate.test_sets import match_source, open_eval_sets
 from deit_jax.runtime import sharding
-from deit_jax.train.classifier import evaluate_classifier, make_classifier
 from deit_jax.weights import load_weights
 
 TOLERANCE = 0.05  # points: half the last published digit

@@ -102,7 +102,7 @@ def run_mode(mode: str) -> None:
     import jax  # here and below: a wrong command line is reported before jax is loaded
 
     if mode == "evaluate":
-        from deit_jax.evaluate import Request, evaluate_command
+        from deit_jax.evaluate.command import Request, evaluate_command
 
         given = config_flags.get_override_values(FLAGS["config"])
         request = Request(tuple(FLAGS.checkpoint), tuple(FLAGS.data), FLAGS.weights, FLAGS.workdir or "", FLAGS.output)
@@ -121,7 +121,7 @@ def run_mode(mode: str) -> None:
             print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
         config = adopted
     if mode == "train":
-        from deit_jax.run import chain, run
+        from deit_jax.experiment import chain, run
 
         (chain if config.finetune.epochs else run)(config, FLAGS.workdir)
     elif mode == "ablate":
@@ -129,7 +129,7 @@ def run_mode(mode: str) -> None:
 
         ablate(config, FLAGS.workdir)
     elif mode == "label":
-        from deit_jax.distill.label import label
+        from deit_jax.label import label
 
         label(config, FLAGS.workdir, verify=FLAGS.verify)
     elif mode == "plan":

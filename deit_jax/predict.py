@@ -231,7 +231,7 @@ def draw_attention(path: str, model: Any, predictions: Sequence[Prediction], vie
     """Attention of the last block, mean over heads, as a picture beside each image, of the first DRAWN."""
     if not hasattr(model, "inspect"):
         raise UserError("--attention needs a ViT or DeiT: a ConvNet has none")
-    from deit_jax.report import plots  # here: matplotlib takes a second
+    from deit_jax import plots  # here: matplotlib takes a second
 
     drawn = predictions[:DRAWN]
     pixels, _, _ = read_views([p.path for p in drawn], view)

@@ -21,7 +21,7 @@ from deit_jax import cli, models
 from deit_jax.config import resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
-from deit_jax.run import run
+from deit_jax.experiment import run
 from deit_jax.weights.names import Timm, entries
 
 ROOT = Path(__file__).parents[1]

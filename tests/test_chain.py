@@ -9,8 +9,8 @@ from helpers import one_device
 from deit_jax.config import default_config, flat, resolve
 from deit_jax.config.finetune import stages
 from deit_jax.errors import UserError
+from deit_jax.experiment import chain
 from deit_jax.models.pos_embed import resize_pos_embed
-from deit_jax.run import chain
 from deit_jax.weights.orbax import read_weights
 
 pytestmark = pytest.mark.long_runs

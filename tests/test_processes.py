@@ -21,7 +21,7 @@ from process_group import (
 
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.runs import train_run
-from deit_jax.report.log import read_log
+from deit_jax.train.log import read_log
 
 pytestmark = pytest.mark.long_runs
 

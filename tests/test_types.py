@@ -8,10 +8,10 @@ from jaxtyping import TypeCheckError
 from deit_jax import augment, losses, models
 from deit_jax.classes.match import ClassMap
 from deit_jax.config import default_config, resolve
-from deit_jax.distill.agreement import disagreement
 from deit_jax.errors import UserError
-from deit_jax.report.classification import class_scores
-from deit_jax.train.evaluate import count_correct
+from deit_jax.evaluate.classification import class_scores
+from deit_jax.evaluate.inference import count_correct
+from deit_jax.report.agreement import disagreement
 from deit_jax.train.optimizer import make_optimizer
 
 LOGITS, IMAGES = jnp.zeros((4, 10)), np.zeros((4, 8, 8, 3), np.uint8)

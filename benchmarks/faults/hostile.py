@@ -296,7 +296,7 @@ def hostile(count: int, folder: Path, rng: random.Random) -> Outcome:
     for case in cases[:count]:
 
         def work(case: Case = case) -> None:
-            from deit_jax.data.tools.progress import command
+            from deit_jax.runtime.progress import command
 
             limit = MEMORY + 4096 * int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

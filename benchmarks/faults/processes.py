@@ -25,7 +25,7 @@ from benchmarks.faults.starts import (
 )
 from benchmarks.faults.table import Outcome
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.report.log import read_log
+from deit_jax.train.log import read_log
 
 SOON = 60  # seconds within which a signal or a loss must have ended a process
 SMALL_LABELS = [

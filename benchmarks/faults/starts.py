@@ -24,10 +24,10 @@ import orbax.checkpoint
 from etils import epath
 
 import deit_jax.cli
-from deit_jax import run
-from deit_jax.distill import label
-from deit_jax.report.log import read_log
+from deit_jax import experiment as run
+from deit_jax import label
 from deit_jax.train import loop
+from deit_jax.train.log import read_log
 from deit_jax.weights import integrity
 
 LONGEST = 900  # seconds for one start

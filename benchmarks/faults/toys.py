@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from benchmarks.faults.starts import at
-from deit_jax.distill.label import fill, prepare_store
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest
+from deit_jax.label import fill, prepare_store
 from deit_jax.runtime import peers, sharding
 from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, Interrupted, Stop, listen
 from deit_jax.runtime.processes import from_process_0, hold_folder

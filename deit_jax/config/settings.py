@@ -250,7 +250,7 @@ class Processes(Group):
 
 
 class Finetune(Group):
-    epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/run.py); 0: do not")
+    epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/experiment.py); 0: do not")
     img_size: int = S(384, "its image size in pixels")
     batch_size: int = S(512, "its images per step")
     lr: float = S(5e-6, "its learning rate per 512 images, constant after warm-up")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from deit_jax.config import default_config, flat
 from deit_jax.config.settings import RENAMED
-from deit_jax.data.tools.progress import command
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
+from deit_jax.runtime.progress import command
 from deit_jax.study import report
 from deit_jax.study.ablation import LIVE, collect
 from deit_jax.study.claims import Scores

@@ -16,9 +16,9 @@ import jax
 from deit_jax import models
 from deit_jax.config import validate
 from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
-from deit_jax.distill.label import label
 from deit_jax.distill.runs import open_models, train_run
 from deit_jax.errors import UserError, nearest
+from deit_jax.label import label
 from deit_jax.runtime import lock
 from deit_jax.study import decisions, jobs, report
 from deit_jax.study.jobs import Job

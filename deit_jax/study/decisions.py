@@ -11,11 +11,11 @@ from flax import nnx
 from deit_jax.augment import normalize
 from deit_jax.data import pipeline
 from deit_jax.data.images import eval_image
-from deit_jax.distill.agreement import token_cosine
+from deit_jax.evaluate.inference import predict_classes
 from deit_jax.models.vit import ViT
+from deit_jax.report.agreement import token_cosine
 from deit_jax.runtime import sharding
 from deit_jax.student import Student, make_student
-from deit_jax.train.evaluate import predict_classes
 from deit_jax.train.setup import Data
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import read_weights

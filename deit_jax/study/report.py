@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_jax import losses
+from deit_jax import losses, plots
 from deit_jax.config import default_config, flat
-from deit_jax.distill.agreement import STUDENT_HEADS, UNTAUGHT, disagreement
-from deit_jax.report import log, plots, tables
+from deit_jax.evaluate import tables
+from deit_jax.report.agreement import STUDENT_HEADS, UNTAUGHT, disagreement
 from deit_jax.runtime import atomic
 from deit_jax.study import decisions, jobs, statistics
 from deit_jax.study.claims import ALPHA, MARGIN, Decision, Scores, by_head, decide, difference
 from deit_jax.study.statistics import Paired
+from deit_jax.train import log
 
 LABELS = {
     "none": "no distillation", "soft": "soft, with token", "soft_no_token": "soft, no token",

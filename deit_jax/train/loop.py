@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from deit_jax.data import pipeline
 from deit_jax.data.check import HeaderCheck
 from deit_jax.data.removed import BrokenRecord
-from deit_jax.data.tools.progress import track
 from deit_jax.errors import UserError
+from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.models.layout import place_params
-from deit_jax.report.log import Log
 from deit_jax.runtime import sharding
 from deit_jax.runtime.interrupt import Interrupted, Stop
+from deit_jax.runtime.progress import track
 from deit_jax.train.checkpoint import Checkpoints, say
-from deit_jax.train.evaluate import evaluate_sets
+from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.setup import Run, load_init
 from deit_jax.train.step import State, create_state, make_step

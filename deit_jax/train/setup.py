@@ -28,7 +28,7 @@ from deit_jax.runtime import sharding, storage
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights
-from deit_jax.weights.orbax import find_step, read_meta
+from deit_jax.weights.orbax import recorded_classes
 
 
 class Data(NamedTuple):
@@ -146,14 +146,6 @@ def open_data(config: Config, workdir: str | Path | None = None, like: Data | No
         print("\n".join(sources.summary(*data)), flush=True)
     check_same_on_all_processes(data)
     return data
-
-
-def recorded_classes(workdir: str | Path | None) -> list[str] | None:
-    """The class names, by label, that a checkpoint of `workdir` records; None where there is none that can be read."""
-    step = find_step(storage.place(workdir)) if workdir is not None else None
-    with contextlib.suppress(UserError, KeyError, TypeError):
-        return list(read_meta(step)["weights"]["class_names"]) if step else None
-    return None
 
 
 def recorded_fingerprint(workdir: str | Path | None, labels: str = "") -> str:

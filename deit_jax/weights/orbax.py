@@ -1,5 +1,6 @@
 """Weights in an Orbax checkpoint of a run, or of `deit_jax.convert`: which step, its metadata, its arrays."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -91,3 +92,11 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
         "params": arrays["params"],
         "batch_stats": arrays.get("batch_stats", arrays.get("stats", {})),
     }
+
+
+def recorded_classes(workdir: str | Path | None) -> list[str] | None:
+    """The class names, by label, that a checkpoint of `workdir` records; None where there is none that can be read."""
+    step = find_step(storage.place(workdir)) if workdir is not None else None
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        return list(read_meta(step)["weights"]["class_names"]) if step else None
+    return None

@@ -15,10 +15,10 @@ from deit_jax.config.finetune import at_size, finetune_config, named_size
 from deit_jax.convert import save_timm
 from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError
-from deit_jax.report.log import Log, read_log
-from deit_jax.run import chain
+from deit_jax.experiment import chain
 from deit_jax.runtime.sharding import make_mesh
 from deit_jax.student import make_student
+from deit_jax.train.log import Log, read_log
 from deit_jax.train.optimizer import make_optimizer
 from deit_jax.weights.load import Weights
 from deit_jax.weights.recognise import Architecture

@@ -14,10 +14,11 @@ from PIL import Image
 
 from deit_jax.classes.imagenet import synsets
 from deit_jax.config import default_config
-from deit_jax.data import images, pipeline, shards, sources, testsets, tfds_source
+from deit_jax.data import images, pipeline, shards, sources, tfds_source
 from deit_jax.data.batch import MAX_LABELS
 from deit_jax.data.tools import doctor, prepare
 from deit_jax.errors import UserError
+from deit_jax.evaluate import test_sets as testsets
 from examples import cifar10_folders
 
 

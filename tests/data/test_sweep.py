@@ -14,8 +14,8 @@ from PIL import Image
 from deit_jax.config import default_config
 from deit_jax.data import base, pipeline, shards, sources
 from deit_jax.data.tools import doctor, prepare, show
-from deit_jax.data.tools.progress import command
 from deit_jax.errors import UserError
+from deit_jax.runtime.progress import command
 
 
 def image(number: int = 0) -> bytes:

@@ -11,9 +11,9 @@ import tensorstore as ts
 
 from deit_jax import check
 from deit_jax.distill import label_store
-from deit_jax.distill.label import prepare_store
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest
 from deit_jax.errors import UserError
+from deit_jax.label import prepare_store
 
 STEPS, BATCH, CLASSES = 2 * CHUNK, 8, 10
 

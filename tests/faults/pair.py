@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from deit_jax.distill.label import fill, prepare_store
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest
 from deit_jax.errors import UserError
+from deit_jax.label import fill, prepare_store
 from deit_jax.runtime import interrupt, peers, sharding
 from deit_jax.runtime.processes import from_process_0, hold_folder, wait_for_process_0
 from deit_jax.train import setup

@@ -10,10 +10,10 @@ from small_state import META, shapes, state
 
 from deit_jax.config import default_config, resolve
 from deit_jax.distill.runs import train_run
-from deit_jax.report.log import read_log
 from deit_jax.runtime import sharding, storage
 from deit_jax.train import loop
 from deit_jax.train.checkpoint import Checkpoints
+from deit_jax.train.log import read_log
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_weights
 

@@ -12,14 +12,14 @@ import pytest
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import sources
-from deit_jax.distill.label import fill, make_header
 from deit_jax.distill.label_reader import BatchLabels
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError
-from deit_jax.report.log import read_log
+from deit_jax.label import fill, make_header
 from deit_jax.student import make_student
 from deit_jax.train.checkpoint import is_healthy
+from deit_jax.train.log import read_log
 
 STEPS = 44
 

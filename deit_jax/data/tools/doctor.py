@@ -19,9 +19,9 @@ from deit_jax.config import default_config
 from deit_jax.data import decode
 from deit_jax.data.base import Source, summary
 from deit_jax.data.sources import find_sources
-from deit_jax.data.tools.progress import command, track
 from deit_jax.errors import shown
 from deit_jax.runtime import hardware
+from deit_jax.runtime.progress import command, track
 
 Copies = list[tuple[str, str, int]]  # (split, name, label) of each file
 

@@ -23,10 +23,10 @@ from deit_jax.data import shards
 from deit_jax.data.files import FolderTree, Listing, class_text, is_tar_name, list_images
 from deit_jax.data.label_files import DEVKIT, read_devkit
 from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of
-from deit_jax.data.tools.progress import command, track
 from deit_jax.data.tools.tars import Span, TarTree, unpacked
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
+from deit_jax.runtime.progress import command, track
 
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
 

@@ -13,8 +13,8 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
 from deit_jax.config import resolve, validate
-from deit_jax.data.tools.progress import command
 from deit_jax.errors import UserError, shown
+from deit_jax.runtime.progress import command
 
 COUNT, COLUMNS = 32, 8
 SIDE, GAP, LINE = 160, 6, 15  # pixels

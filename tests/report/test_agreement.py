@@ -11,8 +11,8 @@ from flax import nnx
 from helpers import digits_config, one_device
 
 from deit_jax import models
-from deit_jax.distill.agreement import disagreement, section, study, teacher_share, token_cosine
 from deit_jax.distill.runs import open_models, open_run, with_teacher
+from deit_jax.report.agreement import disagreement, section, study, teacher_share, token_cosine
 from deit_jax.train.setup import open_data
 
 

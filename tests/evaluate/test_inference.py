@@ -9,9 +9,9 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.errors import UserError
+from deit_jax.evaluate.inference import count_correct, evaluate, predict_classes, predictions_of
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
-from deit_jax.train.evaluate import count_correct, evaluate, predict_classes, predictions_of
 
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 

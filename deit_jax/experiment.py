@@ -22,21 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from deit_jax import losses
+from deit_jax import losses, plots
 from deit_jax.augment import normalize
 from deit_jax.config import Config, default_config, flat, validate
 from deit_jax.config.derived import has_teacher, plain_config, plain_name
 from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline
-from deit_jax.distill import agreement
-from deit_jax.distill.agreement import UNTAUGHT
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.errors import shown
-from deit_jax.report import breakdown, log, plots, tables
+from deit_jax.evaluate import breakdown, tables
+from deit_jax.evaluate.inference import head_logits, predict
+from deit_jax.report import agreement
+from deit_jax.report.agreement import UNTAUGHT
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.student import make_student
-from deit_jax.train.evaluate import head_logits, predict
+from deit_jax.train import log
 from deit_jax.train.loop import train
 from deit_jax.train.setup import Data, Run, open_data
 from deit_jax.weights.orbax import read_weights

@@ -9,13 +9,13 @@ from helpers import digits_config, one_device
 from PIL import Image
 
 from configs.cifar10 import get_config
+from deit_jax import plots
 from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
 from deit_jax.data import pipeline
 from deit_jax.errors import UserError, shown
-from deit_jax.evaluate import Request, evaluate_command
-from deit_jax.report import plots
-from deit_jax.run import run
+from deit_jax.evaluate.command import Request, evaluate_command
+from deit_jax.experiment import run
 
 
 @pytest.fixture

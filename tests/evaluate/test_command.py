@@ -18,7 +18,7 @@ from deit_jax.classes import imagenet
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
 from deit_jax.data import sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate import Request, Subject, evaluate_command, own_data, settings
+from deit_jax.evaluate.command import Request, Subject, evaluate_command, own_data, settings
 
 SYNSETS = imagenet.synsets()
 SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
@@ -162,7 +162,7 @@ def test_a_limit_of_its_own(root, weights):
 
 
 def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("deit_jax.evaluate.make_classifier", None)
+    monkeypatch.setattr("deit_jax.evaluate.command.make_classifier", None)
     for name in ("cats", "dogs", "emus", "foxes"):
         oracle.save_image(tmp_path / "mine" / name / "0.png", 0)
     save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / "small.safetensors")
@@ -195,7 +195,7 @@ def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weig
     """The second weights are checked before the first are evaluated."""
     oracle.save_image(tmp_path / "mine" / SYNSETS[3] / "0.png", 3)
     save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / "small.safetensors")
-    monkeypatch.setattr("deit_jax.evaluate.make_classifier", None)
+    monkeypatch.setattr("deit_jax.evaluate.command.make_classifier", None)
     with pytest.raises(UserError, match="have 3 and do not name them"):
         run(f"{weights},{small}", f"x={tmp_path / 'mine'}")
 

@@ -5,7 +5,7 @@ import io
 import json
 from typing import Any
 
-from deit_jax.report.tables import HEAD_NAMES, KINDS, table
+from deit_jax.evaluate.tables import HEAD_NAMES, KINDS, table
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:

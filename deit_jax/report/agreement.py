@@ -16,12 +16,13 @@ from jaxtyping import Float, Integer
 from deit_jax.augment import normalize
 from deit_jax.config.derived import plain_config
 from deit_jax.data import pipeline
+from deit_jax.evaluate import tables
+from deit_jax.evaluate.inference import head_logits, predict_classes
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
-from deit_jax.report import log, tables
 from deit_jax.runtime import sharding
 from deit_jax.student import Student, make_student
-from deit_jax.train.evaluate import head_logits, predict_classes
+from deit_jax.train import log
 from deit_jax.train.setup import Run
 from deit_jax.weights.orbax import find_step, read_weights
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from deit_jax import plots
 from deit_jax.config import default_config, resolve
-from deit_jax.report import log as logs
-from deit_jax.report import plots
-from deit_jax.report.events import Events
-from deit_jax.report.log import JsonLines, Log, mean_of_finite, read_log, to_json
+from deit_jax.train import log as logs
+from deit_jax.train.events import Events
+from deit_jax.train.log import JsonLines, Log, mean_of_finite, read_log, to_json
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

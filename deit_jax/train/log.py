@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from deit_jax import plots
 from deit_jax.config import recipe_differences
 from deit_jax.errors import UserError
+from deit_jax.evaluate.tables import duration
 from deit_jax.losses import KINDS
-from deit_jax.report import plots
-from deit_jax.report.events import Events
-from deit_jax.report.tables import duration
 from deit_jax.runtime import atomic, storage
+from deit_jax.train.events import Events
 
 MOST_WAITING = 100_000  # log lines kept in memory while they cannot be written
 

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from helpers import one_device
 
+from deit_jax import label as making
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import pipeline, sources
-from deit_jax.distill import label as making
-from deit_jax.distill.label import fill, label, my_share
 from deit_jax.distill.label_reader import image_identity, open_labels
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest, runs, size_forecast
 from deit_jax.distill.runs import train_run as train
 from deit_jax.distill.teacher import stored_distribution, stored_teacher
 from deit_jax.errors import UserError
+from deit_jax.label import fill, label, my_share
 from deit_jax.losses import distillation_loss
-from deit_jax.report.log import read_log
 from deit_jax.runtime.interrupt import Interrupted
 from deit_jax.student import make_student
 from deit_jax.study.ablation import ablate
+from deit_jax.train.log import read_log
 from deit_jax.train.optimizer import num_steps
 
 STEPS = 70  # of 22 per epoch: two chunks, the second cut short

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from deit_jax.report.text import caption, drawable
+from deit_jax.plot_text import caption, drawable
 from deit_jax.runtime import atomic, storage
 
 PER_BAND = 8  # images side by side

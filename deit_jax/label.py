@@ -26,8 +26,8 @@ from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest,
 from deit_jax.distill.runs import train_teacher
 from deit_jax.distill.teacher import load_teacher, teacher_of
 from deit_jax.errors import UserError
+from deit_jax.evaluate.tables import duration
 from deit_jax.randomness import purpose_key
-from deit_jax.report.tables import duration
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.interrupt import STATE, Interrupted, Stop
 from deit_jax.runtime.processes import from_process_0, hold_folder

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from deit_jax.report import class_plots
-from deit_jax.report.classification import calibration, class_scores, confusion_matrix, most_confused
-from deit_jax.report.tables import table
+from deit_jax.evaluate import class_plots
+from deit_jax.evaluate.classification import calibration, class_scores, confusion_matrix, most_confused
+from deit_jax.evaluate.tables import table
 from deit_jax.runtime import atomic
 
 SHOWN = 16  # images on a contact sheet

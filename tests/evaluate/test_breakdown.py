@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.report import breakdown, plots, tables, text
+from deit_jax import plot_text as text
+from deit_jax import plots
+from deit_jax.evaluate import breakdown, tables
 
 NAMES = ["cat", "a|b", "犬"]
 

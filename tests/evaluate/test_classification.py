@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics
 
 from deit_jax.errors import UserError
-from deit_jax.report.classification import (
+from deit_jax.evaluate.classification import (
     calibration,
     class_scores,
     confusion_matrix,

@@ -12,8 +12,8 @@ from deit_jax.config import default_config
 from deit_jax.data.base import ArraySource, FileSource, Subset, limit_images
 from deit_jax.data.label_files import read_devkit, read_label_file
 from deit_jax.data.sources import open_sources
-from deit_jax.data.testsets import Spec, match_source, open_eval_sets, parse_spec, present_classes
 from deit_jax.errors import UserError
+from deit_jax.evaluate.test_sets import Spec, match_source, open_eval_sets, parse_spec, present_classes
 
 SYNSETS = imagenet.synsets()
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from deit_jax.report.classification import Calibration
-from deit_jax.report.plots import COLORS, INK, plt, save, tidy
-from deit_jax.report.text import caption, shorten
+from deit_jax.evaluate.classification import Calibration
+from deit_jax.plot_text import caption, shorten
+from deit_jax.plots import COLORS, INK, plt, save, tidy
 
 MOST_COUNTED = 20  # classes with a number in every cell of their matrix
 NAME_WIDTH = 24

@@ -19,25 +19,24 @@ import numpy as np
 from deit_jax.config import RENAMED, default_config, flat, resolve, validate
 from deit_jax.data import sources
 from deit_jax.data.base import Subset
-from deit_jax.data.testsets import EvalSet, MappedSource, match_source, open_eval_sets
-from deit_jax.data.tools.progress import track
 from deit_jax.errors import UserError, shown
-from deit_jax.report import breakdown
-from deit_jax.report import evaluation as report
-from deit_jax.runtime import atomic, sharding, storage
-from deit_jax.runtime.processes import from_process_0
-from deit_jax.student import compute_dtype
-from deit_jax.train.classifier import (
+from deit_jax.evaluate import breakdown
+from deit_jax.evaluate import results as report
+from deit_jax.evaluate.classifier import (
     KINDS,
     Classifier,
     evaluate_classifier,
     make_classifier,
     weight_sets,
 )
-from deit_jax.train.evaluate import head_logits, predictions_of
-from deit_jax.train.setup import recorded_classes
+from deit_jax.evaluate.inference import head_logits, predictions_of
+from deit_jax.evaluate.test_sets import EvalSet, MappedSource, match_source, open_eval_sets
+from deit_jax.runtime import atomic, sharding, storage
+from deit_jax.runtime.processes import from_process_0
+from deit_jax.runtime.progress import track
+from deit_jax.student import compute_dtype
 from deit_jax.weights import Weights
-from deit_jax.weights.orbax import find_step, read_meta
+from deit_jax.weights.orbax import find_step, read_meta, recorded_classes
 
 BATCH_SIZE = 256
 # the settings of a run that its evaluation follows: others may be of an older version, with other choices
@@ -294,7 +293,7 @@ def collector(
 
 def write_classes(folder: Path, classifier: Classifier, outcomes: breakdown.Outcomes) -> None:
     """classes.md with its pictures and classes.json: scores per class, confusion, calibration, mistakes
-    (`deit_jax.report.breakdown`)."""
+    (`deit_jax.evaluate.breakdown`)."""
     section = breakdown.section(breakdown.write(folder, outcomes), folder)
     atomic.write_text(folder / "classes.md", f"# {shown(classifier.name or 'model')}\n\n{section}\n")
     say(f"  classes, calibration and mistakes: {folder / 'classes.md'}")

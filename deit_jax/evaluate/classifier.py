@@ -18,9 +18,9 @@ from deit_jax.config import Config, default_config
 from deit_jax.data import pipeline
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
+from deit_jax.evaluate.inference import evaluate_sets, head_logits
 from deit_jax.runtime import sharding, storage
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.evaluate import evaluate_sets, head_logits
 from deit_jax.weights import Weights, fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
 from deit_jax.weights.view import View, view_of

@@ -4,7 +4,7 @@ import io
 import sys
 import time
 
-from deit_jax.data.tools.progress import track
+from deit_jax.runtime.progress import track
 
 
 class Terminal(io.StringIO):
