@@ -46,6 +46,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_says_no_more(tmp_path):
     command = [sys.executable, "main.py", DIGITS, "--config.batch_size=2000", f"--workdir={tmp_path / 'run'}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -131,6 +132,7 @@ def read_until(process: subprocess.Popen, text: str) -> None:
     raise AssertionError(f"ended before it said {text}")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
     process = start(tmp_path / "run", "--config.epochs=1000")
     read_until(process, "step 3/")
@@ -143,6 +145,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_killed_runs_complete_as_if_nothing_had_been(tmp_path):
     arguments = ["--config.epochs=3", "--config.data.limit=640", "--config.evaluate.every=1",
                  "--config.checkpoint.every=1"]  # fmt: skip

@@ -23,7 +23,7 @@ from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.runs import train_run
 from deit_jax.train.log import read_log
 
-pytestmark = pytest.mark.long_runs
+pytestmark = [pytest.mark.slow, pytest.mark.long_runs]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from helpers import ROOT
 
 COUNTS = {"saves": 12, "labels": 8, "damaged": 5, "flips": 20, "hostile": 25}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):

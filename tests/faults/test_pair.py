@@ -14,6 +14,8 @@ from helpers import ROOT
 
 from deit_jax.distill.label_store import CHUNK, LabelStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):

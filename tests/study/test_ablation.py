@@ -234,6 +234,7 @@ jobs.run_jobs([jobs.Job(root / n, (root / "run0",) if n != "run0" else (), lambd
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_runs_out(tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     running = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
