@@ -46,7 +46,7 @@ def main() -> None:
     ways = {"einsum": folded(kernels.attention), "recompute": folded(kernels.attention_recomputed)}
     if kernels.has_fused_attention(dtype, 64):
         ways["cudnn"] = cudnn
-    gradient = lambda run: lambda x, g: jax.vjp(run, x)[1](g)[0]  # noqa: E731
+    gradient = lambda run: lambda x, g: jax.vjp(run, x)[1](g)[0]
     rows, results = [], {}
     for tokens in TOKENS:
         images = max(1, flags.images * 197**2 // tokens**2)

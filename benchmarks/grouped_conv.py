@@ -46,7 +46,7 @@ def main() -> None:
         for kind in ("forward", "gradient"):
             calls = {}
             for name, (conv, kernel, count) in ways.items():
-                run = lambda x, w, conv=conv, count=count: conv(x, w, count)  # noqa: E731
+                run = lambda x, w, conv=conv, count=count: conv(x, w, count)
                 if kind == "gradient":
                     run = jax.grad(lambda x, w, run=run: (run(x, w) ** 2).sum(), (0, 1))
                 calls[name] = (jax.jit(run), kernel)

@@ -56,8 +56,10 @@ def main() -> None:
     print(f"{options.model}, {size / 1e6:.0f} MB\n")
     print("| | min | median | max |\n| --- | --- | --- | --- |")
     for name, values in (
-        ("processor seconds", cpu), ("seconds", clock), ("peak memory / file size", [m / size for m in memory]),
-    ):  # fmt: skip
+        ("processor seconds", cpu),
+        ("seconds", clock),
+        ("peak memory / file size", [m / size for m in memory]),
+    ):
         print(f"| {name} | {min(values):.2f} | {statistics.median(values):.2f} | {max(values):.2f} |")
     if options.output:
         found = {"model": options.model, "bytes": size, "cpu_s": cpu, "s": clock, "peak_bytes": memory}

@@ -108,9 +108,9 @@ FACTS: dict = {}
 def serve(flags) -> None:
     kind, _, rest = flags.serve.partition(":")
     if kind == "ours":
-        prepare = lambda: serve_ours(flags.model, flags.batch, changes_of(list(filter(None, rest.split(",")))))  # noqa: E731
+        prepare = lambda: serve_ours(flags.model, flags.batch, changes_of(list(filter(None, rest.split(",")))))
     else:
-        prepare = lambda: serve_timm(flags.model, flags.batch, kind == "compile")  # noqa: E731
+        prepare = lambda: serve_timm(flags.model, flags.batch, kind == "compile")
     answer(prepare, lambda: FACTS)
 
 

@@ -204,7 +204,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = lambda kind: lambda text: [kind(x) for x in text.split(",") if x]  # noqa: E731
+    numbers = lambda kind: lambda text: [kind(x) for x in text.split(",") if x]
     parser.add_argument("photos", type=Path)
     parser.add_argument("--sizes", type=numbers(int), default=[50, 200, 2000])
     parser.add_argument("--rates", type=numbers(float), default=[1e-3, 4e-3, 1.6e-2, 6.4e-2])

@@ -116,7 +116,7 @@ def main() -> None:
 
     at = f"{flags.model}, batch {flags.batch}, {jax.devices()[0].device_kind}"
     print(f"{at}: {1e3 * whole:.1f} ms a step, all threads together")
-    row = lambda name, spent: [name, f"{1e3 * spent:.1f}", f"{spent / whole:.1%}"]  # noqa: E731
+    row = lambda name, spent: [name, f"{1e3 * spent:.1f}", f"{spent / whole:.1%}"]
     for title, counter in (("part", by_part), ("kind of operation", by_kind)):
         print(f"\n{table([title, 'ms', 'share'], [row(*item) for item in counter.most_common()])}")
     rows = [[*row(op, spent), known[op][2][-90:]] for op, spent in seconds.most_common(flags.top)]

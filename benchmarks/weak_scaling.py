@@ -50,11 +50,16 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     except plan.DoesNotFit as error:
         return found | {"fits": False, "needed": error.needed}
     return found | {
-        "fits": p.fits, "needed": p.needed, "arguments": p.arguments, "temporaries": p.temporaries,
-        "parameters": p.parameters, "flops": p.flops, "sent": bytes_sent(p.collectives, p.devices),
+        "fits": p.fits,
+        "needed": p.needed,
+        "arguments": p.arguments,
+        "temporaries": p.temporaries,
+        "parameters": p.parameters,
+        "flops": p.flops,
+        "sent": bytes_sent(p.collectives, p.devices),
         "collectives": {name: [c.count, c.bytes] for name, c in p.collectives.items()},
         "compile_s": round(p.compile_seconds, 1),
-    }  # fmt: skip
+    }
 
 
 def key_of(record: dict[str, Any]) -> str:
@@ -88,7 +93,7 @@ def print_table(records: list[dict[str, Any]]) -> None:
     from deit_jax.runtime import hardware
 
     rows = []
-    order = lambda r: (r["model"], r["kind"], r["images"], str(r["settings"]), r["chips"], r["mesh"])  # noqa: E731
+    order = lambda r: (r["model"], r["kind"], r["images"], str(r["settings"]), r["chips"], r["mesh"])
     for r in sorted(records, key=order):
         row = [r["model"], r["topology"], f"{r['chips']}", f"{r['images']}", r["mesh"], flags_of(r["settings"])]
         if "arguments" not in r:
@@ -112,9 +117,20 @@ def print_table(records: list[dict[str, Any]]) -> None:
             ]
         )
     heads = [
-        "model", "topology", "chips", "images per chip", "mesh", "settings", "state and batch, GiB", "temporaries, GiB",
-        "together, GiB", "collectives / parameters", "sent, GiB", "sending, ms", "arithmetic, ms",
-    ]  # fmt: skip
+        "model",
+        "topology",
+        "chips",
+        "images per chip",
+        "mesh",
+        "settings",
+        "state and batch, GiB",
+        "temporaries, GiB",
+        "together, GiB",
+        "collectives / parameters",
+        "sent, GiB",
+        "sending, ms",
+        "arithmetic, ms",
+    ]
     print(table(heads, rows))
 
 

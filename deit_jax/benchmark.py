@@ -120,7 +120,7 @@ class Workload:
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun
-        augment = lambda batch, key, step: augment_train(batch, key, step, config.augment, sizes["num_classes"])  # noqa: E731
+        augment = lambda batch, key, step: augment_train(batch, key, step, config.augment, sizes["num_classes"])
         self._augment, self._key = jax.jit(augment), purpose_key(0, "augment")
         self.pixels = tuple(config.augment.mean), tuple(config.augment.std)
 
@@ -148,7 +148,7 @@ class Workload:
         plain.model.attention = "einsum"  # a fused kernel's arithmetic cannot be seen
         graphdef = make_student(plain, plain.model.num_classes).graphdef
         weights = {"params": self.state["params"], "batch_stats": self.state["batch_stats"]}
-        run = lambda weights, images: head_logits(graphdef, weights, images, *self.pixels)  # noqa: E731
+        run = lambda weights, images: head_logits(graphdef, weights, images, *self.pixels)
         return count_flops(run, weights, self.batch["image"])
 
 
@@ -193,7 +193,7 @@ def share_of_waiting(workload: Workload, source: "Source", seconds: float = 10.0
     seconds: about so long it trains; as many steps on all processes.
     """
     stream = train_stream(workload.config, source, workload.student.img_size)
-    place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)  # noqa: E731
+    place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)
     count = max(3, calls_within(lambda: workload.train_on(place()), seconds))
     waited, ahead, begun = 0.0, [], time.perf_counter()
     for _ in range(count):

@@ -82,8 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
         folder = storage.place(run)
         for finding in check(folder):
             findings.append(finding)
-            print(f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
-                  + (f": {finding.damage}" if finding.damage else ""), flush=True)  # fmt: skip
+            print(
+                f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
+                + (f": {finding.damage}" if finding.damage else ""),
+                flush=True,
+            )
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -97,7 +97,7 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     results = {"train": run(first, workdir, data)}
     results["finetune"] = run(
         then, workdir / "finetune", data, lr_setting="finetune.lr", command_folder=workdir.absolute()
-    )  # fmt: skip
+    )
     if jax.process_index() == 0:
         write_chain(workdir, {"train": first, "finetune": then}, results, data.train.num_classes)
     return results
@@ -209,8 +209,11 @@ def draw_attention(student: Run, count: int = 8) -> None:
 def accuracy_table(student: Run, results: dict[str, dict]) -> str:
     """Accuracies of all that was trained, per head and set of weights."""
     config = student.config
-    names = {"teacher": config.teacher.name, "plain": f"{plain_name(config.model.name)}, no teacher",
-             "student": f"{config.model.name}, {losses.KINDS[config.distill.kind]}"}  # fmt: skip
+    names = {
+        "teacher": config.teacher.name,
+        "plain": f"{plain_name(config.model.name)}, no teacher",
+        "student": f"{config.model.name}, {losses.KINDS[config.distill.kind]}",
+    }
     if config.distill.kind == "none":
         names["student"] = config.model.name
     return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.student.num_classes)

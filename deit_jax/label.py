@@ -66,9 +66,15 @@ def make_header(config: Config, source: Source, student: Student, teacher: dict)
         raise UserError(f"label.k is {config.label.k}, the data has {source.num_classes} classes: use no more")
     both = {"images": image_identity(config, source, student.img_size), "teacher": teacher}
     header = {
-        "kind": kind, "k": config.label.k, "dtype": config.label.dtype, "tau": config.distill.tau,
-        "batch_size": config.batch_size, "chunk_steps": CHUNK, "hash": digest(both), **both,
-    }  # fmt: skip
+        "kind": kind,
+        "k": config.label.k,
+        "dtype": config.label.dtype,
+        "tau": config.distill.tau,
+        "batch_size": config.batch_size,
+        "chunk_steps": CHUNK,
+        "hash": digest(both),
+        **both,
+    }
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 
 
@@ -118,9 +124,9 @@ def make_labels(
     labeller = make_labeller(config, teacher_of(config, members), source.num_classes, store.header, mesh.devices.size)
     arrays = jax.device_put(arrays, sharding.replicated(mesh))
     jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
-    one = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)  # noqa: E731
+    one = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)
     broken = BrokenRecord(folder, jax.process_index())
-    batches = lambda start: pipeline.train_batches(  # noqa: E731
+    batches = lambda start: pipeline.train_batches(
         config, source, size=student.img_size, start=start, on_broken=broken.add
     )
     if verify:
@@ -200,8 +206,10 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
         done = store.stored(total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
     written = sum(sum(storage.files(store.folder / name / "c").values()) for name in store.arrays())
-    progress.say(f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
-                 f"--config.distill.labels={store.folder}")  # fmt: skip
+    progress.say(
+        f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
+        f"--config.distill.labels={store.folder}"
+    )
     return {"steps": total, "views": total * batch_size, "bytes": written}
 
 

@@ -26,8 +26,8 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Compiled, float
     """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
     layout = make_layout(mesh)
     step, state, batch, teacher_arrays = abstract_step(config, layout)
-    place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)  # noqa: E731
-    replicated = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)  # noqa: E731
+    place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)
+    replicated = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)
     places = place_params(state, layout)
     state = place(state, places)
     batch = place(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
@@ -82,7 +82,7 @@ def make_plan(config: Config, devices: list[Any]) -> Plan:
             raise
         raise DoesNotFit(memory_used(str(error))) from None
     parts = abstract_step(config)
-    count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))  # noqa: E731
+    count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     memory = compiled.memory_analysis()
     assert memory is not None, "the CPU, GPU and TPU compilers of jax all tell it"
     here = sum(d.process_index == devices[0].process_index for d in devices)
@@ -231,7 +231,7 @@ def forecast(p: Plan, config: Config) -> list[str]:
     sent = bytes_sent(p.collectives, p.devices)
     sending = sent / known.link if known.link else 0.0
     steps = num_steps(config, max(1, IMAGENET_TRAIN_IMAGES // config.batch_size))
-    rate = lambda seconds: f"{config.batch_size / seconds:,.0f} images/s, {steps * seconds / 3600:,.1f} h"  # noqa: E731
+    rate = lambda seconds: f"{config.batch_size / seconds:,.0f} images/s, {steps * seconds / 3600:,.1f} h"
     lines = [
         "",
         f"forecast for {steps:,} steps, at half of the peak rate",

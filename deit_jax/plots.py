@@ -56,8 +56,9 @@ def curves(
     styles = {"eval/top1": "-", "eval_ema/top1": ":"} if len(logs) <= 3 else {"eval/top1": "-"}
     scores = {
         (name, key): [(r["epoch"], r[key]) for r in records if key in r]
-        for name, records in logs.items() for key in styles
-    }  # fmt: skip
+        for name, records in logs.items()
+        for key in styles
+    }
     both = any(len(points) > 1 for points in scores.values())
     count = len(panels) + both
     figure, axes = plt.subplots(1, count, figsize=(6.5 if count == 1 else 5 * count, 3.8), squeeze=False)
@@ -129,9 +130,13 @@ def attention(
                 axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
                 extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
                 axis.imshow(
-                    heat.reshape(grid), norm=scale.norm, cmap=scale.cmap, alpha=0.75, extent=extent,
+                    heat.reshape(grid),
+                    norm=scale.norm,
+                    cmap=scale.cmap,
+                    alpha=0.75,
+                    extent=extent,
                     interpolation="nearest",
-                )  # fmt: skip
+                )
         low, high = axes[-1, -1].get_position(), axes[1, -1].get_position()
         bar = figure.add_axes((1 + 0.12 * inch_x, low.y0, 0.12 * inch_x, high.y1 - low.y0))
         figure.colorbar(scale, cax=bar, format=lambda share, _: f"{100 * share:g} %")

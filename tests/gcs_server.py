@@ -124,9 +124,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def meta(self, bucket: str, name: str) -> dict:
         found = self.server.objects[bucket, name]
-        return {"kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(found.data)),
-                "generation": str(found.generation), "metageneration": "1", "crc32c": crc32c(found.data),
-                "updated": found.updated, "timeCreated": found.updated}  # fmt: skip
+        return {
+            "kind": "storage#object",
+            "bucket": bucket,
+            "name": name,
+            "size": str(len(found.data)),
+            "generation": str(found.generation),
+            "metageneration": "1",
+            "crc32c": crc32c(found.data),
+            "updated": found.updated,
+            "timeCreated": found.updated,
+        }
 
     def matches(self, bucket: str, name: str) -> bool:
         """Whether the preconditions of the request hold."""
@@ -181,8 +189,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.query.get("alt") != "media":
             return self.answer(self.meta(bucket, name))
         size = len(found.data)
-        headers = {"x_goog_generation": str(found.generation), "x_goog_hash": f"crc32c={crc32c(found.data)}",
-                   "Content_Type": "application/octet-stream", "x_goog_stored_content_length": str(size)}  # fmt: skip
+        headers = {
+            "x_goog_generation": str(found.generation),
+            "x_goog_hash": f"crc32c={crc32c(found.data)}",
+            "Content_Type": "application/octet-stream",
+            "x_goog_stored_content_length": str(size),
+        }
         part = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not part:
             return self.send(200, found.data, **headers)
@@ -218,8 +230,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(404, f"No such object: {bucket}/{unquote(source)}")
         self.server.objects[to, unquote(new)] = found._replace(generation=next(self.server.generations))
         size = str(len(found.data))
-        return self.answer({"kind": "storage#rewriteResponse", "done": True, "totalBytesRewritten": size,
-                            "objectSize": size, "resource": self.meta(to, unquote(new))})  # fmt: skip
+        return self.answer(
+            {
+                "kind": "storage#rewriteResponse",
+                "done": True,
+                "totalBytesRewritten": size,
+                "objectSize": size,
+                "resource": self.meta(to, unquote(new)),
+            }
+        )
 
 
 @contextlib.contextmanager

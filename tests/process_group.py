@@ -83,16 +83,22 @@ def study(folder: Path) -> dict[str, Any]:
 def as_started_by_hand(index: int, count: int, port: int) -> dict[str, str]:
     """The variables of docs/scale.md for clusters that jax does not know."""
     return {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)
-    }  # fmt: skip
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+    }
 
 
 def as_started_by_slurm(index: int, count: int, port: int) -> dict[str, str]:
     """What `srun` sets on one node; jax takes its port from the job's number."""
     return {
-        "SLURM_JOB_ID": str(port - SLURM_PORTS[0]), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count),
-        "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "SLURM_STEP_NUM_NODES": "1",
-    }  # fmt: skip
+        "SLURM_JOB_ID": str(port - SLURM_PORTS[0]),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "SLURM_STEP_NUM_NODES": "1",
+    }
 
 
 def member(environment: dict[str, str], work: list[tuple], results: Path) -> None:

@@ -8,7 +8,7 @@ from deit_jax.models.layout import make_layout, place_params
 
 def state(step: int, bad: int = 0) -> dict:
     kernel = jnp.arange(64.0 * 16).reshape(64, 16) + step
-    number = lambda n: jnp.asarray(n, jnp.int32)  # noqa: E731
+    number = lambda n: jnp.asarray(n, jnp.int32)
     return {
         "step": number(step),
         "offset": number(0),

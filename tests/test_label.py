@@ -112,7 +112,7 @@ def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, c
     spoilt = made_up(tmp_path / "spoilt", STEPS, 64)
     fill(spoilt, lambda batch, step: {"decision": np.full(64, 3)}, counted_rows, STEPS)
     real = LabelStore(store)
-    again = lambda batch, step: {"decision": real.read(step)["decision"]}  # noqa: E731
+    again = lambda batch, step: {"decision": real.read(step)["decision"]}
     with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 128 decisions agree"):
         making.compare(spoilt, again, counted_rows, 2, STEPS)
 
@@ -207,8 +207,10 @@ def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
         name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.runtime
     }
     assert shaping - free == {name for name in known if name.startswith(("augment.", "data."))} - {
-        "data.fingerprint", "data.images", "data.classes"
-    }  # fmt: skip
+        "data.fingerprint",
+        "data.images",
+        "data.classes",
+    }
 
 
 def test_a_store_that_ends_too_early_says_where(store, tmp_path):
@@ -281,7 +283,7 @@ def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
 def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     """The limit on a file's size stands for the disk's: the write fails in the same place."""
     store = made_up(tmp_path, 128, 512, classes=1000)
-    labels = lambda batch, step: {"decision": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}  # noqa: E731
+    labels = lambda batch, step: {"decision": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -297,7 +299,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
 
 def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
     store = made_up(tmp_path, 64)
-    one = lambda batch, step: decide(batch, step) | {"finite": np.asarray(step != 40)}  # noqa: E731
+    one = lambda batch, step: decide(batch, step) | {"finite": np.asarray(step != 40)}
     with pytest.raises(UserError, match="not finite in steps 0 to 63: check its weights"):
         fill(store, one, counted, 64)
     assert store.steps_done() == 0

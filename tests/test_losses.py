@@ -60,7 +60,7 @@ def test_a_model_with_one_head_learns_both_terms_with_it(drawn):
 
 def test_soft_loss_of_the_teacher_itself_is_zero_and_its_gradient_too(drawn):
     cls, _, teacher, labels = drawn
-    soft = lambda dist: distillation_loss(cls, dist, labels, teacher, kind="soft", alpha=1.0, tau=2.0)  # noqa: E731
+    soft = lambda dist: distillation_loss(cls, dist, labels, teacher, kind="soft", alpha=1.0, tau=2.0)
     assert abs(float(soft(teacher))) < 1e-5
     np.testing.assert_allclose(jax.grad(soft)(teacher), 0, atol=1e-6)
 

@@ -70,9 +70,13 @@ def test_a_workdir_that_cannot_be_made(tmp_path):
 
 
 TINY = [
-    "--config=configs/deit_ti.py", "--config.model.name=deit_digits_patch4_16", "--config.batch_size=8",
-    "--config.steps=2", "--config.log.every=1", "--config.log.tensorboard=False",
-]  # fmt: skip
+    "--config=configs/deit_ti.py",
+    "--config.model.name=deit_digits_patch4_16",
+    "--config.batch_size=8",
+    "--config.steps=2",
+    "--config.log.every=1",
+    "--config.log.tensorboard=False",
+]
 
 
 @pytest.mark.usefixtures("single")
@@ -119,8 +123,15 @@ def test_an_unreadable_image_in_evaluation_is_named(tmp_path, caplog):
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """A plain digits run in `folder`, its lines to be read."""
-    command = [sys.executable, "main.py", "--config=configs/digits.py:distill=none", "--config.log.tensorboard=False",
-               "--config.log.every=1", *arguments, f"--workdir={folder}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "main.py",
+        "--config=configs/digits.py:distill=none",
+        "--config.log.tensorboard=False",
+        "--config.log.every=1",
+        *arguments,
+        f"--workdir={folder}",
+    ]
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
 
@@ -147,8 +158,12 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
 
 @pytest.mark.slow
 def test_killed_runs_complete_as_if_nothing_had_been(tmp_path):
-    arguments = ["--config.epochs=3", "--config.data.limit=640", "--config.evaluate.every=1",
-                 "--config.checkpoint.every=1"]  # fmt: skip
+    arguments = [
+        "--config.epochs=3",
+        "--config.data.limit=640",
+        "--config.evaluate.every=1",
+        "--config.checkpoint.every=1",
+    ]
     for moment in ("step 2/", "step 6/"):  # before a checkpoint and while one is written; more: benchmarks/faults
         process = start(tmp_path / "run", *arguments)
         read_until(process, moment)

@@ -122,7 +122,7 @@ def test_a_teacher_adds_its_forward_pass():
     student = make_student(teacher, 10)
     _, state, _, _ = plan.abstract_step(teacher)
     images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.float32)
-    forward = lambda params, batch_stats, images: nnx.merge(student.graphdef, params, batch_stats)(images)  # noqa: E731
+    forward = lambda params, batch_stats, images: nnx.merge(student.graphdef, params, batch_stats)(images)
     assert plan.step_flops(config) - alone == count_flops(forward, state["params"], state["batch_stats"], images)
 
 
@@ -171,8 +171,12 @@ def test_a_step_that_does_not_fit_names_what_does(monkeypatch, capsys):
     needed = {"": 900, "model.remat": 600, "accumulate": 500, "mesh.fsdp": 300, "batch_size": 550}
 
     def made_up(config, devices):
-        flat_ = {"model.remat": config.model.remat != "none", "accumulate": config.accumulate > 1,
-                 "mesh.fsdp": config.mesh.fsdp != 1, "batch_size": config.batch_size < 64}  # fmt: skip
+        flat_ = {
+            "model.remat": config.model.remat != "none",
+            "accumulate": config.accumulate > 1,
+            "mesh.fsdp": config.mesh.fsdp != 1,
+            "batch_size": config.batch_size < 64,
+        }
         bytes_ = min(needed[name] for name in ("", *[n for n, on in flat_.items() if on]))
         if not any(flat_.values()):
             raise plan.DoesNotFit(900 * 2**20)
@@ -205,10 +209,18 @@ def test_what_makes_it_fit_is_compiled(monkeypatch, capsys):
 
 def example(**changes):
     values = {
-        "devices": 16, "device_kind": "TPU v5 lite", "parameters": 10, "teacher_parameters": 0, "arguments": 3 * 2**30,
-        "temporaries": 2**30, "outputs": 0, "available": 16 * 2**30, "flops": 16 * 197 * 10**12,
-        "collectives": {"all-reduce": Collective(1, 32 * 10**11)}, "compile_seconds": 1.0,
-    }  # fmt: skip
+        "devices": 16,
+        "device_kind": "TPU v5 lite",
+        "parameters": 10,
+        "teacher_parameters": 0,
+        "arguments": 3 * 2**30,
+        "temporaries": 2**30,
+        "outputs": 0,
+        "available": 16 * 2**30,
+        "flops": 16 * 197 * 10**12,
+        "collectives": {"all-reduce": Collective(1, 32 * 10**11)},
+        "compile_seconds": 1.0,
+    }
     return plan.Plan(**(values | changes))
 
 
@@ -227,14 +239,20 @@ def test_forecast_by_hand():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        ('INVALID_ARGUMENT: Topology layout "v5e:3x3" is not divisible by the given chips_per_host_bounds "2x2x1"',
-         "topology 'v5e:3x3' is not one that libtpu can compile for: Topology layout"),
-        ('ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".',
-         "libtpu is locked by another program that uses it: wait for that one to end"),
-        ("Unable to initialize backend 'tpu': cannot open libtpu.so",
-         "libtpu does not work here, whatever the topology"),
+        (
+            'INVALID_ARGUMENT: Topology layout "v5e:3x3" is not divisible by the given chips_per_host_bounds "2x2x1"',
+            "topology 'v5e:3x3' is not one that libtpu can compile for: Topology layout",
+        ),
+        (
+            'ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".',
+            "libtpu is locked by another program that uses it: wait for that one to end",
+        ),
+        (
+            "Unable to initialize backend 'tpu': cannot open libtpu.so",
+            "libtpu does not work here, whatever the topology",
+        ),
     ],
-)  # fmt: skip
+)
 def test_libtpus_errors_are_told_apart(error, message):
     assert message in topologies.explain("v5e:3x3", error)
 

@@ -127,8 +127,11 @@ def test_photos_are_turned_upright(tmp_path, orientation):
 
 
 def test_the_view_is_the_weights_own_unless_set(tmp_path, small, capsys):
-    save_file(state_of(SMALL, num_classes=3), tmp_path / "x.safetensors",
-              to_header({"crop": 1.0, "interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}))  # fmt: skip
+    save_file(
+        state_of(SMALL, num_classes=3),
+        tmp_path / "x.safetensors",
+        to_header({"crop": 1.0, "interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}),
+    )
     predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0]])
     assert "images: 16 px, crop 1, bilinear, mean (0.0, 0.0, 0.0), std (1.0, 1.0, 1.0)" in capsys.readouterr().err
     predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0], "--crop=0.5", "--interpolation=bicubic"])
@@ -138,8 +141,11 @@ def test_the_view_is_the_weights_own_unless_set(tmp_path, small, capsys):
 
 
 def test_control_codes_in_class_names_are_shown_as_text(tmp_path, capsys):
-    save_file(state_of(SMALL, num_classes=3), tmp_path / "x.safetensors",
-              to_header({"class_names": ["cat\x1b[31m", "dog", "bee\n"]}))  # fmt: skip
+    save_file(
+        state_of(SMALL, num_classes=3),
+        tmp_path / "x.safetensors",
+        to_header({"class_names": ["cat\x1b[31m", "dog", "bee\n"]}),
+    )
     predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0]])
     said = capsys.readouterr().out
     assert "cat\\x1b[31m" in said

@@ -80,9 +80,25 @@ def classes(root: Path, *names: str | bytes) -> Path:
 def names(folder: Path) -> list[Case]:
     """Names of class folders."""
     odd = [
-        "$x_^", "a\x1b[31mred", "tab\there", "line\nbreak", b"\xff\xfe", "u\u0308", "\u202egnp", "-rf", "x...", "日本",
-        "a b ", "C:", "%s{}", "~", "*", "'\"", "n" * 255, "NaN",
-    ]  # fmt: skip
+        "$x_^",
+        "a\x1b[31mred",
+        "tab\there",
+        "line\nbreak",
+        b"\xff\xfe",
+        "u\u0308",
+        "\u202egnp",
+        "-rf",
+        "x...",
+        "日本",
+        "a b ",
+        "C:",
+        "%s{}",
+        "~",
+        "*",
+        "'\"",
+        "n" * 255,
+        "NaN",
+    ]
     return [
         Case(f"class {n}", doctor.main, [classes(folder / f"name{i}", "plain", n)], "0 unreadable")
         for i, n in enumerate(odd)
@@ -93,10 +109,13 @@ def things(folder: Path) -> list[Case]:
     """What is not a file in a class folder, and roots that are not data."""
     cases = []
     for name, make in {
-        "named pipe": lambda p: os.mkfifo(p), "dangling link": lambda p: p.symlink_to("nowhere"),
-        "loop": lambda p: p.symlink_to(p.name), "link upwards": lambda p: p.symlink_to(".."),
-        "device": lambda p: p.symlink_to("/dev/zero"), "directory": lambda p: p.mkdir(),
-    }.items():  # fmt: skip
+        "named pipe": lambda p: os.mkfifo(p),
+        "dangling link": lambda p: p.symlink_to("nowhere"),
+        "loop": lambda p: p.symlink_to(p.name),
+        "link upwards": lambda p: p.symlink_to(".."),
+        "device": lambda p: p.symlink_to("/dev/zero"),
+        "directory": lambda p: p.mkdir(),
+    }.items():
         root = classes(folder / name)
         make(root / "ant" / "odd.png")
         cases.append(Case(name, doctor.main, [root], "0 unreadable"))
@@ -119,20 +138,31 @@ def images(folder: Path) -> list[Case]:
     jpeg, png = image(1, "JPEG", size=(60, 40)), image(1, size=(60, 40))
     place = jpeg.index(b"\xff\xc0") + 5
     broken = {
-        "empty": b"", "two bytes": b"\xff\xd8", "text": b"no image", "zeros": bytes(5000),
-        "png head": b"\x89PNG\r\n\x1a\n" + bytes(50), "half a jpeg": jpeg[: len(jpeg) // 2],
+        "empty": b"",
+        "two bytes": b"\xff\xd8",
+        "text": b"no image",
+        "zeros": bytes(5000),
+        "png head": b"\x89PNG\r\n\x1a\n" + bytes(50),
+        "half a jpeg": jpeg[: len(jpeg) // 2],
         "half a png": png[: len(png) // 2],
         "jpeg of 65500x65500": jpeg[:place] + b"\xff\xdc\xff\xdc" + jpeg[place + 4 :],
         "png of 2^31 pixels per side": claiming(2**31 - 1, 2**31 - 1),
-        "bomb": claiming(100_000, 100_000), "html": b"<html>404</html>",
-        "gzip": b"\x1f\x8b" + bytes(100), "float": image(1, "TIFF", "F"),
-    }  # fmt: skip
+        "bomb": claiming(100_000, 100_000),
+        "html": b"<html>404</html>",
+        "gzip": b"\x1f\x8b" + bytes(100),
+        "float": image(1, "TIFF", "F"),
+    }
     right = {
-        "strip": image(1, size=(1, 50_000)), "flat strip": image(1, size=(50_000, 1)), "pixel": image(1, size=(1, 1)),
-        "cmyk": image(1, "JPEG", "CMYK"), "palette": image(1, "GIF", "P"), "bilevel": image(1, "TIFF", "1"),
-        "alpha": image(1, "WEBP", "RGBA"), "trailing bytes": png + bytes(1000),
+        "strip": image(1, size=(1, 50_000)),
+        "flat strip": image(1, size=(50_000, 1)),
+        "pixel": image(1, size=(1, 1)),
+        "cmyk": image(1, "JPEG", "CMYK"),
+        "palette": image(1, "GIF", "P"),
+        "bilevel": image(1, "TIFF", "1"),
+        "alpha": image(1, "WEBP", "RGBA"),
+        "trailing bytes": png + bytes(1000),
         "progressive": image(1, "JPEG", progressive=True),
-    }  # fmt: skip
+    }
     cases = []
     for name, content in (broken | right).items():
         root = classes(folder / f"image {name}")
@@ -145,13 +175,18 @@ def images(folder: Path) -> list[Case]:
 def tables(folder: Path) -> list[Case]:
     """CSV files."""
     wrong = {
-        "missing file": GOOD.replace("bee/1", "bee/9"), "device": GOOD.replace("bee/1.png", "/dev/zero"),
-        "zero byte": GOOD.replace("bee/1", "bee/\x001"), "zeros": "\0" * 10_000, "semicolons": GOOD.replace(",", ";"),
-        "huge label": "ant/0.png," + "9" * 5000 + "\nant/1.png,1\n", "long field": GOOD + "x" * 200_000 + ",1\n",
-        "open quote": GOOD + '"ant/0.png,ant\n', "negative": "ant/0.png,0\nant/1.png,1\nbee/0.png,-1\n",
+        "missing file": GOOD.replace("bee/1", "bee/9"),
+        "device": GOOD.replace("bee/1.png", "/dev/zero"),
+        "zero byte": GOOD.replace("bee/1", "bee/\x001"),
+        "zeros": "\0" * 10_000,
+        "semicolons": GOOD.replace(",", ";"),
+        "huge label": "ant/0.png," + "9" * 5000 + "\nant/1.png,1\n",
+        "long field": GOOD + "x" * 200_000 + ",1\n",
+        "open quote": GOOD + '"ant/0.png,ant\n',
+        "negative": "ant/0.png,0\nant/1.png,1\nbee/0.png,-1\n",
         "two names of one number": "ant/0.png,1\nant/1.png,01\n",
         "empty": "",
-    }  # fmt: skip
+    }
     right = {
         "label 999999999": GOOD.replace(",ant", ",999999999").replace(",bee", ",1"),
         "crlf": GOOD.replace("\n", "\r\n"),
@@ -172,10 +207,17 @@ def indexes(folder: Path) -> list[Case]:
     changes: dict[str, dict[str, Any]] = {
         f"{key}={value!r:.20}": {key: value}
         for key, value in [
-            ("records", 1 << 60), ("records", -1), ("records", "4"), ("bytes", 1e30), ("labels", [[0, 1 << 50]]),
-            ("labels", [[99, 4]]), ("labels", 7), ("file", "../../etc/passwd"), ("file", 5),
+            ("records", 1 << 60),
+            ("records", -1),
+            ("records", "4"),
+            ("bytes", 1e30),
+            ("labels", [[0, 1 << 50]]),
+            ("labels", [[99, 4]]),
+            ("labels", 7),
+            ("file", "../../etc/passwd"),
+            ("file", 5),
         ]
-    }  # fmt: skip
+    }
     texts = {
         "empty": "",
         "list": "[]",
@@ -226,13 +268,15 @@ def weights(folder: Path) -> list[Case]:
     photo = folder / "photo.png"
     photo.write_bytes(image(7, size=(40, 30)))
     tensors = {
-        "whole": state, "NaN": state | {"norm.weight": np.full_like(state["norm.weight"], np.nan)},
+        "whole": state,
+        "NaN": state | {"norm.weight": np.full_like(state["norm.weight"], np.nan)},
         "far block": state | {"blocks.99999999.norm1.weight": np.zeros(96, np.float32)},
         "many unknown": state | {f"x{i}": np.zeros(1, np.float32) for i in range(3000)},
-        "one missing": {k: v for k, v in state.items() if k != "norm.bias"}, "none": {},
+        "one missing": {k: v for k, v in state.items() if k != "norm.bias"},
+        "none": {},
         "odd head": state | {"head.bias": np.zeros(7, np.float32)},
         "escape in a name": state | {"\x1b[31mred": np.zeros(1, np.float32)},
-    }  # fmt: skip
+    }
     for name, found in tensors.items():
         save_file(found, folder / f"{name}.safetensors")
     whole = (folder / "whole.safetensors").read_bytes()
@@ -240,11 +284,14 @@ def weights(folder: Path) -> list[Case]:
     (folder / "emptied.safetensors").write_bytes(b"")
     huge = b'{"a":{"dtype":"F32","shape":[4611686018427387904,4611686018427387904],"data_offsets":[0,4]}}'
     headers = {
-        "deep list": b"[" * 1_000_000, "deep object": b'{"a":' * 100_000, "huge shape": huge, "no object": b"[1]",
+        "deep list": b"[" * 1_000_000,
+        "deep object": b'{"a":' * 100_000,
+        "huge shape": huge,
+        "no object": b"[1]",
         "huge integer": b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}',
         "negative shape": b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
         "other type": b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}',
-    }  # fmt: skip
+    }
     for name, header in headers.items():
         (folder / f"{name}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
     (folder / "huge header.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
@@ -253,10 +300,12 @@ def weights(folder: Path) -> list[Case]:
         for path in sorted(folder.glob("*.safetensors"))
     ]
     for name, content in {
-        "marks": b"\x80\x02" + b"(" * 2_000_000, "code": pickle.dumps(os.system),
+        "marks": b"\x80\x02" + b"(" * 2_000_000,
+        "code": pickle.dumps(os.system),
         "long": pickle.dumps(list(range(400_000))),
-        "empty": b"", "noise": bytes(range(256)) * 100,
-    }.items():  # fmt: skip
+        "empty": b"",
+        "noise": bytes(range(256)) * 100,
+    }.items():
         (folder / f"{name}.pth").write_bytes(content)
         cases.append(Case(f"pickle: {name}", predict.main, [folder / f"{name}.pth", photo]))
     with zipfile.ZipFile(folder / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:

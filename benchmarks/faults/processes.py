@@ -29,9 +29,14 @@ from deit_jax.train.log import read_log
 
 SOON = 60  # seconds within which a signal or a loss must have ended a process
 SMALL_LABELS = [
-    "--mode=label", "--config=configs/digits.py", "--config.teacher.epochs=1", "--config.batch_size=16",
-    "--config.steps=1024", "--config.data.limit=160", "--config.log.tensorboard=False",
-]  # fmt: skip
+    "--mode=label",
+    "--config=configs/digits.py",
+    "--config.teacher.epochs=1",
+    "--config.batch_size=16",
+    "--config.steps=1024",
+    "--config.data.limit=160",
+    "--config.log.tensorboard=False",
+]
 Work = Callable[..., Callable[[], None]]  # (folder, environment) → what a start does
 
 

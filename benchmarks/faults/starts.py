@@ -35,10 +35,15 @@ PHASES = ("start-up", "step", "evaluation", "save", "rename", "label write", "re
 SLOTS = mmap.mmap(-1, 16)  # shared with the forks: where the start of each slot is, as index of PHASES
 
 SMALL_RUN = [
-    "--config=configs/digits.py:distill=none", "--config.steps=30", "--config.batch_size=16", "--config.data.limit=160",
-    "--config.checkpoint.every=1", "--config.evaluate.every=1", "--config.log.every=1",
+    "--config=configs/digits.py:distill=none",
+    "--config.steps=30",
+    "--config.batch_size=16",
+    "--config.data.limit=160",
+    "--config.checkpoint.every=1",
+    "--config.evaluate.every=1",
+    "--config.log.every=1",
     "--config.log.tensorboard=False",
-]  # fmt: skip
+]
 SPEEDS = ("images_per_second", "wait_share", "seconds")  # what a log holds that differs between two equal runs
 
 
@@ -197,8 +202,10 @@ def small_run(workdir: Path) -> Callable[[], None]:
 def cluster(port: int, index: int, count: int) -> dict[str, str]:
     """What names process `index` of `count` its place."""
     return {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index),
-    }  # fmt: skip
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+    }
 
 
 def in_child(work: Callable[[], Any], folder: Path) -> Any:

@@ -49,9 +49,12 @@ def toy_run(workdir: Path, steps: int = STEPS) -> Callable[[], None]:
 def toy_state(step: int, kernel: np.ndarray | None = None) -> dict[str, Any]:
     kernel = np.zeros((256, 64), np.float32) if kernel is None else kernel
     return {
-        "step": np.int32(step), "params": {"kernel": kernel}, "batch_stats": {}, "ema": {},
+        "step": np.int32(step),
+        "params": {"kernel": kernel},
+        "batch_stats": {},
+        "ema": {},
         "nonfinite": {"in_row": np.int32(0)},
-    }  # fmt: skip
+    }
 
 
 def toy_labels(folder: Path, chunks: int = CHUNKS) -> Callable[[], None]:

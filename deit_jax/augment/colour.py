@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 def table(op: Int[Array, "batch"], arg: Float[Array, "batch"], ids: dict[str, int]) -> Table:
     """The steps of each image's op. `op` holds numbers of `ids`; numbers of no pixelwise op change nothing."""
-    of = lambda name, value, neutral: jnp.where(op == ids[name], value, neutral)  # noqa: E731
+    of = lambda name, value, neutral: jnp.where(op == ids[name], value, neutral)
     bits = jnp.clip(arg, 0, 8).astype(jnp.int32)
     from_ = of("Invert", 0, of("Solarize", jnp.ceil(arg).astype(jnp.int32), 256))
     blended = (op == ids["Color"]) | (op == ids["Contrast"]) | (op == ids["Brightness"])

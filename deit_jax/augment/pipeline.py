@@ -57,11 +57,11 @@ def augment_train(
         drawn = jax.vmap(lambda k: draw_rand_augment(k, cfg))(policy_keys)
         needed["policy"] = passes_needed(drawn)
         fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
-        policy = lambda pixels, chosen: rand_augment(pixels, drawn, fill, chosen)  # noqa: E731
+        policy = lambda pixels, chosen: rand_augment(pixels, drawn, fill, chosen)
     elif cfg.policy == "three":
         blurred = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
         needed["policy"] = blurred.choice == BLUR
-        policy = lambda pixels, chosen: three_augment(pixels, blurred, chosen)  # noqa: E731
+        policy = lambda pixels, chosen: three_augment(pixels, blurred, chosen)
     elif cfg.policy == "none":
         policy = None
     else:

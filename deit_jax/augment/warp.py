@@ -33,25 +33,35 @@ class Affine(NamedTuple):
 
 
 def affine(
-    op: Int[AnyArray, "batch"], arg: Float[AnyArray, "batch"], cubic: Bool[AnyArray, "batch"], ids: dict[str, int],
-    height: int, width: int, xp: ModuleType = jnp,
-) -> Affine:  # fmt: skip
+    op: Int[AnyArray, "batch"],
+    arg: Float[AnyArray, "batch"],
+    cubic: Bool[AnyArray, "batch"],
+    ids: dict[str, int],
+    height: int,
+    width: int,
+    xp: ModuleType = jnp,
+) -> Affine:
     """The displacements of each image's op: degrees counter-clockwise (Rotate), slope (ShearX, ShearY), share of the
     image's side (TranslateXRel, TranslateYRel). `op` holds numbers of `ids`; other ops give none.
 
     With `xp` numpy, in double precision: PIL's half-pixel translations at an image's edge hang on its last bit.
     """
-    of = lambda name, value: xp.where(op == ids[name], value, 0)  # noqa: E731
+    of = lambda name, value: xp.where(op == ids[name], value, 0)
     angle = of("Rotate", arg * (xp.pi / 180))
     sin, cos_less_one = xp.sin(angle), -2 * xp.square(xp.sin(angle / 2))
     shear_x, shear_y = of("ShearX", arg), of("ShearY", arg)
     x = (sin * height - cos_less_one * width) / 2 + of("TranslateXRel", arg * width)
     y = (-sin * width - cos_less_one * height) / 2 + of("TranslateYRel", arg * height)
-    factor = lambda value: xp.round(value * 2.0**29).astype(xp.int32)  # noqa: E731
+    factor = lambda value: xp.round(value * 2.0**29).astype(xp.int32)
     return Affine(
-        factor(cos_less_one), factor(shear_x - sin), factor(shear_y + sin), factor(cos_less_one),
-        _fixed(x, xp), _fixed(y, xp), cubic,
-    )  # fmt: skip
+        factor(cos_less_one),
+        factor(shear_x - sin),
+        factor(shear_y + sin),
+        factor(cos_less_one),
+        _fixed(x, xp),
+        _fixed(y, xp),
+        cubic,
+    )
 
 
 def _fixed(shift, xp):

@@ -351,8 +351,8 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
     free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
     defaults = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings newer than a run
-    plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731  JSON has no tuples
-    value = lambda config, name: plain(config.get(name, defaults.get(name)))  # noqa: E731
+    plain = lambda v: list(v) if isinstance(v, tuple) else v
+    value = lambda config, name: plain(config.get(name, defaults.get(name)))
     keys = (ours.keys() | theirs.keys()) - free
     return sorted(k for k in keys if value(ours, k) != value(theirs, k))
 

@@ -90,9 +90,11 @@ def train_batches(
     if labels is not None:
         make = labels.into(make)
     return TrainBatches(
-        _ahead(config, make, start, ENDLESS), config.data.max_broken, config.data.broken_floor,
+        _ahead(config, make, start, ENDLESS),
+        config.data.max_broken,
+        config.data.broken_floor,
         functools.partial(on_broken, source) if on_broken else None,
-    )  # fmt: skip
+    )
 
 
 def eval_batches(
@@ -129,9 +131,10 @@ def eval_batches(
         interpolation=config.data.interpolation,
     )
     return EvalBatches(
-        _ahead(config, make, 0, -(-len(source) // batch)), skip=make.skip,
+        _ahead(config, make, 0, -(-len(source) // batch)),
+        skip=make.skip,
         on_broken=functools.partial(on_broken, source) if on_broken else None,
-    )  # fmt: skip
+    )
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:

@@ -62,8 +62,9 @@ class BrokenRecord:
 
 def read_broken(folder: Path) -> list[BrokenFile]:
     """What the run of a folder and the runs inside it (its teacher, a study's) recorded."""
-    found = [file for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}broken-*.json")
-             for file in _read(path)]  # fmt: skip
+    found = [
+        file for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}broken-*.json") for file in _read(path)
+    ]
     return list(dict.fromkeys(found))
 
 

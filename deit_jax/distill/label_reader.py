@@ -123,7 +123,7 @@ def check_identity(
     changed += names
     if changed:
         here = images | teacher
-        short = lambda value: f"{value}"[:24]  # noqa: E731  hashes are long
+        short = lambda value: f"{value}"[:24]
         shown = "; ".join(f"{k}: {short(there.get(k))} there, {short(here.get(k))} here" for k in changed)
         raise UserError(
             f"the labels in {folder} were made for other settings ({shown}): take those, or make labels for these with"

@@ -82,7 +82,7 @@ def open_run(
     title: str = "student",
     teacher_init: str = "",
     **more,
-) -> Run:  # fmt: skip
+) -> Run:
     """Resolve a config into a run, with everything that can be wrong with it found before anything is written.
 
     Args:
@@ -103,7 +103,7 @@ def open_run(
     folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint)
     return Run(
         title, config, folder, data, models.student, per_epoch, total, models.teacher, labels, models.init, **more
-    )  # fmt: skip
+    )
 
 
 def with_teacher(run: Run, folder: str) -> Run:

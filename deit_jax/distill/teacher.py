@@ -97,9 +97,14 @@ def teacher_of(config: Config, members: Sequence[TeacherModel]) -> TeacherFuncti
 
 
 def make_teacher(
-    config: Config, init: str = "", *,
-    img_size: int, num_classes: int, dtype: DTypeLike, class_names: Sequence[str] | None = None,
-) -> Teacher:  # fmt: skip
+    config: Config,
+    init: str = "",
+    *,
+    img_size: int,
+    num_classes: int,
+    dtype: DTypeLike,
+    class_names: Sequence[str] | None = None,
+) -> Teacher:
     """The teacher that `config` (resolved) asks for.
 
     Arguments and errors as `load_teacher`, which is called where the teacher is live.
@@ -116,9 +121,14 @@ def make_teacher(
 
 
 def load_teacher(
-    config: Config, init: str = "", *,
-    img_size: int, num_classes: int, dtype: DTypeLike, class_names: Sequence[str] | None = None,
-) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:  # fmt: skip
+    config: Config,
+    init: str = "",
+    *,
+    img_size: int,
+    num_classes: int,
+    dtype: DTypeLike,
+    class_names: Sequence[str] | None = None,
+) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:
     """The models of the live teacher and their arrays, [(params, batch_stats), …] on the host.
 
     Args:
@@ -168,9 +178,7 @@ def match_outputs(
                 " give a teacher of these classes"
             )
         return None
-    found = match_classes(
-        class_names, weights.class_names, weights.num_classes, subset=True, model=f"teacher {source}"
-    )  # fmt: skip
+    found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=f"teacher {source}")
     return None if found.is_identity else found.outputs
 
 

@@ -190,7 +190,7 @@ def write(folder: Path, outcomes: Outcomes) -> dict[str, Any]:
 
 def section(found: dict[str, Any], folder: Path) -> str:
     """The report's Markdown about classes and images. found: of `write`, whose pictures are in `folder`."""
-    picture = lambda name, text: [f"![{text}]({name})"] if (folder / name).exists() else []  # noqa: E731
+    picture = lambda name, text: [f"![{text}]({name})"] if (folder / name).exists() else []
     classes, error = found["classes"], found["calibration"]["expected_calibration_error"]
     shown, heading = classes, "Per class:"
     if len(classes) > MOST_CLASSES:
@@ -224,12 +224,18 @@ def section(found: dict[str, Any], folder: Path) -> str:
 
 
 def class_table(classes: list[dict[str, Any]]) -> str:
-    percent = lambda share: "-" if share is None else f"{100 * share:.1f}"  # noqa: E731
+    percent = lambda share: "-" if share is None else f"{100 * share:.1f}"
     rows = [
-        [cell(c["name"]), str(c["images"]), str(c["predicted"]), percent(c["precision"]), percent(c["recall"]),
-         percent(c["f1"])]
+        [
+            cell(c["name"]),
+            str(c["images"]),
+            str(c["predicted"]),
+            percent(c["precision"]),
+            percent(c["recall"]),
+            percent(c["f1"]),
+        ]
         for c in classes
-    ]  # fmt: skip
+    ]
     return table(["class", "images", "predicted", "precision %", "recall %", "F1 %"], rows)
 
 

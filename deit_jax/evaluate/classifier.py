@@ -63,7 +63,7 @@ class Classifier:
         options = {"attention": "einsum"} if "attention" in self.build.keywords else {}
         graphdef, params, batch_stats = models.abstract(functools.partial(self.build, **options))
         image = jax.ShapeDtypeStruct((1, self.view.size, self.view.size, 3), jnp.uint8)
-        run = lambda weights, images: head_logits(graphdef, weights, images, self.view.mean, self.view.std)  # noqa: E731
+        run = lambda weights, images: head_logits(graphdef, weights, images, self.view.mean, self.view.std)
         return count_flops(run, {"params": params, "batch_stats": batch_stats}, image)
 
 
@@ -160,7 +160,14 @@ def evaluate_classifier(
     stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config)
     batches, view = progress(stream, -(-len(source) // rows)), classifier.view
     results = evaluate_sets(
-        classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, fusion=fusion,
-        subset=subset, collect=collect,
-    )  # fmt: skip
+        classifier.graphdef,
+        classifier.sets,
+        batches,
+        mesh=mesh,
+        mean=view.mean,
+        std=view.std,
+        fusion=fusion,
+        subset=subset,
+        collect=collect,
+    )
     return {name: result | {"unreadable": list(stream.broken)} for name, result in results.items()}

@@ -251,8 +251,10 @@ def evaluate_subject(
         )
         for name, result in counted.items():
             results[name][one.name] = result | {
-                "classes": len(classes.outputs), "outputs": classes.num_outputs, "matched_by": classes.how
-            }  # fmt: skip
+                "classes": len(classes.outputs),
+                "outputs": classes.num_outputs,
+                "matched_by": classes.how,
+            }
             say(f"  {one.name}: top-1 {result['top1']:.2f} %, {report.KINDS[name]} weights")
         if broken := next(iter(counted.values()))["unreadable"]:
             treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
@@ -263,11 +265,16 @@ def evaluate_subject(
             write_classes(output, classifier, outcomes)
     rows = len(largest["label"]) * jax.process_count()
     row = {
-        "model": classifier.name, "source": subject.source, "parameters": classifier.parameters(),
-        "img_size": classifier.view.size, "crop": classifier.view.crop, "interpolation": classifier.view.interpolation,
-        "flops": classifier.flops(), "batch_size": rows,
+        "model": classifier.name,
+        "source": subject.source,
+        "parameters": classifier.parameters(),
+        "img_size": classifier.view.size,
+        "crop": classifier.view.crop,
+        "interpolation": classifier.view.interpolation,
+        "flops": classifier.flops(),
+        "batch_size": rows,
         "images_per_second": rows / forward_seconds(classifier, largest, mesh),
-    }  # fmt: skip
+    }
     return [row | {"kind": name, "results": result} for name, result in results.items()]
 
 

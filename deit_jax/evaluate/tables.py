@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
-    line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
+    line = lambda cells: "| " + " | ".join(cells) + " |"
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 

@@ -151,7 +151,7 @@ class LabelledFiles(FileSource):
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], labels: FileLabels):
-        of = lambda path: labels.by_name.get(os.path.basename(path), labels.by_name.get(Path(path).stem, []))  # noqa: E731
+        of = lambda path: labels.by_name.get(os.path.basename(path), labels.by_name.get(Path(path).stem, []))
         right = {path: of(path) for path in paths}
         kept = [path for path in paths if right[path]]
         if not kept:

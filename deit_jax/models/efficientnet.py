@@ -59,17 +59,33 @@ def scaled_stages(width_coefficient: float, depth_coefficient: float) -> list[tu
 
 
 def conv(
-    width_in: int, width_out: int, kernel: int = 1, *, stride: int = 1, depthwise: bool = False, bias: bool = False,
-    tf_style: bool, dtype: DTypeLike, rngs: nnx.Rngs,
-) -> nnx.Conv:  # fmt: skip
+    width_in: int,
+    width_out: int,
+    kernel: int = 1,
+    *,
+    stride: int = 1,
+    depthwise: bool = False,
+    bias: bool = False,
+    tf_style: bool,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
     """A convolution, padded by (kernel - 1) / 2 on every side, or as TensorFlow does: at stride 2 one pixel less above
     and left where the size is even."""
     pad = (kernel - 1) // 2
     return nnx.Conv(
-        width_in, width_out, (kernel, kernel), strides=stride, padding="SAME" if tf_style else ((pad, pad), (pad, pad)),
-        feature_group_count=width_in if depthwise else 1, conv_general_dilated=conv_general_dilated,
-        use_bias=bias, kernel_init=depthwise_init if depthwise else conv_init, dtype=dtype, rngs=rngs,
-    )  # fmt: skip
+        width_in,
+        width_out,
+        (kernel, kernel),
+        strides=stride,
+        padding="SAME" if tf_style else ((pad, pad), (pad, pad)),
+        feature_group_count=width_in if depthwise else 1,
+        conv_general_dilated=conv_general_dilated,
+        use_bias=bias,
+        kernel_init=depthwise_init if depthwise else conv_init,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def norm(width: int, *, tf_style: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.BatchNorm:
@@ -106,9 +122,8 @@ class MBConv(nnx.Module):
         self.has_shortcut = stride == 1 and width_in == width
 
     def __call__(
-        self, x: Features, *, train: bool = False,
-        drop_path: float = 0.0, key: PRNGKeyArray | None = None,
-    ) -> Features:  # fmt: skip
+        self, x: Features, *, train: bool = False, drop_path: float = 0.0, key: PRNGKeyArray | None = None
+    ) -> Features:
         y = jax.nn.silu(self.bn1(self.conv_pw(x), use_running_average=not train))
         y = jax.nn.silu(self.bn2(self.conv_dw(y), use_running_average=not train))
         y = self.bn3(self.conv_pwl(self.se(y)), use_running_average=not train)
@@ -126,9 +141,8 @@ class MBConv1(nnx.Module):
         self.has_shortcut = stride == 1 and width_in == width
 
     def __call__(
-        self, x: Features, *, train: bool = False,
-        drop_path: float = 0.0, key: PRNGKeyArray | None = None,
-    ) -> Features:  # fmt: skip
+        self, x: Features, *, train: bool = False, drop_path: float = 0.0, key: PRNGKeyArray | None = None
+    ) -> Features:
         y = jax.nn.silu(self.bn1(self.conv_dw(x), use_running_average=not train))
         y = self.bn2(self.conv_pw(self.se(y)), use_running_average=not train)
         return x + dropout(y, drop_path, key, (len(y), 1, 1, 1)) if self.has_shortcut else y

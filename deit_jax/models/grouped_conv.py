@@ -20,20 +20,28 @@ PIECE = 128  # channels; the products with zeros cost less than they save
 
 
 def conv_general_dilated(
-    lhs: Features, rhs: Float[Array, "h w in_group out"],
-    window_strides: Sequence[int], padding: Padding, *, feature_group_count: int = 1, **options: Any,
-) -> Features:  # fmt: skip
+    lhs: Features,
+    rhs: Float[Array, "h w in_group out"],
+    window_strides: Sequence[int],
+    padding: Padding,
+    *,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> Features:
     """`jax.lax.conv_general_dilated` for NHWC images and HWIO kernels, by the fastest way on this platform."""
     native = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=window_strides, padding=padding,
-        feature_group_count=feature_group_count, **options,
-    )  # fmt: skip
+        jax.lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        feature_group_count=feature_group_count,
+        **options,
+    )
     if feature_group_count == 1:
         return native(lhs, rhs)
     if feature_group_count == lhs.shape[-1] == rhs.shape[-1] and not is_dilated(options):
         if isinstance(padding, str):
             padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-        quick = lambda x, w: depthwise(x, w, tuple(window_strides), tuple(map(tuple, padding)))  # noqa: E731
+        quick = lambda x, w: depthwise(x, w, tuple(window_strides), tuple(map(tuple, padding)))
     else:
         quick = functools.partial(
             in_pieces, window_strides=window_strides, padding=padding, groups=feature_group_count, **options
@@ -47,9 +55,14 @@ def is_dilated(options: dict) -> bool:
 
 
 def in_pieces(
-    lhs: Features, rhs: Float[Array, "h w in_group out"],
-    window_strides: Sequence[int], padding: Padding, *, groups: int, **options: Any,
-) -> Features:  # fmt: skip
+    lhs: Features,
+    rhs: Float[Array, "h w in_group out"],
+    window_strides: Sequence[int],
+    padding: Padding,
+    *,
+    groups: int,
+    **options: Any,
+) -> Features:
     """The same numbers as a grouped convolution, from dense ones."""
     width = lhs.shape[-1] // groups
     joined = max(g for g in range(1, groups + 1) if groups % g == 0 and (g == 1 or g * width <= PIECE))

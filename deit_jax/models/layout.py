@@ -159,7 +159,7 @@ def path_of(keys: tuple) -> str:
 
 def place_params(tree: Any, layout: Layout) -> Any:
     """A NamedSharding for each array (or shape) of a tree of parameters, or of a state that holds such trees."""
-    place = lambda keys, x: NamedSharding(layout.mesh, layout.stored(path_of(keys), x.shape))  # noqa: E731
+    place = lambda keys, x: NamedSharding(layout.mesh, layout.stored(path_of(keys), x.shape))
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -168,7 +168,7 @@ def pin_params(tree: Any, layout: Layout | None) -> Any:
     without a layout."""
     if layout is None:
         return tree
-    pin = lambda keys, x: layout.constrain(x, layout.stored(path_of(keys), x.shape))  # noqa: E731
+    pin = lambda keys, x: layout.constrain(x, layout.stored(path_of(keys), x.shape))
     return jax.tree_util.tree_map_with_path(pin, tree)
 
 

@@ -40,15 +40,32 @@ class ConvNorm(nnx.Module):
     PyTorch does (XLA's "SAME" shifts by a pixel at stride 2)."""
 
     def __init__(
-        self, width_in: int, width_out: int, kernel: int = 1, *,
-        stride: int = 1, groups: int = 1, act: bool = True, scale: float = 1.0, dtype: DTypeLike, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        width_in: int,
+        width_out: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        scale: float = 1.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         pad = (kernel - 1) // 2
         self.conv = nnx.Conv(
-            width_in, width_out, (kernel, kernel), strides=stride, padding=((pad, pad), (pad, pad)),
-            feature_group_count=groups, conv_general_dilated=conv_general_dilated,
-            use_bias=False, kernel_init=conv_init, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+            width_in,
+            width_out,
+            (kernel, kernel),
+            strides=stride,
+            padding=((pad, pad), (pad, pad)),
+            feature_group_count=groups,
+            conv_general_dilated=conv_general_dilated,
+            use_bias=False,
+            kernel_init=conv_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.bn = nnx.BatchNorm(
             width_out, momentum=0.9, epsilon=1e-5, scale_init=nnx.initializers.constant(scale), dtype=dtype, rngs=rngs
         )
@@ -63,7 +80,7 @@ class SqueezeExcite(nnx.Module):
     """Channels weighted by sigmoid(fc2(relu(fc1(mean over pixels))))."""
 
     def __init__(self, width: int, reduced: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        conv = lambda i, o: nnx.Conv(i, o, (1, 1), kernel_init=conv_init, dtype=dtype, rngs=rngs)  # noqa: E731
+        conv = lambda i, o: nnx.Conv(i, o, (1, 1), kernel_init=conv_init, dtype=dtype, rngs=rngs)
         self.fc1, self.fc2 = conv(width, reduced), conv(reduced, width)
 
     def __call__(self, x: Features) -> Features:
@@ -79,9 +96,16 @@ class Bottleneck(nnx.Module):
     """
 
     def __init__(
-        self, width_in: int, width: int, *,
-        stride: int = 1, group_width: int, se_ratio: float = 0.25, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        width_in: int,
+        width: int,
+        *,
+        stride: int = 1,
+        group_width: int,
+        se_ratio: float = 0.25,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         common = {"dtype": dtype, "rngs": rngs}
         self.conv1 = ConvNorm(width_in, width, **common)
         self.conv2 = ConvNorm(width, width, 3, stride=stride, groups=width // group_width, **common)
@@ -100,15 +124,28 @@ class Stage(nnx.Module):
     """`depth` blocks b1, b2, …; the first changes width and resolution."""
 
     def __init__(
-        self, width_in: int, width: int, depth: int, *,
-        stride: int = 2, group_width: int, se_ratio: float = 0.25, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        width_in: int,
+        width: int,
+        depth: int,
+        *,
+        stride: int = 2,
+        group_width: int,
+        se_ratio: float = 0.25,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.depth = depth
         for i in range(depth):
             block = Bottleneck(
-                width if i else width_in, width, stride=1 if i else stride, group_width=group_width,
-                se_ratio=se_ratio, dtype=dtype, rngs=rngs,
-            )  # fmt: skip
+                width if i else width_in,
+                width,
+                stride=1 if i else stride,
+                group_width=group_width,
+                se_ratio=se_ratio,
+                dtype=dtype,
+                rngs=rngs,
+            )
             setattr(self, f"b{i + 1}", block)
 
     def __call__(self, x: Features, *, train: bool = False) -> Features:
@@ -168,9 +205,15 @@ class RegNet(nnx.Module):
         for width, blocks, group in stage_widths(w0, wa, wm, depth, group_width):
             self.stages += 1
             stage = Stage(
-                width_in, width, blocks, stride=2 if self.stages > 1 else first_stride, group_width=group,
-                se_ratio=se_ratio, dtype=self.dtype, rngs=rngs,
-            )  # fmt: skip
+                width_in,
+                width,
+                blocks,
+                stride=2 if self.stages > 1 else first_stride,
+                group_width=group,
+                se_ratio=se_ratio,
+                dtype=self.dtype,
+                rngs=rngs,
+            )
             setattr(self, f"s{self.stages}", stage)
             width_in = width
         self.head = Head(width_in, num_classes, rngs=rngs)

@@ -65,7 +65,7 @@ class PatchEmbed(nnx.Module):
     def __init__(self, patch_size: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         fan_in = patch_size * patch_size * 3
         # PyTorch implements this as a Conv2d with its default init: uniform +-1/sqrt(fan_in), bias too
-        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(fan_in)  # noqa: E731
+        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(fan_in)
         self.kernel = nnx.Param(uniform(rngs.params(), (patch_size, patch_size, 3, embed_dim)))
         self.bias = nnx.Param(uniform(rngs.params(), (embed_dim,)))
         self.patch_size, self.dtype = patch_size, dtype
@@ -195,9 +195,17 @@ class Block(nnx.Module):
     layout: Layout | None = None
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *,
-        drop_rate=0.0, norm_eps=1e-6, dtype: DTypeLike = jnp.float32, attention="recompute", rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        drop_rate=0.0,
+        norm_eps=1e-6,
+        dtype: DTypeLike = jnp.float32,
+        attention="recompute",
+        rngs: nnx.Rngs,
+    ):
         self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
         self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)

@@ -149,14 +149,18 @@ def section(found: dict[str, Any]) -> str:
     """The report's Markdown about agreement. found: of `study`."""
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
-    text = ["## Agreement",
-            "Share of the evaluation images that two classifiers decide differently, in percent (paper, Table 4):",
-            tables.table(["", *names], rows)]  # fmt: skip
+    text = [
+        "## Agreement",
+        "Share of the evaluation images that two classifiers decide differently, in percent (paper, Table 4):",
+        tables.table(["", *names], rows),
+    ]
     if "cosine" in found:
         layers = [str(i) for i in range(len(found["cosine"]))]
         values = tables.table(["after block", *layers], [["cosine", *(f"{x:.2f}" for x in found["cosine"])]])
         text += ["Cosine between class and distillation token (0: before the first block):", values]
     if "teacher_share" in found:
-        text.append(f"The teacher takes about {100 * found['teacher_share']:.0f} % of a training step; "
-                    "`--mode=label` stores its labels once for all later runs.")  # fmt: skip
+        text.append(
+            f"The teacher takes about {100 * found['teacher_share']:.0f} % of a training step; "
+            "`--mode=label` stores its labels once for all later runs."
+        )
     return "\n\n".join(text)

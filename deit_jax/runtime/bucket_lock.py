@@ -52,8 +52,11 @@ class Lock:
                 other = "another process"
                 with contextlib.suppress(Exception):
                     other = holder_of(self.path)
-                end_now(f"{self.path.parent} was taken over by {other}, as this process could not reach"
-                        f" the bucket for {LAPSE:.0f} s", EXIT_LOST)  # fmt: skip
+                end_now(
+                    f"{self.path.parent} was taken over by {other}, as this process could not reach"
+                    f" the bucket for {LAPSE:.0f} s",
+                    EXIT_LOST,
+                )
             else:
                 self.generation = generation
 

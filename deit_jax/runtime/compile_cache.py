@@ -53,8 +53,10 @@ def watch_cache() -> None:
         elif jax.config.values["jax_enable_compilation_cache"]:
             jax.config.update("jax_enable_compilation_cache", False)
             reason = str(message).partition("': ")[2].splitlines()[0][:160]
-            print(f"compilation cache {folder} is not used in this start ({reason}): make room there or remove it",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"compilation cache {folder} is not used in this start ({reason}): make room there or remove it",
+                file=sys.stderr,
+            )
 
     warnings.showwarning = hook
 

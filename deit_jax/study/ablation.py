@@ -164,8 +164,9 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm], data: Data | None = Non
     folders = {t: workdir / names[t] if trains_teacher(c) else None for t, c in teachers.items()}
     planned = [
         Job(folder, (), lambda c=c, f=folder: train_the_teacher(c, f, data))
-        for t, c in teachers.items() if (folder := folders[t])
-    ]  # fmt: skip
+        for t, c in teachers.items()
+        if (folder := folders[t])
+    ]
     for seed in base.ablate.seeds:
         stores = {}
         for t, folder in folders.items():
@@ -176,7 +177,7 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm], data: Data | None = Non
             c = arm_config(base, (soft_ones or stored)[0], seed)
             c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
             store = workdir / "labels" / f"{names[t]}-{seed}-{c.label.kind}"
-            work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""), like=data)  # noqa: E731
+            work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""), like=data)
             planned.append(Job(store, (folder,) if folder else (), work))
             stores |= dict.fromkeys(stored, store)
         for name, arm in arms.items():

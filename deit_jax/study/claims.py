@@ -45,9 +45,10 @@ def claims(arms: list[str]) -> list[Claim]:
         Claim("hard distillation > none", ("hard_no_token", "cls"), ("none", "cls"), "+2.1 / +1.1 / +1.2 (Ti / S / B)"),
         Claim("soft distillation ≈ none", ("soft_no_token", "cls"), ("none", "cls"), "0.0 / 0.0 / 0.0", equal=True),
         Claim("hard > soft", ("hard_no_token", "cls"), ("soft_no_token", "cls"), "+2.1 / +1.1 / +1.2"),
-        Claim("token with fusion ≥ hard without token", ("hard", "fused"), ("hard_no_token", "cls"),
-              "+0.2 / +0.3 / +0.4"),
-    ]  # fmt: skip
+        Claim(
+            "token with fusion ≥ hard without token", ("hard", "fused"), ("hard_no_token", "cls"), "+0.2 / +0.3 / +0.4"
+        ),
+    ]
     for conv, transformer in rivals(arms):
         name = "ConvNet teacher > transformer teacher of equal accuracy"
         known.append(Claim(name, (conv, "fused"), (transformer, "fused"), "+0.8 (B; teachers of 81.7 and 81.8)"))
@@ -62,9 +63,10 @@ def rivals(arms: list[str]) -> list[Side]:
 
     named = [arm for arm in arms if "@" in arm]
     return [
-        (a, b) for a, b in itertools.permutations(named, 2)
+        (a, b)
+        for a, b in itertools.permutations(named, 2)
         if a.partition("@")[0] == b.partition("@")[0] and not is_transformer(a) and is_transformer(b)
-    ][:1]  # fmt: skip
+    ][:1]
 
 
 def by_head(runs: dict[int, dict[str, float]], head: str, fusion: str) -> dict[int, float]:

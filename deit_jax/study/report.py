@@ -19,10 +19,14 @@ from deit_jax.study.statistics import Paired
 from deit_jax.train import log
 
 LABELS = {
-    "none": "no distillation", "soft": "soft, with token", "soft_no_token": "soft, no token",
-    "hard": "hard, with token", "hard_no_token": "hard, no token", "second_cls": "second class token",
+    "none": "no distillation",
+    "soft": "soft, with token",
+    "soft_no_token": "soft, no token",
+    "hard": "hard, with token",
+    "hard_no_token": "hard, no token",
+    "second_cls": "second class token",
     "hard_live": "hard, teacher live",
-}  # fmt: skip
+}
 
 # What the paper compares, (arm, head) - (arm, head), and by how much it differs for its DeiT-S on ImageNet (Table 3).
 COMPARISONS: list[tuple[tuple[str, str], tuple[str, str], str]] = [
@@ -103,8 +107,10 @@ def comparisons(scores: Scores, fusion: str) -> list[dict]:
             a, b = (by_head(scores[arm], head, fusion) for arm, head in (side, other))
             values = {seed: round(a[seed] - b[seed], 4) for seed in sorted(a.keys() & b.keys())}
             seen = statistics.detectable(result.deviation, result.seeds)
-            found.append({"compared": [side, other], "paper": paper, "values": values, "detectable": finite(seen)}
-                         | {k: finite(v) for k, v in result._asdict().items()})  # fmt: skip
+            found.append(
+                {"compared": [side, other], "paper": paper, "values": values, "detectable": finite(seen)}
+                | {k: finite(v) for k, v in result._asdict().items()}
+            )
     return found
 
 
@@ -137,10 +143,28 @@ def comparisons_table(found: list[dict]) -> str:
     rows = []
     for c in found:
         between = "" if c["low"] is None else f"{c['low']:+.2f} .. {c['high']:+.2f}"
-        rows.append([comparison_label(c), f"{c['mean']:+.2f}", between, p_text(c["p"]), p_text(c["p_flips"]),
-                     number(c["detectable"]), str(c["seeds"]), c["paper"]])  # fmt: skip
-    header = ["difference in top-1 (fused where there are two heads)", "points", "95 % interval", "p (paired t-test)",
-              "p (sign flips)", "seen with 80 % power", "seeds", "paper, DeiT-S"]  # fmt: skip
+        rows.append(
+            [
+                comparison_label(c),
+                f"{c['mean']:+.2f}",
+                between,
+                p_text(c["p"]),
+                p_text(c["p_flips"]),
+                number(c["detectable"]),
+                str(c["seeds"]),
+                c["paper"],
+            ]
+        )
+    header = [
+        "difference in top-1 (fused where there are two heads)",
+        "points",
+        "95 % interval",
+        "p (paired t-test)",
+        "p (sign flips)",
+        "seen with 80 % power",
+        "seeds",
+        "paper, DeiT-S",
+    ]
     return tables.table(header, rows)
 
 
@@ -149,7 +173,7 @@ def claims_table(decisions: list[Decision]) -> str:
     rows = [
         [d.claim.name, d.claim.paper, interval(d.found), p_text(d.p), " / ".join(map(number, d.seen)), d.verdict]
         for d in decisions
-    ]  # fmt: skip
+    ]
     header = ["claim", "paper, points", "here, points (95 %)", "p (Holm)", "seen with 80 % power", "verdict"]
     return tables.table(header, rows)
 
@@ -186,8 +210,7 @@ def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = 
         table = disagreement(named)
         top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
         finished_teacher = jobs.result(workdir / "teacher") or {}
-        wrong = {"teacher": 100 - finished_teacher["evaluation"],
-                 UNTAUGHT: 100 - scores["none"][seed]["cls"]}  # fmt: skip
+        wrong = {"teacher": 100 - finished_teacher["evaluation"], UNTAUGHT: 100 - scores["none"][seed]["cls"]}
         wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
         table = {"true label": {"true label": 0.0, **wrong}} | {
             k: {"true label": wrong[k], **v} for k, v in table.items()
@@ -232,9 +255,12 @@ def agreement_text(workdir: Path, scores: Scores, fusion: str) -> list[str]:
     table = agreement_over_seeds(workdir, scores, fusion)
     if table:
         rows = [[a, *(f"{row[b]:.1f}" if a != b else "" for b in table)] for a, row in table.items()]
-        parts += ["## Agreement", "Percent of the evaluation images that two classifiers decide differently, mean over"
-                  " the seeds (paper, Table 4; student: hard, with token):",
-                  tables.table(["", *table], rows)]  # fmt: skip
+        parts += [
+            "## Agreement",
+            "Percent of the evaluation images that two classifiers decide differently, mean over"
+            " the seeds (paper, Table 4; student: hard, with token):",
+            tables.table(["", *table], rows),
+        ]
     own = with_own_teacher(workdir, scores, fusion)
     if own:
         rows = [[arm_label(arm), f"{x:.1f}"] for arm, x in own.items()]
@@ -243,8 +269,11 @@ def agreement_text(workdir: Path, scores: Scores, fusion: str) -> list[str]:
     if tokens:
         layers = [str(i) for i in range(len(next(iter(tokens.values()))))]
         rows = [[arm_label(arm), *(f"{x:.2f}" for x in values)] for arm, values in tokens.items()]
-        parts += ["Cosine between the two tokens, mean over seeds and images (0: before the first block; the paper:"
-                  " 0.06 there, 0.93 at the end):", tables.table(["after block", *layers], rows)]  # fmt: skip
+        parts += [
+            "Cosine between the two tokens, mean over seeds and images (0: before the first block; the paper:"
+            " 0.06 there, 0.93 at the end):",
+            tables.table(["after block", *layers], rows),
+        ]
     return parts
 
 
@@ -257,7 +286,7 @@ def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str =
         *sorted({r["where"] for r in done.values()}),
         f"{len(done)} runs (teachers, labels, students), {seconds / 60:.0f} minutes together, side by side if shared",
         *(teacher_fact(name, r) for name, r in teachers(workdir).items()),
-    ]  # fmt: skip
+    ]
     default = flat(default_config())
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
     decided = decide(scores, fusion)
@@ -267,7 +296,7 @@ def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str =
         " true difference seen in 80 % of such studies, by an uncorrected test / at Holm's strictest level.",
         claims_table(decided),
         "![differences](differences.png)",
-    ]  # fmt: skip
+    ]
     parts = [
         f"# {config.model.name}: ablation",
         *([f"`{command}`"] if command else []),
@@ -306,16 +335,19 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         "agreement": agreement_over_seeds(workdir, scores, fusion),
         "disagreement_with_own_teacher": with_own_teacher(workdir, scores, fusion),
         "token_cosine": cosines(workdir, scores),
-        "teachers": {name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r}
-                     for name, r in teachers(workdir).items()},
+        "teachers": {
+            name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r} for name, r in teachers(workdir).items()
+        },
         "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
         "where": sorted({r["where"] for r in finished(workdir).values()}),
         "config": json.loads(config.to_json_best_effort()),
-    }  # fmt: skip
+    }
     atomic.write_json(folder / "ablation.json", record)
-    unknown = lambda x: math.nan if x is None else x  # noqa: E731
-    rows = [(comparison_label(c), c["mean"], unknown(c["low"]), unknown(c["high"]), list(c["values"].values()))
-            for c in found]  # fmt: skip
+    unknown = lambda x: math.nan if x is None else x
+    rows = [
+        (comparison_label(c), c["mean"], unknown(c["low"]), unknown(c["high"]), list(c["values"].values()))
+        for c in found
+    ]
     if rows:
         plots.differences(folder / "differences.png", rows)
     logs = {arm: [log.read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
@@ -332,5 +364,12 @@ def mean_loss(logs: list[list[dict]]) -> list[dict]:
 
 def claim_record(d: Decision) -> dict:
     numbers = {k: finite(v) for k, v in d.found._asdict().items()}
-    return {"claim": d.claim.name, "compared": [d.claim.better, d.claim.worse], "paper": d.claim.paper, **numbers,
-            "p_holm": finite(d.p), "verdict": d.verdict, "detectable": [finite(x) for x in d.seen]}  # fmt: skip
+    return {
+        "claim": d.claim.name,
+        "compared": [d.claim.better, d.claim.worse],
+        "paper": d.claim.paper,
+        **numbers,
+        "p_holm": finite(d.p),
+        "verdict": d.verdict,
+        "detectable": [finite(x) for x in d.seen],
+    }

@@ -162,9 +162,10 @@ class Log:
         if self.lines:
             self.lines.close()
         kept = [
-            r for r in read_log(self.workdir)
+            r
+            for r in read_log(self.workdir)
             if r["step"] < step or (r["step"] == step and (evaluated or "eval/top1" not in r))
-        ]  # fmt: skip
+        ]
         path = self.workdir / "log.jsonl"
         atomic.write_text(path, "".join(json.dumps(to_json(r)) + "\n" for r in kept))
         self.lines = ObjectLines(path) if storage.is_bucket(path) else JsonLines(path)

@@ -144,9 +144,15 @@ def begin_log(run: Run, state: State, checkpoints: Checkpoints) -> Log:
     """The run's log, continued at the state's step, with the lines that introduce the run."""
     step, config = int(state["step"]), run.config
     log = Log(
-        run.folder, title=run.title, config=config, start=step, total=run.total_steps, per_epoch=run.steps_per_epoch,
-        evaluated=checkpoints.scored(step), losses=checkpoints.meta(step).get("interval_losses", []),
-    )  # fmt: skip
+        run.folder,
+        title=run.title,
+        config=config,
+        start=step,
+        total=run.total_steps,
+        per_epoch=run.steps_per_epoch,
+        evaluated=checkpoints.scored(step),
+        losses=checkpoints.meta(step).get("interval_losses", []),
+    )
     changes = [*run.init.notes, *(note for model in run.teacher.models for note in model.notes)]
     plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
     teacher = config.teacher.name if run.teacher.models else ""
@@ -186,9 +192,13 @@ def evaluate_state(
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
-            run.sharded_student.graphdef, sets, batches(), mesh=run.mesh, **run.normalization,
+            run.sharded_student.graphdef,
+            sets,
+            batches(),
+            mesh=run.mesh,
+            **run.normalization,
             fusion=run.config.evaluate.fusion,
-        )  # fmt: skip
+        )
     except Interrupted:
         return None
     except UserError:  # an image that cannot be read must not cost the training since the last checkpoint

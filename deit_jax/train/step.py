@@ -65,9 +65,15 @@ def create_state(
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if config.optimizer.ema_decay else {}
     return {
-        "step": zero, "offset": zero, "seed": zero + seed, "params": params, "batch_stats": batch_stats,
-        "opt": make_optimizer(config).init(params), "ema": ema, "nonfinite": {"in_row": zero, "total": zero},
-    }  # fmt: skip
+        "step": zero,
+        "offset": zero,
+        "seed": zero + seed,
+        "params": params,
+        "batch_stats": batch_stats,
+        "opt": make_optimizer(config).init(params),
+        "ema": ema,
+        "nonfinite": {"in_row": zero, "total": zero},
+    }
 
 
 def make_loss(student: Student, teacher: TeacherFunction, config: Config) -> Callable:
@@ -82,9 +88,15 @@ def make_loss(student: Student, teacher: TeacherFunction, config: Config) -> Cal
         model = nnx.merge(student.graphdef, params, batch_stats)
         cls, dist = model.heads(batch["image"], train=True, key=key)
         loss = distillation_loss(
-            cls, dist, batch["target"], teacher_logits,
-            kind=d.kind, alpha=d.alpha, tau=d.tau, normalization=d.normalization,
-        )  # fmt: skip
+            cls,
+            dist,
+            batch["target"],
+            teacher_logits,
+            kind=d.kind,
+            alpha=d.alpha,
+            tau=d.tau,
+            normalization=d.normalization,
+        )
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     return loss_fn
@@ -112,7 +124,7 @@ def make_gradient(loss_fn: Callable, accum_steps: int, layout: Layout | None = N
             return (loss + micro_loss, batch_stats, grads), None
 
         # each microbatch takes rows from every device, so that no row has to move
-        split = lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        split = lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
         microbatches = jax.tree.map(split, batch), jax.random.split(key, accum_steps)
         zeros = jnp.zeros(()), batch_stats, pin_params(jax.tree.map(jnp.zeros_like, params), layout)
         (loss, batch_stats, grads), _ = jax.lax.scan(add_microbatch, zeros, microbatches)
@@ -147,9 +159,7 @@ def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_s
         new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: state[name] for name in new})
         in_row = jnp.where(finite, 0, state["nonfinite"]["in_row"] + 1)
         total = state["nonfinite"]["total"] + jnp.where(finite, 0, 1)
-        metrics = {
-            "loss": loss, "grad_norm": grad_norm, "lr": lr, "nonfinite_in_row": in_row, "nonfinite_total": total,
-        }  # fmt: skip
+        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "nonfinite_in_row": in_row, "nonfinite_total": total}
         return {**state, **new, "step": state["step"] + 1, "nonfinite": {"in_row": in_row, "total": total}}, metrics
 
     return update

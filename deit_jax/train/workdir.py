@@ -73,8 +73,10 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
 def absolute(sources: str) -> str:
     """A setting that names weights, with the files and folders of this machine by their absolute names."""
     parts = [storage.place(part).expanduser() for part in sources.split(",")]
-    return ",".join(str(path.absolute()) if part and path.exists() else part
-                    for part, path in zip(sources.split(","), parts, strict=True))  # fmt: skip
+    return ",".join(
+        str(path.absolute()) if part and path.exists() else part
+        for part, path in zip(sources.split(","), parts, strict=True)
+    )
 
 
 def same_sources(key: str, ours: Any, theirs: Any) -> bool:

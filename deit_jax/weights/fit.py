@@ -194,7 +194,7 @@ def fit_positions(pos: np.ndarray, weights: Weights, model: ViT) -> tuple[np.nda
 
 def check_shapes(fitted: Fitted, needed: Arrays, weights: Weights) -> None:
     """Raise UserError naming the arrays that are missing, unknown or of another shape, in dotted form."""
-    dotted = lambda path: ".".join(path[1:])  # noqa: E731
+    dotted = lambda path: ".".join(path[1:])
     check_keys(
         {dotted(path): array.shape for path, array in fitted.arrays.items()}
         | {dotted(path): needed[path].shape for path in fitted.fresh},

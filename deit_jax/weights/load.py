@@ -238,7 +238,7 @@ def cover_tokens(tensors: Tensors, naming: Naming, said: Description) -> Tensors
     patch = shapes.get("patch_embed.proj.weight", (16,))[-1] or 16
     height, width = said.img_size if isinstance(said.img_size, tuple) else (said.img_size or 0,) * 2
     patches = (height // patch) * (width // patch)
-    square = lambda n: n > 0 and math.isqrt(n) ** 2 == n  # noqa: E731
+    square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
     covered = shape[1] - prefix == patches or (square(shape[1] - prefix) and shape[1] != patches)
     if covered or not (shape[1] == patches or square(shape[1])):
         return tensors

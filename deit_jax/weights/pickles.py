@@ -83,9 +83,16 @@ def harmless() -> list:
     scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]  how numpy's numbers are pickled
     numbers = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
     return [
-        argparse.Namespace, collections.OrderedDict, collections.defaultdict, pathlib.PosixPath, pathlib.PurePosixPath,
-        np.dtype, *numbers, scalar, (scalar, "numpy.core.multiarray.scalar"),
-    ]  # fmt: skip
+        argparse.Namespace,
+        collections.OrderedDict,
+        collections.defaultdict,
+        pathlib.PosixPath,
+        pathlib.PurePosixPath,
+        np.dtype,
+        *numbers,
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),
+    ]
 
 
 def check_pickle(path: Path) -> None:

@@ -112,8 +112,8 @@ def registered_name(hint: str) -> str:
 
 
 def recognise_vit(shapes: Shapes, source: str, said: Description) -> Architecture:
-    last = lambda *ends: (shape[-1] for key, shape in shapes.items() if key.endswith(ends) and shape)  # noqa: E731
-    first = lambda *ends: (shape[0] for key, shape in shapes.items() if key.endswith(ends) and shape)  # noqa: E731
+    last = lambda *ends: (shape[-1] for key, shape in shapes.items() if key.endswith(ends) and shape)
+    first = lambda *ends: (shape[0] for key, shape in shapes.items() if key.endswith(ends) and shape)
     dim = most_common(last("norm1.weight", "norm2.weight", "norm1.bias", "cls_token", "pos_embed"), 0)
     hidden = most_common(first("mlp.fc1.weight", "mlp.fc1.bias"), 4 * dim)
     patch = most_common(last("patch_embed.proj.weight"), 16)
@@ -167,9 +167,10 @@ def registry_name(alike: list[str], named: str, config: dict) -> str:
     same = [
         name
         for name in alike
-        if config["mlp_ratio"] == 4 and config.get("dist_head", True)
+        if config["mlp_ratio"] == 4
+        and config.get("dist_head", True)
         and vit.CONFIGS[name]["num_heads"] == config["num_heads"]
-    ]  # fmt: skip
+    ]
     fits = [name for name in same if vit.CONFIGS[name]["img_size"] == config["img_size"]] or same
     return named if named in fits else next(iter(fits), "")
 
@@ -212,7 +213,7 @@ def recognise_regnet(shapes: Shapes, source: str, said: Description) -> Architec
     stages = []
     for stage in sorted({int(m[1]) for m in (re.match(r"s(\d+)\.b\d+\.", key) for key in shapes) if m}):
         start = rf"s{stage}\.b(\d+)\."
-        of = lambda pattern, axis: [s[axis] for k, s in shapes.items() if re.fullmatch(pattern, k)]  # noqa: E731
+        of = lambda pattern, axis: [s[axis] for k, s in shapes.items() if re.fullmatch(pattern, k)]
         blocks = [int(m[1]) for m in (re.match(start, key) for key in shapes) if m]
         width = most_common(of(start + r"conv[123]\.bn\.(weight|bias)", 0))
         stages.append((width, max(blocks), most_common(of(start + r"conv2\.conv\.weight", 1))))

@@ -13,8 +13,12 @@ from deit_jax.errors import UserError
 # model inside transformers
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "timm_model.")
 # tensors that take no part in classification: their ends, and what they are
-IDLE = {"pooler.dense.weight": "the pooler", "pooler.dense.bias": "the pooler",
-        "embeddings.mask_token": "the mask token", "n_averaged": "the counter of averaged weights"}  # fmt: skip
+IDLE = {
+    "pooler.dense.weight": "the pooler",
+    "pooler.dense.bias": "the pooler",
+    "embeddings.mask_token": "the mask token",
+    "n_averaged": "the counter of averaged weights",
+}
 
 
 @dataclasses.dataclass

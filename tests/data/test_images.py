@@ -291,9 +291,7 @@ def test_colours_of_16_bits_are_scaled_alike():
     import zlib
 
     rows = b"".join(b"\0" + struct.pack(">6H", *row) for row in ([0, 256, 65535, 255, 32768, 65279],))
-    chunk = lambda kind, data: (  # noqa: E731
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
     png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     np.testing.assert_array_equal(images.decode(png), [[[0, 1, 255], [0, 128, 254]]])
@@ -317,7 +315,7 @@ def test_exif_orientation_is_pils(kind, value):
     np.testing.assert_array_equal(images.decode(data, exif=True), expected)
     np.testing.assert_array_equal(images.decode(data), pil_rgb(data))
     np.testing.assert_array_equal(images.eval_image(data, 32, exif=True), images.eval_image(expected, 32))
-    draw = lambda height, width: [(0, 0, height // 2, width)]  # noqa: E731
+    draw = lambda height, width: [(0, 0, height // 2, width)]
     pixels, ((top, left, height, width),) = images.decode_boxes(data, draw, exif=True)
     np.testing.assert_array_equal(pixels[top:height, left:width], expected[: expected.shape[0] // 2])
 
@@ -334,7 +332,7 @@ def test_an_image_too_large_is_refused_before_memory_is_taken():
     import tracemalloc
 
     huge = claimed(65500, 65500)
-    draw = lambda height, width: [(0, 0, height, width)]  # noqa: E731
+    draw = lambda height, width: [(0, 0, height, width)]
     tracemalloc.start()
     for use in (images.decode, images.eval_image, decode.read_header, lambda data: images.decode_boxes(data, draw)):
         with pytest.raises(OSError, match="65500 x 65500 pixels, more than 179 million|exceeds limit"):

@@ -98,9 +98,7 @@ def test_folder_tar_and_shards_hold_the_same(seed, tmp_path):
     assert any("broken link" in note for note in ours[0].notes)
 
 
-RIGHT_SPLITS = [
-    ("Train", "Val"), ("training", "validation"), ("TRAIN", "valid"), ("train", "dev"), ("train", "TEST"),
-]  # fmt: skip
+RIGHT_SPLITS = [("Train", "Val"), ("training", "validation"), ("TRAIN", "valid"), ("train", "dev"), ("train", "TEST")]
 
 
 @pytest.mark.parametrize(("train", "val"), RIGHT_SPLITS)
@@ -208,12 +206,17 @@ def tar(path, *members):
 def test_links_in_a_tar_are_followed_as_on_disk(tmp_path):
     packed = tar(
         tmp_path / "x.tar",
-        ("a/1.png", image(1)), ("b/2.png", image(2)),
-        ("b/hard.png", tarfile.LNKTYPE, "a/1.png"), ("b/soft.png", tarfile.SYMTYPE, "../a/1.png"),
-        ("c", tarfile.SYMTYPE, "b"), ("b/gone.png", tarfile.SYMTYPE, "nowhere"),
-        ("b/turn.png", tarfile.SYMTYPE, "turn.png"), ("b/out.png", tarfile.SYMTYPE, "/etc/passwd"),
-        ("b/up", tarfile.SYMTYPE, ".."), ("a/pipe.png", tarfile.FIFOTYPE, ""),
-    )  # fmt: skip
+        ("a/1.png", image(1)),
+        ("b/2.png", image(2)),
+        ("b/hard.png", tarfile.LNKTYPE, "a/1.png"),
+        ("b/soft.png", tarfile.SYMTYPE, "../a/1.png"),
+        ("c", tarfile.SYMTYPE, "b"),
+        ("b/gone.png", tarfile.SYMTYPE, "nowhere"),
+        ("b/turn.png", tarfile.SYMTYPE, "turn.png"),
+        ("b/out.png", tarfile.SYMTYPE, "/etc/passwd"),
+        ("b/up", tarfile.SYMTYPE, ".."),
+        ("a/pipe.png", tarfile.FIFOTYPE, ""),
+    )
     prepare.prepare(packed, tmp_path / "out")
     index = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert index["classes"] == ["a", "b", "c"]
@@ -232,8 +235,9 @@ def test_tars_by_split_and_by_class(tmp_path):
         tar(tmp_path / "set" / name, ("x/a/1.png", image(len(name))), ("x/b/1.png", image(3)))
     index = prepare.prepare(tmp_path / "set", tmp_path / "out")
     assert {split: sum(s["records"] for s in shards) for split, shards in index["splits"].items()} == {
-        "train": 2, "validation": 2,
-    }  # fmt: skip
+        "train": 2,
+        "validation": 2,
+    }
     (tmp_path / "byclass").mkdir()
     for name in ("cat", "dog"):
         tar(tmp_path / "byclass" / f"{name}.tar", (f"{name}/1.png", name.encode()))

@@ -70,8 +70,12 @@ def test_training_batch_holds_the_views_its_numbers_name(source):
     config = settings(seed=3)
     for step, batch in enumerate(take(7, config, source)):
         assert {key: value.dtype.name for key, value in batch.items()} == {
-            "image": "uint8", "label": "int32", "index": "int32", "epoch": "int32", "repeat": "int32",
-        }  # fmt: skip
+            "image": "uint8",
+            "label": "int32",
+            "index": "int32",
+            "epoch": "int32",
+            "repeat": "int32",
+        }
         assert set(batch["epoch"]) == {step // 5}
         for row in range(16):
             index, epoch, repeat = (int(batch[key][row]) for key in ("index", "epoch", "repeat"))

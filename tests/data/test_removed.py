@@ -67,8 +67,10 @@ def same(ours, theirs):
 def test_a_removed_broken_image_changes_nothing(tmp_path, layout, check, how):
     config = settings(layout(tmp_path / "photos"), check=check, eval_broken=how)
     before = sources.open_sources(config)
-    spoiled = [source.path(i) if hasattr(source, "path") else source.source.path(source.positions[i])
-               for source, i in ((before[0], 3), (before[0], 7), (before[1], 1))]  # fmt: skip
+    spoiled = [
+        source.path(i) if hasattr(source, "path") else source.source.path(source.positions[i])
+        for source, i in ((before[0], 3), (before[0], 7), (before[1], 1))
+    ]
     for path in spoiled:
         with open(path, "wb") as file:
             file.write(b"not an image")
@@ -135,9 +137,13 @@ def test_the_record_outlives_its_process_and_knows_each_file_once(tmp_path):
         record.add(source, 5)
     assert [file.position for file in read_broken(tmp_path)] == [3, 5]
     assert json.loads((tmp_path / "broken-0.json").read_text())[0] == {
-        "split": "", "name": "class0/3.png", "position": 3, "label": "class0", "digest": "",
+        "split": "",
+        "name": "class0/3.png",
+        "position": 3,
+        "label": "class0",
+        "digest": "",
         "size": os.path.getsize(tmp_path / "photos/class0/3.png"),
-    }  # fmt: skip
+    }
 
 
 def test_records_of_the_runs_inside_a_run_count(tmp_path):
@@ -194,8 +200,9 @@ def test_positions_of_a_part(tmp_path):
     gone = BrokenFile("", "class0/3.png", 3, "class0", 7)
     os.unlink(source.path(3))
     whole = sources.scan_folder(tmp_path / "photos")[0]
-    restored = sources.FileSource(whole.root, [os.fsdecode(n) for n in whole.names], whole.labels,
-                                  whole.class_names, broken=[gone])  # fmt: skip
+    restored = sources.FileSource(
+        whole.root, [os.fsdecode(n) for n in whole.names], whole.labels, whole.class_names, broken=[gone]
+    )
     np.testing.assert_array_equal(restored.names, source.names)
     np.testing.assert_array_equal(restored.labels, source.labels)
     assert removed_positions(restored) == {3}

@@ -519,9 +519,13 @@ def number(sample) -> int:
 
 
 CLASSES = dict.fromkeys(tfds_source.NAMES, 1000) | {
-    "cifar10": 10, "cifar100": 100, "oxford_flowers102": 102, "cars196": 196, "i_naturalist2018": 8142,
+    "cifar10": 10,
+    "cifar100": 100,
+    "oxford_flowers102": 102,
+    "cars196": 196,
+    "i_naturalist2018": 8142,
     "oxford_iiit_pet": 37,
-}  # fmt: skip
+}
 SPLITS = {
     "imagenet2012_real": {"validation": 5},
     **{name: {"test": 5} for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch")},

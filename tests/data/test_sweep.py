@@ -66,9 +66,21 @@ def accepted(monkeypatch, capsys, root, *arguments) -> str:
 # --- names
 
 NAMES = [
-    "$x_^", "a\x1b[31mred", "tab\there", "line\nbreak", b"\xff\xfe", "ü", "u\u0308", "\u202egnp", "-rf", "x...", "日本",
-    "a b ", "C:", "%s{}",
-]  # fmt: skip
+    "$x_^",
+    "a\x1b[31mred",
+    "tab\there",
+    "line\nbreak",
+    b"\xff\xfe",
+    "ü",
+    "u\u0308",
+    "\u202egnp",
+    "-rf",
+    "x...",
+    "日本",
+    "a b ",
+    "C:",
+    "%s{}",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,8 +198,11 @@ def test_right_tables(tmp_path, text, name):
     both = [source[i] for source in (train, evaluation) for i in range(len(source))]
     assert train.class_names == ["ant", "bee"]
     assert sorted((os.path.basename(os.path.dirname(x["name"])), x["label"]) for x in both) == [
-        ("ant", 0), ("ant", 0), ("bee", 1), ("bee", 1),
-    ]  # fmt: skip
+        ("ant", 0),
+        ("ant", 0),
+        ("bee", 1),
+        ("bee", 1),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def test_predictions_are_of_the_images_that_count():
     assert found.images[:, 0, 0, 0].tolist() == [0, 1]
     assert found.labels.tolist() == [0, 1]
     assert {head: x.tolist() for head, x in found.decisions.items()} == {
-        "cls": [0, 1], "dist": [1, 2], "fused_logits": [0, 2]
-    }  # fmt: skip
+        "cls": [0, 1],
+        "dist": [1, 2],
+        "fused_logits": [0, 2],
+    }
     np.testing.assert_allclose(found.probabilities[0], np.exp([1, 0.5, 0.5]) / np.exp([1, 0.5, 0.5]).sum(), rtol=1e-6)

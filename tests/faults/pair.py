@@ -47,9 +47,12 @@ def save_on_a_full_disk(folder: Path, index: int) -> dict:
     """Checkpoints of three steps; files of process 0 may have 20,000 bytes while the second is saved."""
     kernel = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)  # no compression makes it fit
     state = {
-        "step": np.int32(0), "params": {"kernel": kernel}, "batch_stats": {}, "ema": {},
+        "step": np.int32(0),
+        "params": {"kernel": kernel},
+        "batch_stats": {},
+        "ema": {},
         "nonfinite": {"in_row": np.int32(0)},
-    }  # fmt: skip
+    }
     replicated = sharding.replicated(sharding.make_mesh())
     checkpoints = Checkpoints(folder, keep=3)
     started = []
@@ -84,8 +87,10 @@ def store_labels(folder: Path) -> None:
 
 def main(index: int, port: int, folder: Path) -> None:
     os.environ |= {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)
-    }  # fmt: skip
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+    }
     seen = {}
     with interrupt.listen():
         sharding.start_processes()

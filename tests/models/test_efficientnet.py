@@ -230,7 +230,7 @@ def test_training_changes_statistics_and_lowers_the_loss():
 
 
 def test_dropout_and_stochastic_depth_follow_the_key():
-    make = lambda **rates: small(depth_coefficient=1.0, **rates)  # noqa: E731
+    make = lambda **rates: small(depth_coefficient=1.0, **rates)
     arrays, images = jax.jit(lambda key: models.init_arrays(make(), key))(jax.random.key(0)), seeded.images(4, 32)
 
     def compiled(**rates):
@@ -250,7 +250,7 @@ def test_bfloat16_is_near_float32():
 
     def outputs(dtype):
         graphdef, *_ = models.abstract(small(dtype=dtype))
-        merged = lambda arrays: nnx.merge(graphdef, *arrays)  # noqa: E731
+        merged = lambda arrays: nnx.merge(graphdef, *arrays)
         return jax.jit(lambda a, x: (merged(a).features(x), merged(a)(x)))(arrays, images)
 
     (_, logits), (features, rough) = outputs(jnp.float32), outputs(jnp.bfloat16)

@@ -111,7 +111,7 @@ def test_attention_in_bfloat16_is_near_and_keeps_its_type():
 @pytest.mark.parametrize("tokens", [17, 18])
 def test_fused_attention_pads_odd_lengths_unseen(tokens):
     q, k, v, upstream = (draw(2, tokens, 3, 64, seed=i) for i in range(4))
-    folded = lambda x: einops.rearrange(x, "b n h d -> (b h) n d")  # noqa: E731
+    folded = lambda x: einops.rearrange(x, "b n h d -> (b h) n d")
     # by jax's other implementation of the same call: cuDNN's needs its GPU
     ours, pull = jax.vjp(lambda q, k, v: kernels.fused_attention(q, k, v, implementation="xla"), q, k, v)
     theirs, plain_pull = jax.vjp(plain_attention, *map(folded, (q, k, v)))
@@ -142,7 +142,7 @@ class Plain(nnx.Module):
 
 
 def gradients(graphdef, params, images, logits):
-    loss = lambda p: (jax.nn.log_softmax(logits(nnx.merge(graphdef, p, {}), images)) ** 2).mean()  # noqa: E731
+    loss = lambda p: (jax.nn.log_softmax(logits(nnx.merge(graphdef, p, {}), images)) ** 2).mean()
     return jax.jit(jax.grad(loss))(params)
 
 
@@ -173,7 +173,7 @@ def kept_bytes(**options) -> int:
     """Memory the backward pass of a loss takes, from the compiled program."""
     graphdef, params, _ = models.abstract(models.constructor("deit_tiny_patch16_224", **options))
     images = jax.ShapeDtypeStruct((8, 224, 224, 3), np.float32)
-    loss = lambda p, x: nnx.merge(graphdef, p, {}).heads(x)[0].sum()  # noqa: E731
+    loss = lambda p, x: nnx.merge(graphdef, p, {}).heads(x)[0].sum()
     return jax.jit(jax.grad(loss)).lower(params, images).compile().memory_analysis().temp_size_in_bytes
 
 

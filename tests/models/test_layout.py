@@ -102,7 +102,7 @@ def compiled_step(config):
     places = place_params(state, placed)
     with_places = jax.tree.map(lambda x, s: x.update(sharding=s), state, places)
     rows = sharding.batch_sharding(placed.mesh)
-    array = lambda dtype, *axes: jax.ShapeDtypeStruct((16, *axes), dtype, sharding=rows)  # noqa: E731
+    array = lambda dtype, *axes: jax.ShapeDtypeStruct((16, *axes), dtype, sharding=rows)
     batch = {name: array(np.int32) for name in ("label", "index", "epoch", "repeat")}
     batch["image"] = array(np.uint8, 16, 16, 3)
     step = make_step(student.on(placed), no_teacher, config, 10, placed.batch_shards)

@@ -34,7 +34,7 @@ def test_variables_of_an_nnx_model_give_its_logits(drawn):
 
 def test_training_draws_from_the_dropout_stream(drawn):
     model, variables = drawn
-    at = lambda seed: model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
+    at = lambda seed: model.apply(variables, IMAGES, train=True, rngs={"dropout": jax.random.key(seed)})
     np.testing.assert_array_equal(at(1), at(1))
     assert np.abs(at(1) - at(2)).max() > 1e-3
     with pytest.raises(InvalidRngError, match="dropout"):

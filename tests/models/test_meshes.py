@@ -87,7 +87,7 @@ def test_sharded_by_rules(kind):
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_gradients_lie_where_the_weights_do(kind):
-    loss = lambda model, images: (model.heads(images, train=True)[0] ** 2).sum()  # noqa: E731
+    loss = lambda model, images: (model.heads(images, train=True)[0] ** 2).sum()
     gradient_of = nnx.jit(nnx.grad(loss))
     expected = gradient_of(make(VIT), IMAGES)
     mesh = mesh_of(kind)
@@ -106,8 +106,9 @@ def test_batch_statistics_are_updated_on_an_explicit_mesh(which):
     train = nnx.jit(lambda model, images: model(images, train=True, key=jax.random.key(0)))
     train(one, IMAGES)
     train(deit_jax.shard(many, mesh), placed(mesh))
-    for a, b in zip(jax.tree.leaves(nnx.state(one, nnx.BatchStat)), jax.tree.leaves(nnx.state(many, nnx.BatchStat)),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(one, nnx.BatchStat)), jax.tree.leaves(nnx.state(many, nnx.BatchStat)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

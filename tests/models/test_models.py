@@ -94,7 +94,7 @@ def small():
 @pytest.mark.parametrize("name", ["deit_digits_patch4_16", "efficientnet_b0"])
 def test_training_without_a_key_is_refused_where_something_is_dropped(name):
     images = jnp.zeros((1, 32, 32, 3))
-    model = lambda **rates: nnx.eval_shape(  # noqa: E731
+    model = lambda **rates: nnx.eval_shape(
         lambda: models.constructor(name, img_size=32, num_classes=2, **rates)(rngs=nnx.Rngs(0))
     )
     with pytest.raises(UserError, match="needs a key"):

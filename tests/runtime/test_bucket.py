@@ -24,7 +24,7 @@ def fill(folder):
 
 def listed(folder):
     """What is seen of a folder, by names below it."""
-    name = lambda path: str(path)[len(str(folder)) + 1 :]  # noqa: E731
+    name = lambda path: str(path)[len(str(folder)) + 1 :]
     names = [*TREE, "b", "b/d", "g", "nothing", "b/c"]
     return {
         "files": {name(path): size for path, size in storage.files(folder).items()},
@@ -32,9 +32,11 @@ def listed(folder):
         "sizes": storage.sizes(folder, ["a.txt", "b", "nothing", "b/d/e.txt"]),
         "children": sorted(name(path) for path in folder.iterdir()),
         "kinds": {n: ((folder / n).is_file(), (folder / n).is_dir(), (folder / n).exists()) for n in names},
-        **{pattern: sorted(name(path) for path in folder.glob(pattern))
-           for pattern in ("*", "*.txt", "*/*", "g/[0-9]*", "g/*/h.txt", "*/*/*.json", "nothing/*")},
-    }  # fmt: skip
+        **{
+            pattern: sorted(name(path) for path in folder.glob(pattern))
+            for pattern in ("*", "*.txt", "*/*", "g/[0-9]*", "g/*/h.txt", "*/*/*.json", "nothing/*")
+        },
+    }
 
 
 def test_a_folder_in_a_bucket_looks_as_one_on_a_disk(bucket, tmp_path):

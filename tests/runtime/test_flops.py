@@ -46,9 +46,13 @@ def test_products(fn, args, expected):
 
 def conv(images, kernel, stride=1, groups=1, pad=1):
     return jax.lax.conv_general_dilated(
-        images, kernel, (stride, stride), ((pad, pad),) * 2, feature_group_count=groups,
+        images,
+        kernel,
+        (stride, stride),
+        ((pad, pad),) * 2,
+        feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4), (2, 4)])

@@ -63,8 +63,14 @@ def test_the_former_setting_is_told_the_new_one():
         check_override("sharding", "fsdp")
 
 
-CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "DEIT_JAX_PROCESSES", "SLURM_NTASKS",
-           "TPU_WORKER_HOSTNAMES")  # fmt: skip
+CLUSTER = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+    "DEIT_JAX_PROCESSES",
+    "SLURM_NTASKS",
+    "TPU_WORKER_HOSTNAMES",
+)
 
 
 @pytest.mark.parametrize(

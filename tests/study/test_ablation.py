@@ -99,9 +99,11 @@ def test_a_finished_study_trains_nothing_again(study, capsys):
 
 def test_teachers_and_labels_come_before_who_needs_them(tmp_path):
     config = digits(**{"ablate.arms": ("none", "hard", "hard_live", OTHER), "ablate.store_labels": True})
-    planned = {job.folder.relative_to(tmp_path).as_posix(): job for job in plan_jobs(config, tmp_path, {
-        name: parse_arm(name) for name in config.ablate.arms})}  # fmt: skip
-    needs = lambda name: [f.relative_to(tmp_path).as_posix() for f in planned[name].needs]  # noqa: E731
+    planned = {
+        job.folder.relative_to(tmp_path).as_posix(): job
+        for job in plan_jobs(config, tmp_path, {name: parse_arm(name) for name in config.ablate.arms})
+    }
+    needs = lambda name: [f.relative_to(tmp_path).as_posix() for f in planned[name].needs]
     assert needs("none-0") == needs("teacher") == []
     assert needs("labels/teacher-2-hard") == needs("hard_live-0") == ["teacher"]
     assert needs("hard-2") == ["labels/teacher-2-hard"]
@@ -205,7 +207,7 @@ def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypa
 def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL", 0.01)
     seen = []
-    work = lambda name: jobs.Job(tmp_path / name, (), lambda: seen.append(name) or {})  # noqa: E731
+    work = lambda name: jobs.Job(tmp_path / name, (), lambda: seen.append(name) or {})
     there = {tmp_path / "first": "process 1 elsewhere"}
     monkeypatch.setattr(lock, "try_hold", lambda folder: contextlib.nullcontext(there.get(folder)))
 

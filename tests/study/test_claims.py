@@ -31,8 +31,11 @@ def scores():
 def test_each_claim_is_decided_by_its_rule(scores):
     found = {d.claim.name.split(" ")[0]: d for d in decide(scores, "logits")}
     assert {name: d.verdict for name, d in found.items()} == {
-        "hard": "decided", "soft": "decided", "token": "not decided", "ConvNet": "contradicted",
-    }  # fmt: skip
+        "hard": "decided",
+        "soft": "decided",
+        "token": "not decided",
+        "ConvNet": "contradicted",
+    }
     assert found["ConvNet"].found.mean == pytest.approx(-1.9)
     assert len(decide(scores, "logits")) == 5
 

@@ -98,9 +98,15 @@ def test_only_seeds_that_every_arm_has_are_reported():
 def test_agreement_is_the_mean_over_seeds(runs):
     folder, _, scores = runs
     found = agreement_over_seeds(folder, scores, "logits")
-    assert list(found) == ["true label", "teacher", "student without a teacher", "class head", "distillation head",
-                           "both heads"]  # fmt: skip
-    load = lambda run, head: np.load(folder / run / "decisions.npz")[f"params/{head}"]  # noqa: E731
+    assert list(found) == [
+        "true label",
+        "teacher",
+        "student without a teacher",
+        "class head",
+        "distillation head",
+        "both heads",
+    ]
+    load = lambda run, head: np.load(folder / run / "decisions.npz")[f"params/{head}"]
     by_hand = np.mean([(load(f"hard-{s}", "dist") != load("teacher", "cls")).mean() for s in range(3)])
     assert found["teacher"]["distillation head"] == pytest.approx(100 * by_hand)
     assert found["distillation head"]["teacher"] == found["teacher"]["distillation head"]

@@ -109,13 +109,22 @@ def test_timms_config(folder):
 @pytest.mark.parametrize(
     ("processor", "crop", "interpolation", "squash"),
     [
-        ({"size": {"shortest_edge": 18}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True,
-          "resample": 2}, 16 / 18, "bilinear", False),
+        (
+            {
+                "size": {"shortest_edge": 18},
+                "crop_size": {"height": 16, "width": 16},
+                "do_center_crop": True,
+                "resample": 2,
+            },
+            16 / 18,
+            "bilinear",
+            False,
+        ),
         ({"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3}, 0.875, "bicubic", True),
         ({"size": {"height": 224, "width": 224}, "resample": 2}, 1.0, "bilinear", True),
         ({"do_resize": False, "size": 224}, None, None, False),
     ],
-)  # fmt: skip
+)
 def test_image_processors(processor, crop, interpolation, squash):
     said = from_processor(Source(processor, "p.json"))
     assert (said.crop, said.interpolation) == (crop, interpolation)

@@ -203,8 +203,9 @@ def test_which_of_a_files_weights():
     assert "averaged ones too ('model_ema', --weights=ema)" in choose(both, "params", "x")[1][0]
     assert choose(both, "ema", "x") == (averaged, [])
     assert choose({"ema_state_dict": averaged}, "params", "x") == (
-        averaged, ["averaged weights ('ema_state_dict'): the file has no others"],
-    )  # fmt: skip
+        averaged,
+        ["averaged weights ('ema_state_dict'): the file has no others"],
+    )
     assert choose({"model": {"state_dict": trained}}, "params", "x") == (trained, [])
     assert choose({"model": {"depth": 12}, "state_dict": trained}, "params", "x") == (trained, [])
     assert choose(trained, "params", "x") == (trained, [])

@@ -77,8 +77,10 @@ def test_every_kind_beside_every_other(tmp_path, state, right, first):
             found = load_weights(folder / f"{PLAIN}.safetensors")
             jax.tree.map(np.testing.assert_array_equal, found.tree, right.tree)
             assert (found.name, found.mean, found.architecture.config) == (
-                right.name, right.mean, right.architecture.config,
-            )  # fmt: skip
+                right.name,
+                right.mean,
+                right.architecture.config,
+            )
         else:
             with pytest.raises(UserError) as error:
                 load_weights(folder / f"{PLAIN}.safetensors")
