@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 
-def shown(text: str | os.PathLike, *, lines: bool = False) -> str:
+def printable(text: str | os.PathLike, *, lines: bool = False) -> str:
     """Text from outside (a file's name, a class, a line of a table) as it may be printed: on one line, with control
     characters, bytes that are not UTF-8 and invisible characters written as escapes (`\\x1b`, `\\xff`, `\\u202e`).
 
@@ -29,7 +29,7 @@ class UserError(ValueError):
     """Bad input. The message names the thing, what was given and the fix; it is made fit to print on one line."""
 
     def __init__(self, message: str):
-        super().__init__(shown(message))
+        super().__init__(printable(message))
 
 
 def nearest(name: str, known: Iterable[str], how_many: int = 1) -> str:

@@ -29,7 +29,7 @@ from deit_jax.config.derived import has_teacher, plain_config, plain_name
 from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
-from deit_jax.errors import shown
+from deit_jax.errors import printable
 from deit_jax.evaluate import breakdown, tables
 from deit_jax.evaluate.inference import head_logits, predict
 from deit_jax.report import agreement
@@ -138,10 +138,10 @@ def report(student: Run, results: dict[str, dict], seconds: float) -> None:
         found = attempt("classes", breakdown.write, folder, outcomes, failed=failed)
         sections += [breakdown.section(found, folder)] if found else []
     text = report_text(student, results, seconds, sections, failed)
-    atomic.write_text(folder / "report.md", shown(text, lines=True) + "\n")
-    print(shown(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
+    atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
+    print(printable(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
     for line in failed:
-        print(shown(line))
+        print(printable(line))
 
 
 def recorded_seconds(folder: Path) -> float:
@@ -165,7 +165,7 @@ def predict_student(student: Run) -> breakdown.Outcomes:
     mesh = sharding.make_mesh(jax.local_devices())
     weights = agreement.best_weights(student.folder, mesh)
     batches = agreement.evaluation_batches(student, student.student.img_size)
-    outcomes = breakdown.Outcomes([shown(name) for name in student.data.train.class_names])
+    outcomes = breakdown.Outcomes([printable(name) for name in student.data.train.class_names])
     fusion = student.config.evaluate.fusion
     for part in predict(student.student.graphdef, weights, batches, mesh=mesh, fusion=fusion, **student.normalization):
         outcomes.add(*part)
@@ -198,7 +198,7 @@ def draw_attention(student: Run, count: int = 8) -> None:
     maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
     logits = head_logits(graphdef, weights, jnp.asarray(images), **student.normalization)
     predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
-    names = [shown(name) for name in student.data.train.class_names]
+    names = [printable(name) for name in student.data.train.class_names]
     captions = [
         names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
         for label, guess in zip(labels, predicted, strict=True)

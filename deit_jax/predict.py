@@ -27,7 +27,7 @@ from deit_jax.classes import imagenet
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import atomic, storage
 from deit_jax.weights import Weights, build_model, load_weights
@@ -136,7 +136,7 @@ def show(prediction: Prediction) -> str:
     """A prediction as text, a column per head."""
     columns = []
     for head, classes in prediction.heads.items():
-        cells = [head, *(f"{100 * p:5.1f} %  {shown(name)}" for name, p in classes)]
+        cells = [head, *(f"{100 * p:5.1f} %  {printable(name)}" for name, p in classes)]
         width = max(map(len, cells))
         columns.append([cell.ljust(width) for cell in cells])
     return "\n".join("  " + "    ".join(row).rstrip() for row in zip(*columns, strict=True))
@@ -212,13 +212,13 @@ def run(args: argparse.Namespace) -> None:
             one = Prediction(path, {head: likeliest(p[i], names, args.top) for head, p in heads.items()})
             predictions.append(one)
             if not args.output:
-                print(shown(path))
+                print(printable(path))
                 print(show(one))
     named = [path for path in failed if path in args.images or not predictions]
     if named:
         raise UserError(f"image {named[0]} cannot be read ({failed[named[0]]}): give a JPEG or PNG file")
     for path, why in failed.items():  # in a folder, one bad file does not cost the others
-        print(f"image {shown(path)} cannot be read ({shown(why)})", file=sys.stderr)
+        print(f"image {printable(path)} cannot be read ({printable(why)})", file=sys.stderr)
     if args.output:
         about = {"weights": str(args.source), "view": view._asdict(), "failed": failed}
         write_predictions(Path(args.output), predictions, about)
@@ -237,7 +237,7 @@ def draw_attention(path: str, model: Any, predictions: Sequence[Prediction], vie
     pixels, _, _ = read_views([p.path for p in drawn], view)
     attention = model.inspect(normalize(jnp.asarray(pixels), view.mean, view.std))["attention"][-1]
     maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :])
-    captions = [shown(next(reversed(p.heads.values()))[0][0]) for p in drawn]
+    captions = [printable(next(reversed(p.heads.values()))[0][0]) for p in drawn]
     plots.attention(path, pixels, maps, captions, model.grid)
     more = f", the first {DRAWN} of {len(predictions)} images" if len(predictions) > DRAWN else ""
     print(f"wrote {path}{more}")

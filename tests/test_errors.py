@@ -2,16 +2,16 @@
 
 import pytest
 
-from deit_jax.errors import UserError, nearest, shown
+from deit_jax.errors import UserError, nearest, printable
 
 
 def test_text_from_outside_is_shown_on_one_line():
-    assert shown("a\x1bb\nc\udcffd\u202ee ü日 $") == "a\\x1bb\\x0ac\\xffd\\u202ee ü日 $"
+    assert printable("a\x1bb\nc\udcffd\u202ee ü日 $") == "a\\x1bb\\x0ac\\xffd\\u202ee ü日 $"
     assert str(UserError("two\nlines")) == "two\\x0alines"
 
 
 def test_a_report_keeps_its_lines():
-    assert shown("table\n| ü\x1b |\r", lines=True) == "table\n| ü\\x1b |\\x0d"
+    assert printable("table\n| ü\x1b |\r", lines=True) == "table\n| ü\\x1b |\\x0d"
 
 
 @pytest.mark.parametrize(

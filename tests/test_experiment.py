@@ -13,7 +13,7 @@ from deit_jax import plots
 from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
 from deit_jax.data import pipeline
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.evaluate.command import Request, evaluate_command
 from deit_jax.experiment import run
 
@@ -77,7 +77,7 @@ def test_a_finished_run_is_only_evaluated_again(finished, capsys, monkeypatch):
 
 def test_names_are_text_wherever_they_stand(tmp_path):
     names = ["cost_$5", "a^{b", r"\frac", "\x1b[31mred", os.fsdecode(b"caf\xe9")]
-    captions = [shown(name) for name in names]
+    captions = [printable(name) for name in names]
     assert captions == ["cost_$5", "a^{b", r"\frac", r"\x1b[31mred", r"caf\xe9"]
     images, maps = np.zeros((5, 16, 16, 3), np.uint8), np.ones((5, 2, 16), np.float32)
     plots.attention(tmp_path / "attention.png", images, maps, captions, (4, 4))

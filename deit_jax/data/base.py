@@ -11,7 +11,7 @@ import numpy as np
 
 from deit_jax.data import order
 from deit_jax.data.removed import BrokenFile, describe_removed
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 
 # cached_property; but a type checker takes that for another kind of attribute than a property, which a source has.
 cached = property if TYPE_CHECKING else functools.cached_property
@@ -100,7 +100,7 @@ def summary(train: Source | None, evaluation: Source) -> list[str]:
             labels, classes = getattr(source, "labels", None), f"{source.num_classes} classes"
             here = source.num_classes if labels is None else len(np.unique(labels))
             classes = f"{here} of {classes}" if here < source.num_classes else classes
-            lines.append(f"{what}: {len(source):,} images of {classes}, {shown(source.title)}")
+            lines.append(f"{what}: {len(source):,} images of {classes}, {printable(source.title)}")
     notes = list(dict.fromkeys(note for source in (train, evaluation) if source is not None for note in source.notes))
     return lines + notes
 

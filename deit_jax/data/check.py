@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from deit_jax.data import decode
 from deit_jax.data.base import Source
-from deit_jax.errors import shown
+from deit_jax.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class HeaderCheck:
                 if self.on_broken:
                     self.on_broken(self.source, index)
                 if len(self.broken) <= NAMED:
-                    log.warning("%s image cannot be read: %s", self.what, shown(complaint))
+                    log.warning("%s image cannot be read: %s", self.what, printable(complaint))
         if self.broken:
             log.warning("%d of %d %s images cannot be read", len(self.broken), self.checked, self.what)
 

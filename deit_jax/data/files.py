@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .tga .ico".split()
@@ -73,7 +73,7 @@ class Listing:
         lines = []
         for kind, (count, first) in sorted(self.skipped.items()):
             what = f"{kind} file" if kind.startswith(".") else kind
-            lines.append(f"{count} {what}{'s' if count > 1 else ''} ({shown(first)}{' …' if count > 1 else ''})")
+            lines.append(f"{count} {what}{'s' if count > 1 else ''} ({printable(first)}{' …' if count > 1 else ''})")
         return lines
 
 

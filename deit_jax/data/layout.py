@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from deit_jax.data.files import Listing
-from deit_jax.errors import UserError, nearest, shown
+from deit_jax.errors import UserError, nearest, printable
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_NAMES = {
@@ -50,7 +50,9 @@ class Layout(NamedTuple):
     def unused(self, used: Iterable[str | None]) -> list[str]:
         """What is passed over where only the splits `used` are, for people."""
         counts = {split: sum(map(len, classes.values())) for split, classes in self.splits.items() if split}
-        lines = [f"folder {shown(name)} ({n} images)" for name, n in (counts | self.others).items() if name not in used]
+        lines = [
+            f"folder {printable(name)} ({n} images)" for name, n in (counts | self.others).items() if name not in used
+        ]
         return lines + ([f"{self.loose} images outside class folders"] if self.loose else [])
 
 

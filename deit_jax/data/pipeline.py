@@ -20,7 +20,7 @@ from deit_jax.data.assemble import EvalBatch, TrainBatch, Unreadable
 from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch
 from deit_jax.data.removed import removed_positions
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class EvalBatches:
             raise
         for position, name in batch.pop("broken"):
             if name not in _named:
-                log.warning("evaluation image cannot be read: %s", shown(name))
+                log.warning("evaluation image cannot be read: %s", printable(name))
                 _named.add(name)
             if self._on_broken:
                 self._on_broken(position)
@@ -246,7 +246,7 @@ class TrainBatches:
         self.broken += len(broken)
         for position, name in broken:
             if name not in self._named:
-                log.warning("unreadable image, replaced by the next: %s", shown(name))
+                log.warning("unreadable image, replaced by the next: %s", printable(name))
                 self._named.add(name)
                 if self._on_broken:
                     self._on_broken(position)

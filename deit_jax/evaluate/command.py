@@ -19,7 +19,7 @@ import numpy as np
 from deit_jax.config import RENAMED, default_config, flat, resolve, validate
 from deit_jax.data import sources
 from deit_jax.data.base import Subset
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.evaluate import breakdown
 from deit_jax.evaluate import results as report
 from deit_jax.evaluate.classifier import (
@@ -289,7 +289,7 @@ def collector(
 ) -> tuple[breakdown.Outcomes, Callable[[str, dict, dict], None]]:
     """(what the first set of weights predicts for the images, filled during the evaluation; what fills it)."""
     names, first = classifier.class_names or images.class_names, next(iter(classifier.sets))
-    outcomes = breakdown.Outcomes([shown(str(name)) for name in names])
+    outcomes = breakdown.Outcomes([printable(str(name)) for name in names])
 
     def collect(name: str, batch: dict, logits: dict) -> None:
         if name == first:
@@ -302,7 +302,7 @@ def write_classes(folder: Path, classifier: Classifier, outcomes: breakdown.Outc
     """classes.md with its pictures and classes.json: scores per class, confusion, calibration, mistakes
     (`deit_jax.evaluate.breakdown`)."""
     section = breakdown.section(breakdown.write(folder, outcomes), folder)
-    atomic.write_text(folder / "classes.md", f"# {shown(classifier.name or 'model')}\n\n{section}\n")
+    atomic.write_text(folder / "classes.md", f"# {printable(classifier.name or 'model')}\n\n{section}\n")
     say(f"  classes, calibration and mistakes: {folder / 'classes.md'}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.runtime import storage
 from deit_jax.weights import hub
@@ -104,7 +104,7 @@ def load_weights(source: str | os.PathLike, *, weights: str = "params") -> Weigh
         raise UserError(f"{name} cannot be read ({error.strerror}): check that it is there and may be read") from error
     loaded = read_file(file, name, weights) if file else read_orbax(name, weights)
     for note in loaded.notes:
-        log.warning("%s: %s", shown(name), shown(note))
+        log.warning("%s: %s", printable(name), printable(note))
     return loaded
 
 

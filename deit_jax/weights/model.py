@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deit_jax import models
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.weights.fit import fit_weights
 from deit_jax.weights.load import Weights, load_weights
 
@@ -50,7 +50,7 @@ def load_model(
     build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
     model, notes = build_model(loaded, build, seed=rngs)
     for note in notes:
-        log.warning("%s: %s", shown(source), shown(note))
+        log.warning("%s: %s", printable(source), printable(note))
     return model
 
 

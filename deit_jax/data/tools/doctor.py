@@ -19,7 +19,7 @@ from deit_jax.config import default_config
 from deit_jax.data import decode
 from deit_jax.data.base import Source, summary
 from deit_jax.data.sources import find_sources
-from deit_jax.errors import shown
+from deit_jax.errors import printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import command, track
 
@@ -114,7 +114,7 @@ def counted(number: int, one: str, several: str) -> str:
 
 def report(found: Findings) -> str:
     """The findings, for people."""
-    splits, names = list(found.counts), [shown(name) for name in found.class_names]
+    splits, names = list(found.counts), [printable(name) for name in found.class_names]
     width = max(map(len, [*names, "class"]))
     lines = [f"{'':>6} {'class':<{width}}" + "".join(f"{split:>12}" for split in splits)]
     for number, name in enumerate(names):
@@ -125,7 +125,7 @@ def report(found: Findings) -> str:
         if empty:
             lines.append(f"{counted(empty, 'class has', 'classes have')} no image in {split}")
     lines.append(counted(len(found.broken), "unreadable image", "unreadable images"))
-    lines += [f"  {shown(name)}" for name in found.broken]
+    lines += [f"  {printable(name)}" for name in found.broken]
     if found.turned:
         photos = counted(found.turned, "photo is", "photos are")
         lines.append(f"{photos} stored turned (EXIF): --config.data.exif=true turns them upright")
@@ -137,7 +137,7 @@ def report(found: Findings) -> str:
         f" them in different classes, {len(found.leaks)} both in training and evaluation"
     )
     for group in found.duplicates:
-        lines.append("  " + " = ".join(shown(name) for _, name, _ in group))
+        lines.append("  " + " = ".join(printable(name) for _, name, _ in group))
     return "\n".join(lines)
 
 

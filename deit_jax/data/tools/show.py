@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
 from deit_jax.config import resolve, validate
-from deit_jax.errors import UserError, shown
+from deit_jax.errors import UserError, printable
 from deit_jax.runtime.progress import command
 
 COUNT, COLUMNS = 32, 8
@@ -50,7 +50,7 @@ def caption(target: np.ndarray, names: list[str]) -> str:
     """The classes of a target (classes,) that stand out of the smoothing, the larger share first."""
     floor = np.median(target) + 0.02
     chosen = [label for label in np.argsort(-target)[:2] if target[label] > floor]
-    parts = [f"{shown(names[label])[:12]}: {target[label]:.2f}" for label in chosen]
+    parts = [f"{printable(names[label])[:12]}: {target[label]:.2f}" for label in chosen]
     return " + ".join(parts) or "-"
 
 
