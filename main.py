@@ -3,10 +3,7 @@
 The installed command `deit-jax` does the same, and what the `python -m deit_jax.…` tools do; both are deit_jax/cli.py.
 """
 
-from deit_jax.runtime.interrupt import end_on_signal
-
 if __name__ == "__main__":
-    end_on_signal()
     from deit_jax.cli import entry
 
     entry()

@@ -2,12 +2,9 @@
 
 import sys
 
-from deit_jax.runtime.interrupt import end_on_signal
-
 
 def main() -> None:
-    """Run a mode or a tool; a signal is heard before the imports, which take seconds."""
-    end_on_signal()
+    """Run a mode or a tool."""
     try:
         from deit_jax.cli import run
     except ModuleNotFoundError as error:  # the library alone is installed

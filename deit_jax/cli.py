@@ -16,11 +16,11 @@ from deit_jax.config import (
     resolve,
     validate,
 )
-from deit_jax.errors import UserError, nearest
+from deit_jax.errors import Interrupted, UserError, nearest
 from deit_jax.runtime import host_memory, storage
-from deit_jax.runtime.interrupt import EXIT_INTERRUPTED, Interrupted, listen
 from deit_jax.version import __version__
 
+EXIT_INTERRUPTED = 130  # as a shell's after SIGINT
 MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
 # what a tool's `python -m deit_jax.…` name is
 TOOLS = {
@@ -87,14 +87,13 @@ def main(argv: list[str]) -> None:
 
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
-    from deit_jax.runtime import peers, sharding
+    from deit_jax.runtime import sharding
     from deit_jax.runtime.compile_cache import use_compile_cache
 
     if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
         use_compile_cache()
-    sharding.start_processes()
-    with peers.watch(FLAGS.config.processes.lost_after):
-        run_mode(mode)
+    sharding.start_processes(FLAGS.config.processes.heartbeat_timeout)
+    run_mode(mode)
 
 
 def run_mode(mode: str) -> None:
@@ -213,13 +212,12 @@ def parse(argv: list[str]) -> list[str]:
 def entry() -> None:
     """The command line.
 
-    Exit codes: 2 for what a user can fix, in one line; 130 after a signal; 75 where another process of the run was
-    lost (`deit_jax.runtime.peers`); 1 for a fault of this program, with its traceback.
+    Exit codes: 2 for what a user can fix, in one line; 130 after Ctrl-C, or a stop with everything saved; 134 from jax
+    when another process of the run was lost; 1 for a fault of this program, with its traceback.
     """
     define_flags()
     try:
-        with listen():
-            app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -32,6 +32,10 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+class Interrupted(BaseException):
+    """A signal ended the command after its work was saved. Like KeyboardInterrupt, not an Exception."""
+
+
 def nearest(name: str, known: Iterable[str], how_many: int = 1) -> str:
     """ " (did you mean X?)" for the known name(s) closest to `name`, or "" when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=how_many, cutoff=0.5)

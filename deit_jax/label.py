@@ -25,12 +25,12 @@ from deit_jax.distill.label_reader import check_identity, image_identity, teache
 from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, runs, size_forecast
 from deit_jax.distill.runs import train_teacher
 from deit_jax.distill.teacher import load_teacher, teacher_of
-from deit_jax.errors import UserError
+from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.tables import duration
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import atomic, sharding, storage
-from deit_jax.runtime.interrupt import STATE, Interrupted, Stop
 from deit_jax.runtime.processes import from_process_0, hold_folder
+from deit_jax.runtime.stop import Stop
 from deit_jax.student import Student, compute_dtype, make_student
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.setup import Data, open_data
@@ -183,7 +183,6 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     if store.stored(total):
         progress.say(f"labels: {store.stored(total)} steps are there already")
     pending: list = []
-    STATE.saved = lambda: f"{store.stored(total)} of {total} steps of labels"
     with Stop() as stop:
         for first, end in runs(mine):
             stream = batches(first * CHUNK)
@@ -197,12 +196,12 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
                     finish(store, pending.pop(0))
                 progress.chunk(len(steps))
             stream.close()
-            if stop.signal:
+            if stop.requested:
                 break
         for writes in pending:
             finish(store, writes)
-    wait_for_all("labels end")
-    if stop.signal or store.missing(total):
+    requested = bool(np.any(multihost_utils.process_allgather(np.bool_(stop.requested))))  # after all have written
+    if requested or store.missing(total):
         done = store.stored(total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
     written = sum(sum(storage.files(store.folder / name / "c").values()) for name in store.arrays())
@@ -220,7 +219,7 @@ def make_chunk(store: LabelStore, one: Callable, stream: Iterator, steps: range,
         made.append(one(next(stream), step))
         if len(made) > 2:  # a little ahead of the device, not a chunk ahead
             jax.block_until_ready(made[-3])
-        if stop.signal:
+        if stop.poll():
             return None
     made = jax.device_get(made)
     if not all(m.get("finite", True) for m in made):

@@ -19,10 +19,10 @@ from helpers import ROOT
 
 from deit_jax.config import default_config, resolve
 from deit_jax.distill.runs import train_run
+from deit_jax.errors import Interrupted
 from deit_jax.evaluate.command import Request, evaluate_command
 from deit_jax.label import label
 from deit_jax.runtime import sharding
-from deit_jax.runtime.interrupt import Interrupted
 from deit_jax.study.ablation import ablate
 from deit_jax.train import loop
 
@@ -45,15 +45,19 @@ def small_config(**changes: Any):
 
 
 def train_until(step: int, folder: Path, **changes: Any) -> dict[str, Any] | None:
-    """Train, or go on, and stop after `step` as after a signal that every process has heard; the evaluation of a run
-    that reached its end."""
-    asked = loop.Stop.asked
-    loop.Stop.asked = lambda self, now: now == step  # what makes the processes agree on a step is tested elsewhere
-    try:
-        with contextlib.suppress(Interrupted):
-            return train_run(small_config(**changes), folder)
-    finally:
-        loop.Stop.asked = asked
+    """Train, or go on, and stop after `step` (0: at the end) as after a signal; the evaluation of a run that reached
+    its end."""
+    begun = max((int(path.name) for path in folder.glob("checkpoints/[0-9]*")), default=0)
+
+    class StopAtStep(loop.Stop):
+        def poll(self) -> bool:  # how the processes agree on a step is tested in runtime/test_stop.py
+            nonlocal begun
+            begun += 1
+            self.requested = begun == step
+            return self.requested
+
+    with mock.patch.object(loop, "Stop", StopAtStep), contextlib.suppress(Interrupted):
+        return train_run(small_config(**changes), folder)
     return None
 
 

@@ -104,6 +104,5 @@ print(model.img_size)
 def test_the_command_beside_the_library_alone_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_collections", None)
     monkeypatch.delitem(sys.modules, "deit_jax.cli", raising=False)
-    monkeypatch.setattr(__main__, "end_on_signal", lambda: None)
     with pytest.raises(SystemExit, match=r"^error: the command needs more than the library .* 'deit-jax\[all\]'$"):
         __main__.main()

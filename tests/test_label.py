@@ -18,10 +18,9 @@ from deit_jax.distill.label_reader import image_identity, open_labels
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest, runs, size_forecast
 from deit_jax.distill.runs import train_run as train
 from deit_jax.distill.teacher import stored_distribution, stored_teacher
-from deit_jax.errors import UserError
+from deit_jax.errors import Interrupted, UserError
 from deit_jax.label import fill, label, my_share
 from deit_jax.losses import distillation_loss
-from deit_jax.runtime.interrupt import Interrupted
 from deit_jax.student import make_student
 from deit_jax.study.ablation import ablate
 from deit_jax.train.log import read_log

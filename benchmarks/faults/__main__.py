@@ -43,10 +43,6 @@ ROWS: dict[str, tuple[Callable, int]] = {
     "hostile": (hostile.hostile, 100),
     "doubles": (processes.doubles, 20),
     "signals": (processes.signals, 40),
-    "lost": (processes.lost, 40),
-    "lost_real": (processes.lost_real, 4),
-    "stops": (processes.stops, 10),
-    "stops_real": (processes.stops_real, 4),
 }
 
 

@@ -246,7 +246,7 @@ class Mesh(Group):
 
 
 class Processes(Group):
-    lost_after: float = S(60.0, "seconds without a sign of life after which a process counts as lost", runtime=True)
+    heartbeat_timeout: int = S(100, "seconds without a heartbeat after which a process counts as lost", runtime=True)
 
 
 class Finetune(Group):

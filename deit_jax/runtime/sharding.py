@@ -13,12 +13,15 @@ from deit_jax.errors import UserError
 from deit_jax.runtime.mesh import mesh_sizes
 
 
-def start_processes() -> None:
+def start_processes(heartbeat_timeout: int = 100) -> None:
     """Join the other processes of a multi-host run, once, before any device is used. A single process needs nothing.
 
     Slurm's tasks and the hosts that TPU_WORKER_HOSTNAMES lists are found by jax. Elsewhere each process gets
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or DEIT_JAX_PROCESSES=auto
     where jax knows the cluster by other marks (a Cloud TPU VM's metadata, Open MPI). See docs/scale.md.
+
+    Args:
+        heartbeat_timeout: seconds without a heartbeat after which jax counts a process as lost and ends the others.
 
     Raises:
         UserError: one of the three variables is missing or is not a number.
@@ -33,13 +36,15 @@ def start_processes() -> None:
         count, index = map(int, values)
         if index >= count:
             raise UserError(f"JAX_PROCESS_ID is {index} of {count} processes: they count from 0")
-        jax.distributed.initialize(environ["JAX_COORDINATOR_ADDRESS"], count, index)
+        jax.distributed.initialize(
+            environ["JAX_COORDINATOR_ADDRESS"], count, index, heartbeat_timeout_seconds=heartbeat_timeout
+        )
     elif (
         environ.get("DEIT_JAX_PROCESSES") == "auto"
         or int(environ.get("SLURM_NTASKS", 1)) > 1
         or len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
     ):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout)
 
 
 def make_mesh(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

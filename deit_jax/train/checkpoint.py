@@ -28,9 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
-from deit_jax.runtime.interrupt import STATE
 from deit_jax.runtime.processes import from_process_0
-from deit_jax.train.save_barrier import PartFailed, save_barrier
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import SCORES, read_meta, saved_shapes
 
@@ -85,14 +83,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), KeepBest(self.scores)]),
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self.sum_files, barrier_sync_fn=save_barrier()),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self.sum_files),
         )
         try:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise atomic.write_error(self.directory, error) from error
         self.known = set(self.manager.all_steps())  # steps that are saved, as last seen
-        STATE.saved = self.newest_saved
         evaluated = {step: self.meta(step).get("metrics") for step in self.manager.all_steps()}
         self.scores |= {step: metrics for step, metrics in evaluated.items() if metrics}
 
@@ -219,7 +216,7 @@ class Checkpoints:
         else:
             raise error
         self.failure = failure
-        if jax.process_index() == 0 or not isinstance(error, UserError | PartFailed):  # each process its own disk's
+        if jax.process_index() == 0 or not isinstance(error, UserError):  # each process its own disk's
             what = f"warning: step {self.saving} is not saved: {failure}"
             print(f"{what}; training continues, and the next save tries again", flush=True)
         if jax.process_index() == 0:

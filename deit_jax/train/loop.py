@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from deit_jax.data import pipeline
 from deit_jax.data.check import HeaderCheck
 from deit_jax.data.removed import BrokenRecord
-from deit_jax.errors import UserError
+from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.models.layout import place_params
 from deit_jax.runtime import sharding
-from deit_jax.runtime.interrupt import Interrupted, Stop
 from deit_jax.runtime.progress import track
+from deit_jax.runtime.stop import Stop
 from deit_jax.train.checkpoint import Checkpoints, say
 from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
@@ -88,15 +88,16 @@ def train(run: Run) -> dict[str, dict]:
         if jax.process_index() == 0 and step < total:
             exits.enter_context(HeaderCheck(run.data.evaluation, on_broken=stream.record.add))
 
-        while not stop.asked(step):
+        while not stop.requested:
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop, stream.record)
-            if step == total or stop.asked(step):  # the next start evaluates first what was interrupted here
+            if step == total or stop.requested:  # the next start evaluates first what was interrupted here
                 break
             with log.waiting():
                 batch = next(stream)
             state, metrics = program.step(state, sharding.place_batch(batch, run.mesh), program.teacher_arrays)
             step += 1
+            stop.poll()
             pending.append(metrics["loss"])
             if len(pending) > STEPS_AHEAD:
                 pending.popleft().block_until_ready()
@@ -115,7 +116,7 @@ def train(run: Run) -> dict[str, dict]:
             at = f"stopped at step {step} of {total}, saved"
         else:
             at = "complete and saved"
-        if step < total or results is None or stop.signal is not None:
+        if step < total or results is None or stop.requested:
             raise Interrupted(f"{run.title}: {at}; the same command resumes from there")
         log.end()
     return results
@@ -169,11 +170,9 @@ def save(run: Run, state: State, checkpoints: Checkpoints, log: Log) -> None:
 def evaluate_state(
     run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop, record: BrokenRecord
 ) -> dict | None:
-    """Evaluate the weights and their average, log and record it; None where a signal came meanwhile.
+    """Evaluate the weights and their average, log and record it; None if a stop was requested meanwhile.
 
     record: takes the images that cannot be read.
-
-    Of several processes none may leave alone: there the evaluation is finished first.
     """
 
     def batches() -> Iterator[pipeline.Batch]:
@@ -183,7 +182,7 @@ def evaluate_state(
         stream = pipeline.eval_batches(run.config, images, size=size, on_broken=record.add, **process)
         total = -(-len(images) // rows) if jax.process_index() == 0 else 0
         for batch in track(stream, "evaluation batches", total, after=PROGRESS_AFTER):
-            if jax.process_count() == 1 and stop.signal is not None:
+            if stop.poll():
                 raise Interrupted(f"{run.title}: evaluation of step {step} stopped")
             yield batch
 

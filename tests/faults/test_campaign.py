@@ -1,7 +1,7 @@
 """A small version of the campaign that `python -m benchmarks.faults` runs: a few of the rows that cost little.
 
-The rows that start whole runs (kills of training, double starts, signals, lost processes) have tests of their own in
-tests/test_main.py, tests/runtime and test_pair.py.
+The rows that start whole runs (kills of training, double starts, signals) have tests of their own in
+tests/test_main.py and tests/runtime.
 """
 
 import json

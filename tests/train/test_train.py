@@ -16,11 +16,10 @@ from deit_jax.config import default_config, resolve
 from deit_jax.data import pipeline
 from deit_jax.distill.runs import train_run as train
 from deit_jax.distill.teacher import stored_teacher
-from deit_jax.errors import UserError
+from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import soft_targets
 from deit_jax.models.layout import make_layout, place_params
 from deit_jax.runtime import sharding
-from deit_jax.runtime.interrupt import Interrupted
 from deit_jax.student import Student, make_student
 from deit_jax.train.step import create_state, make_step, make_update, no_teacher
 from deit_jax.weights.names import Timm, entries

@@ -1,0 +1,97 @@
+"""The first signal requests a stop after the current step, a second one has its default effect; processes stop
+together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT
+
+from deit_jax.runtime.stop import Stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_requests_a_stop_and_the_handlers_are_restored(number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with Stop() as stop:
+        assert not stop.poll()
+        signal.raise_signal(number)
+        assert not stop.requested
+        assert stop.poll()
+        assert stop.poll()
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    with Stop() as stop:
+        assert not stop.poll()
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_signal_has_its_default_effect():
+    with Stop():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+PROGRAM = """
+import time
+from deit_jax.runtime import sharding
+from deit_jax.runtime.stop import Stop
+sharding.start_processes(10)
+import jax
+with Stop() as stop:  # as labelling, in which processes may have different numbers of batches
+    for _ in range(10 * jax.process_index()):
+        stop.poll()
+with Stop() as stop:
+    print("ready", flush=True)
+    for step in range(10_000):
+        time.sleep(0.02)
+        if stop.poll():
+            break
+print(step, stop.requested, flush=True)
+"""
+
+
+def two_processes() -> list[subprocess.Popen]:
+    """Two processes of one run, both of which poll."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    common = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2",
+              "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], env=common | {"JAX_PROCESS_ID": str(i)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdout is not None
+        assert "ready\n" in iter(process.stdout.readline, "")
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_signal_to_one_process_stops_both_at_the_same_step(number, receiver):
+    processes = two_processes()
+    processes[receiver].send_signal(number)
+    found = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], found
+    assert found[0][0] == found[1][0]
+    assert found[0][0].endswith("True\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_lost_process_ends_the_other_after_the_heartbeat_timeout(killed):
+    processes = two_processes()
+    processes[killed].kill()
+    begun = time.monotonic()
+    processes[1 - killed].communicate(timeout=60)
+    assert processes[1 - killed].returncode == -signal.SIGABRT
+    assert time.monotonic() - begun < 30
