@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import sys
 
+from deit_jax.command import command
 from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.classifier import evaluate_classifier, make_classifier
@@ -93,22 +94,19 @@ def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> 
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
+@command
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deit_jax.certify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="ImageNet's validation images, as --mode=evaluate takes them")
     parser.add_argument("--models", default="", help="NAME or NAME=WEIGHTS, comma-separated; default: all published")
     parser.add_argument("--batch_size", type=int, default=256)
     args = parser.parse_args(arguments)
-    try:
-        rows = certify(args.data, chosen(args.models), args.batch_size)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    rows = certify(args.data, chosen(args.models), args.batch_size)
     header = ["model", "crop", "images", "top-1 %", "published %", "difference", f"within {TOLERANCE}"]
     print(tables.table(header, rows))
     if int(rows[0][2]) != IMAGES:
         print(f"\nThe published scores are of all {IMAGES:,} validation images; here are {rows[0][2]}.")
-    sys.exit(any(row[-1] == "FAIL" for row in rows))
+    return any(row[-1] == "FAIL" for row in rows)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ is intact, 1 where something is damaged, 2 where there is nothing to check.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from deit_jax.command import command
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
@@ -73,30 +73,25 @@ def unreadable(content: bytes) -> str | None:
     return None
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    """Print a line per finding; returns the exit code."""
+    """Print a line per finding; returns 1 where something is damaged."""
     parser = argparse.ArgumentParser(prog="python -m deit_jax.check", description="Check what a run has written.")
     parser.add_argument("run", metavar="RUN", help="folder of a run, of labels, or of one checkpoint")
-    run, findings = parser.parse_args(arguments).run, []
-    try:
-        folder = storage.place(run)
-        for finding in check(folder):
-            findings.append(finding)
-            print(
-                f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
-                + (f": {finding.damage}" if finding.damage else ""),
-                flush=True,
-            )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder, findings = storage.place(parser.parse_args(arguments).run), []
+    for finding in check(folder):
+        findings.append(finding)
+        print(
+            f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
+            + (f": {finding.damage}" if finding.damage else ""),
+            flush=True,
+        )
     if not findings:
-        print(f"error: {folder} holds nothing to check: give the folder of a run", file=sys.stderr)
-        return 2
+        raise UserError(f"{folder} holds nothing to check: give the folder of a run")
     damaged = sum(finding.damage is not None for finding in findings)
     print(f"{len(findings)} checked, {damaged} damaged")
     return 1 if damaged else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,7 +15,6 @@ Layers are matched by name, so give yours the names of the original's.
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from flax import nnx
 from jax import core
 
 from deit_jax import models
+from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.models.vit import ViT
 from deit_jax.weights import load_model, load_weights
@@ -177,6 +177,7 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
     return torch_activations(theirs, images)
 
 
+@command
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m deit_jax.compare", description="Compare models layer by layer.")
     parser.add_argument("weights", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder")
@@ -186,13 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share of a layer's largest magnitude")
     parser.add_argument("--all", action="store_true", help="print every layer")
     args = parser.parse_args(arguments)
-    try:
-        if (args.other is not None) + args.timm + (args.npz is not None) != 1:
-            raise UserError("nothing to compare with: give one of OTHER_WEIGHTS, --timm and --npz=FILE")
-        print(run(args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if (args.other is not None) + args.timm + (args.npz is not None) != 1:
+        raise UserError("nothing to compare with: give one of OTHER_WEIGHTS, --timm and --npz=FILE")
+    print(run(args))
 
 
 def run(args: argparse.Namespace) -> str:

@@ -10,9 +10,9 @@ every tensor back as it was. An existing DST is never overwritten.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
+from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 from deit_jax.weights import load_weights
@@ -60,6 +60,7 @@ def convert(
     return path
 
 
+@command
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m deit_jax.convert", description="Convert weights between libraries."
@@ -71,12 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training checkpoint")
     args = parser.parse_args(arguments)
-    try:
-        path = convert(args.source, args.destination, to=args.to, weights=args.weights)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"wrote {path}")
+    print(f"wrote {convert(args.source, args.destination, to=args.to, weights=args.weights)}")
 
 
 if __name__ == "__main__":

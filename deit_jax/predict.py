@@ -24,6 +24,7 @@ from flax import nnx
 
 from deit_jax.augment import normalize
 from deit_jax.classes import imagenet
+from deit_jax.command import command
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
@@ -243,8 +244,8 @@ def draw_attention(path: str, model: Any, predictions: Sequence[Prediction], vie
     print(f"wrote {path}{more}")
 
 
+@command
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; what a user can fix ends in one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m deit_jax.predict", description="What a model sees in images.")
     parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
@@ -255,11 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fusion", choices=("logits", "probabilities"), default="logits", help="of the two heads")
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
     parser.add_argument("--attention", metavar="FILE.png", help="draw where class and distillation token look")
-    try:
-        run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def test_forecast_by_hand():
             "topology 'v5e:3x3' is not one that libtpu can compile for: Topology layout",
         ),
         (
-            'ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".',
+            "ABORTED: Internal error when accessing libtpu multi-process lockfile. Run 'rm /tmp/libtpu_lockfile'",
             "libtpu is locked by another program that uses it: wait for that one to end",
         ),
         (

@@ -345,12 +345,11 @@ def hostile(count: int, folder: Path, rng: random.Random) -> Outcome:
     for case in cases[:count]:
 
         def work(case: Case = case) -> None:
-            from deit_jax.runtime.progress import command
 
             limit = MEMORY + 4096 * int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             sys.argv = ["tool", *map(str, case.arguments)]
-            command(case.tool)
+            case.tool()
 
         start = Start(work, folder / "case.log")
         start.wait(LONGEST)

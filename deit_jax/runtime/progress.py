@@ -1,12 +1,10 @@
-"""Progress and clean endings for the command-line tools of this package."""
+"""Progress lines of long commands."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import tqdm
-
-from deit_jax.errors import UserError
 
 T = TypeVar("T")
 
@@ -19,15 +17,3 @@ def track(items: Iterable[T], what: str, total: int, *, after: float = 0.0) -> I
     every = 0.2 if sys.stderr.isatty() else 30.0  # seconds
     options = {"mininterval": every, "dynamic_ncols": True, "file": sys.stderr, "disable": not total, "delay": after}
     return iter(tqdm.tqdm(items, total=total, unit=f" {what}", **options))
-
-
-def command(main: Callable[[], None]) -> None:
-    """Run `main`; what a user can fix ends in one line and exit code 2, an interruption in 130."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from there", file=sys.stderr)
-        sys.exit(130)

@@ -11,11 +11,11 @@ import contextlib
 import json
 from pathlib import Path
 
+from deit_jax.command import command
 from deit_jax.config import default_config, flat
 from deit_jax.config.settings import RENAMED
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
-from deit_jax.runtime.progress import command
 from deit_jax.study import report
 from deit_jax.study.ablation import LIVE, collect
 from deit_jax.study.claims import Scores
@@ -37,6 +37,7 @@ def recorded_config(workdir: Path):
     return config
 
 
+@command
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m deit_jax.study", description="Write a study's report from what its folder holds."
@@ -78,4 +79,4 @@ def copy_records(workdir: Path, folder: Path, seeds: set[int]) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    main()

@@ -15,7 +15,6 @@ from deit_jax.config import default_config
 from deit_jax.data import base, pipeline, shards, sources
 from deit_jax.data.tools import doctor, prepare, show
 from deit_jax.errors import UserError
-from deit_jax.runtime.progress import command
 
 
 def image(number: int = 0) -> bytes:
@@ -40,7 +39,7 @@ def run(monkeypatch, capsys, tool, *arguments) -> tuple[int, str, str]:
     monkeypatch.setattr("sys.argv", ["tool", *map(str, arguments)])
     code = 0
     try:
-        command(tool.main)
+        tool.main()
     except SystemExit as end:
         code = end.code
     out = capsys.readouterr()

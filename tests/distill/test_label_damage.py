@@ -97,7 +97,8 @@ def test_damaged_metadata_is_one_line(folder, content, capsys):
     with pytest.raises(UserError, match=r"zarr.json cannot be read .*restore it") as caught:
         LabelStore(folder).read(0)
     assert "\n" not in str(caught.value)
-    assert check.main([str(folder)]) == 1
+    with pytest.raises(SystemExit, match="^1$"):
+        check.main([str(folder)])
     assert "DAMAGED" in capsys.readouterr().out
 
 

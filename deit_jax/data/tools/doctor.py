@@ -9,19 +9,19 @@ import argparse
 import collections
 import dataclasses
 import hashlib
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from deit_jax.command import command
 from deit_jax.config import default_config
 from deit_jax.data import decode
 from deit_jax.data.base import Source, summary
 from deit_jax.data.sources import find_sources
 from deit_jax.errors import printable
 from deit_jax.runtime import hardware
-from deit_jax.runtime.progress import command, track
+from deit_jax.runtime.progress import track
 
 Copies = list[tuple[str, str, int]]  # (split, name, label) of each file
 
@@ -141,13 +141,14 @@ def report(found: Findings) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+@command
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deit_jax.data.doctor", description="What is wrong with a dataset.")
     parser.add_argument("root", metavar="ROOT", help="image folder, .csv, shards or TFDS data_dir")
     parser.add_argument("--name", default="imagenet2012", help="dataset, where ROOT is a TFDS data_dir")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     config = default_config()
     for name in ("root", "name", "train_split", "eval_split"):
         config.data[name] = getattr(flags, name)
@@ -156,8 +157,8 @@ def main() -> None:
         print(line)
     found = examine({"train": train, "evaluation": evaluation} if train else {"evaluation": evaluation})
     print(report(found))
-    sys.exit(1 if found.broken or found.contradictions else 0)
+    return 1 if found.broken or found.contradictions else 0
 
 
 if __name__ == "__main__":
-    command(main)
+    main()

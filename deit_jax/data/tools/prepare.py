@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.classes.match import sort_classes
+from deit_jax.command import command
 from deit_jax.data import shards
 from deit_jax.data.files import FolderTree, Listing, class_text, is_tar_name, list_images
 from deit_jax.data.label_files import DEVKIT, read_devkit
@@ -26,7 +27,7 @@ from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, sp
 from deit_jax.data.tools.tars import Span, TarTree, unpacked
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
-from deit_jax.runtime.progress import command, track
+from deit_jax.runtime.progress import track
 
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
 
@@ -268,7 +269,8 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
     return {f"ILSVRC2012_val_{i:08}.JPEG": label for i, label in enumerate(read_devkit(folder / DEVKIT), 1)}
 
 
-def main() -> None:
+@command
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m deit_jax.data.prepare", description="Make shards of an image folder or tar files."
     )
@@ -276,7 +278,7 @@ def main() -> None:
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--shard_megabytes", type=int, default=256)
     parser.add_argument("--labels", default="", help="table of name,class for images without a class folder")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     index = prepare(flags.source, flags.target, shard_megabytes=flags.shard_megabytes, labels=flags.labels)
     for split, written in index["splits"].items():
         records = sum(shard["records"] for shard in written)
@@ -284,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    main()

@@ -12,9 +12,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
+from deit_jax.command import command
 from deit_jax.config import resolve, validate
 from deit_jax.errors import UserError, printable
-from deit_jax.runtime.progress import command
 
 COUNT, COLUMNS = 32, 8
 SIDE, GAP, LINE = 160, 6, 15  # pixels
@@ -85,12 +85,13 @@ def main(_) -> None:
     print(f"{min(COUNT, len(images))} of {len(images)} images of step {FLAGS.step}: {FLAGS.output}")
 
 
+@command
 def run() -> None:
     sys.modules["__main__"].__doc__ = __doc__  # what absl's --help prints, whichever command this is
     config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.")
     flags.DEFINE_string("output", "augmented.png", "The picture to write.")
     flags.DEFINE_integer("step", 0, "The step whose batch is shown.")
-    command(lambda: app.run(main))
+    app.run(main)
 
 
 if __name__ == "__main__":
