@@ -8,39 +8,24 @@ trained (distilled DeiT-B at 384 px, 85.2 %), which the released code leaves to 
     WORKDIR/chain.md    both results
 """
 
-import contextlib
-import json
-import shlex
-import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-from deit_jax import losses, plots
-from deit_jax.augment import normalize
-from deit_jax.config import Config, default_config, flat, validate
-from deit_jax.config.derived import has_teacher, plain_config, plain_name
+from deit_jax.config import Config, validate
+from deit_jax.config.derived import plain_config
 from deit_jax.config.finetune import stages
 from deit_jax.data import pipeline
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
-from deit_jax.errors import printable
-from deit_jax.evaluate import breakdown, tables
-from deit_jax.evaluate.inference import head_logits, predict
-from deit_jax.report import agreement
-from deit_jax.report.agreement import UNTAUGHT
-from deit_jax.runtime import atomic, sharding, storage
+from deit_jax.report.agreement import PLAIN_STUDENT
+from deit_jax.report.run_report import write_chain_report, write_report
+from deit_jax.runtime import storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.student import make_student
-from deit_jax.train import log
 from deit_jax.train.loop import train
-from deit_jax.train.setup import Data, Run, open_data
-from deit_jax.weights.orbax import read_weights
+from deit_jax.train.setup import Data, open_data
 
 
 def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
@@ -67,14 +52,14 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
         results = {}
         teacher_folder, results["teacher"] = train_teacher(config, student.folder, student.data)
         if config.train_baseline:
-            options = {"title": UNTAUGHT, "command_folder": student.folder}
+            options = {"title": PLAIN_STUDENT, "command_folder": student.folder}
             results["plain"] = train_run(plain_config(config), student.folder / "plain", student.data, **options)
         student = with_teacher(student, teacher_folder)
         results["student"] = train(student)
         results = {name: found for name, found in results.items() if found is not None}
         try:
             if first:
-                report(student, results, time.perf_counter() - begun)
+                write_report(student, results, time.perf_counter() - begun)
         finally:
             wait_for_process_0("report")
     return results
@@ -99,148 +84,5 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
         then, workdir / "finetune", data, lr_setting="finetune.lr", command_folder=workdir.absolute()
     )
     if jax.process_index() == 0:
-        write_chain(workdir, {"train": first, "finetune": then}, results, data.train.num_classes)
+        write_chain_report(workdir, {"train": first, "finetune": then}, results, data.train.num_classes)
     return results
-
-
-def write_chain(workdir: Path, configs: dict[str, Any], results: dict[str, dict], num_classes: int) -> None:
-    """chain.md and chain.json: the student of each stage, by stage. The table is printed, too."""
-    students = []
-    for stage, config in configs.items():
-        name = config.model.name + (f" at {config.model.img_size} px" if config.model.img_size else "")
-        students.append((name, results[stage]["student"]))
-    table = tables.accuracy_table(students, num_classes)
-    links = "[training](report.md), [fine-tuning](finetune/report.md)"
-    atomic.write_json(workdir / "chain.json", log.to_json(results))
-    atomic.write_text(workdir / "chain.md", f"# {configs['finetune'].model.name}\n\n{table}\n\nReports: {links}\n")
-    print(f"\n{table}\n\nreport: {workdir / 'chain.md'}")
-
-
-def report(student: Run, results: dict[str, dict], seconds: float) -> None:
-    """results.json, report.md and its pictures, in the student's folder. The report is printed, too.
-
-    A part that fails is a line in the report: the training is done, and its results must not depend on a picture.
-    seconds: since the command began; a finished run keeps its first.
-    """
-    folder = student.folder
-    seconds = recorded_seconds(folder) or seconds
-    atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
-    failed: list[str] = []
-    attempt("attention.png", draw_attention, student, failed=failed)
-    attempt("curves.png", draw_curves, student, list(results), failed=failed)
-    sections = []
-    outcomes = attempt("predictions", predict_student, student, failed=failed)
-    if has_teacher(student.config):
-        decisions = outcomes and outcomes.decisions | {"label": outcomes.labels}
-        agreed = attempt("agreement", agreement.study, student, decisions, failed=failed)
-        sections += [agreement.section(agreed)] if agreed else []
-    if outcomes:
-        found = attempt("classes", breakdown.write, folder, outcomes, failed=failed)
-        sections += [breakdown.section(found, folder)] if found else []
-    text = report_text(student, results, seconds, sections, failed)
-    atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
-    print(printable(f"\n{accuracy_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
-    for line in failed:
-        print(printable(line))
-
-
-def recorded_seconds(folder: Path) -> float:
-    """The seconds that results.json records; 0 where it is not there, or damaged and to be written again."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((folder / "results.json").read_text())["seconds"])
-    return 0.0
-
-
-def attempt(name: str, work: Callable, *args: Any, failed: list[str]) -> Any:
-    """work(*args), or None with a line in `failed`."""
-    try:
-        return work(*args)
-    except Exception as error:
-        failed.append(f"{name} could not be made: {type(error).__name__}: {' '.join(str(error).split()):.200}")
-        return None
-
-
-def predict_student(student: Run) -> breakdown.Outcomes:
-    """What the best student predicts for the evaluation images, computed by this process alone."""
-    mesh = sharding.make_mesh(jax.local_devices())
-    weights = agreement.best_weights(student.folder, mesh)
-    batches = agreement.evaluation_batches(student, student.student.img_size)
-    outcomes = breakdown.Outcomes([printable(name) for name in student.data.train.class_names])
-    fusion = student.config.evaluate.fusion
-    for part in predict(student.student.graphdef, weights, batches, mesh=mesh, fusion=fusion, **student.normalization):
-        outcomes.add(*part)
-    return outcomes
-
-
-def draw_curves(student: Run, trained: Sequence[str]) -> None:
-    """curves.png: loss and accuracy of all that was trained ("teacher", "plain", "student")."""
-    config, folder = student.config, student.folder
-    logs, objectives = {}, {}
-    for name in trained:
-        title = UNTAUGHT if name == "plain" else name
-        logs[title] = log.read_log(folder if name == "student" else folder / name)
-        objectives[title] = losses.KINDS[config.distill.kind if name == "student" else "none"]
-    plots.curves(folder / "curves.png", logs, objectives, fused=student.student.build.keywords.get("distilled", False))
-
-
-def draw_attention(student: Run, count: int = 8) -> None:
-    """attention.png: where the class and distillation token of the best student look, on held-out images."""
-    config, folder = student.config, student.folder
-    _, weights = read_weights(folder)
-    graphdef, img_size = student.student.graphdef, student.student.img_size
-    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
-    if not hasattr(model, "inspect"):
-        return  # a ConvNet has no attention
-    batch = next(pipeline.eval_batches(config, student.data.evaluation, size=img_size))
-    picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
-    images, labels = batch["image"][picked], batch["label"][picked]
-    attention = model.inspect(normalize(jnp.asarray(images), **student.normalization))["attention"][-1]
-    maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
-    logits = head_logits(graphdef, weights, jnp.asarray(images), **student.normalization)
-    predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
-    names = [printable(name) for name in student.data.train.class_names]
-    captions = [
-        names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
-        for label, guess in zip(labels, predicted, strict=True)
-    ]
-    plots.attention(folder / "attention.png", images, maps, captions, model.grid)
-
-
-def accuracy_table(student: Run, results: dict[str, dict]) -> str:
-    """Accuracies of all that was trained, per head and set of weights."""
-    config = student.config
-    names = {
-        "teacher": config.teacher.name,
-        "plain": f"{plain_name(config.model.name)}, no teacher",
-        "student": f"{config.model.name}, {losses.KINDS[config.distill.kind]}",
-    }
-    if config.distill.kind == "none":
-        names["student"] = config.model.name
-    return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.student.num_classes)
-
-
-def report_text(student: Run, results: dict[str, dict], seconds: float, sections: list[str], failed: list[str]) -> str:
-    """report.md: what was trained, how well it does, the pictures, the settings.
-
-    sections: of agreement and classes. failed: lines about parts that could not be made.
-    """
-    config, folder = student.config, student.folder
-    tokens = "class and the distillation token" if "dist" in results["student"]["params"]["heads"] else "class token"
-    pictures = {
-        "curves.png": "![loss and accuracy](curves.png)",
-        "attention.png": f"![attention of the {tokens} in the last block, mean over heads](attention.png)",
-    }
-    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
-    text = [
-        f"# {config.model.name}",
-        f"`{shlex.join(['python', *sys.argv])}`",
-        f"Evaluated on {results['student']['params']['images']} held-out images. "
-        f"This took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
-        accuracy_table(student, results),
-        *(picture for name, picture in pictures.items() if (folder / name).exists()),
-        *sections,
-        *failed,
-        "## Settings that differ from the defaults",
-        "```\n" + "\n".join(changed) + "\n```",
-    ]
-    return "\n\n".join(text)

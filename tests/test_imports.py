@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers import ROOT
 
 PACKAGE = ROOT / "deit_jax"
-FLOORS = 10  # errors at the bottom, the command line on top
+FLOORS = 11  # errors at the bottom, the command line on top
 
 
 def module_of(path: Path) -> str:

@@ -27,7 +27,7 @@ from deit_jax.train.setup import Run
 from deit_jax.weights.orbax import find_step, read_weights
 
 Decisions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
-UNTAUGHT = "student without a teacher"
+PLAIN_STUDENT = "student without a teacher"
 COSINE_IMAGES = 64
 STUDENT_HEADS = {"cls": "class head", "dist": "distillation head", "fused": "both heads"}
 
@@ -49,7 +49,7 @@ def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
 
 
-def study(run: Run, student: Decisions | None = None) -> dict[str, Any]:
+def measure_agreement(run: Run, student: Decisions | None = None) -> dict[str, Any]:
     """What the report says of a finished run with a teacher; computed by this process alone.
 
     student: `student_decisions` of the run's best weights, where they are known.
@@ -67,7 +67,7 @@ def study(run: Run, student: Decisions | None = None) -> dict[str, Any]:
     plain = run.folder / "plain"
     if find_step(plain):
         untaught = make_student(plain_config(run.config), run.student.num_classes)
-        decisions[UNTAUGHT] = student_decisions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
+        decisions[PLAIN_STUDENT] = student_decisions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
     weights = best_weights(run.folder, mesh)
     heads = student_decisions(run, run.student, weights, mesh) if student is None else dict(student)
     heads["fused"] = heads.get(f"fused_{run.config.evaluate.fusion}", heads["cls"])
@@ -146,7 +146,7 @@ def teacher_share(records: list[dict[str, Any]], image_seconds: float) -> float 
 
 
 def section(found: dict[str, Any]) -> str:
-    """The report's Markdown about agreement. found: of `study`."""
+    """The report's Markdown about agreement. found: of `measure_agreement`."""
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [

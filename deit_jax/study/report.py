@@ -11,7 +11,7 @@ import numpy as np
 from deit_jax import losses, plots
 from deit_jax.config import default_config, flat
 from deit_jax.evaluate import tables
-from deit_jax.report.agreement import STUDENT_HEADS, UNTAUGHT, disagreement
+from deit_jax.report.agreement import PLAIN_STUDENT, STUDENT_HEADS, disagreement
 from deit_jax.runtime import atomic
 from deit_jax.study import decisions, jobs, statistics
 from deit_jax.study.claims import ALPHA, MARGIN, Decision, Scores, by_head, decide, difference
@@ -205,12 +205,12 @@ def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = 
         if teacher is None or "cls" not in plain or "dist" not in heads:
             continue
         heads["fused"] = heads[f"fused_{fusion}"]
-        named = {"teacher": teacher, UNTAUGHT: plain["cls"]}
+        named = {"teacher": teacher, PLAIN_STUDENT: plain["cls"]}
         named |= {label: heads[head] for head, label in STUDENT_HEADS.items()}
         table = disagreement(named)
         top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
         finished_teacher = jobs.result(workdir / "teacher") or {}
-        wrong = {"teacher": 100 - finished_teacher["evaluation"], UNTAUGHT: 100 - scores["none"][seed]["cls"]}
+        wrong = {"teacher": 100 - finished_teacher["evaluation"], PLAIN_STUDENT: 100 - scores["none"][seed]["cls"]}
         wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
         table = {"true label": {"true label": 0.0, **wrong}} | {
             k: {"true label": wrong[k], **v} for k, v in table.items()

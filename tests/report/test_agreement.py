@@ -12,7 +12,7 @@ from helpers import digits_config, one_device
 
 from deit_jax import models
 from deit_jax.distill.runs import open_models, open_run, with_teacher
-from deit_jax.report.agreement import disagreement, section, study, teacher_share, token_cosine
+from deit_jax.report.agreement import disagreement, measure_agreement, section, teacher_share, token_cosine
 from deit_jax.train.setup import open_data
 
 
@@ -72,7 +72,7 @@ def test_the_report_of_a_distilled_run_has_the_table(finished):
 def test_different_decisions_against_the_true_label_are_the_errors(finished):
     """The table's first row is 100 - top-1 of each classifier, which was measured another way."""
     config, folder = finished
-    found = study(with_teacher(open_run(config, folder), str(folder / "teacher")))
+    found = measure_agreement(with_teacher(open_run(config, folder), str(folder / "teacher")))
     results = json.loads((folder / "results.json").read_text())
     errors = found["disagreement"]["true label"]
     assert errors["teacher"] == pytest.approx(100 - results["teacher"]["params"]["top1"])
@@ -87,7 +87,7 @@ def test_different_decisions_against_the_true_label_are_the_errors(finished):
 
 def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
     config, folder = finished
-    found = study(open_run(config, folder))  # as with stored labels: no live teacher
+    found = measure_agreement(open_run(config, folder))  # as with stored labels: no live teacher
     assert "teacher" not in found["disagreement"]
     assert "teacher_share" not in found
     assert "teacher |" not in section(found).splitlines()[4].replace("without a teacher |", "")
@@ -99,6 +99,6 @@ def test_several_teachers_have_a_column_each(finished):
     config.teacher.name, config.teacher.epochs = "regnety_digits,regnety_digits", 0
     config.teacher.init = f"{folder / 'teacher'},{folder / 'teacher'}"
     several = dataclasses.replace(open_run(original, folder), teacher=open_models(config, open_data(config)).teacher)
-    found = study(several)["disagreement"]
+    found = measure_agreement(several)["disagreement"]
     assert found["teacher 1"]["teacher 2"] == 0.0
     assert jnp.isfinite(found["teacher 1"]["both heads"])
