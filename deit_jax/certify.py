@@ -81,7 +81,7 @@ def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> 
         raise UserError(f"--data {data} holds {len(sets)} data sets: give ImageNet's validation images")
     source, mesh, rows = sets[0].source, sharding.make_mesh(), []
     for name, where in chosen_models.items():
-        weights = load_weights(where)
+        weights = load_weights(where, name=name)
         _, images = match_source(source, weights.class_names, weights.num_classes, data=data, model=where)
         classifier = make_classifier({"params": weights}, mesh, name=name)
         for crop, published in PUBLISHED[name][1].items():

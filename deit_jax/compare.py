@@ -172,7 +172,7 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
 
     size = {"img_size": images.shape[1:3]} if issubclass(models.find(name)[0], ViT) else {}
     theirs = timm.create_model(name, num_classes=num_classes, **size)
-    state = tensors(load_weights(source).tree, Timm())
+    state = tensors(load_weights(source, name=name).tree, Timm())
     theirs.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()}, strict=False)
     return torch_activations(theirs, images)
 

@@ -58,7 +58,7 @@ def test_certify_knows_the_published_models():
 
 def test_bad_input_of_certify(tmp_path, capsys):
     save_file(state_of(SMALL, num_classes=3, img_size=16), tmp_path / "w.safetensors")
-    models = {"deit_tiny_patch16_224": str(tmp_path / "w.safetensors")}
+    models = {SMALL: str(tmp_path / "w.safetensors")}
     with pytest.raises(UserError, match="nothing does not exist"):
         certify.certify(str(tmp_path / "nothing"), {})
     for name in ("cats", "dogs"):

@@ -62,22 +62,22 @@ def test_shapes_and_values_that_are_no_numbers_differ():
 
 def test_command_line(tmp_path, capsys):
     state = state_of(SMALL, num_classes=10)
-    save_file(state, tmp_path / "a.safetensors")
+    save_file(state, tmp_path / f"{SMALL}-a.safetensors")
     state["blocks.3.norm2.bias"] = state["blocks.3.norm2.bias"] + 1
-    save_file(state, tmp_path / "b.safetensors")
-    compare.main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
+    save_file(state, tmp_path / f"{SMALL}-b.safetensors")
+    compare.main([str(tmp_path / f"{SMALL}-a.safetensors"), str(tmp_path / f"{SMALL}-b.safetensors")])
     assert capsys.readouterr().out.startswith("blocks.3.norm2 differs by")
     images = seeded.images(1, 16)
-    seen = compare.activations(deit_jax.load_model(tmp_path / "a.safetensors"), images)
+    seen = compare.activations(deit_jax.load_model(tmp_path / f"{SMALL}-a.safetensors"), images)
     np.savez(tmp_path / "seen.npz", images=images, **seen)
-    compare.main([str(tmp_path / "a.safetensors"), f"--npz={tmp_path / 'seen.npz'}"])
+    compare.main([str(tmp_path / f"{SMALL}-a.safetensors"), f"--npz={tmp_path / 'seen.npz'}"])
     assert "layers agree" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        compare.main([str(tmp_path / "a.safetensors")])
+        compare.main([str(tmp_path / f"{SMALL}-a.safetensors")])
     assert "error: nothing to compare with" in capsys.readouterr().err
     np.savez(tmp_path / "no.npz", **seen)
     with pytest.raises(SystemExit, match="2"):
-        compare.main([str(tmp_path / "a.safetensors"), f"--npz={tmp_path / 'no.npz'}"])
+        compare.main([str(tmp_path / f"{SMALL}-a.safetensors"), f"--npz={tmp_path / 'no.npz'}"])
     assert "lacks the array 'images'" in capsys.readouterr().err
 
 
@@ -90,10 +90,10 @@ def test_timm_missing_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "regnety_002"])
 def test_every_layer_agrees_with_timm(tmp_path, name):
     import_timm()
-    save_file(seeded.checkpoint(name), tmp_path / "x.safetensors")
+    save_file(seeded.checkpoint(name), tmp_path / f"{name}.safetensors")
     images = seeded.images(1, 224)
-    ours = compare.activations(deit_jax.load_model(tmp_path / "x.safetensors"), images)
-    theirs = compare.timm_activations(tmp_path / "x.safetensors", name, 1000, images)
+    ours = compare.activations(deit_jax.load_model(tmp_path / f"{name}.safetensors"), images)
+    theirs = compare.timm_activations(tmp_path / f"{name}.safetensors", name, 1000, images)
     errors = compare.differences(ours, theirs)
     assert len(errors) > 90
     assert max(errors.values()) < 2e-5

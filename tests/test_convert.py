@@ -14,7 +14,7 @@ import deit_jax
 from deit_jax import convert, models
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
-from deit_jax.weights.description import to_header
+from deit_jax.weights.metadata import Metadata, to_header
 
 LOGITS = np.load(GOLDEN / "models.npz")
 DISTILLED = "deit_tiny_distilled_patch16_224"
@@ -29,35 +29,58 @@ def equal(ours: dict, theirs: dict) -> None:
 
 @pytest.fixture
 def small(tmp_path):
-    path = tmp_path / "small.safetensors"
+    path = tmp_path / f"{SMALL}.safetensors"
     save_file(state_of(SMALL, num_classes=10), path)
     return path
 
 
-@pytest.mark.parametrize("name", [DISTILLED, "regnety_002"])
-def test_timm_to_orbax_to_timm_gives_the_same_file(tmp_path, name):
-    state = seeded.checkpoint(name)
+FAMILIES = [SMALL, "deit_digits_patch4_16", "regnety_digits", "efficientnet_b0", "tf_efficientnet_b0"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_describes_the_weights_travels_in_every_format(tmp_path, name):
+    """All of it is another than the model's own: size, view, pixel statistics, classes, heads, epsilon."""
+    arguments = {"img_size": 24}
+    if name.startswith("deit"):
+        arguments |= {"img_size": (8, 12), "num_heads": 6, "norm_eps": 1e-5}
+    state = state_of(name, num_classes=5, **arguments)
     counters = [key for key in state if key.endswith("num_batches_tracked")]
     state |= {key: np.array(1000 + i) for i, key in enumerate(counters)}
-    save_file(state, tmp_path / "timm.safetensors", {"format": "pt"})
-    convert.convert(tmp_path / "timm.safetensors", tmp_path / "orbax")
-    convert.convert(tmp_path / "orbax", tmp_path / "again.safetensors")
-    equal(load_file(tmp_path / "again.safetensors"), state)
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "timm.safetensors").read_bytes()
+    module, config = models.find(name)
+    view = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop": 0.9, "interpolation": "bilinear"}
+    names = [f"class {i}" for i in range(5)]
+    metadata = Metadata(name, module.__name__, config | arguments, class_names=names, **view)
+    save_file(state, tmp_path / "first.safetensors", {"format": "pt"} | to_header(metadata))
+    path = tmp_path / "first.safetensors"
+    for number, to in enumerate(["orbax", "timm", *["huggingface"] * name.startswith("deit"), "orbax", "timm"]):
+        path = convert.convert(path, tmp_path / f"{number}{'.safetensors' if to == 'timm' else ''}", to=to)
+        found = load_weights(path)
+        assert (found.name, found.num_classes, found.class_names) == (
+            "" if "num_heads" in arguments else name,
+            5,
+            names,
+        )
+        assert found.architecture.config | config | arguments == found.architecture.config | {"num_classes": 5}
+        assert {key: getattr(found, key) for key in view} == view
+        model = deit_jax.load_model(path)
+        assert (model.img_size, getattr(model, "norm_eps", 1e-5)) == (arguments["img_size"], 1e-5)
+    equal(load_file(path), state)
+    with safe_open(path, "np") as file:
+        assert set(file.metadata()) == {"format", "deit_jax"}
 
 
 def test_files_older_than_batch_counters_get_none(tmp_path):
     state = {k: v for k, v in state_of("regnety_digits").items() if not k.endswith("num_batches_tracked")}
-    save_file(state, tmp_path / "old.safetensors")
-    convert.convert(tmp_path / "old.safetensors", tmp_path / "again.safetensors")
+    save_file(state, tmp_path / "regnety_digits.safetensors")
+    convert.convert(tmp_path / "regnety_digits.safetensors", tmp_path / "again.safetensors")
     equal(load_file(tmp_path / "again.safetensors"), state)
 
 
 @pytest.mark.parametrize("name", [SMALL, "deit_digits_patch4_16"])
 def test_timm_to_hugging_face_to_timm(tmp_path, name):
     state = state_of(name, num_classes=10)
-    save_file(state, tmp_path / "timm.safetensors")
-    folder = convert.convert(tmp_path / "timm.safetensors", tmp_path / "hf", to="huggingface")
+    save_file(state, tmp_path / f"{name}.safetensors")
+    folder = convert.convert(tmp_path / f"{name}.safetensors", tmp_path / "hf", to="huggingface")
     with safe_open(folder / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         names = set(file.keys())
@@ -70,17 +93,6 @@ def test_timm_to_hugging_face_to_timm(tmp_path, name):
     equal(load_file(tmp_path / "again.safetensors"), state)
 
 
-def test_class_names_and_normalization_travel(tmp_path, small):
-    weights = load_weights(small)
-    weights.class_names = [f"digit {i}" for i in range(10)]
-    weights.mean = (0.5, 0.5, 0.5)
-    convert.save_orbax(weights, tmp_path / "orbax")
-    convert.convert(tmp_path / "orbax", tmp_path / "hf", to="huggingface")
-    there = load_weights(tmp_path / "hf")
-    assert there.class_names == weights.class_names
-    assert there.mean == weights.mean
-
-
 @pytest.mark.parametrize(
     ("size", "crop", "expected"),
     [
@@ -91,7 +103,7 @@ def test_class_names_and_normalization_travel(tmp_path, small):
 )
 def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expected):
     state = state_of(SMALL, num_classes=10, img_size=size)
-    header = to_header({"img_size": size, "crop": crop, "interpolation": "bilinear", "num_heads": 3})
+    header = to_header(Metadata(SMALL, arguments={"img_size": size}, crop=crop, interpolation="bilinear"))
     save_file(state, tmp_path / "x.safetensors", header)
     folder = convert.convert(tmp_path / "x.safetensors", tmp_path / "hf", to="huggingface")
     said = json.loads((folder / "preprocessor_config.json").read_text())
@@ -100,19 +112,7 @@ def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expec
     there = load_weights(folder)
     assert there.interpolation == "bilinear"
     if crop:
-        assert int(32 / there.crop) == int(32 / crop)
-
-
-def test_a_grid_that_is_no_square_travels(tmp_path):
-    state = state_of(SMALL, num_classes=10, img_size=(16, 40))
-    save_file(state, tmp_path / "wide.safetensors")
-    weights = load_weights(tmp_path / "wide.safetensors")
-    weights.architecture.config["img_size"] = (16, 40)
-    convert.save_orbax(weights, tmp_path / "orbax")
-    model = deit_jax.load_model(tmp_path / "orbax")
-    assert model.grid == (4, 10)
-    convert.convert(tmp_path / "orbax", tmp_path / "again.safetensors")
-    equal(load_file(tmp_path / "again.safetensors"), state)
+        assert there.crop == crop
 
 
 def test_a_model_of_ours_becomes_timms(tmp_path):
@@ -128,8 +128,8 @@ def test_a_model_of_ours_becomes_timms(tmp_path):
 
 
 def load_file_of(tmp_path, name):
-    save_file(state_of(name, num_classes=10), tmp_path / "any.safetensors")
-    return load_weights(tmp_path / "any.safetensors")
+    save_file(state_of(name, num_classes=10), tmp_path / f"{name}.safetensors")
+    return load_weights(tmp_path / f"{name}.safetensors")
 
 
 def test_command_line(tmp_path, small, capsys):
@@ -144,7 +144,7 @@ def test_command_line(tmp_path, small, capsys):
 @pytest.mark.parametrize(
     ("destination", "to", "message"),
     [
-        ("small.safetensors", None, "exists already"),
+        (f"{SMALL}.safetensors", None, "exists already"),
         ("x.safetensors", "huggingface", "give a folder"),
         ("x", "timm", "give a file NAME.safetensors"),
         ("no/where/x", None, "the folder .* does not exist"),
@@ -156,21 +156,21 @@ def test_bad_destinations(tmp_path, small, destination, to, message):
     with pytest.raises(UserError, match=message):
         convert.convert(small, tmp_path / destination, to=to)
     assert small.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{SMALL}.safetensors"]
 
 
 def test_a_regnet_has_no_hugging_face_form(tmp_path):
-    save_file(state_of("regnety_digits"), tmp_path / "r.safetensors")
+    save_file(state_of("regnety_digits"), tmp_path / "regnety_digits.safetensors")
     with pytest.raises(UserError, match="only a ViT or DeiT"):
-        convert.convert(tmp_path / "r.safetensors", tmp_path / "hf", to="huggingface")
+        convert.convert(tmp_path / "regnety_digits.safetensors", tmp_path / "hf", to="huggingface")
     assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("name", [DISTILLED, "regnety_002"])
 def test_timm_loads_what_we_write(tmp_path, name):
     torch, timm = import_timm()
-    save_file(seeded.checkpoint(name), tmp_path / "in.safetensors")
-    convert.convert(tmp_path / "in.safetensors", tmp_path / "orbax")
+    save_file(seeded.checkpoint(name), tmp_path / f"{name}.safetensors")
+    convert.convert(tmp_path / f"{name}.safetensors", tmp_path / "orbax")
     path = convert.convert(tmp_path / "orbax", tmp_path / "out.safetensors")
     model = timm.create_model(name, checkpoint_path=str(path)).eval()
     with torch.no_grad():
@@ -185,8 +185,8 @@ def test_transformers_loads_what_we_write(tmp_path, name):
         from transformers import DeiTForImageClassificationWithTeacher, ViTForImageClassification
     except Exception as error:  # transformers looks for many other libraries, and trips over broken ones
         pytest.skip(f"needs transformers: {type(error).__name__}: {error}")
-    save_file(seeded.checkpoint(name), tmp_path / "in.safetensors")
-    folder = convert.convert(tmp_path / "in.safetensors", tmp_path / "hf", to="huggingface")
+    save_file(seeded.checkpoint(name), tmp_path / f"{name}.safetensors")
+    folder = convert.convert(tmp_path / f"{name}.safetensors", tmp_path / "hf", to="huggingface")
     kind = DeiTForImageClassificationWithTeacher if "distilled" in name else ViTForImageClassification
     model, info = kind.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())

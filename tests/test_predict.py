@@ -19,14 +19,14 @@ import deit_jax
 from deit_jax import convert, predict
 from deit_jax.classes import imagenet
 from deit_jax.weights import load_weights
-from deit_jax.weights.description import to_header
+from deit_jax.weights.metadata import Metadata, to_header
 
 PHOTOS = [str(seeded.GOLDEN / name) for name in ("eval_cock.JPEG", "eval_giant_panda.JPEG")]
 
 
 @pytest.fixture
 def small(tmp_path):
-    path = tmp_path / "small.safetensors"
+    path = tmp_path / f"{SMALL}.safetensors"
     save_file(state_of(SMALL, num_classes=3), path)
     return path
 
@@ -130,7 +130,7 @@ def test_the_view_is_the_weights_own_unless_set(tmp_path, small, capsys):
     save_file(
         state_of(SMALL, num_classes=3),
         tmp_path / "x.safetensors",
-        to_header({"crop": 1.0, "interpolation": "bilinear", "mean": (0.0,) * 3, "std": (1.0,) * 3}),
+        to_header(Metadata(name=SMALL, crop=1.0, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)),
     )
     predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0]])
     assert "images: 16 px, crop 1, bilinear, mean (0.0, 0.0, 0.0), std (1.0, 1.0, 1.0)" in capsys.readouterr().err
@@ -144,7 +144,7 @@ def test_control_codes_in_class_names_are_shown_as_text(tmp_path, capsys):
     save_file(
         state_of(SMALL, num_classes=3),
         tmp_path / "x.safetensors",
-        to_header({"class_names": ["cat\x1b[31m", "dog", "bee\n"]}),
+        to_header(Metadata(name=SMALL, class_names=["cat\x1b[31m", "dog", "bee\n"])),
     )
     predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0]])
     said = capsys.readouterr().out

@@ -33,6 +33,7 @@ def eval_image(
     interpolation: str = "bicubic",
     *,
     exif: bool = False,
+    squash: bool = False,
 ) -> np.ndarray:
     """The evaluation view: short side resized to int(size / crop) pixels, then the centre square.
 
@@ -42,6 +43,7 @@ def eval_image(
       crop: the view's side over the short side of the resized image.
       interpolation: a name of PIL's `Image.Resampling`, in lower case.
       exif: turn the image as its EXIF orientation says.
+      squash: resize both sides to int(size / crop) pixels.
 
     Returns:
       uint8 (size, size, 3), the same bytes as torchvision's Resize and CenterCrop on PIL.
@@ -55,7 +57,9 @@ def eval_image(
     pixels = decode(image, exif)
     height, width = pixels.shape[:2]
     short = max(size, int(size / crop))
-    if width <= height:
+    if squash:
+        new_height = new_width = short
+    elif width <= height:
         new_height, new_width = int(short * height / width), short
     else:
         new_height, new_width = short, int(short * width / height)

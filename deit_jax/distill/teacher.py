@@ -155,11 +155,11 @@ def load_teacher(
     size = config.teacher.img_size or img_size
     members, arrays = [], []
     for name, source in zip(names, sources, strict=True):
-        weights = load_weights(source)
+        weights = load_weights(source, name=name)
         outputs = match_outputs(weights, source, num_classes, class_names)
         options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
         build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
-        params, batch_stats, notes = fit_weights(weights, build, new_parts=False)
+        params, batch_stats, notes = fit_weights(weights, build, allow_new_parameters=False)
         arrays.append((params, batch_stats))
         mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
         notes = tuple(f"teacher {source}: {note}" for note in notes)

@@ -108,7 +108,7 @@ def make_classifier(
     build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
     placed, notes = {}, []
     for kind, one in sets.items():
-        params, batch_stats, notes = fit_weights(one, build, new_parts=False)
+        params, batch_stats, notes = fit_weights(one, build, allow_new_parameters=False)
         placed[kind] = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
     view = view_of(weights, size, crop=crop, interpolation=interpolation)
     return Classifier(name or weights.name, build, placed, view, weights.num_classes, weights.class_names, notes)
@@ -127,7 +127,12 @@ def evaluation_stream(
     config, view = config.copy_and_resolve_references(), classifier.view
     config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
     batches = pipeline.eval_batches(
-        config, source, size=view.size, process_index=jax.process_index(), process_count=jax.process_count()
+        config,
+        source,
+        size=view.size,
+        squash=view.squash,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     return batches, rows
 

@@ -176,7 +176,7 @@ def evaluate_state(
     """
 
     def batches() -> Iterator[pipeline.Batch]:
-        process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        process: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         images, rows = run.data.evaluation, run.config.data.eval_batch_size or run.config.batch_size
         size = run.student.img_size
         stream = pipeline.eval_batches(run.config, images, size=size, on_broken=record.add, **process)

@@ -186,7 +186,7 @@ def load_init(config: Config, student: Student, class_names: Sequence[str] | Non
     if not config.init:
         return NO_INIT
 
-    weights = load_weights(config.init)
+    weights = load_weights(config.init, name=config.model.name)
     params, batch_stats, notes = fit_weights(weights, student.build, class_names=class_names)
     ours = tuple(config.augment.mean), tuple(config.augment.std)
     if ours != (weights.mean, weights.std):

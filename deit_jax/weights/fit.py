@@ -15,9 +15,9 @@ from deit_jax.errors import UserError
 from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.models.vit import ViT
+from deit_jax.weights.architecture import all_arguments, check_keys
 from deit_jax.weights.load import Weights
 from deit_jax.weights.names import HEADS
-from deit_jax.weights.recognise import check_keys
 
 Path = tuple[str, ...]
 POS, DIST = ("params", "pos_embed"), ("params", "dist_token")
@@ -28,10 +28,10 @@ Arrays = dict[Path, Any]  # numpy arrays, or their shapes
 
 
 class Fitted(NamedTuple):
-    """A step's result: arrays by path, the paths that must be newly drawn, and a note per change."""
+    """A step's result: arrays by path, the paths that must be initialized, and a note per change."""
 
     arrays: Arrays
-    fresh: set[Path]
+    missing: set[Path]
     notes: list[str]
 
 
@@ -43,7 +43,7 @@ def fit_weights(
     img_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
-    new_parts: bool = True,
+    allow_new_parameters: bool = True,
 ) -> tuple[dict, dict, list[str]]:
     """Adapt weights to a model.
 
@@ -53,12 +53,12 @@ def fit_weights(
         num_classes, img_size: of a name (None: the weights' own classes, the name's size).
         class_names: of the data by label. The heads' outputs are brought into this order by name; weights of as many
             classes but other names get new heads. None: outputs stay as they are.
-        seed: of newly drawn arrays.
-        new_parts: False refuses to draw any (for teachers and evaluation).
+        seed: of randomly initialized arrays.
+        allow_new_parameters: False refuses to initialize any (for teachers and evaluation).
 
     Returns:
         (parameters, batch statistics, notes): pure nested dictionaries of float32 numpy arrays as `models.abstract`
-        describes them, and one line for everything resized, reordered, dropped or newly drawn.
+        describes them, and one line for everything resized, reordered, dropped or randomly initialized.
 
     Raises:
         UserError: naming every array that is missing, unknown or of another shape, and for a model that computes
@@ -75,10 +75,10 @@ def fit_weights(
     if isinstance(model, ViT) and POS in fitted.arrays:
         fitted = fit_tokens(fitted, needed, weights, model)
     notes += fitted.notes
-    if fitted.fresh and not new_parts:
+    if fitted.missing and not allow_new_parameters:
         raise UserError(f"{weights.source} does not fit: {'; '.join(notes)}: give the model these weights are of")
     check_shapes(fitted, needed, weights)
-    tree = traverse_util.unflatten_dict(draw_fresh(fitted, needed, target, seed))
+    tree = traverse_util.unflatten_dict(initialize_missing(fitted, needed, target, seed))
     return tree["params"], tree.get("batch_stats", {}), notes
 
 
@@ -95,23 +95,21 @@ def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
     found = weights.architecture
     if not isinstance(model, found.module):
         raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
-    if isinstance(model, EfficientNet) and "name" not in found.assumed and model.tf_style != found.config["tf_style"]:
-        own, other = ("TensorFlow's", "symmetric")[:: 1 if found.config["tf_style"] else -1]
+    config = all_arguments(found.module, found.config)
+    if isinstance(model, EfficientNet) and model.tf_style != config["tf_style"]:
+        own, other = ("TensorFlow's", "symmetric")[:: 1 if config["tf_style"] else -1]
         raise UserError(
             f"{weights.source} holds {found.describe()} of {own} padding, the model has {other} padding and another"
             f" batch-norm eps: use the model {found.name}"
         )
     if not isinstance(model, ViT):
         return []
-    heads = found.config.get("num_heads")
-    if heads and heads != model.num_heads and model.embed_dim == found.config["embed_dim"]:
-        if "num_heads" not in found.assumed:
-            raise UserError(
-                f"{weights.source} has {heads} attention heads, the model {model.num_heads}: use a model of {heads}"
-                f" (num_heads={heads})"
-            )
-        return [f"{model.num_heads} attention heads, as the model has: nothing says how many the weights have"]
-    eps = found.config.get("norm_eps", 1e-6)
+    heads, eps = config["num_heads"], config["norm_eps"]
+    if heads != model.num_heads and model.embed_dim == config["embed_dim"]:
+        raise UserError(
+            f"{weights.source} has {heads} attention heads, the model {model.num_heads}: use a model of {heads}"
+            f" (num_heads={heads})"
+        )
     return [] if eps == model.norm_eps else [f"norm_eps {model.norm_eps:g}, the model's: the weights have {eps:g}"]
 
 
@@ -122,7 +120,7 @@ def fit_heads(
     model: Any,
     class_names: Sequence[str] | None,
 ) -> Fitted:
-    """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be newly drawn."""
+    """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be initialized."""
     wanted, had = model.num_classes, weights.num_classes
     heads = [path for path in needed if path[1] in HEADS]
     reason = f"{had} classes" if had else "no head"
@@ -143,53 +141,46 @@ def fit_heads(
             )
     names = " and ".join(sorted({path[1] for path in heads}))
     kept = {path: array for path, array in arrays.items() if path[1] not in HEADS}
-    return Fitted(kept, set(heads), [f"{names} newly made with {wanted} classes: the weights have {reason}"])
+    return Fitted(kept, set(heads), [f"{names} randomly initialized with {wanted} classes: the weights have {reason}"])
 
 
 def fit_tokens(fitted: Fitted, needed: Arrays, weights: Weights, model: ViT) -> Fitted:
-    """The position embedding on the model's grid, and the distillation token and head dropped or to be drawn."""
-    arrays, fresh, notes = dict(fitted.arrays), set(fitted.fresh), list(fitted.notes)
-    distilled = weights.architecture.config["distilled"]
-    pos, resized = fit_positions(arrays[POS], weights, model)
+    """The position embedding on the model's grid, and the distillation token and head dropped or to be initialized."""
+    arrays, missing, notes = dict(fitted.arrays), set(fitted.missing), list(fitted.notes)
+    config = all_arguments(ViT, weights.architecture.config)
+    pos, resized = fit_positions(arrays[POS], config, model)
     notes += resized
-    if distilled and not model.distilled:
+    if config["distilled"] and not model.distilled:
         pos = np.delete(pos, 1, axis=1)
         dropped = [path for path in arrays if path[1] in TOKEN]
         arrays = {path: array for path, array in arrays.items() if path not in dropped}
         names = ", ".join(sorted({path[1] for path in dropped}))
         notes.append(f"dropped {names} and pos_embed's second position: the model has no distillation token")
-    lacking = {path for path in needed if path[1] in TOKEN} - set(arrays) - fresh
-    if model.distilled and not distilled:
+    lacking = {path for path in needed if path[1] in TOKEN} - set(arrays) - missing
+    if model.distilled and not config["distilled"]:
         pos = np.insert(pos, 1, 0.0, axis=1)
-        fresh |= {path for path in needed if path[1] in TOKEN}
-        notes.append("newly made dist_token, head_dist and pos_embed's second position: the weights have none")
-    elif lacking and not weights.architecture.config.get("dist_head", True):
-        fresh |= lacking
-        notes.append("newly made head_dist: the weights have none, their class head alone predicts")
-    return Fitted(arrays | {POS: pos}, fresh, notes)
+        missing |= {path for path in needed if path[1] in TOKEN}
+        notes.append(
+            "randomly initialized dist_token, head_dist and pos_embed's second position: the weights have none"
+        )
+    elif lacking and not config["dist_head"]:
+        missing |= lacking
+        notes.append("randomly initialized head_dist: the weights have none, their class head alone predicts")
+    return Fitted(arrays | {POS: pos}, missing, notes)
 
 
-def fit_positions(pos: np.ndarray, weights: Weights, model: ViT) -> tuple[np.ndarray, list[str]]:
-    """The position embedding on the model's grid (rows, columns), and a note where that changes it."""
-    config = weights.architecture.config
-    size, patch, prefix = config["img_size"], config["patch_size"], 1 + config["distilled"]
-    patches, grid = pos.shape[1] - prefix, model.grid
-    if pos.shape[-1] != model.embed_dim:
-        return pos, []  # a model of another width: told by its shapes
-    if size is None or ("img_size" in weights.architecture.assumed and grid[0] * grid[1] == patches):
-        if grid[0] * grid[1] != patches:
-            raise UserError(
-                f"{weights.source}: pos_embed has {patches} patch positions, which are not a square: load them into a"
-                f" model of their own img_size=(height, width), not {model.img_size[0]}x{model.img_size[1]}"
-            )
-        own = size and (size // patch, size // patch)
-        return pos, [f"pos_embed taken for a grid of {grid[0]}x{grid[1]} patches"] if own != grid and size else []
+def fit_positions(pos: np.ndarray, config: dict[str, Any], model: ViT) -> tuple[np.ndarray, list[str]]:
+    """The position embedding on the model's grid (rows, columns), and a note where that changes it.
+
+    config: the arguments of the weights' own model.
+    """
+    size, patch = config["img_size"], config["patch_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    old = (height // patch, width // patch)
-    if old == grid:
+    old, grid = (height // patch, width // patch), model.grid
+    if old == grid or pos.shape[-1] != model.embed_dim:  # a model of another width is told by its shapes
         return pos, []
-    resized = np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=prefix, old_grid=old))
-    return resized, [f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches"]
+    resized = resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=1 + config["distilled"], old_grid=old)
+    return np.asarray(resized), [f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches"]
 
 
 def check_shapes(fitted: Fitted, needed: Arrays, weights: Weights) -> None:
@@ -197,19 +188,19 @@ def check_shapes(fitted: Fitted, needed: Arrays, weights: Weights) -> None:
     dotted = lambda path: ".".join(path[1:])
     check_keys(
         {dotted(path): array.shape for path, array in fitted.arrays.items()}
-        | {dotted(path): needed[path].shape for path in fitted.fresh},
+        | {dotted(path): needed[path].shape for path in fitted.missing},
         {dotted(path): leaf.shape for path, leaf in needed.items()},
         f"{weights.source}, {weights.architecture.describe()},",
         "what the model needs",
     )
 
 
-def draw_fresh(fitted: Fitted, needed: Arrays, build: functools.partial, seed: int) -> Arrays:
-    """The arrays by path in the order of `needed`, the fresh ones as a new model has them."""
-    if not fitted.fresh:
+def initialize_missing(fitted: Fitted, needed: Arrays, build: functools.partial, seed: int) -> Arrays:
+    """The arrays by path in the order of `needed`, the missing ones as a new model has them."""
+    if not fitted.missing:
         return {path: fitted.arrays[path] for path in needed}
-    with_token = DIST in fitted.fresh  # its position is drawn too, the others' are not
-    drawn = new_arrays(build, seed, fitted.fresh | ({POS} if with_token else set()))
+    with_token = DIST in fitted.missing  # its position is drawn too, the others' are not
+    drawn = new_arrays(build, seed, fitted.missing | ({POS} if with_token else set()))
     if with_token:
         pos = fitted.arrays[POS]
         drawn[POS] = np.concatenate([pos[:, :1], drawn[POS][:, 1:2], pos[:, 2:]], axis=1)

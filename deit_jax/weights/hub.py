@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 from deit_jax.errors import UserError
-from deit_jax.weights.description import first_line
-from deit_jax.weights.files import INDEX, NAMES, open_index
-from deit_jax.weights.pickles import is_pickle
+from deit_jax.weights.metadata import first_line
+from deit_jax.weights.weight_files import NAMES, is_weight_file
 
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 PATIENCE = 3.0  # seconds for the hub's first answer
@@ -14,40 +13,30 @@ PATIENCE = 3.0  # seconds for the hub's first answer
 
 def is_hub_name(source: str) -> bool:
     """Whether `source` has the form owner/name of a hub repository, and not that of a file's name."""
-    path = Path(source)
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and path.suffix != ".safetensors" and not is_pickle(path)
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not is_weight_file(Path(source))
 
 
 def fetch(name: str) -> Path:
     """The weight file of a hub repository in the cache, with its configuration beside it; downloaded where it is not
-    there yet.
+    cached yet.
 
     Raises UserError where the name does not exist, holds no weights, or the hub does not answer within PATIENCE.
     """
-    import huggingface_hub as hub  # here: it takes 0.3 s, and files need none of it
-    from huggingface_hub import errors
+    from huggingface_hub import errors  # here: it takes 0.3 s, and files need none of it
 
     try:
         offline = not answers(name)
-        path = first_of(name, NAMES, offline)
+        path = download(name, NAMES[0], offline) or download(name, NAMES[1], offline)
         if path is None:
-            raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[2]}: give another name")
-        if path.name.endswith(INDEX):
-            for file in sorted(set(open_index(path).values())):
-                hub.hf_hub_download(name, file, local_files_only=offline)
+            raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[1]}: give another name")
         for extra in CONFIGURATION:
-            first_of(name, (extra,), offline)  # it says what the weights' shapes do not; some have none
+            download(name, extra, offline)
     except errors.GatedRepoError as error:
         raise UserError(f"{name} is gated: ask for access on its page, then log in with `hf auth login`") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"{name} does not exist, neither as a file or folder here nor on the hub: check the spelling (names are "
             "like timm/deit_small_patch16_224.fb_in1k), or log in with `hf auth login` where it is private"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{name} is not in the cache and the hub cannot be reached (offline mode or no network), nor is it a file "
-            "or folder here: check the spelling, or connect and try again"
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
         raise UserError(f"{name} could not be downloaded ({first_line(error)}): try again") from error
@@ -73,19 +62,19 @@ def answers(name: str) -> bool:
     return True
 
 
-def first_of(name: str, files: tuple[str, ...], offline: bool) -> Path | None:
-    """The first of `files` that the repository holds, in the cache; None where it holds none of them."""
+def download(name: str, file: str, offline: bool) -> Path | None:
+    """A repository's file in the cache, or None where it holds none."""
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    missing = None
-    for file in files:
-        try:
-            return Path(hub.hf_hub_download(name, file, local_files_only=offline))
-        except errors.LocalEntryNotFoundError as error:
-            missing = error
-        except errors.EntryNotFoundError:
-            continue
-    if missing is not None and files == NAMES:
-        raise missing
-    return None
+    try:
+        return Path(hub.hf_hub_download(name, file, local_files_only=offline))
+    except errors.LocalEntryNotFoundError as error:
+        if file != NAMES[1]:
+            return None
+        raise UserError(
+            f"{name} is not in the cache and the hub cannot be reached (offline mode or no network), nor is it a file "
+            "or folder here: check the spelling, or connect and try again"
+        ) from error
+    except errors.EntryNotFoundError:
+        return None

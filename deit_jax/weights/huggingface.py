@@ -9,6 +9,7 @@ from PIL import Image
 from deit_jax.errors import UserError
 from deit_jax.models import vit
 from deit_jax.runtime import atomic
+from deit_jax.weights.architecture import all_arguments
 from deit_jax.weights.load import Weights
 from deit_jax.weights.names import HuggingFace
 from deit_jax.weights.write import tensors, write_file
@@ -28,15 +29,14 @@ def save_huggingface(weights: Weights, path: Path) -> None:
 
     Raises UserError for a model that has no such form, and where the folder cannot be written.
     """
-    config = weights.architecture.config
     if weights.architecture.module is not vit.ViT:
         raise UserError(
             f"{weights.source} is {weights.architecture.describe()}: only a ViT or DeiT becomes Hugging Face's"
         )
-    for what in ("num_classes", "num_heads", "img_size"):
-        if not config[what]:
-            raise UserError(f"{weights.source} does not say its {what}, which Hugging Face's config.json needs")
-    naming = PLAIN if not config["distilled"] else DISTILLED if config.get("dist_head", True) else ONE_HEAD
+    config = all_arguments(vit.ViT, weights.architecture.config)
+    if not config["num_classes"]:
+        raise UserError(f"{weights.source} has no classification head, which Hugging Face's config.json needs")
+    naming = PLAIN if not config["distilled"] else DISTILLED if config["dist_head"] else ONE_HEAD
     with atomic.replacing(path) as part:
         part.mkdir()
         (part / "config.json").write_text(json.dumps(model_config(weights, naming), indent=2) + "\n")
@@ -46,7 +46,7 @@ def save_huggingface(weights: Weights, path: Path) -> None:
 
 def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
     """The config.json of transformers' ViT or DeiT."""
-    config = weights.architecture.config
+    config = all_arguments(vit.ViT, weights.architecture.config)
     names = weights.class_names or [f"LABEL_{i}" for i in range(config["num_classes"])]
     return {
         "architectures": [CLASSES[naming]],
@@ -56,7 +56,7 @@ def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
         "num_attention_heads": config["num_heads"],
         "intermediate_size": round(config["embed_dim"] * config["mlp_ratio"]),
         "hidden_act": "gelu",
-        "layer_norm_eps": config.get("norm_eps", 1e-6),  # transformers' default is 1e-12
+        "layer_norm_eps": config["norm_eps"],  # transformers' default is 1e-12
         "image_size": config["img_size"],
         "patch_size": config["patch_size"],
         "num_channels": 3,
@@ -69,21 +69,25 @@ def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
 def processor_config(weights: Weights) -> dict[str, Any]:
     """The preprocessor_config.json: the evaluation view of `deit_jax.eval_image` in transformers' terms.
 
-    BitImageProcessor resizes the short side and cuts the middle out; ViT's and DeiT's own processors would squash
-    the whole image to a square. A model of rectangular images gets the whole image, in its shape.
+    BitImageProcessor resizes the short side and cuts the middle out; ViT's and DeiT's own processors squash the whole
+    image, as models of rectangular images need it.
     """
-    size = weights.architecture.config["img_size"]
+    size = all_arguments(vit.ViT, weights.architecture.config)["img_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    square = height == width
-    short = int(height / (weights.crop or 0.875))
+    squash = weights.squash or height != width
+    crop = weights.crop or (1.0 if squash else 0.875)
+    kind = "Bit" if not squash else "DeiT" if crop < 1 else "ViT"
     return {
-        "image_processor_type": "BitImageProcessor" if square else "ViTImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": short} if square else {"height": height, "width": width},
+        "size": {"height": int(height / crop), "width": int(width / crop)}
+        if squash
+        else {"shortest_edge": int(height / crop)},
         "resample": Image.Resampling[(weights.interpolation or "bicubic").upper()].value,
-        "do_center_crop": square,
+        "do_center_crop": kind != "ViT",
         "crop_size": {"height": height, "width": width},
+        "crop_pct": crop,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -31,22 +31,24 @@ def load_model(
     Args:
         source: hub name, .safetensors or .pth file, or Orbax folder (see `load_weights`).
         name: load into this model instead of what the weights are: `deit_tiny_patch16_224` takes the transformer of a
-            distilled one; what is dropped or newly drawn is logged.
-        num_classes: other than the weights' own: new heads are drawn, and logged.
-        img_size: pixels, or (height, width), other than the weights' own: the position embedding is resized.
+            distilled one; what is dropped or randomly initialized is logged. Also the model of weights of which nothing
+            else says what they are.
+        num_classes: other than the weights' own: new heads are initialized, and logged.
+        img_size: pixels, or (height, width), other than the weights' own: the position embedding is resized. Also the
+            size of weights of which nothing else says it.
         weights: "params", or "ema" of a training checkpoint.
-        rngs: seed of whatever is newly drawn.
+        rngs: seed of whatever is randomly initialized.
         overrides: any other argument of the module (`dtype`, `num_heads`, `drop_path_rate`, `remat`, …).
 
     Raises:
         UserError: for whatever cannot be found, read or fitted.
     """
-    loaded = load_weights(source, weights=weights)
-    if not loaded.name and not name:
-        log.warning("%s: %s, of no known model's sizes", source, loaded.architecture.describe())
+    loaded = load_weights(source, name=name or "", img_size=img_size, weights=weights)
+    given = {key: overrides[key] for key in ("num_heads", "norm_eps") if key in overrides}  # they show in no shape
+    loaded.architecture.config.update(given)
     overrides |= {"num_classes": num_classes or loaded.num_classes or None, "img_size": img_size}
     if overrides["num_classes"] is None:
-        raise UserError(f"{source} has no classification head: give num_classes=, and a new one is drawn")
+        raise UserError(f"{source} has no classification head: give num_classes=, and a new one is initialized")
     build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
     model, notes = build_model(loaded, build, seed=rngs)
     for note in notes:

@@ -1,4 +1,4 @@
-"""Names: which tensor of a PyTorch file each of our arrays is, and which way its axes lie.
+"""Map parameter names and axis orders between Flax and PyTorch checkpoints.
 
 Our attribute names are timm's, so timm's names (the official code's too) follow from the path of an array; Hugging
 Face's follow from timm's by the tables below. `entries` walks a tree in either naming and serves reading and writing
@@ -105,26 +105,6 @@ def naming_of(keys: Iterable[str]) -> Naming:
     return HuggingFace(
         prefix, head, modules=any(".q_proj." in key or key.startswith(prefix + "layers.") for key in keys)
     )
-
-
-def timm_shapes(shapes: dict[str, tuple[int, ...]], naming: Naming) -> dict[str, tuple[int, ...]]:
-    """A file's shapes under timm's names (q, k, v left apart), for recognising what it holds."""
-    if isinstance(naming, Timm):
-        return shapes
-    out = {}
-    for key, shape in shapes.items():
-        bare = key.removeprefix(naming.prefix)
-        bare = re.sub(r"^(encoder\.layer|layers)\.(\d+)\.", r"blocks.\2.", bare)
-        bare = bare.replace(f"{naming.head}.", "head.").replace("distillation_classifier.", "head_dist.")
-        # longest first: "output.dense" is also the end of "attention.output.dense"
-        pairs = sorted([(theirs, ours) for ours, *names in BLOCK for theirs in names], key=lambda p: -len(p[0]))
-        pairs = pairs if bare.startswith("blocks.") else [(theirs, ours) for ours, theirs in TOP.items()]
-        for theirs, ours in pairs:
-            if theirs in bare:
-                bare = bare.replace(theirs, ours)
-                break
-        out[bare] = shape
-    return out
 
 
 def timm_key(path: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The normalization statistics of a run that starts from weights: theirs, unless the run sets its own."""
+"""The normalization statistics of a run that starts from weights: the weights', unless the run sets its own."""
 
 import json
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.runtime import storage
-from deit_jax.weights.load import describe_source
+from deit_jax.weights.load import read_metadata
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -16,16 +16,19 @@ def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[s
 
     Args:
         config: resolved.
-        workdir: of the run; one that has begun keeps what it began with, though its first weights be gone.
+        workdir: of the run; one that has begun keeps what it began with, even if its first weights are gone.
         explicit: names of the settings that the command line gives.
 
-    Returns `config` itself where it has no init or sets a mean or deviation, or the weights do not say theirs.
+    Returns `config` itself where it has no init or sets a mean or deviation, or the weights have none.
     """
     ours = tuple(config.augment.mean), tuple(config.augment.std)
     is_set = ours != (IMAGENET_MEAN, IMAGENET_STD) or {"augment.mean", "augment.std"} & set(explicit)
     if not config.init or is_set:
         return config
-    theirs = recorded_normalization(workdir) or said_normalization(config.init)
+    theirs = recorded_normalization(workdir)
+    if theirs is None:
+        metadata = read_metadata(config.init)
+        theirs = (metadata.mean, metadata.std) if metadata.mean and metadata.std else None
     if theirs in (None, ours):
         return config
     config = config.copy_and_resolve_references()
@@ -40,9 +43,3 @@ def recorded_normalization(workdir: str | Path) -> Normalization | None:
         return tuple(recorded["augment.mean"]), tuple(recorded["augment.std"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none has begun; a damaged record is told where the folder is claimed
-
-
-def said_normalization(source: str) -> Normalization | None:
-    """Mean and deviation that weights say they were trained with, else None."""
-    said = describe_source(source)
-    return (said.mean, said.std) if said.mean and said.std else None

@@ -88,10 +88,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     arrays = handler.restore(
         epath.Path(step / weights), args=ocp.args.PyTreeRestore(item=shapes, restore_args=as_numpy)
     )
-    return read_meta(step), {
-        "params": arrays["params"],
-        "batch_stats": arrays.get("batch_stats", arrays.get("stats", {})),
-    }
+    return read_meta(step), {"params": arrays["params"], "batch_stats": arrays.get("batch_stats", {})}
 
 
 def recorded_classes(workdir: str | Path | None) -> list[str] | None:

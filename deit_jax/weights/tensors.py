@@ -13,7 +13,7 @@ from deit_jax.errors import UserError
 # model inside transformers
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "timm_model.")
 # tensors that take no part in classification: their ends, and what they are
-IDLE = {
+UNUSED_TENSORS = {
     "pooler.dense.weight": "the pooler",
     "pooler.dense.bias": "the pooler",
     "embeddings.mask_token": "the mask token",
@@ -28,14 +28,14 @@ class Tensors:
     Attributes:
         shapes: by name.
         read: one array by its name, as numpy's; a second read of the same name may fail.
-        metadata: of a safetensors header.
+        header: of a safetensors file.
         name: a model's name that the file holds beside its tensors, or "".
         notes: what was chosen or left out, a line each.
     """
 
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
-    metadata: dict[str, str] | None = None
+    header: dict[str, str] | None = None
     name: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -53,13 +53,18 @@ def unwrap(tensors: Tensors, path: Any) -> Tensors:
         if bare in original:
             raise UserError(f"{path} holds {bare} twice, as {original[bare]} and as {key}: keep one of the two models")
         original[bare] = key
-    idle = {
-        bare: what for bare in original for end, what in IDLE.items() if re.search(rf"(^|\.){re.escape(end)}$", bare)
+    unused = {
+        bare: what
+        for bare in original
+        for end, what in UNUSED_TENSORS.items()
+        if re.search(rf"(^|\.){re.escape(end)}$", bare)
     }
-    notes = [f"left out {', '.join(sorted(set(idle.values())))}: it takes no part in classification"] if idle else []
+    notes = (
+        [f"left out {', '.join(sorted(set(unused.values())))}: it takes no part in classification"] if unused else []
+    )
     return dataclasses.replace(
         tensors,
-        shapes={bare: tensors.shapes[key] for bare, key in original.items() if bare not in idle},
+        shapes={bare: tensors.shapes[key] for bare, key in original.items() if bare not in unused},
         read=lambda bare: tensors.read(original[bare]),
         notes=tensors.notes + notes,
     )

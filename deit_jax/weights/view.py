@@ -14,6 +14,7 @@ class View(NamedTuple):
         size: pixels per side.
         crop: side of the centre crop / resized short side.
         interpolation: of the resizing.
+        squash: the whole image is resized to a square, not its short side.
         mean, std: normalization statistics of its pixels.
     """
 
@@ -22,10 +23,12 @@ class View(NamedTuple):
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    squash: bool = False
 
     def describe(self) -> str:
-        """One line, for people."""
-        return f"{self.size} px, crop {self.crop:g}, {self.interpolation}, mean {self.mean}, std {self.std}"
+        """The view in one line."""
+        squashed = ", squashed" if self.squash else ""
+        return f"{self.size} px, crop {self.crop:g}{squashed}, {self.interpolation}, mean {self.mean}, std {self.std}"
 
 
 def view_of(weights: Weights, size: int, *, crop: float | None = None, interpolation: str | None = None) -> View:
@@ -39,4 +42,5 @@ def view_of(weights: Weights, size: int, *, crop: float | None = None, interpola
         interpolation or weights.interpolation or INTERPOLATION,
         weights.mean,
         weights.std,
+        weights.squash,
     )

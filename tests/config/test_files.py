@@ -20,8 +20,8 @@ from deit_jax.runtime.sharding import make_mesh
 from deit_jax.student import make_student
 from deit_jax.train.log import Log, read_log
 from deit_jax.train.optimizer import make_optimizer
+from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
-from deit_jax.weights.recognise import Architecture
 
 ROOT = Path(__file__).parents[2]
 CASES = [

@@ -15,8 +15,8 @@ from deit_jax.convert import save_timm
 from deit_jax.distill.teacher import is_local, load_teacher, make_teacher, teacher_models, teacher_of
 from deit_jax.errors import UserError
 from deit_jax.train.step import NO_TEACHER
+from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
-from deit_jax.weights.recognise import Architecture
 
 VIT, CONV = "deit_digits_patch4_16", "regnety_digits"
 HALF = (0.5, 0.5, 0.5)
@@ -200,10 +200,10 @@ def test_classes_that_the_teacher_does_not_know_are_named(tmp_path):
         make(config, num_classes=2, class_names=["ant", "unicorn"])
 
 
-def test_a_teacher_gets_no_new_parts(weights):
+def test_a_teacher_gets_no_new_parameters(weights):
     """Plain weights as a distilled teacher: half of its logits would come from a random head."""
     config = taught(**{"teacher.name": "deit_digits_distilled_patch4_16", "teacher.init": str(weights[VIT][0])})
-    with pytest.raises(UserError, match="newly made dist_token, head_dist") as error:
+    with pytest.raises(UserError, match="randomly initialized dist_token, head_dist") as error:
         make(config)
     assert "give the model these weights are of" in str(error.value)
 

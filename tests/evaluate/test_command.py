@@ -165,7 +165,7 @@ def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkey
     monkeypatch.setattr("deit_jax.evaluate.command.make_classifier", None)
     for name in ("cats", "dogs", "emus", "foxes"):
         oracle.save_image(tmp_path / "mine" / name / "0.png", 0)
-    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / "small.safetensors")
+    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / f"{oracle.NAME}-small.safetensors")
     mine, missing = str(tmp_path / "mine"), tmp_path / "none"
     cases = [
         (
@@ -194,7 +194,7 @@ def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkey
 def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weights, monkeypatch):
     """The second weights are checked before the first are evaluated."""
     oracle.save_image(tmp_path / "mine" / SYNSETS[3] / "0.png", 3)
-    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / "small.safetensors")
+    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / f"{oracle.NAME}-small.safetensors")
     monkeypatch.setattr("deit_jax.evaluate.command.make_classifier", None)
     with pytest.raises(UserError, match="have 3 and do not name them"):
         run(f"{weights},{small}", f"x={tmp_path / 'mine'}")

@@ -144,8 +144,8 @@ def test_logits_equal_timm(tmp_path, name):
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     if getattr(theirs, "set_distilled_training", None):
         theirs.set_distilled_training(False)
-    save_file(state, tmp_path / "it.safetensors")
+    save_file(state, tmp_path / f"{name}.safetensors")
     images = seeded.images(1, 384 if name.endswith("384") else 224, seed=3)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(deit_jax.load_model(tmp_path / "it.safetensors")(images), expected) < 1e-5
+    assert relative(deit_jax.load_model(tmp_path / f"{name}.safetensors")(images), expected) < 1e-5

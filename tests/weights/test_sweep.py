@@ -94,7 +94,7 @@ def test_a_size_that_the_positions_do_not_have_is_told(tmp_path, state, right):
     found = load_weights(tmp_path / f"{PLAIN}.safetensors")
     assert found.architecture.config["img_size"] == 12
     assert found.notes == [
-        "its configuration says image size 224: it is not used, the position embedding has 9 patches of 4 pixels"
+        "its configuration has image size 224: it is not used, the position embedding has 9 patches of 4 pixels"
     ]
     jax.tree.map(np.testing.assert_array_equal, found.tree, right.tree)
 

@@ -1,0 +1,208 @@
+"""The configuration files of timm and of Hugging Face's transformers, as `Metadata`."""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from deit_jax.errors import UserError
+from deit_jax.weights.metadata import (
+    Metadata,
+    class_list,
+    crop_fraction,
+    image_size,
+    interpolation_name,
+    read_json,
+    reading,
+    statistics,
+)
+
+# timm's model_args: those that are read, those without effect on a trained model, and the values that are implemented
+TAKEN: dict[str, Callable[[Any], Any]] = {
+    "img_size": image_size,
+    "patch_size": operator.index,
+    "embed_dim": operator.index,
+    "depth": operator.index,
+    "num_heads": operator.index,
+    "mlp_ratio": float,
+    "no_embed_class": bool,
+}
+NEUTRAL = {
+    "num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "drop_path_rate", "weight_init", "fix_init", "dynamic_img_size", "strict_img_size",
+}  # fmt: skip
+FIXED: dict[str, dict[str, tuple]] = {
+    "ViT": {
+        "global_pool": ("token",), "act_layer": ("gelu",), "qkv_bias": (True,), "class_token": (True,),
+        "pre_norm": (False,), "fc_norm": (False,), "final_norm": (True,), "qk_norm": (False,), "reg_tokens": (0,),
+        "pos_embed": ("learn",), "dynamic_img_pad": (False,), "in_chans": (3,),
+    },
+    "RegNet": {"global_pool": ("avg",), "act_layer": ("relu",), "output_stride": (32,), "in_chans": (3,)},
+    "EfficientNet": {"global_pool": ("avg",), "act_layer": ("silu", "swish"), "in_chans": (3,)},
+}  # fmt: skip
+# transformers' names; its defaults where a config.json leaves them out
+HUGGING_FACE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+                "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16}  # fmt: skip
+HALF, CLIP_MEAN, CLIP_STD = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": {"size": 224, "resample": 2, "image_mean": HALF, "image_std": HALF},
+    "DeiT": {
+        "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224, "image_mean": HALF, "image_std": HALF,
+    },
+    "Bit": {
+        "size": 224, "resample": 3, "do_center_crop": True, "crop_size": 224, "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    },
+}  # fmt: skip
+PROCESSORS["CLIP"] = PROCESSORS["Bit"]
+PROCESSOR_KEYS = {  # the entries that are read, and those without effect on the pixels
+    "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale",
+    "rescale_factor", "do_normalize", "image_mean", "image_std",
+    "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format",
+    "input_data_format", "return_tensors", "device", "disable_grouping",
+}  # fmt: skip
+
+
+def read_configuration(folder: Path) -> Metadata:
+    """What config.json and preprocessor_config.json in `folder` hold; empty where there are none.
+
+    Raises UserError for entries that cannot be, and for models that are not implemented.
+    """
+    config, processor = folder / "config.json", folder / "preprocessor_config.json"
+    found = Metadata()
+    for path, readers in ((config, (from_timm, from_hugging_face)), (processor, (from_processor,))):
+        content = read_json(path)
+        for reader in readers:
+            with reading(str(path)):
+                found = found | reader(content, str(path))
+    return found
+
+
+def from_timm(config: Mapping[str, Any], where: str) -> Metadata:
+    """timm's config.json: architecture, model_args, pretrained_cfg, label_names."""
+    name, pretrained = str(config.get("architecture") or ""), config.get("pretrained_cfg") or {}
+    fixed = FIXED["EfficientNet" if "efficientnet" in name else "RegNet" if name.startswith("regnet") else "ViT"]
+    outside = {k: v for part in (pretrained, config) for k, v in part.items() if k in fixed or k in TAKEN}
+    arguments = {}
+    for key, value in (outside | dict(config.get("model_args") or {})).items():
+        if value is None or key in NEUTRAL:
+            continue
+        if key in TAKEN:
+            arguments[key] = TAKEN[key](value)
+        elif value not in fixed.get(key, ()):
+            raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented for {name or 'a model'}")
+    if "input_size" in pretrained:
+        arguments = {"img_size": image_size(pretrained["input_size"][1:])} | arguments
+    mean, std = statistics(pretrained.get("mean"), pretrained.get("std"))
+    mode = pretrained.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise UserError(f"{where} has crop_mode '{mode}': center and squash are implemented")
+    return Metadata(
+        name=name,
+        arguments=arguments,
+        mean=mean,
+        std=std,
+        crop=crop_fraction(pretrained.get("crop_pct")),
+        squash=mode == "squash",
+        interpolation=interpolation_name(pretrained.get("interpolation")),
+        class_names=class_list(config.get("label_names") or pretrained.get("label_names")),
+    )
+
+
+def from_hugging_face(config: Mapping[str, Any], where: str) -> Metadata:
+    """The config.json of transformers' ViT and DeiT; single entries of it without a `model_type`, too."""
+    kind = config.get("model_type")
+    if kind not in (None, "vit", "deit", "timm_wrapper"):
+        raise UserError(f"{where} has model_type '{kind}': of Hugging Face's models ViT and DeiT are read")
+    for key, right in (("qkv_bias", (True,)), ("num_channels", (3,)), ("hidden_act", ("gelu", "gelu_python"))):
+        if config.get(key, right[0]) not in right:
+            raise UserError(f"{where} has {key} {config[key]!r:.60}: {right[0]} is implemented")
+    values = {key: config[key] for key in HUGGING_FACE if key in config}
+    complete = kind in ("vit", "deit")
+    if complete:
+        values = HUGGING_FACE | values
+    readers = {
+        "hidden_size": ("embed_dim", operator.index),
+        "num_hidden_layers": ("depth", operator.index),
+        "num_attention_heads": ("num_heads", operator.index),
+        "layer_norm_eps": ("norm_eps", float),
+        "image_size": ("img_size", image_size),
+        "patch_size": ("patch_size", operator.index),
+    }
+    arguments = {ours: read(values[key]) for key, (ours, read) in readers.items() if key in values}
+    if arguments.get("norm_eps", 1.0) <= 0:
+        raise ValueError(f"layer_norm_eps {arguments['norm_eps']}")
+    if complete:
+        arguments |= {"mlp_ratio": values["intermediate_size"] / values["hidden_size"], "distilled": kind == "deit"}
+    labels = class_list(config.get("id2label"))
+    return Metadata(
+        family="ViT" if complete else "",
+        arguments=arguments,
+        # transformers fills in "LABEL_0", … where nobody named the classes
+        class_names=None if labels is None or any(name.startswith("LABEL_") for name in labels) else labels,
+    )
+
+
+def from_processor(processor: Mapping[str, Any], where: str) -> Metadata:
+    """The preprocessor_config.json of transformers' image processors: what makes the pixels that they make.
+
+    Raises UserError, naming the entry, for a processor or an entry of it that is not implemented.
+    """
+    written = processor.get("image_processor_type") or processor.get("feature_extractor_type") or ""
+    kind = re.sub("(ImageProcessor(Fast)?|FeatureExtractor)$", "", written)
+    if kind and kind not in PROCESSORS:
+        raise UserError(f"{where} has the processor {written}: those of {', '.join(PROCESSORS)} are implemented")
+    own = {key: value for key, value in processor.items() if value is not None}
+    entries = {"do_resize": True, "do_rescale": True, "do_normalize": True} | PROCESSORS.get(kind, {}) | own
+    for key, value in entries.items():
+        if not (key in PROCESSOR_KEYS or key.startswith("_") or value is False):
+            raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented: remove it if it has no effect")
+    found = Metadata()
+    if "resample" in entries:
+        found.interpolation = Image.Resampling(entries["resample"]).name.lower()
+    # the processor makes (255 p f - mean) / std of pixels p in 0..1, with the factor f
+    factor = 255 * float(entries.get("rescale_factor", 1 / 255)) if entries["do_rescale"] else 255.0
+    mean, std = entries.get("image_mean"), entries.get("image_std")
+    if not entries["do_normalize"]:
+        mean, std = (0, 0, 0), (1, 1, 1)
+    mean, std = (None if values is None else [x / factor for x in values] for values in (mean, std))
+    found.mean, found.std = statistics(mean, std)
+    if entries["do_resize"] and "size" in entries:
+        found.squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))
+        inner = side(entries.get("crop_size", outer))[1] if entries.get("do_center_crop") else outer
+        if inner > outer:
+            raise UserError(f"{where} has crop_size {inner} over size {outer}: images are not padded")
+        written = float(processor.get("crop_pct", 1.0))  # our exports', exact where the sizes are rounded
+        found.crop = written if int(inner / written) == outer else crop_of(inner, outer)
+    elif not entries["do_resize"]:
+        if entries.get("do_center_crop"):
+            raise UserError(f"{where} has do_center_crop without do_resize, which is not implemented")
+        found.crop = 1.0  # images of the model's size, as they are
+    return found
+
+
+def side(size: Any, square: bool = True) -> tuple[bool, int]:
+    """(whether the whole image is squashed to this size, pixels of its short side) of a processor's size.
+
+    transformers writes {"shortest_edge": 224}, {"height": 224, "width": 224}, or 224, which `square` interprets.
+    """
+    if not isinstance(size, Mapping):
+        return square, operator.index(size)
+    keys = {key for key, value in size.items() if value is not None}
+    if keys == {"shortest_edge"}:
+        return False, operator.index(size["shortest_edge"])
+    if keys != {"height", "width"}:
+        raise ValueError(f"size {dict(size)}")
+    return True, operator.index(size["height"])
+
+
+def crop_of(inner: int, outer: int) -> float:
+    """The crop for which an evaluation view of `inner` pixels is cut from a short side of `outer` pixels."""
+    crop = min(1.0, inner / outer)
+    while int(inner / crop) < outer:  # the division may round up
+        crop = math.nextafter(crop, 0)
+    return crop

@@ -1,0 +1,182 @@
+"""Metadata stored beside the tensors: the model's name and arguments, its evaluation view, its class names.
+
+It is read from config.json and preprocessor_config.json (`deit_jax.weights.library_configs`), from the safetensors
+header as our exports write it (under HEADER_KEY), and from the metadata of our checkpoints. The first that has an entry
+wins.
+"""
+
+import contextlib
+import dataclasses
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_jax.config.settings import INTERPOLATIONS
+from deit_jax.errors import UserError
+
+HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `to_json` makes it
+MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are of pixels in 0..255
+
+
+@dataclasses.dataclass
+class Metadata:
+    """Metadata stored beside the tensors; None (or empty) where absent.
+
+    Attributes:
+        name: a model's name; of a registered model or not.
+        family: class of the model ("ViT", …) where `arguments` are all of its arguments.
+        arguments: of the model's constructor.
+        mean, std: normalization statistics of the pixels, in 0..1.
+        crop: side of the evaluation's centre crop / side of the resized image.
+        squash: resize the whole image to a square (or the model's shape), not its short side.
+        interpolation: of the evaluation's resizing, a name of PIL's Image.Resampling in lower case.
+        class_names: by output.
+        notes: one line for each entry that is not followed.
+    """
+
+    name: str = ""
+    family: str = ""
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: float | None = None
+    squash: bool = False
+    interpolation: str | None = None
+    class_names: list[str] | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __or__(self, other: "Metadata") -> "Metadata":
+        """The entries of both, `self` winning."""
+        merged = {key: value or getattr(other, key) for key, value in vars(self).items()}
+        merged["arguments"] = other.arguments | self.arguments
+        merged["notes"] = self.notes + other.notes
+        return Metadata(**merged)
+
+
+@contextlib.contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn whatever is wrong with an entry of `where` into a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{where} has an entry of another form than expected ({first_line(error)}): fix it") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to fit into a line of ours."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is no such file. Raises UserError where it is anything else."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable JSON file ({first_line(error)}): fix it, or remove it") from error
+    return content
+
+
+def image_size(value: Any) -> int | tuple[int, int] | None:
+    """An image size: pixels per side, (height, width) where they differ, None where `value` is None."""
+    if value is None:
+        return None
+    height, width = map(operator.index, value if isinstance(value, list | tuple) else (value, value))
+    if min(height, width) < 1:
+        raise ValueError(f"image size {value}")
+    return height if height == width else (height, width)
+
+
+def statistics(mean: Any, std: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, std) per channel of pixels in 0..1. Raises ValueError for what cannot be: three numbers each, every
+    deviation above 0, and both of pixels in 0..1, not in 0..255."""
+    mean, std = (None if value is None else tuple(float(x) for x in value) for value in (mean, std))
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and (len(values) != 3 or not all(-MAX_STATISTIC <= x <= MAX_STATISTIC for x in values)):
+            raise ValueError(f"{name} {values}: three numbers are needed, for pixels in 0..1")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std {std}: three numbers above 0 are needed")
+    return mean, std
+
+
+def crop_fraction(value: Any) -> float | None:
+    """A crop in 0..1, or None. Raises ValueError for another number."""
+    if value is not None and not 0 < float(value) <= 1:
+        raise ValueError(f"crop {value}: a number in 0..1 is needed")
+    return None if value is None else float(value)
+
+
+def interpolation_name(value: Any) -> str | None:
+    """A name of PIL's resampling filters, or None. Raises ValueError for another one."""
+    if value not in (None, *INTERPOLATIONS):
+        raise ValueError(f"interpolation {value!r}: use one of {', '.join(INTERPOLATIONS)}")
+    return value
+
+
+def class_list(value: Any) -> list[str] | None:
+    """Class names by output, of a list or of Hugging Face's {"0": name, …}."""
+    if isinstance(value, Mapping):
+        value = [value[str(i)] for i in range(len(value))]
+    if value is not None and not all(isinstance(name, str) for name in value):
+        raise ValueError("class names that are no text")
+    return None if value is None else list(value)
+
+
+def to_json(metadata: Metadata) -> dict[str, Any]:
+    """The entries that are known, as `from_json` reads them."""
+    return {key: value for key, value in dataclasses.asdict(metadata).items() if value and key != "notes"}
+
+
+def from_json(content: Mapping[str, Any], where: str) -> Metadata:
+    """Metadata that `to_json` wrote. Raises UserError where it has been changed to something else."""
+    with reading(where):
+        arguments = dict(content.get("arguments", {}))
+        if "img_size" in arguments:
+            arguments["img_size"] = image_size(arguments["img_size"])
+        mean, std = statistics(content.get("mean"), content.get("std"))
+        return Metadata(
+            name=str(content.get("name", "")),
+            family=str(content.get("family", "")),
+            arguments=arguments,
+            mean=mean,
+            std=std,
+            crop=crop_fraction(content.get("crop")),
+            squash=bool(content.get("squash")),
+            interpolation=interpolation_name(content.get("interpolation")),
+            class_names=class_list(content.get("class_names")),
+        )
+
+
+def to_header(metadata: Metadata) -> dict[str, str]:
+    """The entry of a safetensors header that `from_header` reads."""
+    return {HEADER_KEY: json.dumps(to_json(metadata))}
+
+
+def from_header(header: Mapping[str, str] | None, file: str) -> Metadata:
+    """What our own export wrote into the header of a .safetensors file."""
+    written, where = (header or {}).get(HEADER_KEY, "{}"), f"{file}: its header's '{HEADER_KEY}'"
+    try:
+        content = json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not readable ({first_line(error)}): write the file again") from error
+    return from_json(content, where)
+
+
+def from_checkpoint(meta: Mapping[str, Any], source: str) -> Metadata:
+    """The JSON beside a checkpoint's arrays: a run's ("model", "weights", "config"), or of `deit_jax.convert`."""
+    where = f"{source}: its metadata"
+    with reading(where):
+        model, config = meta["model"], meta.get("config", {})
+        found = from_json(meta.get("weights", {}), where)
+        size = image_size(model.get("img_size"))
+        own = Metadata(name=str(model.get("name") or ""), arguments={"img_size": size} if size else {})
+        if config:  # a run is evaluated as its settings say
+            own.crop, own.interpolation = config["data"]["crop"], config["data"].get("interpolation", "bicubic")
+        return found | own

@@ -1,0 +1,141 @@
+"""Which model weights are: by a name, a configuration or their metadata; never by their shapes alone."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import SMALL, state_of
+from safetensors.numpy import save_file
+
+import deit_jax
+from deit_jax import models
+from deit_jax.errors import UserError
+from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights.architecture import registered_name
+
+PLAIN = "deit_digits_patch4_16"
+
+
+NAMES = ["deit_tiny_patch16_224", "deit_small_distilled_patch16_384", SMALL, "deit_cifar_patch4_32", "regnety_cifar"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_named_by_its_file_its_folder_or_the_caller(tmp_path, name):
+    state, (_, config) = state_of(name, num_classes=7), models.find(name)
+    (tmp_path / f"{name}-best").mkdir()
+    for path in (
+        tmp_path / f"{name}-0123abcd.safetensors",
+        tmp_path / f"{name}-best/x.safetensors",
+        tmp_path / "x.safetensors",
+    ):
+        save_file(state, path)
+        weights = load_weights(path, name="" if name in str(path) else name)
+        assert (weights.name, weights.num_classes) == (name, 7)
+        assert {k: weights.architecture.config[k] for k in config} == config
+
+
+@pytest.mark.parametrize("name", [*NAMES, "tf_efficientnet_b0"])
+def test_weights_without_a_name_list_the_models_that_their_tensors_allow(tmp_path, name):
+    save_file(state_of(name, num_classes=7), tmp_path / "x.safetensors")
+    with pytest.raises(
+        UserError, match="does not say which model it is: name it, by name=, as NAME.safetensors"
+    ) as error:
+        load_weights(tmp_path / "x.safetensors")
+    allowed = str(error.value).split("its tensors allow ")[1].split(", ")
+    alike = {"deit_tiny_patch16_224": ["deit_tiny_patch16_384", "vit_tiny_patch16_224", "vit_tiny_patch16_384"],
+             "deit_small_distilled_patch16_384": ["deit_small_distilled_patch16_224"],
+             "tf_efficientnet_b0": ["efficientnet_b0"]}  # fmt: skip
+    assert allowed == sorted([name, *alike.get(name, [])])
+
+
+def test_a_file_says_which_of_two_names_alike(tmp_path):
+    save_file(state_of("vit_tiny_patch16_224"), tmp_path / "vit_tiny_patch16_224.augreg.safetensors")
+    assert load_weights(tmp_path / "vit_tiny_patch16_224.augreg.safetensors").name == "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("hint", "name"),
+    [
+        ("deit_small_patch16_224-cd65a155.pth", "deit_small_patch16_224"),
+        ("facebook/deit-base-distilled-patch16-384", "deit_base_distilled_patch16_384"),
+        ("timm/vit_tiny_patch16_224.augreg_in21k", "vit_tiny_patch16_224"),
+        ("deit_small_patch16_2240", ""),
+        ("small.safetensors", ""),
+    ],
+)
+def test_registered_names_in_file_names(hint, name):
+    assert registered_name(hint) == name
+
+
+def test_a_published_model_without_its_last_block_does_not_pass_for_a_shallower_one(tmp_path):
+    state = state_of("deit_tiny_patch16_224", num_classes=3)
+    cut = {k: v for k, v in state.items() if not k.startswith("blocks.11.")}
+    save_file(cut, tmp_path / "deit_tiny_patch16_224.safetensors")
+    with pytest.raises(UserError, match=r"missing blocks\.11\.attn\.proj\.bias, .* and 4 more$"):
+        load_weights(tmp_path / "deit_tiny_patch16_224.safetensors")
+
+
+def test_unknown_layouts(tmp_path):
+    save_file({"encoder.weight": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="unknown layout .it holds encoder.weight"):
+        load_weights(tmp_path / "x.safetensors")
+    state = {k.replace("s2.b1.", "s2.b9."): v for k, v in state_of("regnety_cifar").items()}
+    save_file(state, tmp_path / "regnety_cifar.safetensors")
+    with pytest.raises(UserError, match="missing s2.b1.*; unknown s2.b9"):
+        load_weights(tmp_path / "regnety_cifar.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
+    with pytest.raises(UserError, match="model 'resnet50' is not known"):
+        load_weights(tmp_path / "x.safetensors")
+    (tmp_path / "z.h5").write_bytes(b"x")
+    with pytest.raises(UserError, match="z.h5 is not a weight file"):
+        load_weights(tmp_path / "z.h5")
+
+
+@pytest.mark.parametrize(("name", "prefix"), [(PLAIN, 1), (SMALL, 2)])
+def test_positions_of_the_patches_alone(tmp_path, name, prefix):
+    """timm's no_embed_class adds nothing to the class token: zeros there are the same model."""
+    state = state_of(name, num_classes=10)
+    state["pos_embed"] = state["pos_embed"][:, prefix:]
+    save_file(state, tmp_path / f"{name}.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": {"no_embed_class": True}}))
+    weights = load_weights(tmp_path)
+    np.testing.assert_array_equal(weights.tree["params"]["pos_embed"][:, prefix:], state["pos_embed"])
+    assert not weights.tree["params"]["pos_embed"][:, :prefix].any()
+
+
+def test_a_grid_of_a_square_count_keeps_its_shape(tmp_path):
+    """2 x 8 patches are as many as 4 x 4."""
+    state = state_of(PLAIN, num_classes=10, img_size=(8, 32))
+    save_file(state, tmp_path / "wide.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": PLAIN, "model_args": {"img_size": [8, 32]}}))
+    weights = load_weights(tmp_path / "wide.safetensors")
+    assert weights.architecture.config["img_size"] == (8, 32)
+    params, _, notes = fit_weights(weights, PLAIN, img_size=(8, 32))
+    np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"])
+    assert notes == []
+
+
+def test_a_grid_of_which_nothing_says_its_sides(tmp_path):
+    """13 x 15 patches and a class token are as many positions as 14 x 14 patches without one."""
+    state = state_of("deit_tiny_patch16_224", num_classes=3, img_size=(208, 240))
+    save_file(state, tmp_path / "deit_tiny_patch16_224.safetensors")
+    for size in (None, 224, 240):
+        with pytest.raises(UserError, match=r"grid of its 195 patch positions is not known: give img_size=\(height"):
+            deit_jax.load_model(tmp_path / "deit_tiny_patch16_224.safetensors", img_size=size)
+    model = deit_jax.load_model(tmp_path / "deit_tiny_patch16_224.safetensors", img_size=(208, 240))
+    np.testing.assert_array_equal(model.pos_embed[...], state["pos_embed"])
+
+
+def test_sizes_no_published_model_has(tmp_path):
+    odd = {"embed_dim": 128, "depth": 2, "patch_size": 8, "num_heads": 2, "mlp_ratio": 3.0}
+    save_file(state_of("deit_tiny_patch16_224", img_size=(16, 40), num_classes=3, **odd), tmp_path / "x.safetensors")
+    config = {"architecture": "deit_tiny_patch16_224", "model_args": odd}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="grid of its 10 patch positions is not known"):
+        deit_jax.load_model(tmp_path / "x.safetensors", img_size=32)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": odd | {"img_size": [16, 40]}}))
+    weights = load_weights(tmp_path / "x.safetensors")
+    assert weights.name == ""
+    assert weights.architecture.describe() == "a ViT of width 128, depth 2, patch 8"
+    model = deit_jax.load_model(tmp_path / "x.safetensors")
+    assert model(np.zeros((1, 16, 40, 3), np.float32)).shape == (1, 3)

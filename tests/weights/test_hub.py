@@ -1,0 +1,140 @@
+"""The hub, played by a server of our own."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+from helpers import SMALL, state_of
+from safetensors.numpy import save_file
+
+from deit_jax.convert import DISTILLED, tensors
+from deit_jax.errors import UserError
+from deit_jax.weights import hub, load_weights
+
+CLIENT = """
+import sys, time
+import deit_jax
+time.sleep = lambda seconds: None  # the hub's client waits 23 s between its tries
+for name in sys.argv[1:]:
+    try:
+        weights = deit_jax.load_weights(name)
+        print("read", weights.name, weights.num_classes, weights.mean[0], (weights.class_names or ["-"])[0])
+    except deit_jax.UserError as error:
+        print("error", error)
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small distilled model's file, and its state dict."""
+    state = state_of(SMALL, num_classes=10)
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    return tmp_path / f"{SMALL}.safetensors", state
+
+
+@pytest.mark.parametrize(
+    ("source", "right"),
+    [("timm/deit_tiny_patch16_224.fb_in1k", True), ("runs/x.pth.tar", False), ("a/b.safetensors", False), ("a", False)],
+)
+def test_hub_names(source, right):
+    assert hub.is_hub_name(source) == right
+
+
+def test_a_mistyped_name_without_network_is_told_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = []
+
+    def unreachable(url, timeout):
+        asked.append(timeout)
+        raise ConnectionError("no network")
+
+    download, local = huggingface_hub.hf_hub_download, []
+
+    def recorded(*names, local_files_only):
+        local.append(local_files_only)
+        return download(*names, local_files_only=local_files_only)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", recorded)
+    with pytest.raises(UserError, match="owner/mistyped is not in the cache and the hub cannot be reached"):
+        load_weights("owner/mistyped")
+    assert asked == [3.0]  # once; then only the cache
+    assert local
+    assert all(local)
+
+
+class Hub(BaseHTTPRequestHandler):
+    files: dict[str, bytes] = {}  # noqa: RUF012
+
+    def do_HEAD(self):
+        self.answer(send=False)
+
+    def do_GET(self):
+        self.answer(send=True)
+
+    def answer(self, send: bool):
+        name, _, file = self.path.lstrip("/").partition("/resolve/main/")
+        content = self.files.get(f"{name}/{file}")
+        known = any(key.startswith(f"{name}/") for key in self.files)
+        self.send_response(200 if content is not None else 404 if known else 401)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{abs(hash(content))}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if send and content is not None:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+def ask(home, endpoint: str, *names: str, offline: bool = False) -> list[str]:
+    environment = os.environ | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": str(int(offline))}
+    done = subprocess.run([sys.executable, "-c", CLIENT, *names], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_repositories(tmp_path, small):
+    path, _ = small
+    weights = load_weights(path)
+    timm_config = {
+        "architecture": SMALL,
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 16, 16]},
+    }
+    save_file(tensors(weights.tree, DISTILLED), tmp_path / "hf.safetensors")
+    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 384}
+    sizes |= {"image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-6}
+    hf_config = sizes | {"model_type": "deit", "id2label": {str(i): f"digit {i}" for i in range(10)}}
+    Hub.files = {
+        "timm/small.test/model.safetensors": path.read_bytes(),
+        "timm/small.test/config.json": json.dumps(timm_config).encode(),
+        "facebook/small-distilled/model.safetensors": (tmp_path / "hf.safetensors").read_bytes(),
+        "facebook/small-distilled/config.json": json.dumps(hf_config).encode(),
+        "owner/no-weights/config.json": b"{}",
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    names = ["timm/small.test", "facebook/small-distilled", "owner/nothing", "owner/no-weights", "owner/a b"]
+    said = ask(tmp_path / "home", address, *names)
+    server.shutdown()
+    server.server_close()
+    assert said[0] == f"read {SMALL} 10 0.5 -"
+    assert said[1] == f"read {SMALL} 10 0.485 digit 0"
+    assert said[2].startswith("error owner/nothing does not exist, neither as a file or folder here nor on the hub")
+    assert said[3].startswith("error owner/no-weights holds neither model.safetensors nor pytorch_model.bin")
+    assert said[4].startswith("error owner/a b does not exist")
+    assert len(said) == len(names)
+    # no network: what was read is in the cache, the rest is told
+    for offline in (True, False):
+        cached, missing = ask(tmp_path / "home", address, "timm/small.test", "timm/other", offline=offline)
+        assert cached == said[0]
+        assert missing.startswith("error timm/other is not in the cache and the hub cannot be reached")

@@ -1,0 +1,140 @@
+"""Weights read from files and folders: every tensor in its place, and every way a source can be wrong."""
+
+import dataclasses
+import math
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+from helpers import SMALL, state_of
+from safetensors.numpy import save_file
+
+import deit_jax
+from deit_jax import models
+from deit_jax.convert import convert, tensors
+from deit_jax.errors import UserError
+from deit_jax.weights import load_weights
+from deit_jax.weights.names import HuggingFace, Timm, entries
+from deit_jax.weights.weight_files import open_file
+
+PLAIN = "deit_digits_patch4_16"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small distilled model's file, and its state dict."""
+    state = state_of(SMALL, num_classes=10)
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    return tmp_path / f"{SMALL}.safetensors", state
+
+
+@pytest.mark.parametrize("modules", [False, True], ids=["hub files", "transformers 5"])
+@pytest.mark.parametrize("prefix", ["deit.", ""])
+def test_hugging_face_names_hold_the_same_model(tmp_path, small, modules, prefix):
+    naming = HuggingFace(prefix, "cls_classifier", modules)
+    tree = load_weights(small[0]).tree
+    save_file(tensors(tree, naming), tmp_path / f"{SMALL}.safetensors")
+    assert any(
+        ("layers.0.attention.q_proj" if modules else "attention.attention.query") in k for k in tensors(tree, naming)
+    )
+    again = load_weights(tmp_path / f"{SMALL}.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again.tree, tree)
+    gone = "0.attention.k_proj.bias" if modules else "0.attention.attention.key.bias"
+    content = {key: value for key, value in tensors(tree, naming).items() if not key.endswith(gone)}
+    save_file(content, tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(UserError, match=rf"missing \S*{gone}$"):
+        load_weights(tmp_path / f"{SMALL}.safetensors")
+
+
+def test_missing_extra_and_wrongly_shaped_keys_are_each_named(tmp_path, small):
+    bad = dict(small[1])
+    del bad["cls_token"], bad["blocks.2.norm1.bias"]
+    bad["blocks.0.ls1.gamma"] = bad["extra"] = np.zeros(3, np.float32)
+    bad["blocks.1.attn.qkv.weight"] = np.zeros((96, 288), np.float32)
+    save_file(bad, tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / f"{SMALL}.safetensors")
+    message = str(error.value)
+    assert "missing blocks.2.norm1.bias, cls_token;" in message
+    assert "unknown blocks.0.ls1.gamma, extra" in message
+    assert "blocks.1.attn.qkv.weight has shape (96, 288), not (288, 96)" in message
+
+
+@pytest.mark.parametrize(
+    "key", ["head.weight", "head.bias", "norm.weight", "patch_embed.proj.weight", "pos_embed", "dist_token"]
+)
+def test_any_one_missing_key_is_named(tmp_path, small, key):
+    state = {k: v for k, v in small[1].items() if k != key}
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(UserError, match=f"missing {key}"):
+        deit_jax.load_model(tmp_path / f"{SMALL}.safetensors")
+
+
+@pytest.mark.parametrize("key", ["head.weight", "head.bias"])
+def test_a_head_that_disagrees_with_itself(tmp_path, key):
+    state = state_of(PLAIN)
+    state[key] = state[key][:-1]
+    save_file(state, tmp_path / f"{PLAIN}.safetensors")
+    with pytest.raises(UserError, match=r"head.* has shape .*999"):
+        load_weights(tmp_path / f"{PLAIN}.safetensors")
+
+
+def test_a_batch_statistic_that_is_missing_is_named(tmp_path):
+    state = {k: v for k, v in state_of("regnety_cifar").items() if k != "s1.b1.conv1.bn.running_var"}
+    save_file(state, tmp_path / "regnety_cifar.safetensors")
+    with pytest.raises(UserError, match=r"missing s1.b1.conv1.bn.running_var"):
+        load_weights(tmp_path / "regnety_cifar.safetensors")
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="nothing.safetensors does not exist"):
+        load_weights(tmp_path / "nothing.safetensors")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_weights(tmp_path)
+
+
+def test_a_broken_orbax_folder(tmp_path, small):
+    folder = convert(small[0], tmp_path / "orbax")
+    for file in (folder / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="not a readable Orbax folder|checkpoint .* is damaged") as error:
+        load_weights(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_each_tensor_is_read_once_and_memory_stays_within_twice_the_size(tmp_path, monkeypatch):
+    """What loading costs (its seconds: benchmarks/load_weights.py)."""
+    _, params, batch_stats = models.abstract(models.constructor("deit_tiny_distilled_patch16_224"))
+    shapes = {e.key: e.shape for e in entries({"params": params, "batch_stats": batch_stats}, Timm())}
+    path = tmp_path / "deit_tiny_distilled_patch16_224.safetensors"
+    save_file({key: np.full(shape, 0.5, np.float32) for key, shape in shapes.items()}, path)
+    reads = []
+
+    def counting(*arguments):
+        tensors = open_file(*arguments)
+        return dataclasses.replace(tensors, read=lambda key: reads.append(key) or tensors.read(key))
+
+    monkeypatch.setattr("deit_jax.weights.load.open_file", counting)
+    tracemalloc.start()
+    try:
+        loaded = load_weights(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = sum(x.nbytes for x in jax.tree.leaves(loaded.tree))
+    assert size == sum(4 * math.prod(shape) for shape in shapes.values())
+    assert sorted(reads) == sorted(shapes)
+    assert size < peak < 1.5 * size
+
+
+def test_a_pooler_is_left_out(tmp_path):
+    save_file(state_of(PLAIN, num_classes=10), tmp_path / f"{PLAIN}.safetensors")
+    state = tensors(load_weights(tmp_path / f"{PLAIN}.safetensors").tree, HuggingFace("", "classifier"))
+    state = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    state |= {"pooler.dense.weight": np.zeros((96, 96), np.float32), "pooler.dense.bias": np.zeros(96, np.float32)}
+    save_file(state, tmp_path / "pooled.safetensors")
+    weights = load_weights(tmp_path / "pooled.safetensors", name=PLAIN)
+    assert weights.num_classes == 0
+    assert weights.notes[0] == "left out the pooler: it takes no part in classification"

@@ -1,0 +1,29 @@
+"""Metadata beside the tensors: what our exports write, and what is assumed where there is none."""
+
+import logging
+
+import pytest
+from helpers import state_of
+from safetensors.numpy import save_file
+
+from deit_jax.errors import UserError
+from deit_jax.weights import load_weights
+
+PLAIN = "deit_digits_patch4_16"
+
+
+def test_what_nothing_says_is_noted_and_a_name_says_it(tmp_path, caplog):
+    """The published weights of plain ViTs have either of two normalizations, those of DeiT ImageNet's."""
+    for name in ("vit_tiny_patch16_224", "deit_tiny_patch16_224"):
+        save_file(state_of(name, num_classes=10), tmp_path / f"{name}.safetensors")
+    with caplog.at_level(logging.WARNING, "deit_jax"):
+        load_weights(tmp_path / "vit_tiny_patch16_224.safetensors")
+    assert "assumed, for nothing says otherwise: pixel mean (0.485, 0.456, 0.406)" in caplog.text
+    assert load_weights(tmp_path / "deit_tiny_patch16_224.safetensors").notes == []
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, "{", '{"mean": 3}', '{"class_names": {"999999999": "x"}}'])
+def test_a_damaged_header_is_one_line(tmp_path, header):
+    save_file(state_of(PLAIN, num_classes=3), tmp_path / "x.safetensors", {"deit_jax": header})
+    with pytest.raises(UserError, match="x.safetensors: its header's 'deit_jax'"):
+        load_weights(tmp_path / "x.safetensors")

@@ -1,0 +1,119 @@
+"""Weight files of every form: prefixes, folders, half precision, and damage that is reported in one line."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import SMALL, state_of
+from safetensors.numpy import save_file
+
+from deit_jax.errors import UserError
+from deit_jax.weights import load_weights, weight_files
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small distilled model's file, and its state dict."""
+    state = state_of(SMALL, num_classes=10)
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    return tmp_path / f"{SMALL}.safetensors", state
+
+
+def same(path, other, **options) -> None:
+    jax.tree.map(np.testing.assert_array_equal, load_weights(path, **options).tree, load_weights(other).tree)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "backbone.", "model.", "timm_model."])
+def test_prefixes_of_wrappers(tmp_path, small, prefix):
+    save_file({prefix + key: value for key, value in small[1].items()}, tmp_path / f"{SMALL}.safetensors")
+    same(tmp_path / f"{SMALL}.safetensors", small[0])
+
+
+def test_a_backbone_with_its_head_outside(tmp_path, small):
+    state = {key if key.startswith("head") else f"backbone.{key}": value for key, value in small[1].items()}
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    same(tmp_path / f"{SMALL}.safetensors", small[0])
+
+
+def test_two_models_under_two_prefixes(tmp_path, small):
+    save_file(small[1] | {f"module.{key}": value for key, value in small[1].items()}, tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(UserError, match="holds .* twice, as .* and as module.*: keep one of the two models"):
+        load_weights(tmp_path / f"{SMALL}.safetensors")
+
+
+def test_which_file_of_a_folder(tmp_path, small):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    assert weight_files.weight_file(folder) is None
+    (folder / f"{SMALL}-best.safetensors").symlink_to(small[0])
+    same(folder, small[0])
+    (folder / "last.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="holds several weight files: name one of deit_.*-best.safetensors, last.pth"):
+        load_weights(folder)
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path, small):
+    state = dict(small[1])
+    state["blocks.2.norm1.weight"] = np.full(96, np.nan, np.float32)
+    state["head.bias"] = np.full(10, np.inf, np.float32)
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(UserError, match="not finite, in blocks.2.norm1.weight, head.bias: the training diverged"):
+        load_weights(tmp_path / f"{SMALL}.safetensors")
+
+
+def test_many_unknown_tensors_are_counted(tmp_path, small):
+    save_file(small[1] | {f"x{i:04}": np.zeros(1, np.float32) for i in range(3000)}, tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(UserError, match="unknown x0000, .* and 2992 more$"):
+        load_weights(tmp_path / f"{SMALL}.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 1_000_000,
+        b'{"a":' * 100_000,
+        b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[4611686018427387904,4611686018427387904],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
+        b"[1]",
+    ],
+)
+def test_headers_that_cannot_be(tmp_path, header):
+    (tmp_path / f"{SMALL}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    with pytest.raises(UserError, match="is not a readable .safetensors file"):
+        load_weights(tmp_path / f"{SMALL}.safetensors")
+
+
+def test_averaged_weights_of_a_file_that_has_none(small):
+    with pytest.raises(UserError, match="holds one set of weights: leave --weights=ema out"):
+        load_weights(small[0], weights="ema")
+    with pytest.raises(UserError, match="weights 'avg' are not known: use params or ema"):
+        load_weights(small[0], weights="avg")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jax.numpy.bfloat16])
+def test_half_precision_files_are_read_as_float32(tmp_path, dtype):
+    state = {key: value.astype(dtype) for key, value in state_of(SMALL).items()}
+    save_file(state, tmp_path / f"{SMALL}.safetensors")
+    leaf = load_weights(tmp_path / f"{SMALL}.safetensors").tree["params"]["head"]["kernel"]
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(leaf, state["head.weight"].T.astype(np.float32))
+
+
+def test_truncated_and_corrupt_files(tmp_path, small):
+    path, _ = small
+    content = path.read_bytes()
+    for name, broken in {
+        "short": content[: len(content) // 2],
+        "shorter": content[:100],
+        "empty": b"",
+        "text": b"<html>404</html>" * 100,
+        "longer": content + b"00",
+        "header": content.replace(b'"dtype":"F32"', b'"dtype":"F99"', 1),
+        "offsets": content.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1),
+    }.items():
+        bad = tmp_path / f"{name}.safetensors"
+        bad.write_bytes(broken)
+        with pytest.raises(UserError, match="not a readable .safetensors file .*: download it again") as error:
+            load_weights(bad)
+        assert str(bad) in str(error.value)
+        assert "\n" not in str(error.value)
