@@ -110,9 +110,12 @@ def measure(
 
 def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
     """OUTPUT.png and .svg. rows: of `read_published`, with "images_per_second"."""
-    from deit_jax.plots import COLORS, INK, plt, tidy
+    from matplotlib.figure import Figure
 
-    figure, axis = plt.subplots(figsize=(7.6, 4.6))
+    from deit_jax.plots import COLORS, INK, tidy
+
+    figure = Figure(figsize=(7.6, 4.6))
+    axis = figure.subplots()
     families = list(dict.fromkeys(row["family"] for row in rows))
     for color, family in zip(COLORS, families, strict=False):
         points = sorted((r["images_per_second"], r["top1"], r["model"]) for r in rows if r["family"] == family)
@@ -142,7 +145,6 @@ def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
         figure.savefig(
             f"{output}.{kind}", dpi=130, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None
         )
-    plt.close(figure)
 
 
 def short_name(model: str) -> str:

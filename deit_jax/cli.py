@@ -101,7 +101,7 @@ def run_mode(mode: str) -> None:
     import jax  # here and below: a wrong command line is reported before jax is loaded
 
     if mode == "evaluate":
-        from deit_jax.evaluate.command import Request, evaluate_command
+        from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 
         given = config_flags.get_override_values(FLAGS["config"])
         request = Request(tuple(FLAGS.checkpoint), tuple(FLAGS.data), FLAGS.weights, FLAGS.workdir or "", FLAGS.output)

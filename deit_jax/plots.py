@@ -1,29 +1,35 @@
-"""Pictures of a run: curves, attention, differences. Each function writes one PNG."""
+"""Pictures of a run: curves, attention, classes. Each function writes one PNG; matplotlib's own settings stay."""
 
 import io
 import itertools
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # no screen needed
-import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
-from deit_jax.plot_text import caption, drawable
+from deit_jax.errors import printable
 from deit_jax.runtime import atomic, storage
 
-PER_BAND = 8  # images side by side
 INK, GRID = "#333333", "#dddddd"
 COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96", "#e8a200", "#0c8599", "#5c3d2e"]
+ATTENTION_COLUMNS = 8  # images side by side
+MAX_CLASSES_WITH_COUNTS = 20  # classes with a number in every cell of their confusion matrix
+# keys of a log's records: (label, line style)
+LOSS_TERMS = {"class_loss": ("class loss", "-"), "distillation_loss": ("distillation loss", "--")}
+AGREEMENTS = {"cls_agreement": ("class head", "-"), "dist_agreement": ("distillation head", "--")}
+
+plain_text = matplotlib.rc_context({"text.parse_math": False})  # names of classes and runs are text, never markup
 
 
-def tidy(axis, xlabel: str, ylabel: str) -> None:
+def tidy(axis: Any, xlabel: str, ylabel: str) -> None:
+    """Label an axis and reduce its frame to the lines that are read."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
@@ -31,19 +37,29 @@ def tidy(axis, xlabel: str, ylabel: str) -> None:
     axis.set_ylabel(ylabel, color=INK, fontsize=9)
 
 
-def save(figure, path: Path) -> None:
-    picture = io.BytesIO()
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure whole, or not at all."""
+    path, picture = storage.place(path), io.BytesIO()
     figure.savefig(picture, dpi=130, bbox_inches="tight", format=path.suffix[1:] or None)
-    plt.close(figure)
     atomic.write_bytes(path, picture.getvalue())
 
 
+def caption(text: str, width: int, lines: int = 2) -> str:
+    """Text in at most `lines` lines of `width` characters; what was cut ends in an ellipsis."""
+    wrapped = textwrap.wrap(printable(text), width)
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1].rstrip() + "…"]
+    return "\n".join(wrapped)
+
+
+@plain_text
 def curves(
     path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None, fused: bool = False
 ) -> None:
-    """Training loss and evaluation top-1 over epochs, a line per run.
+    """Training loss and evaluation top-1 over epochs, a line per run; with a teacher also the loss terms and the
+    fraction of images on which each head agrees with the teacher.
 
-    Averaged weights are shown where the runs are few; accuracy, where a run was evaluated more than once.
+    The EMA's accuracy is shown where the runs are few; accuracy, where a run was evaluated more than once.
 
     Args:
         logs: {run: records of its log.jsonl}.
@@ -51,46 +67,52 @@ def curves(
             its own. None: all have the same.
         fused: whether the accuracy of a model with two heads, of which there are some, is that of both together.
     """
-    names = objectives or {}
-    panels = list(dict.fromkeys(names.get(name, "") for name in logs)) or [""]
-    styles = {"eval/top1": "-", "eval_ema/top1": ":"} if len(logs) <= 3 else {"eval/top1": "-"}
-    scores = {
-        (name, key): [(r["epoch"], r[key]) for r in records if key in r]
-        for name, records in logs.items()
-        for key in styles
-    }
-    both = any(len(points) > 1 for points in scores.values())
-    count = len(panels) + both
-    figure, axes = plt.subplots(1, count, figsize=(6.5 if count == 1 else 5 * count, 3.8), squeeze=False)
-    for color, (name, records) in zip(itertools.cycle(COLORS), logs.items(), strict=False):
-        losses = [(r["epoch"], r["loss"]) for r in records if "loss" in r]
-        if losses:
-            axis = axes[0, panels.index(names.get(name, ""))]
-            marker = "o" if len(losses) == 1 else None  # a line of one point would draw nothing
-            axis.plot(*zip(*losses, strict=True), color=color, label=drawable(name), linewidth=1.5, marker=marker)
-        for key, style in styles.items():
-            points = scores[name, key]
-            if both and points:
-                label = drawable(name if style == "-" else f"{name}, averaged weights")
-                marker = "o" if len(points) == 1 else None
-                axes[0, -1].plot(
-                    *zip(*points, strict=True), style, color=color, label=label, linewidth=1.5, marker=marker
-                )
-    titles = [f"training loss: {panel}" if panel else "training loss" for panel in panels]
-    for axis, ylabel in zip(
-        axes[0], [*titles, f"top-1 on held-out images{' (fused heads)' if fused else ''}, %"], strict=False
+    colors = dict(zip(logs, itertools.cycle(COLORS), strict=False))
+    panels: dict[str, list[tuple[list[tuple[float, float]], dict[str, Any]]]] = {}
+
+    def add(panel: str, run: str, key: str, label: str = "", style: str = "-", factor: float = 1.0) -> None:
+        points = [(r["epoch"], factor * r[key]) for r in logs[run] if key in r]
+        label = caption(f"{run}, {label}" if label else run, 60)
+        if points:
+            panels.setdefault(panel, []).append((points, {"label": label, "linestyle": style, "color": colors[run]}))
+
+    for run in logs:
+        objective = (objectives or {}).get(run, "")
+        add(f"training loss: {objective}" if objective else "training loss", run, "loss")
+    distilled = [run for run, records in logs.items() if any("distillation_loss" in r for r in records)]
+    for panel, keys, factor in (
+        ("loss terms", LOSS_TERMS, 1.0),
+        ("agreement with the teacher's hard label, %", AGREEMENTS, 100.0),
     ):
-        tidy(axis, "epoch", ylabel)
-        if axis.lines and len(logs) <= 4:
+        for run, (key, (label, style)) in itertools.product(distilled, keys.items()):
+            add(panel, run, key, label, style, factor)
+    if any(sum("eval/top1" in r for r in records) > 1 for records in logs.values()):
+        accuracy = f"top-1 on held-out images{' (fused heads)' if fused else ''}, %"
+        for run in logs:
+            add(accuracy, run, "eval/top1")
+            if len(logs) <= 3:
+                add(accuracy, run, "eval_ema/top1", "EMA", ":")
+
+    panels = panels or {"training loss": []}
+    width = 6.5 if len(panels) == 1 else 5 * len(panels)
+    figure = Figure(figsize=(width, 3.8))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for points, options in lines:
+            marker = "o" if len(points) == 1 else None  # a line of one point would draw nothing
+            axis.plot(*zip(*points, strict=True), linewidth=1.5, marker=marker, **options)
+        tidy(axis, "epoch", title)
+        if lines and len(logs) <= 4:
             axis.legend(frameon=False, fontsize=8)
     if len(logs) > 4:
-        lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+        lines = {line.get_label(): line for axis in axes for line in axis.lines}
         options = {"frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        axes[0, -1].legend(lines.values(), lines.keys(), **options)
+        axes[-1].legend(lines.values(), lines.keys(), **options)
     figure.tight_layout()
-    save(figure, storage.place(path))
+    save(figure, path)
 
 
+@plain_text
 def attention(
     path: str | Path,
     images: UInt8[np.ndarray, "images height width 3"],
@@ -98,8 +120,8 @@ def attention(
     captions: list[str],
     grid: tuple[int, int],
 ) -> None:
-    """Each image above what its class (and distillation) token attends to in the last block, mean over heads; PER_BAND
-    images side by side, the others below. All maps have one colour scale.
+    """Each image above what its class (and distillation) token attends to in the last block, mean over heads;
+    ATTENTION_COLUMNS images side by side, the others below. All maps have one colour scale.
 
     Args:
         maps: of each of the first tokens, its attention to the patches.
@@ -109,9 +131,10 @@ def attention(
     tokens = ["class token", "distillation token"][: maps.shape[1]]
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-6)), "inferno")
     texts = ["\n".join(caption(line, 20) for line in text.split("\n")) for text in captions]
-    rows, columns, bands = 1 + len(tokens), min(len(images), PER_BAND), math.ceil(len(images) / PER_BAND)
+    rows, columns = 1 + len(tokens), min(len(images), ATTENTION_COLUMNS)
+    bands = math.ceil(len(images) / columns)
     text_height = 0.15 * (1 + max(text.count("\n") for text in texts)) + 0.15  # inches
-    figure = plt.figure(figsize=(1.6 * columns, bands * (1.6 * rows + text_height)))
+    figure = Figure(figsize=(1.6 * columns, bands * (1.6 * rows + text_height)))
     inch_x, inch_y = 1 / figure.get_size_inches()
     whole = figure.add_gridspec(bands, 1, hspace=text_height / (1.6 * rows), left=0, right=1, bottom=0, top=1)
     for band in range(bands):
@@ -126,48 +149,90 @@ def attention(
             image = images[place]
             axes[0, column].imshow(image, interpolation="nearest")
             axes[0, column].set_title(texts[place], fontsize=8, color=INK)
+            overlay: dict[str, Any] = {"norm": scale.norm, "cmap": scale.cmap, "alpha": 0.75}
+            overlay["extent"] = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
             for axis, heat in zip(axes[1:, column], maps[place], strict=False):
                 axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
-                extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-                axis.imshow(
-                    heat.reshape(grid),
-                    norm=scale.norm,
-                    cmap=scale.cmap,
-                    alpha=0.75,
-                    extent=extent,
-                    interpolation="nearest",
-                )
+                axis.imshow(heat.reshape(grid), interpolation="nearest", **overlay)
         low, high = axes[-1, -1].get_position(), axes[1, -1].get_position()
         bar = figure.add_axes((1 + 0.12 * inch_x, low.y0, 0.12 * inch_x, high.y1 - low.y0))
-        figure.colorbar(scale, cax=bar, format=lambda share, _: f"{100 * share:g} %")
+        figure.colorbar(scale, cax=bar, format=lambda fraction, _: f"{100 * fraction:g} %")
         bar.tick_params(labelsize=8, labelcolor=INK)
-        bar.set_ylabel("share of the token's attention, per patch", fontsize=8, color=INK)
+        bar.set_ylabel("fraction of the token's attention, per patch", fontsize=8, color=INK)
     which = "class and the distillation token" if len(tokens) > 1 else "class token"
     note = f"Attention of the {which} to each patch of the image: last block, mean over heads, one colour scale."
     figure.text(0, -0.12 * inch_y, note, fontsize=9, color=INK, va="top")
-    save(figure, storage.place(path))
+    save(figure, path)
 
 
-def differences(
-    path: str | Path,
-    rows: list[tuple[str, float, float, float, list[float]]],
-    xlabel: str = "difference in top-1, points",
+@plain_text
+def contact_sheet(
+    path: str | Path, images: list[UInt8[np.ndarray, "height width 3"]], captions: list[str], *, columns: int = 4
 ) -> None:
-    """Paired differences as dots with their confidence intervals, one row each; small dots are the single pairs.
+    """Images in a grid, each above its caption of one or more lines."""
+    rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
+    texts = ["\n".join(caption(line, 30) for line in text.split("\n")) for text in captions]
+    text_height = 0.16 * (1 + max(text.count("\n") for text in texts)) + 0.15  # inches
+    figure = Figure(figsize=(2.1 * columns, (2.0 + text_height) * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.05, hspace=text_height / 2.0)
+    for axis in axes.flat:
+        axis.axis("off")
+    options: dict[str, Any] = {"fontsize": 8, "color": INK, "ha": "center", "va": "top"}
+    for axis, image, text in zip(axes.flat, images, texts, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        axis.annotate(text, (0.5, -0.04), xycoords="axes fraction", **options)
+    save(figure, path)
 
-    rows: (label, mean, low, high, values); low and high may be nan (no interval drawn).
-    """
-    figure, axis = plt.subplots(figsize=(8.6, 0.6 + 0.42 * len(rows)))
-    for y, (_, mean, low, high, values) in enumerate(rows):
-        axis.plot(values, [y + 0.18] * len(values), "o", color=COLORS[4], alpha=0.55, markersize=3.5, linewidth=0)
-        if np.isfinite([low, high]).all():
-            axis.plot([low, high], [y, y], color=COLORS[0], linewidth=2.2, solid_capstyle="butt")
-        axis.plot([mean], [y], "o", color=COLORS[0], markersize=6)
-        axis.annotate(f"{mean:+.2f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
-    axis.axvline(0, color=INK, linewidth=0.9, linestyle="--")
-    axis.set_yticks(range(len(rows)), [textwrap.fill(drawable(label), 62) for label, *_ in rows], fontsize=8)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    tidy(axis, xlabel, "")
-    axis.grid(axis="x", color=GRID, linewidth=0.8)
-    axis.grid(axis="y", visible=False)
-    save(figure, storage.place(path))
+
+@plain_text
+def confusion(path: str | Path, matrix: Integer[np.ndarray, "classes classes"], names: list[str]) -> None:
+    """The confusion matrix, each row coloured by fractions of its class, with counts where there is room."""
+    count = len(names)
+    with_counts = count <= MAX_CLASSES_WITH_COUNTS
+    side = min(max(3.0, 0.42 * count if with_counts else 0.2 * count), 10.0) + 1.2
+    figure = Figure(figsize=(side + 0.6, side))
+    axis = figure.subplots()
+    fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    picture = axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    if with_counts:
+        for (row, column), images in np.ndenumerate(matrix):
+            if images:
+                color = "white" if fractions[row, column] > 0.5 else INK
+                axis.text(column, row, str(images), ha="center", va="center", fontsize=7, color=color)
+    labels = [caption(name, 24, lines=1) for name in names]
+    axis.set_xticks(range(count), labels, rotation=90, fontsize=8 if with_counts else 6)
+    axis.set_yticks(range(count), labels, fontsize=8 if with_counts else 6)
+    axis.set_xlabel("predicted", color=INK)
+    axis.set_ylabel("true", color=INK)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(picture, ax=axis, fraction=0.045, pad=0.03, label="fraction of the true class")
+    save(figure, path)
+
+
+@plain_text
+def reliability(
+    path: str | Path,
+    edges: Float[np.ndarray, " edges"],
+    images: Integer[np.ndarray, " bins"],
+    confidence: Float[np.ndarray, " bins"],
+    accuracy: Float[np.ndarray, " bins"],
+    title: str = "",
+) -> None:
+    """Accuracy over confidence, above how many images had each confidence: the fields of `metrics.Calibration`."""
+    figure = Figure(figsize=(4.6, 5))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    used = images > 0
+    width, centres = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    upper.bar(centres[used], accuracy[used], width[used], color=COLORS[0], alpha=0.35, edgecolor=COLORS[0])
+    upper.plot(confidence[used], accuracy[used], "o", color=COLORS[0], markersize=4, label="accuracy")
+    upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="perfectly calibrated")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1)
+    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    upper.set_title(title, fontsize=9, color=INK)
+    lower.bar(centres, images, width, color=COLORS[4])
+    tidy(upper, "", "accuracy")
+    tidy(lower, "confidence", "images")
+    figure.tight_layout()
+    save(figure, path)

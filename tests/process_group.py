@@ -20,7 +20,7 @@ from helpers import ROOT
 from deit_jax.config import default_config, resolve
 from deit_jax.distill.runs import train_run
 from deit_jax.errors import Interrupted
-from deit_jax.evaluate.command import Request, evaluate_command
+from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.label import label
 from deit_jax.runtime import sharding
 from deit_jax.study.ablation import ablate
@@ -66,7 +66,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     given = {"batch_size": 16}
     config = default_config()
     config.update_from_flattened_dict(given)
-    with mock.patch("deit_jax.evaluate.command.TIMED_CALLS", 3):
+    with mock.patch("deit_jax.evaluate.evaluation_command.TIMED_CALLS", 3):
         rows = evaluate_command(config, given, Request(workdir=str(folder)))["rows"]
     return {row["kind"]: next(iter(row["results"].values())) for row in rows}
 

@@ -14,7 +14,7 @@ from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
 from deit_jax.data import pipeline
 from deit_jax.errors import UserError, printable
-from deit_jax.evaluate.command import Request, evaluate_command
+from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.experiment import run
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,11 +20,12 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import evaluate_sets, head_logits
 from deit_jax.runtime import sharding, storage
 from deit_jax.runtime.flops import count_flops
+from deit_jax.runtime.progress import track
 from deit_jax.weights import Weights, fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
 from deit_jax.weights.view import View, view_of
 
-KINDS = ("params", "ema")
+WEIGHT_SETS = ("params", "ema")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Classifier:
         build: constructor of the model.
         sets: {"params" or "ema": {"params", "batch_stats"}} of arrays on the mesh.
         view: the evaluation view, with the normalization statistics.
-        num_classes, class_names: of its outputs; names None: not known.
+        num_classes: of its outputs.
+        class_names: of its outputs; None where the weights have no names.
         notes: what was changed to fit, one line each.
     """
 
@@ -54,7 +55,7 @@ class Classifier:
         return models.abstract(self.build)[0]
 
     def parameters(self) -> int:
-        """How many there are; batch statistics are not counted."""
+        """Number of trainable parameters, without batch statistics."""
         weights = next(iter(self.sets.values()))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights["params"]))
 
@@ -68,10 +69,10 @@ class Classifier:
 
 
 def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
-    """{"params" and "ema": weights}: the set `which`, or both where a checkpoint has both. As `load_weights`."""
+    """{"params" and "ema": weights}: the set `which`, or both of a checkpoint that has both; as `load_weights`."""
     path = storage.place(source).expanduser()
     step = find_step(path) if path.is_dir() else None
-    kinds = (which,) if which else KINDS if step and (step / "ema").is_dir() else KINDS[:1]
+    kinds = (which,) if which else WEIGHT_SETS if step and (step / "ema").is_dir() else WEIGHT_SETS[:1]
     return {kind: load_weights(source, weights=kind) for kind in kinds}
 
 
@@ -90,6 +91,7 @@ def make_classifier(
     Args:
         sets: of `weight_sets`.
         name: the registry model they must be of; "": what they are.
+        mesh: the devices.
         img_size, crop, interpolation: of the evaluation view; 0 and "": the weights' own.
         dtype: the compute type.
 
@@ -146,33 +148,28 @@ def evaluate_classifier(
     config: Any = None,
     fusion: str = "logits",
     subset: Bool[AnyArray, " classes"] | None = None,
-    collect: Callable | None = None,
-    progress: Callable = lambda batches, total: batches,
+    outcomes: Any = None,
+    progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every set of weights on images labelled by the classifier's outputs.
 
     Args:
-        source: its labels are indices of logits (`data.testsets.MappedSource`).
+        classifier: the model.
+        source: its labels are indices of logits (`test_sets.MappedSource`).
+        mesh: the devices that the classifier's weights are on.
         batch_size: images per batch over all devices, rounded up to a multiple of their number.
-        config: `data.threads`, `data.workers` and `data.prefetch` are its.
-        fusion, subset, collect: as `evaluate_sets`.
-        progress: wraps the iterator of batches, given how many there will be.
+        config: `data.threads`, `data.workers` and `data.prefetch` are used.
+        fusion, subset, outcomes: as `evaluate_sets`.
+        progress: show a line with the time left.
 
-    Returns {"params" or "ema": result of `evaluate_sets`, and "unreadable": what was said of each image of this process
-    that could not be read}; these count as `data.eval_broken` says. Raises UserError where none can be read.
+    Returns {"params" or "ema": result of `evaluate_sets`, and "unreadable": a line per image of this process that could
+    not be read}; these count as `data.eval_broken` says. Raises UserError where none can be read.
     """
-    config = config or default_config()
-    stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config)
-    batches, view = progress(stream, -(-len(source) // rows)), classifier.view
+    stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config or default_config())
+    shown = progress and jax.process_index() == 0
+    batches = track(stream, "batches", -(-len(source) // rows) if shown else 0)
+    view, options = classifier.view, {"fusion": fusion, "subset": subset, "outcomes": outcomes}
     results = evaluate_sets(
-        classifier.graphdef,
-        classifier.sets,
-        batches,
-        mesh=mesh,
-        mean=view.mean,
-        std=view.std,
-        fusion=fusion,
-        subset=subset,
-        collect=collect,
+        classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, **options
     )
     return {name: result | {"unreadable": list(stream.broken)} for name, result in results.items()}

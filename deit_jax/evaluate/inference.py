@@ -1,12 +1,11 @@
-"""Accuracy of each head and of their fusion over a whole dataset."""
+"""Weights on batches of images → logits, and what is computed from them on the way: the one evaluation loop."""
 
+import collections
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,14 +13,15 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
 from deit_jax.arrays import AnyArray
 from deit_jax.augment import normalize
+from deit_jax.evaluate.metrics import accuracies, add_counts, count_correct
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
-SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
 USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
+AHEAD = 2  # batches dispatched before the oldest is waited for: else the whole dataset would queue on the device
 
-Batch = dict[str, Shaped[np.ndarray, "batch ..."]]
+Batch = dict[str, Any]  # of `data.pipeline.eval_batches`: NumPy arrays (batch, …)
 Weights = dict[str, Any]  # {"params", "batch_stats"}
 Logits = dict[str, Float[Array, "batch classes"]]  # by head
 
@@ -42,52 +42,48 @@ def head_logits(
     return dict(zip(HEADS, (cls, dist, fuse(cls, dist, "logits"), fuse(cls, dist, "probabilities")), strict=True))
 
 
-@jax.jit
-def count_correct(
-    logits: Logits,
-    batch: dict[str, Shaped[AnyArray, "batch ..."]],
-    subset: Bool[AnyArray, " classes"] | None = None,
-) -> dict[str, Float[Array, "4"]]:
-    """Score one evaluation batch.
+def joint_logits(logits: Logits, fusion: str) -> Float[Array, "batch classes"]:
+    """The logits of the joint prediction: of both heads fused, or of the only one."""
+    return logits.get(f"fused_{fusion}", logits["cls"])
+
+
+def infer(
+    graphdef: nnx.GraphDef,
+    sets: dict[str, Weights],
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh,
+    mean: Iterable[float],
+    std: Iterable[float],
+    reduce: Callable[[Logits, dict[str, Shaped[Array, "batch ..."]]], Any] = lambda logits, batch: logits,
+) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    """Run several sets of weights of one model in a single pass over the data, a little ahead of the devices.
 
     Args:
-        logits: of `head_logits`.
-        batch: its `label`, `mask` and, where images have several right labels, `labels`.
-        subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
+        graphdef: of the model.
+        sets: {name: {"params", "batch_stats"}}, on the mesh.
+        batches: `image` uint8 (batch, height, width, 3), and what `reduce` needs; other entries stay on the host.
+        mesh: the devices.
+        mean, std: the model's normalization statistics.
+        reduce: (logits per head, batch on the devices) → what is fetched of them, dispatched with the forward pass. In
+            a run of several processes it must be replicated, as `count_correct`'s sums are.
 
-    Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1.
+    Yields (batch, {name: result of `reduce` as NumPy arrays}), in the order of the batches.
     """
-
-    # an image with several right labels (ImageNet-ReaL; padded by -1) is correct where any of them is predicted
-    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
-
-    def count(logits):
-        own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
-        # a tie goes to the class that comes first, as argmax decides
-        before = jnp.arange(logits.shape[1]) < labels[..., None]
-        rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
-        # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
-        wrong = max(logits.shape[1], 5)  # a rank that is in no top 5, however few the classes
-        rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), wrong, rank).min(1)
-        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
-        # an unreadable image, which counts as wrong: the loss of a guess
-        loss = jnp.where(batch["label"] < 0, math.log(logits.shape[1]), loss)
-        counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
-        return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
-
-    counts = {name: count(x) for name, x in logits.items()}
-    if subset is not None:
-        counts |= {f"{SUBSET}{name}": count(jnp.where(subset, x, -jnp.inf)) for name, x in logits.items()}
-    return counts
-
-
-def placed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, dict[str, Shaped[Array, "batch ..."]]]]:
-    """Each batch, and what the devices need of it as global arrays over `mesh`."""
+    mean, std = tuple(mean), tuple(std)
+    pending: collections.deque[tuple[Batch, dict[str, Any]]] = collections.deque()
     for batch in batches:
-        yield batch, sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
+        placed = sharding.place_batch({k: v for k, v in batch.items() if k in USED}, mesh)
+        run = lambda weights, placed=placed: reduce(head_logits(graphdef, weights, placed["image"], mean, std), placed)
+        pending.append((batch, {name: run(weights) for name, weights in sets.items()}))
+        if len(pending) > AHEAD:
+            done, found = pending.popleft()
+            yield done, jax.device_get(found)
+    for done, found in pending:
+        yield done, jax.device_get(found)
 
 
-def evaluate(graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options) -> dict[str, Any]:
+def evaluate(graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options: Any) -> dict[str, Any]:
     """`evaluate_sets` of one set of weights: its result."""
     return evaluate_sets(graphdef, {"": weights}, batches, **options)[""]
 
@@ -102,82 +98,39 @@ def evaluate_sets(
     std: Iterable[float],
     fusion: str = "logits",
     subset: Bool[AnyArray, " classes"] | None = None,
-    collect: Callable[[str, Batch, Logits], None] | None = None,
+    outcomes: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate several sets of weights of one model in a single pass over the data.
 
     Args:
-        sets: {name: {"params", "batch_stats"}}.
-        batches: of `data.pipeline.eval_batches`.
-        mesh: the devices.
-        mean, std: the model's normalization statistics.
+        graphdef, sets, batches, mesh, mean, std: as `infer`.
         fusion: how the joint prediction combines both heads, "logits" or "probabilities".
         subset: which of the model's classes the data has, where it lacks some.
-        collect: called with each set's name, batch and logits per head, in the order of the batches.
+        outcomes: `class_report.Outcomes` to which the predictions of the first set are added, in a single process.
 
     Returns, per name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}: accuracies in
     percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
-    same of decisions between its classes alone.
+    same of predictions among its classes alone.
     """
-    mean, std = tuple(mean), tuple(std)
     totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
-    pending: list[tuple[str, Batch, Logits, dict[str, Float[Array, 4]]]] = []
 
-    def settle(name: str, host: Batch, logits: Logits, counts: dict[str, Float[Array, "4"]]) -> None:
-        add_counts(totals[name], counts)
-        if collect is not None:
-            collect(name, host, logits)
+    def reduce(logits: Logits, batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        return count_correct(logits, batch, subset), outcomes and predict(logits, fusion=fusion)
 
-    for host, batch in placed(batches, mesh):
-        images = batch.pop("image")
-        for name, weights in sets.items():
-            logits = head_logits(graphdef, weights, images, mean, std)
-            pending.append((name, host, logits, count_correct(logits, batch, subset)))
-        while len(pending) > 2 * len(sets):  # a little ahead of the device, not a dataset ahead
-            settle(*pending.pop(0))
-    for entry in pending:
-        settle(*entry)
+    for batch, found in infer(graphdef, sets, batches, mesh=mesh, mean=mean, std=std, reduce=reduce):
+        for name, (counts, _) in found.items():
+            add_counts(totals[name], counts)
+        if outcomes:
+            outcomes.add(batch, next(iter(found.values()))[1])
     return {name: accuracies(total, fusion) for name, total in totals.items()}
 
 
-class Predictions(NamedTuple):
-    """What a model predicts for the images of a batch whose mask is 1.
-
-    Attributes:
-        images, labels: those of the batch.
-        probabilities: of the joint prediction.
-        decisions: {head: predicted class}.
-    """
-
-    images: UInt8[np.ndarray, "images height width 3"]
-    labels: Integer[np.ndarray, " images"]
-    probabilities: Float[np.ndarray, "images classes"]
-    decisions: dict[str, Integer[np.ndarray, " images"]]
-
-
-def predictions_of(batch: Batch, logits: Logits, *, fusion: str = "logits") -> Predictions:
-    """The predictions that logits of `head_logits` are. fusion: as of `evaluate_sets`."""
-    joint = jax.nn.softmax(logits.get(f"fused_{fusion}", logits["cls"]).astype(jnp.float32))
-    probabilities, decisions = jax.device_get((joint, {head: x.argmax(-1) for head, x in logits.items()}))
-    real = batch["mask"] > 0
-    chosen = {head: values[real] for head, values in decisions.items()}
-    return Predictions(batch["image"][real], batch["label"][real], probabilities[real], chosen)
-
-
-def predict(
-    graphdef: nnx.GraphDef,
-    weights: Weights,
-    batches: Iterable[Batch],
-    *,
-    mesh: Mesh,
-    mean: Iterable[float],
-    std: Iterable[float],
-    fusion: str = "logits",
-) -> Iterator[Predictions]:
-    """The predictions for each batch. Arguments as of `evaluate_sets`; `mesh` must be of this process's devices."""
-    mean, std = tuple(mean), tuple(std)
-    for host, batch in placed(batches, mesh):
-        yield predictions_of(host, head_logits(graphdef, weights, batch["image"], mean, std), fusion=fusion)
+@functools.partial(jax.jit, static_argnames="fusion")
+def predict(logits: Logits, *, fusion: str = "logits") -> dict[str, Shaped[Array, "batch"]]:
+    """{head: predicted class, "joint": of the joint prediction, "confidence": the probability of that class}."""
+    joint = joint_logits(logits, fusion)
+    classes = {head: x.argmax(-1) for head, x in logits.items()}
+    return classes | {"joint": joint.argmax(-1), "confidence": jax.nn.softmax(joint.astype(np.float32)).max(-1)}
 
 
 def predict_classes(
@@ -192,35 +145,16 @@ def predict_classes(
 ) -> tuple[dict[str, Integer[np.ndarray, " images"]], Integer[np.ndarray, " images"]]:
     """({head: predicted class}, label) of all images whose mask is 1.
 
-    Arguments as of `predict`. outputs: per class of the data, the index of the model's logit; None: they are numbered
-    alike.
+    Arguments as of `infer`; `mesh` must be of this process's devices. outputs: per class of the data, the index of the
+    model's logit; None: they are numbered alike.
     """
-    mean, std = tuple(mean), tuple(std)
-    labels: list[np.ndarray] = []
-    decisions: dict[str, list[np.ndarray]] = {}
-    for host, batch in placed(batches, mesh):
-        real = host["mask"] > 0
-        labels.append(host["label"][real])
-        for head, logits in head_logits(graphdef, weights, batch["image"], mean, std).items():
-            decided = (logits if outputs is None else logits[:, outputs]).argmax(-1)
-            decisions.setdefault(head, []).append(jax.device_get(decided)[real])
-    return {head: np.concatenate(parts) for head, parts in decisions.items()}, np.concatenate(labels)
 
+    def reduce(logits: Logits, _: dict[str, Any]) -> dict[str, Array]:
+        return {head: (x if outputs is None else x[:, outputs]).argmax(-1) for head, x in logits.items()}
 
-def add_counts(totals: dict[str, Float[np.ndarray, "4"]], counts: dict[str, Float[Array, "4"]]) -> None:
-    """Add one batch's counts per head to the totals of a set of weights."""
-    for head, values in jax.device_get(counts).items():
-        totals[head] = totals.get(head, 0.0) + values.astype(np.float64)
-
-
-def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[str, Any]:
-    """The result of `evaluate` from its totals per head."""
-    whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
-    part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
-    heads = {
-        name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in whole.items())
-    }
-    joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    result = {**heads[joint], "heads": heads, "images": int(whole["cls"][3])}
-    return result | {"subset": accuracies(part, fusion)} if part else result
+    parts = []
+    for batch, found in infer(graphdef, {"": weights}, batches, mesh=mesh, mean=mean, std=std, reduce=reduce):
+        real = batch["mask"] > 0
+        parts.append({name: x[real] for name, x in {**found[""], "label": batch["label"]}.items()})
+    heads = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return heads, heads.pop("label")

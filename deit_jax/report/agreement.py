@@ -1,5 +1,5 @@
-"""How differently labels, teacher and student decide (paper, Table 4), how alike the student's two tokens are
-(section 4), and what the teacher costs. For the report of a run."""
+"""How often labels, teacher and student disagree (paper, Table 4), how similar the student's two tokens are
+(section 4), and the teacher's part of a step. For the report of a run."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,15 +26,15 @@ from deit_jax.train import log
 from deit_jax.train.setup import Run
 from deit_jax.weights.orbax import find_step, read_weights
 
-Decisions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
+Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
 PLAIN_STUDENT = "student without a teacher"
 COSINE_IMAGES = 64
 STUDENT_HEADS = {"cls": "class head", "dist": "distillation head", "fused": "both heads"}
 
 
-def disagreement(decisions: Decisions) -> dict[str, dict[str, float]]:
-    """Percent of the images that each pair of classifiers decides differently."""
-    return {a: {b: 100 * float((x != y).mean()) for b, y in decisions.items()} for a, x in decisions.items()}
+def disagreement(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Percent of the images for which each pair of classifiers predicts different classes."""
+    return {a: {b: 100 * float((x != y).mean()) for b, y in predictions.items()} for a, x in predictions.items()}
 
 
 def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
@@ -49,31 +49,32 @@ def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
 
 
-def measure_agreement(run: Run, student: Decisions | None = None) -> dict[str, Any]:
+def measure_agreement(run: Run, student: Predictions | None = None) -> dict[str, Any]:
     """What the report says of a finished run with a teacher; computed by this process alone.
 
-    student: `student_decisions` of the run's best weights, where they are known.
+    student: `student_predictions` of the run's best weights, where they are known.
 
-    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer], "teacher_share": of a step's time}.
-    The cosine is left out without a second token, the share where the labels are stored or no speed was logged.
+    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer], "teacher_time_fraction": of a
+    step}.
+    The cosine is left out without a second token, the fraction where the labels are stored or no speed was logged.
     """
     mesh = sharding.make_mesh(jax.local_devices())
-    decisions, seconds = teacher_decisions(run, mesh)
+    predictions, seconds = teacher_predictions(run, mesh)
     agreed: dict[str, Any] = {}
-    share = teacher_share(log.read_log(run.folder), seconds) if seconds else None
-    if share is not None:
-        agreed["teacher_share"] = share
+    fraction = teacher_time_fraction(log.read_log(run.folder), seconds) if seconds else None
+    if fraction is not None:
+        agreed["teacher_time_fraction"] = fraction
 
     plain = run.folder / "plain"
     if find_step(plain):
         untaught = make_student(plain_config(run.config), run.student.num_classes)
-        decisions[PLAIN_STUDENT] = student_decisions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
+        predictions[PLAIN_STUDENT] = student_predictions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
     weights = best_weights(run.folder, mesh)
-    heads = student_decisions(run, run.student, weights, mesh) if student is None else dict(student)
+    heads = student_predictions(run, run.student, weights, mesh) if student is None else dict(student)
     heads["fused"] = heads.get(f"fused_{run.config.evaluate.fusion}", heads["cls"])
-    shown = STUDENT_HEADS if "dist" in heads else {"cls": "student"}
+    names = STUDENT_HEADS if "dist" in heads else {"cls": "student"}
     labels = {"true label": heads.pop("label")}
-    agreed["disagreement"] = disagreement(labels | decisions | {name: heads[head] for head, name in shown.items()})
+    agreed["disagreement"] = disagreement(labels | predictions | {name: heads[head] for head, name in names.items()})
 
     model = nnx.merge(run.student.graphdef, weights["params"], weights["batch_stats"])
     if isinstance(model, ViT) and model.distilled:
@@ -94,17 +95,17 @@ def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
     return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
 
 
-def student_decisions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> Decisions:
-    """The decisions of each head of a student on the evaluation images, and the true labels as "label"."""
+def student_predictions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> Predictions:
+    """The predictions of each head of a student on the evaluation images, and the true labels as "label"."""
     batches = evaluation_batches(run, student.img_size)
     heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **run.normalization)
     return heads | {"label": labels}
 
 
-def teacher_decisions(run: Run, mesh: Mesh) -> tuple[Decisions, float]:
+def teacher_predictions(run: Run, mesh: Mesh) -> tuple[Predictions, float]:
     """(classes of the data predicted, seconds per image) of the live teacher's models; ({}, 0.0)
     without one."""
-    decisions, seconds = {}, 0.0
+    predictions, seconds = {}, 0.0
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
         size, mean, std = model.size, model.mean, model.std
@@ -112,10 +113,10 @@ def teacher_decisions(run: Run, mesh: Mesh) -> tuple[Decisions, float]:
             model.graphdef, weights, evaluation_batches(run, size), mesh=mesh, mean=mean, std=std, outputs=model.outputs
         )
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
-        decisions[name] = heads.get("fused_logits", heads["cls"])
+        predictions[name] = heads.get("fused_logits", heads["cls"])
         batch = next(evaluation_batches(run, size))
         seconds += seconds_per_image(batch, mesh, model.graphdef, weights, mean, std)
-    return decisions, seconds
+    return predictions, seconds
 
 
 def seconds_per_image(
@@ -136,7 +137,7 @@ def seconds_per_image(
     return min(times) / len(batch["label"]) * mesh.devices.size / jax.device_count()
 
 
-def teacher_share(records: list[dict[str, Any]], image_seconds: float) -> float | None:
+def teacher_time_fraction(records: list[dict[str, Any]], image_seconds: float) -> float | None:
     """The teacher's part of a train step's time (waiting for data left out), or None where no speed was logged.
 
     records: of the run's log. image_seconds: that the teacher takes per image.
@@ -145,22 +146,22 @@ def teacher_share(records: list[dict[str, Any]], image_seconds: float) -> float 
     return image_seconds / float(np.median(steps)) if steps else None
 
 
-def section(found: dict[str, Any]) -> str:
+def agreement_section(found: dict[str, Any]) -> str:
     """The report's Markdown about agreement. found: of `measure_agreement`."""
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [
         "## Agreement",
-        "Share of the evaluation images that two classifiers decide differently, in percent (paper, Table 4):",
+        "Percent of the evaluation images for which two classifiers predict different classes (paper, Table 4):",
         tables.table(["", *names], rows),
     ]
     if "cosine" in found:
         layers = [str(i) for i in range(len(found["cosine"]))]
         values = tables.table(["after block", *layers], [["cosine", *(f"{x:.2f}" for x in found["cosine"])]])
         text += ["Cosine between class and distillation token (0: before the first block):", values]
-    if "teacher_share" in found:
+    if "teacher_time_fraction" in found:
         text.append(
-            f"The teacher takes about {100 * found['teacher_share']:.0f} % of a training step; "
+            f"The teacher takes about {100 * found['teacher_time_fraction']:.0f} % of a training step; "
             "`--mode=label` stores its labels once for all later runs."
         )
     return "\n\n".join(text)

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from deit_jax import losses, plots
-from deit_jax.augment import normalize
 from deit_jax.config import default_config, flat
 from deit_jax.config.derived import has_teacher, plain_name
-from deit_jax.data import pipeline
 from deit_jax.errors import printable
-from deit_jax.evaluate import breakdown, tables
-from deit_jax.evaluate.inference import head_logits, predict
+from deit_jax.evaluate import tables
+from deit_jax.evaluate.attention_maps import draw_attention
+from deit_jax.evaluate.class_report import Outcomes, write_class_report
+from deit_jax.evaluate.inference import head_logits, infer, joint_logits, predict
 from deit_jax.report import agreement
 from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.runtime import atomic, sharding
@@ -39,17 +38,17 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
     seconds = recorded_seconds(folder) or seconds
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
-    try_section("attention.png", draw_attention, student, failed=failed)
+    try_section("attention.png", draw_student_attention, student, failed=failed)
     try_section("curves.png", draw_curves, student, list(results), failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, student, failed=failed)
     if has_teacher(student.config):
-        decisions = outcomes and outcomes.decisions | {"label": outcomes.labels}
-        agreed = try_section("agreement", agreement.measure_agreement, student, decisions, failed=failed)
-        sections += [agreement.section(agreed)] if agreed else []
+        predictions = outcomes and outcomes.heads | {"label": outcomes.column("label")}
+        agreed = try_section("agreement", agreement.measure_agreement, student, predictions, failed=failed)
+        sections += [agreement.agreement_section(agreed)] if agreed else []
     if outcomes:
-        found = try_section("classes", breakdown.write, folder, outcomes, failed=failed)
-        sections += [breakdown.section(found, folder)] if found else []
+        section = try_section("classes", write_class_report, folder, outcomes, failed=failed)
+        sections += [section] if section else []
     text = report_markdown(student, results, seconds, sections, failed)
     atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
     print(printable(f"\n{results_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
@@ -73,15 +72,16 @@ def try_section(name: str, make: Callable, *args: Any, failed: list[str]) -> Any
         return None
 
 
-def predict_student(student: Run) -> breakdown.Outcomes:
+def predict_student(student: Run) -> Outcomes:
     """What the best student predicts for the evaluation images, computed by this process alone."""
-    mesh = sharding.make_mesh(jax.local_devices())
-    weights = agreement.best_weights(student.folder, mesh)
+    mesh, fusion = sharding.make_mesh(jax.local_devices()), student.config.evaluate.fusion
+    weights = {"": agreement.best_weights(student.folder, mesh)}
     batches = agreement.evaluation_batches(student, student.student.img_size)
-    outcomes = breakdown.Outcomes([printable(name) for name in student.data.train.class_names])
-    fusion = student.config.evaluate.fusion
-    for part in predict(student.student.graphdef, weights, batches, mesh=mesh, fusion=fusion, **student.normalization):
-        outcomes.add(*part)
+    outcomes = Outcomes(student.data.train.class_names)
+    reduce = lambda logits, _: predict(logits, fusion=fusion)
+    graphdef = student.student.graphdef
+    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **student.normalization):
+        outcomes.add(batch, found[""])
     return outcomes
 
 
@@ -96,27 +96,25 @@ def draw_curves(student: Run, trained: Sequence[str]) -> None:
     plots.curves(folder / "curves.png", logs, objectives, fused=student.student.build.keywords.get("distilled", False))
 
 
-def draw_attention(student: Run, count: int = 8) -> None:
-    """attention.png: where the class and distillation token of the best student look, on held-out images."""
+def draw_student_attention(student: Run, count: int = 8) -> None:
+    """attention.png: attention of the best student's class and distillation token on `count` held-out images."""
     config, folder = student.config, student.folder
     _, weights = read_weights(folder)
-    graphdef, img_size = student.student.graphdef, student.student.img_size
+    graphdef, size = student.student.graphdef, student.student.img_size
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    batch = next(pipeline.eval_batches(config, student.data.evaluation, size=img_size))
+    batch = next(agreement.evaluation_batches(student, size))
     picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
     images, labels = batch["image"][picked], batch["label"][picked]
-    attention = model.inspect(normalize(jnp.asarray(images), **student.normalization))["attention"][-1]
-    maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :], np.float32)
-    logits = head_logits(graphdef, weights, jnp.asarray(images), **student.normalization)
-    predicted = np.asarray(logits.get(f"fused_{config.evaluate.fusion}", logits["cls"])).argmax(-1)
+    logits = head_logits(graphdef, weights, images, **student.normalization)
+    predicted = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
     names = [printable(name) for name in student.data.train.class_names]
     captions = [
         names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
         for label, guess in zip(labels, predicted, strict=True)
     ]
-    plots.attention(folder / "attention.png", images, maps, captions, model.grid)
+    draw_attention(folder / "attention.png", model, images, captions, **student.normalization)
 
 
 def results_table(student: Run, results: dict[str, dict]) -> str:

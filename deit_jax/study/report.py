@@ -4,9 +4,11 @@ and pictures."""
 import itertools
 import json
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from deit_jax import losses, plots
 from deit_jax.config import default_config, flat
@@ -349,7 +351,7 @@ def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path 
         for c in found
     ]
     if rows:
-        plots.differences(folder / "differences.png", rows)
+        differences(folder / "differences.png", rows)
     logs = {arm: [log.read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
     losses = {arm_label(arm): mean_loss(records) for arm, records in logs.items()}
     plots.curves(folder / "curves.png", losses, {arm_label(arm): objective(arm) for arm in logs})
@@ -373,3 +375,27 @@ def claim_record(d: Decision) -> dict:
         "verdict": d.verdict,
         "detectable": [finite(x) for x in d.seen],
     }
+
+
+@plots.plain_text
+def differences(path: Path, rows: list[tuple[str, float, float, float, list[float]]]) -> None:
+    """Paired differences as dots with their confidence intervals, one row each; small dots are the single pairs.
+
+    rows: (label, mean, low, high, values); low and high may be nan (no interval drawn).
+    """
+    figure = Figure(figsize=(8.6, 0.6 + 0.42 * len(rows)))
+    axis = figure.subplots()
+    for y, (_, mean, low, high, values) in enumerate(rows):
+        axis.plot(values, [y + 0.18] * len(values), "o", color=plots.COLORS[4], alpha=0.55, markersize=3.5, linewidth=0)
+        if np.isfinite([low, high]).all():
+            axis.plot([low, high], [y, y], color=plots.COLORS[0], linewidth=2.2, solid_capstyle="butt")
+        axis.plot([mean], [y], "o", color=plots.COLORS[0], markersize=6)
+        place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
+        axis.annotate(f"{mean:+.2f}", **place, fontsize=8, color=plots.INK)
+    axis.axvline(0, color=plots.INK, linewidth=0.9, linestyle="--")
+    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 62) for label, *_ in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    plots.tidy(axis, "difference in top-1, points", "")
+    axis.grid(axis="x", color=plots.GRID, linewidth=0.8)
+    axis.grid(axis="y", visible=False)
+    plots.save(figure, path)

@@ -9,7 +9,9 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.errors import UserError
-from deit_jax.evaluate.inference import count_correct, evaluate, predict_classes, predictions_of
+from deit_jax.evaluate.class_report import Outcomes
+from deit_jax.evaluate.inference import evaluate, infer, predict, predict_classes
+from deit_jax.evaluate.metrics import count_correct
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
@@ -101,12 +103,29 @@ def test_predictions_are_of_the_images_that_count():
     cls, dist = jnp.array([[2.0, 0, 1], [0, 3, 0], [0, 0, 9]]), jnp.array([[0, 1.0, 0], [0, 0, 5], [9, 0, 0]])
     logits = {"cls": cls, "dist": dist, "fused_logits": (cls + dist) / 2}
     batch = {"image": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, 3), "label": np.array([0, 1, 2])}
-    found = predictions_of(batch | {"mask": np.array([1.0, 1.0, 0.0])}, logits)
-    assert found.images[:, 0, 0, 0].tolist() == [0, 1]
-    assert found.labels.tolist() == [0, 1]
-    assert {head: x.tolist() for head, x in found.decisions.items()} == {
+    found = Outcomes(["a", "b", "c"])
+    found.add(batch | {"mask": np.array([1.0, 1.0, 0.0])}, jax.device_get(predict(logits)))
+    assert [example.image[0, 0, 0] for example in found.sheet("mistakes")] == [1]
+    assert found.column("label").tolist() == [0, 1]
+    assert {head: x.tolist() for head, x in found.heads.items()} == {
         "cls": [0, 1],
         "dist": [1, 2],
         "fused_logits": [0, 2],
     }
-    np.testing.assert_allclose(found.probabilities[0], np.exp([1, 0.5, 0.5]) / np.exp([1, 0.5, 0.5]).sum(), rtol=1e-6)
+    np.testing.assert_allclose(found.column("confidence")[0], np.exp(1) / np.exp([1, 0.5, 0.5]).sum(), rtol=1e-6)
+
+
+def test_batches_keep_their_order_and_their_weights(model):
+    """More batches than are in flight, two sets of weights, and an entry that no device can take."""
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    sets = {"a": weights, "b": jax.tree.map(lambda x: x / 2, weights)}
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    stream = [batch | {"name": str(i)} for i, batch in enumerate(batches(images, np.zeros(40, np.int32)))]
+    found = list(infer(graphdef, sets, iter(stream), mesh=sharding.make_mesh(), **PIXELS))
+    assert [batch["name"] for batch, _ in found] == ["0", "1", "2", "3", "4"]
+    for name, arrays in sets.items():
+        direct = nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])
+        cls, _ = direct.heads(normalize(jnp.asarray(images), *PIXELS.values()))
+        logits = np.concatenate([outputs[name]["cls"] for _, outputs in found])
+        np.testing.assert_allclose(logits, cls, rtol=1e-4, atol=1e-5)

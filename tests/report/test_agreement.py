@@ -12,7 +12,13 @@ from helpers import digits_config, one_device
 
 from deit_jax import models
 from deit_jax.distill.runs import open_models, open_run, with_teacher
-from deit_jax.report.agreement import disagreement, measure_agreement, section, teacher_share, token_cosine
+from deit_jax.report.agreement import (
+    agreement_section,
+    disagreement,
+    measure_agreement,
+    teacher_time_fraction,
+    token_cosine,
+)
 from deit_jax.train.setup import open_data
 
 
@@ -47,8 +53,8 @@ def test_the_teachers_share_is_of_the_step_without_waiting():
         {"images_per_second": 50.0, "wait_share": 0.0},
     ]
     # 5 ms and 20 ms an image: the median is 12.5 ms
-    assert teacher_share(log, 0.0025) == pytest.approx(0.2)
-    assert teacher_share([{"step": 1, "loss": 1.0}], 0.1) is None
+    assert teacher_time_fraction(log, 0.0025) == pytest.approx(0.2)
+    assert teacher_time_fraction([{"step": 1, "loss": 1.0}], 0.1) is None
 
 
 @pytest.fixture
@@ -81,7 +87,7 @@ def test_different_decisions_against_the_true_label_are_the_errors(finished):
     assert errors["class head"] == pytest.approx(100 - heads["cls"]["top1"])
     assert errors["distillation head"] == pytest.approx(100 - heads["dist"]["top1"])
     assert errors["both heads"] == pytest.approx(100 - heads["fused_logits"]["top1"])
-    assert found["teacher_share"] > 0
+    assert found["teacher_time_fraction"] > 0
     assert len(found["cosine"]) == 5
 
 
@@ -89,8 +95,8 @@ def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
     config, folder = finished
     found = measure_agreement(open_run(config, folder))  # as with stored labels: no live teacher
     assert "teacher" not in found["disagreement"]
-    assert "teacher_share" not in found
-    assert "teacher |" not in section(found).splitlines()[4].replace("without a teacher |", "")
+    assert "teacher_time_fraction" not in found
+    assert "teacher |" not in agreement_section(found).splitlines()[4].replace("without a teacher |", "")
 
 
 def test_several_teachers_have_a_column_each(finished):

@@ -9,40 +9,45 @@ See docs/evaluation.md.
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from deit_jax.config import RENAMED, default_config, flat, resolve, validate
+from deit_jax.config import default_config, flat, resolve, validate
 from deit_jax.data import sources
 from deit_jax.data.base import Subset
 from deit_jax.errors import UserError, printable
-from deit_jax.evaluate import breakdown
-from deit_jax.evaluate import results as report
+from deit_jax.evaluate import tables
+from deit_jax.evaluate.class_report import Outcomes, write_class_report
 from deit_jax.evaluate.classifier import (
-    KINDS,
+    WEIGHT_SETS,
     Classifier,
     evaluate_classifier,
+    evaluation_rows,
     make_classifier,
     weight_sets,
 )
-from deit_jax.evaluate.inference import head_logits, predictions_of
-from deit_jax.evaluate.test_sets import EvalSet, MappedSource, match_source, open_eval_sets
+from deit_jax.evaluate.inference import head_logits
+from deit_jax.evaluate.test_sets import EvalSet, match_source, open_eval_sets
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import from_process_0
-from deit_jax.runtime.progress import track
 from deit_jax.student import compute_dtype
 from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta, recorded_classes
 
 BATCH_SIZE = 256
-# the settings of a run that its evaluation follows: others may be of an older version, with other choices
-OF_A_RUN = ("data.", "evaluate.", "model.img_size", "model.dtype", "recipe", "seed")
+# the settings of a run that its evaluation takes over
+INHERITED_SETTINGS = ("data.", "evaluate.", "model.img_size", "model.dtype", "recipe", "seed")
 TIMED_SECONDS, TIMED_CALLS = 2.0, 30  # of the forward pass: until the first is used up, at most so many calls
-OUTPUTS = {"evaluation.md": report.markdown, "evaluation.json": report.as_json, "evaluation.csv": report.as_csv}
+OUTPUTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "evaluation.md": tables.evaluation_markdown,
+    "evaluation.json": lambda found: json.dumps(found, indent=1) + "\n",
+    "evaluation.csv": tables.evaluation_csv,
+}
 
 
 class Request(NamedTuple):
@@ -63,7 +68,7 @@ class Request(NamedTuple):
     output: str = ""
 
 
-class Subject(NamedTuple):
+class EvalTarget(NamedTuple):
     """One set of weights to evaluate: where it is, and its settings."""
 
     source: str
@@ -81,23 +86,23 @@ def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict
     Returns the report: {"rows": …, "data": {name: one line}, "device": …}. Raises UserError for bad input, before
     anything is compiled where it can be known.
     """
-    if request.kind not in ("", *KINDS):
-        raise UserError(f"--weights {request.kind} is not known: use params, or ema for the averaged ones")
+    if request.kind not in ("", *WEIGHT_SETS):
+        raise UserError(f"--weights {request.kind} is not known: use params or ema")
     check_output(request.output)
-    subjects = [Subject(source, settings(config, explicit, source)) for source in named_sources(request)]
-    data = open_data(subjects, explicit, request)
-    for subject in subjects[1:]:  # the first is checked when it is loaded
-        check_match(subject, data, request.kind)
+    targets = [EvalTarget(source, target_settings(config, explicit, source)) for source in named_sources(request)]
+    data = open_requested_sets(targets, explicit, request)
+    for target in targets[1:]:  # the first is checked when it is loaded
+        check_classes(target, data, request.kind)
     found = {"rows": [], "data": {}, "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
     mesh = sharding.make_mesh()
     try:
-        for subject in subjects:
-            found["rows"] += evaluate_subject(
-                subject, explicit, data, mesh, request.kind, found["data"], classes_folder(subjects, data, request)
+        for target in targets:
+            found["rows"] += evaluate_target(
+                target, explicit, data, mesh, request.kind, found["data"], class_report_folder(targets, data, request)
             )
     finally:  # a failure does not cost the results before it
         if found["rows"] and jax.process_index() == 0:
-            print(f"\n{report.markdown(found)}", end="")
+            print(f"\n{tables.evaluation_markdown(found)}", end="")
             write_outputs(request.output, found)
     return found
 
@@ -114,7 +119,7 @@ def named_sources(request: Request) -> list[str]:
     return [request.workdir]
 
 
-def settings(config, explicit: dict[str, Any], source: str) -> Any:
+def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
     """The resolved settings for one set of weights: its run's where it is a run's checkpoint, else `config`'s, and over
     both what is explicit."""
     step = run_step(source)
@@ -123,8 +128,7 @@ def settings(config, explicit: dict[str, Any], source: str) -> Any:
         own: Any = config
     else:
         own, known = default_config(), flat(default_config())
-        values = {RENAMED.get(key, key): value for key, value in flat(recorded).items()}
-        used = {key: value for key, value in values.items() if key in known and key.startswith(OF_A_RUN)}
+        used = {key: v for key, v in flat(recorded).items() if key in known and key.startswith(INHERITED_SETTINGS)}
         own.update_from_flattened_dict(used)
         own.update_from_flattened_dict(explicit)
     own = resolve(own)
@@ -140,15 +144,15 @@ def run_step(source: str) -> Path | None:
     return find_step(path) if path.is_dir() else None
 
 
-def open_data(subjects: Sequence[Subject], explicit: dict[str, Any], request: Request) -> list[EvalSet]:
+def open_requested_sets(targets: Sequence[EvalTarget], explicit: dict[str, Any], request: Request) -> list[EvalSet]:
     """The data sets to evaluate on. Raises UserError where none is named, or two alike."""
     if request.data:
         sets = [one for text in request.data for one in open_eval_sets(text)]
     else:
-        run = next((subject for subject in subjects if run_step(subject.source)), None)
+        run = next((target for target in targets if run_step(target.source)), None)
         if run is None and not {"data.root", "data.name"} & explicit.keys():
             raise UserError("no data: give --data=NAME=FOLDER, see docs/evaluation.md")
-        sets = [own_data((run or subjects[0]).config, subjects)]
+        sets = [default_eval_set((run or targets[0]).config, targets)]
     names = [one.name for one in sets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -156,20 +160,20 @@ def open_data(subjects: Sequence[Subject], explicit: dict[str, Any], request: Re
     return sets
 
 
-def own_data(config, subjects: Sequence[Subject]) -> EvalSet:
+def default_eval_set(config, targets: Sequence[EvalTarget]) -> EvalSet:
     """The evaluation images that a config names.
 
     Where they would be held out of the training images, that is done only for the runs that were trained on the rest;
     other weights are evaluated on every image.
     """
     name = Path(config.data.root).name if config.data.root else config.data.name
-    run = next((step for step in (run_step(subject.source) for subject in subjects) if step), None)
+    run = next((step for step in (run_step(target.source) for target in targets) if step), None)
     classes = recorded_classes(run)
     train, held_out = sources.find_sources(config, classes)
     if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
         return EvalSet(name, held_out)
-    for subject in subjects:
-        if is_trained_on_rest(subject.source, config):
+    for target in targets:
+        if is_trained_on_rest(target.source, config):
             return EvalSet(name, held_out, "held out of the run's training images")
     config = config.copy_and_resolve_references()
     config.data.holdout = 1.0
@@ -190,9 +194,9 @@ def is_trained_on_rest(source: str, config) -> bool:
     return train.fingerprint == json.loads(record.read_text()).get("data.fingerprint")
 
 
-def check_match(subject: Subject, data: Sequence[EvalSet], kind: str) -> None:
+def check_classes(target: EvalTarget, data: Sequence[EvalSet], kind: str) -> None:
     """Raise UserError where a set's classes are not the weights'."""
-    weights = next(iter(weight_sets(subject.source, kind).values()))
+    weights = next(iter(weight_sets(target.source, kind).values()))
     for one in data:
         match_weights(weights, one)
 
@@ -206,38 +210,44 @@ def match_weights(weights: Weights, data: EvalSet, limit: int = 0):
     )
 
 
-def evaluate_subject(
-    subject: Subject,
+def evaluate_target(
+    target: EvalTarget,
     explicit: dict[str, Any],
     data: Sequence[EvalSet],
-    mesh,
+    mesh: Mesh,
     kind: str,
-    described: dict[str, str],
-    output: Path | None = None,
+    descriptions: dict[str, str],
+    class_folder: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """A row of the report per set of weights. described: gets a line per data set. output: folder for what is said of
-    single classes and images."""
-    config, sets = subject.config, weight_sets(subject.source, kind)
+    """A row of the report per set of weights.
+
+    Args:
+        target: the weights.
+        explicit: as `evaluate_command`.
+        data: the data sets.
+        mesh: the devices.
+        kind: "params", "ema" or "" for both.
+        descriptions: gets a line per data set.
+        class_folder: folder for the report on single classes and images; None writes none.
+    """
+    config, sets = target.config, weight_sets(target.source, kind)
     matched = {one.name: match_weights(next(iter(sets.values())), one, config.evaluate.limit) for one in data}
     own = {key: explicit[f"data.{key}"] for key in ("crop", "interpolation") if f"data.{key}" in explicit}
     classifier = make_classifier(
         sets, mesh, img_size=config.model.img_size, dtype=compute_dtype(config.model.dtype), **own
     )
-    say(f"{subject.source}: {classifier.name or 'a model without a name'}, {classifier.view.size} px")
+    print_once(f"{target.source}: {classifier.name or 'a model without a name'}, {classifier.view.size} px")
     for note in classifier.notes:
-        say(f"  {note}")
+        print_once(f"  {note}")
     results: dict[str, dict[str, Any]] = {name: {} for name in sets}
-    largest: dict = {"label": ()}  # a batch
     for one in data:
         classes, images = matched[one.name]
         about = f"{len(images):,} images of {classes.describe()}" + (f"; {one.note}" if one.note else "")
-        described.setdefault(one.name, about)
-        say(f"  {one.name}: {about}")
-        present = np.isin(np.arange(classes.num_outputs), classes.outputs) if classes.is_subset else None
-        kept: list[dict] = []
-        outcomes = collect = None
-        if output and not classes.is_subset and not images.several_labels:
-            outcomes, collect = collector(classifier, images, config.evaluate.fusion)
+        descriptions.setdefault(one.name, about)
+        print_once(f"  {one.name}: {about}")
+        outcomes = None
+        if class_folder and not classes.is_subset and not images.several_labels:
+            outcomes = Outcomes([str(name) for name in classifier.class_names or images.class_names])
         counted = evaluate_classifier(
             classifier,
             images,
@@ -245,96 +255,64 @@ def evaluate_subject(
             batch_size=config.batch_size,
             config=config,
             fusion=config.evaluate.fusion,
-            subset=present,
-            collect=collect,
-            progress=lambda batches, total, kept=kept: keep_first(show(batches, total), kept),
+            subset=np.isin(np.arange(classes.num_outputs), classes.outputs) if classes.is_subset else None,
+            outcomes=outcomes,
+            progress=True,
         )
+        about_classes = {"classes": len(classes.outputs), "outputs": classes.num_outputs, "matched_by": classes.how}
         for name, result in counted.items():
-            results[name][one.name] = result | {
-                "classes": len(classes.outputs),
-                "outputs": classes.num_outputs,
-                "matched_by": classes.how,
-            }
-            say(f"  {one.name}: top-1 {result['top1']:.2f} %, {report.KINDS[name]} weights")
+            results[name][one.name] = result | about_classes
+            print_once(f"  {one.name}: top-1 {result['top1']:.2f} %, {tables.WEIGHT_LABELS[name]} weights")
         if broken := next(iter(counted.values()))["unreadable"]:
             treated = "left out" if config.data.eval_broken == "skip" else "counted as wrong"
-            say(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
-        if len(kept[0]["label"]) > len(largest["label"]):
-            largest = kept[0]
-        if output and outcomes:
-            write_classes(output, classifier, outcomes)
-    rows = len(largest["label"]) * jax.process_count()
+            print_once(f"  {one.name}: {len(broken)} images cannot be read and are {treated}: {'; '.join(broken[:3])}")
+        if class_folder and outcomes:
+            section = write_class_report(class_folder, outcomes)
+            title = printable(classifier.name or "model")
+            atomic.write_text(class_folder / "classes.md", f"# {title}\n\n{section}\n")
+            print_once(f"  classes, calibration and mistakes: {class_folder / 'classes.md'}")
+    most_images = max(len(images) for _, images in matched.values())
+    rows = evaluation_rows(config.batch_size, most_images, mesh.devices.size)
+    view = classifier.view
     row = {
         "model": classifier.name,
-        "source": subject.source,
+        "source": target.source,
         "parameters": classifier.parameters(),
-        "img_size": classifier.view.size,
-        "crop": classifier.view.crop,
-        "interpolation": classifier.view.interpolation,
+        "img_size": view.size,
+        "crop": view.crop,
+        "interpolation": view.interpolation,
         "flops": classifier.flops(),
         "batch_size": rows,
-        "images_per_second": rows / forward_seconds(classifier, largest, mesh),
+        "images_per_second": rows / forward_seconds(classifier, rows, mesh),
     }
     return [row | {"kind": name, "results": result} for name, result in results.items()]
 
 
-def classes_folder(subjects: Sequence[Subject], data: Sequence[EvalSet], request: Request) -> Path | None:
+def class_report_folder(targets: Sequence[EvalTarget], data: Sequence[EvalSet], request: Request) -> Path | None:
     """Where classes and images are reported: of one set of weights on one data set, evaluated by one process."""
-    alone = len(subjects) == len(data) == jax.process_count() == 1
+    alone = len(targets) == len(data) == jax.process_count() == 1
     return storage.place(request.output) if request.output and alone else None
 
 
-def collector(
-    classifier: Classifier, images: MappedSource, fusion: str
-) -> tuple[breakdown.Outcomes, Callable[[str, dict, dict], None]]:
-    """(what the first set of weights predicts for the images, filled during the evaluation; what fills it)."""
-    names, first = classifier.class_names or images.class_names, next(iter(classifier.sets))
-    outcomes = breakdown.Outcomes([printable(str(name)) for name in names])
+def forward_seconds(classifier: Classifier, rows: int, mesh: Mesh) -> float:
+    """The median time of a forward pass over `rows` images that are on the devices already, compiled and warm."""
+    view, local = classifier.view, rows // jax.process_count()
+    images = sharding.place_batch({"image": np.zeros((local, view.size, view.size, 3), np.uint8)}, mesh)["image"]
+    weights = next(iter(classifier.sets.values()))
 
-    def collect(name: str, batch: dict, logits: dict) -> None:
-        if name == first:
-            outcomes.add(*predictions_of(batch, logits, fusion=fusion))
-
-    return outcomes, collect
-
-
-def write_classes(folder: Path, classifier: Classifier, outcomes: breakdown.Outcomes) -> None:
-    """classes.md with its pictures and classes.json: scores per class, confusion, calibration, mistakes
-    (`deit_jax.evaluate.breakdown`)."""
-    section = breakdown.section(breakdown.write(folder, outcomes), folder)
-    atomic.write_text(folder / "classes.md", f"# {printable(classifier.name or 'model')}\n\n{section}\n")
-    say(f"  classes, calibration and mistakes: {folder / 'classes.md'}")
-
-
-def forward_seconds(classifier: Classifier, batch: dict[str, np.ndarray], mesh) -> float:
-    """The median time of a forward pass over a batch that is on the devices already, compiled and warm."""
-    images = sharding.place_batch({"image": batch["image"]}, mesh)["image"]
-    weights, view = next(iter(classifier.sets.values())), classifier.view
-
-    def once() -> float:
+    def time_once() -> float:
         begun = time.perf_counter()
         jax.block_until_ready(head_logits(classifier.graphdef, weights, images, view.mean, view.std))
         return time.perf_counter() - begun
 
-    first = once()
+    first = time_once()
     # by one clock: a process that made another call would wait for the others, which are gone, and fail
     more = from_process_0(lambda: min(TIMED_CALLS - 1, int(TIMED_SECONDS / first)))
-    return statistics.median([first, *(once() for _ in range(more))])
+    return statistics.median([first, *(time_once() for _ in range(more))])
 
 
-def show(batches: Iterable[dict], total: int) -> Iterable[dict]:
-    """The batches, with a progress line and the time left on process 0."""
-    return track(batches, "batches", total if jax.process_index() == 0 else 0)
-
-
-def keep_first(batches: Iterable[dict], kept: list[dict]) -> Iterator[dict]:
-    for batch in batches:
-        if not kept:
-            kept.append(batch)
-        yield batch
-
-
-def say(text: str) -> None:
+def print_once(text: str) -> None:
+    """Print a line on process 0."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
@@ -358,5 +336,5 @@ def write_outputs(folder: str, found: dict[str, Any]) -> None:
         return
     paths = {name: storage.place(folder) / name for name in OUTPUTS}
     for name, render in OUTPUTS.items():
-        paths[name].write_text(render(found))
+        atomic.write_text(paths[name], render(found))
     print(f"\nwrote {', '.join(map(str, paths.values()))}")

@@ -18,7 +18,13 @@ from deit_jax.classes import imagenet
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
 from deit_jax.data import sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate.command import Request, Subject, evaluate_command, own_data, settings
+from deit_jax.evaluate.evaluation_command import (
+    EvalTarget,
+    Request,
+    default_eval_set,
+    evaluate_command,
+    target_settings,
+)
 
 SYNSETS = imagenet.synsets()
 SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
@@ -162,7 +168,7 @@ def test_a_limit_of_its_own(root, weights):
 
 
 def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("deit_jax.evaluate.command.make_classifier", None)
+    monkeypatch.setattr("deit_jax.evaluate.evaluation_command.make_classifier", None)
     for name in ("cats", "dogs", "emus", "foxes"):
         oracle.save_image(tmp_path / "mine" / name / "0.png", 0)
     save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / f"{oracle.NAME}-small.safetensors")
@@ -183,7 +189,7 @@ def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkey
         ((weights,), {}, "no data: give --data="),
         (("",), {}, "nothing to evaluate"),
         (("",), {"workdir": str(missing)}, "holds no checkpoint"),
-        ((weights, f"x={mine}"), {"kind": "avg"}, "--weights avg is not known: use params, or ema"),
+        ((weights, f"x={mine}"), {"kind": "avg"}, "--weights avg is not known: use params or ema"),
         ((weights, f"x={mine}"), {"explicit": {"data.crop": 0.0}}, "data.crop is 0"),
     ]
     for arguments, options, message in cases:
@@ -195,7 +201,7 @@ def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weig
     """The second weights are checked before the first are evaluated."""
     oracle.save_image(tmp_path / "mine" / SYNSETS[3] / "0.png", 3)
     save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / f"{oracle.NAME}-small.safetensors")
-    monkeypatch.setattr("deit_jax.evaluate.command.make_classifier", None)
+    monkeypatch.setattr("deit_jax.evaluate.evaluation_command.make_classifier", None)
     with pytest.raises(UserError, match="have 3 and do not name them"):
         run(f"{weights},{small}", f"x={tmp_path / 'mine'}")
 
@@ -214,12 +220,12 @@ def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path, class_names):
     (meta / "metadata").write_text(json.dumps({"weights": {"class_names": class_names}}))
     fingerprint = sources.open_sources(config, class_names)[0].fingerprint
     (tmp_path / "run" / "config.json").write_text(json.dumps({"data.fingerprint": fingerprint}))
-    own = own_data(config, [Subject("a/hub", config), Subject(str(tmp_path / "run"), config)])
+    own = default_eval_set(config, [EvalTarget("a/hub", config), EvalTarget(str(tmp_path / "run"), config)])
     assert (len(own.source), own.note) == (2, "held out of the run's training images")
-    whole = own_data(config, [Subject("a/hub", config)])
+    whole = default_eval_set(config, [EvalTarget("a/hub", config)])
     assert (len(whole.source), whole.note) == (20, "")
     oracle.save_image(tmp_path / "data" / "10" / "new.png", 0)
-    assert len(own_data(config, [Subject(str(tmp_path / "run"), config)]).source) == 21
+    assert len(default_eval_set(config, [EvalTarget(str(tmp_path / "run"), config)]).source) == 21
 
 
 def test_settings_are_the_runs_unless_given(tmp_path):
@@ -233,10 +239,10 @@ def test_settings_are_the_runs_unless_given(tmp_path):
     for folder in (meta, meta.parent / "params"):
         folder.mkdir(parents=True)
     (meta / "metadata").write_text(json.dumps({"config": recorded}))
-    ours = settings(default_config(), {}, str(tmp_path / "run"))
+    ours = target_settings(default_config(), {}, str(tmp_path / "run"))
     assert (ours.data.crop, ours.data.name, ours.batch_size) == (0.9, "digits", 48)
     assert ours.evaluate.fusion == "probabilities"
-    given = settings(default_config(), {"data.crop": 1.0, "data.eval_batch_size": 8}, str(tmp_path / "run"))
+    given = target_settings(default_config(), {"data.crop": 1.0, "data.eval_batch_size": 8}, str(tmp_path / "run"))
     assert (given.data.crop, given.batch_size) == (1.0, 8)
-    other = settings(default_config(), {}, "a/hub")
+    other = target_settings(default_config(), {}, "a/hub")
     assert (other.data.name, other.evaluate.fusion, other.batch_size) == ("imagenet2012", "logits", 256)

@@ -2,36 +2,38 @@
 
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax import plot_text as text
 from deit_jax import plots
-from deit_jax.evaluate import breakdown, tables
+from deit_jax.evaluate import class_report, tables
 
-NAMES = ["cat", "a|b", "犬"]
+NAMES = ["cat", "a|b", "c"]
 
 
-def outcomes(labels, predictions, heads=None, confidence=None, names=NAMES, batch=4):
-    """Each image a constant of its position; `confidence` on the prediction, the rest spread evenly."""
-    out = breakdown.Outcomes(names)
+def outcomes(labels, predictions, heads=None, confidence=None, names=NAMES, rows=4):
+    """Each image a constant of its position; `confidence` is that of the prediction."""
+    out = class_report.Outcomes(names)
     labels, predictions = np.array(labels), np.array(predictions)
     confidence = np.full(len(labels), 0.8) if confidence is None else np.array(confidence)
-    probabilities = np.repeat((1 - confidence)[:, None] / (len(names) - 1), len(names), 1)
-    probabilities[np.arange(len(labels)), predictions] = confidence
     images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
     heads = {"cls": predictions} if heads is None else {name: np.array(x) for name, x in heads.items()}
-    for i in range(0, len(labels), batch):
-        part = slice(i, i + batch)
-        out.add(images[part], labels[part], probabilities[part], {name: x[part] for name, x in heads.items()})
+    for i in range(0, len(labels), rows):
+        part = slice(i, i + rows)
+        batch = {"image": images[part], "label": labels[part], "mask": np.ones(len(labels[part]))}
+        predicted = heads | {"joint": predictions, "confidence": confidence}
+        out.add(batch, {name: x[part] for name, x in predicted.items()})
     return out
 
 
 def test_classes_heads_and_mistakes_are_counted():
     labels, cls = [0, 0, 0, 1, 1, 2, -1], [0, 0, 1, 1, 0, 2, 0]
     dist = [0, 2, 0, 1, 2, 2, 1]
-    found = breakdown.analyze(outcomes(labels, cls, {"cls": cls, "dist": dist}, [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]))
+    found = class_report.analyze(
+        outcomes(labels, cls, {"cls": cls, "dist": dist}, [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+    )
     assert found["images"] == 6  # the unreadable one is left out everywhere
     assert found["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert [one["recall"] for one in found["classes"]] == pytest.approx([2 / 3, 1 / 2, 1])
@@ -48,21 +50,21 @@ def test_the_most_confident_mistakes_are_kept_over_all_batches():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.4, 1, 60)
     out = outcomes(np.zeros(60, int), np.ones(60, int), confidence=confidence)
-    expected = np.argsort(-confidence)[: breakdown.SHOWN]
-    assert [shown.position for shown in out.sheet("mistakes")] == expected.tolist()
-    assert [int(shown.image[0, 0, 0]) for shown in out.sheet("mistakes")] == expected.tolist()
+    expected = np.argsort(-confidence)[: class_report.MAX_EXAMPLES]
+    assert [example.position for example in out.sheet("mistakes")] == expected.tolist()
+    assert [int(example.image[0, 0, 0]) for example in out.sheet("mistakes")] == expected.tolist()
 
 
 def test_written_files_are_those_the_section_shows(tmp_path):
     out = outcomes([0, 1, 2, 0], [0, 1, 1, 1], {"cls": [0, 1, 1, 1], "dist": [0, 1, 2, 1]})
-    section = breakdown.section(breakdown.write(tmp_path, out), tmp_path)
-    for name in breakdown.FILES[1:]:
+    section = class_report.write_class_report(tmp_path, out)
+    for name in class_report.FILES[1:]:
         assert f"({name})" in section
         assert min(Image.open(tmp_path / name).size) > 150
     assert "| a\\|b | 1 | 3 | 33.3 | 100.0 | 50.0 |" in section
-    assert "differently on 1 of 4 images (25.0 %)" in section
+    assert "differ on 1 of 4 images (25.0 %)" in section
     assert json.loads((tmp_path / "classes.json").read_text())["classes"][2]["precision"] is None
-    breakdown.write(tmp_path, outcomes([0, 1], [0, 1]))  # nothing wrong: no sheet of an earlier report stays
+    class_report.write_class_report(tmp_path, outcomes([0, 1], [0, 1]))
     assert not (tmp_path / "mistakes.png").exists()
     assert not (tmp_path / "heads.png").exists()
 
@@ -72,7 +74,7 @@ def test_many_classes_have_a_table_of_the_worst_instead_of_a_picture(tmp_path):
     labels = np.repeat(np.arange(60), 2)
     predictions = labels.copy()
     predictions[7] = 9  # one of class 3
-    section = breakdown.section(breakdown.write(tmp_path, outcomes(labels, predictions, names=names)), tmp_path)
+    section = class_report.write_class_report(tmp_path, outcomes(labels, predictions, names=names))
     assert not (tmp_path / "confusion.png").exists()
     assert "20 classes of the lowest recall" in section
     assert "| class 3 | 2 | 1 | 100.0 | 50.0 | 66.7 |" in section
@@ -80,18 +82,21 @@ def test_many_classes_have_a_table_of_the_worst_instead_of_a_picture(tmp_path):
     assert "| class 40 |" not in section
 
 
-def test_text_is_drawable_and_cut_with_an_ellipsis(monkeypatch):
-    monkeypatch.setattr(text, "glyphs", lambda: frozenset(map(ord, "abc кошка…é")))
-    assert text.drawable("кошка é") == "кошка é"
-    assert text.drawable("a犬\x1b") == "a\\u72ac\\x1b"
-    assert text.shorten("abcabcabc", 6) == "abcab…"
-    assert text.shorten("abcabc", 6) == "abcabc"
-    assert text.caption("abc abc abc abc abc", 8, 2) == "abc abc\nabc abc…"
-    assert all(len(line) <= 8 for line in text.caption("abc" * 20, 8, 2).split("\n"))
+def test_captions_are_cut_with_an_ellipsis():
+    assert plots.caption("abc abc abc abc abc", 8, 2) == "abc abc\nabc abc…"
+    assert plots.caption("abc\x1b", 20) == "abc\\x1b"
+    assert all(len(line) <= 8 for line in plots.caption("abc" * 20, 8, 2).split("\n"))
+
+
+def test_pictures_leave_matplotlibs_settings_alone(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plots.contact_sheet(tmp_path / "a.png", [np.zeros((8, 8, 3), np.uint8)] * 3, ["$x^{", "b", "c\nd"], columns=2)
+    assert dict(matplotlib.rcParams) == before
+    assert Image.open(tmp_path / "a.png").size[1] > 400
 
 
 def test_many_images_wrap_and_a_plain_model_has_one_token(tmp_path):
-    images, captions = np.zeros((40, 16, 16, 3), np.uint8), ["a name that is long enough to wrap\npredicted 犬"] * 40
+    images, captions = np.zeros((40, 16, 16, 3), np.uint8), ["a name that is long enough to wrap\npredicted b"] * 40
     plots.attention(tmp_path / "attention.png", images, np.ones((40, 1, 16)), captions, (4, 4))
     width, height = Image.open(tmp_path / "attention.png").size
     assert width < 1900 < height
@@ -107,7 +112,26 @@ def test_objectives_have_panels_of_their_own(tmp_path, monkeypatch):
         ("training loss: hard", 1),
         ("training loss: ce", 2),
     ]
-    plots.plt.close(seen[0])
+
+
+def test_a_distilled_run_has_panels_of_loss_terms_and_agreement(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: seen.append(figure))
+    terms = {"class_loss": 2.5, "distillation_loss": 1.5, "cls_agreement": 0.25, "dist_agreement": 0.5}
+    log = [{"epoch": epoch, "loss": 2.0, **terms} for epoch in (1, 2)]
+    plots.curves(tmp_path / "c.png", {"student": log, "plain": [{"epoch": 1, "loss": 2.0, "class_loss": 2.0}]})
+    panels = {
+        axis.get_ylabel(): [(line.get_label(), list(line.get_ydata())) for line in axis.lines] for axis in seen[0].axes
+    }
+    assert panels["loss terms"] == [
+        ("student, class loss", [2.5, 2.5]),
+        ("student, distillation loss", [1.5, 1.5]),
+    ]
+    assert panels["agreement with the teacher's hard label, %"] == [
+        ("student, class head", [25.0, 25.0]),
+        ("student, distillation head", [50.0, 50.0]),
+    ]
+    assert len(panels) == 3
 
 
 def test_top5_is_shown_among_more_than_five_classes_only():
@@ -115,6 +139,6 @@ def test_top5_is_shown_among_more_than_five_classes_only():
     results = [("m", {"params": result, "ema": result})]
     assert tables.accuracy_table(results, 5).splitlines()[2:] == [
         "| m | class head | trained | 50.00 |",
-        "| m | class head | averaged | 50.00 |",
+        "| m | class head | EMA | 50.00 |",
     ]
     assert "| m | class head | trained | 50.00 | 100.00 |" in tables.accuracy_table(results, 6)

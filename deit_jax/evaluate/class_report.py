@@ -1,0 +1,229 @@
+"""The part of a report about single classes and images: scores per class, confusion, calibration, mistakes, heads."""
+
+import heapq
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer, Shaped, UInt8
+
+from deit_jax import plots
+from deit_jax.errors import printable
+from deit_jax.evaluate.metrics import calibration, class_scores, confusion_matrix, most_confused
+from deit_jax.evaluate.tables import table
+from deit_jax.runtime import atomic
+
+MAX_EXAMPLES = 16  # images on a contact sheet
+MAX_CLASSES = 50  # in a picture, and in the report's table
+FILES = ("classes.json", "confusion.png", "reliability.png", "mistakes.png", "heads.png")
+
+
+class Example(NamedTuple):
+    """An image on a contact sheet.
+
+    Attributes:
+        confidence: probability of the joint prediction.
+        position: among the evaluation images, from 0.
+        label: its class.
+        predicted: {head: predicted class}; "joint" is the joint prediction.
+        image: (H, W, 3) uint8, as the model saw it.
+    """
+
+    confidence: float
+    position: int
+    label: int
+    predicted: dict[str, int]
+    image: UInt8[np.ndarray, "height width 3"]
+
+
+class Outcomes:
+    """What a model predicted for labelled images, collected batch by batch; of the images themselves, only those on
+    the contact sheets are kept.
+
+    Args:
+        class_names: in the order of the labels.
+    """
+
+    def __init__(self, class_names: list[str]):
+        self.class_names = [printable(name) for name in class_names]
+        self.parts: list[dict[str, np.ndarray]] = []
+        self.examples: dict[str, list[tuple[float, int, Example]]] = {"mistakes": [], "heads": []}
+        self.num_images = 0
+
+    def add(
+        self, batch: dict[str, Shaped[np.ndarray, "batch ..."]], predictions: dict[str, Shaped[np.ndarray, " batch"]]
+    ) -> None:
+        """Add the images of a batch whose mask is 1. predictions: of `inference.predict`."""
+        real = batch["mask"] > 0
+        images, labels = batch["image"][real], batch["label"][real]
+        part = {name: x[real] for name, x in predictions.items()}
+        confidence, heads = part["confidence"], {name: x for name, x in part.items() if name != "confidence"}
+        self.parts.append(part | {"label": labels})
+        readable = labels >= 0  # an unreadable image is black, and says nothing about the model
+        differ = heads["cls"] != heads["dist"] if "dist" in heads else np.zeros(len(labels), bool)
+        for name, chosen in (("mistakes", heads["joint"] != labels), ("heads", differ)):
+            for i in np.flatnonzero(chosen & readable):
+                predicted = {head: int(classes[i]) for head, classes in heads.items()}
+                position = self.num_images + int(i)
+                self.keep(name, Example(float(confidence[i]), position, int(labels[i]), predicted, images[i]))
+        self.num_images += len(labels)
+
+    def keep(self, name: str, example: Example) -> None:
+        """Keep the MAX_EXAMPLES most confident of a sheet; of equals, the first."""
+        heap, entry = self.examples[name], (example.confidence, -example.position, example)
+        if len(heap) < MAX_EXAMPLES:
+            heapq.heappush(heap, entry)
+        elif entry[:2] > heap[0][:2]:
+            heapq.heapreplace(heap, entry)
+
+    def sheet(self, name: str) -> list[Example]:
+        """The images of a contact sheet, "mistakes" or "heads", most confident first."""
+        return [example for *_, example in sorted(self.examples[name], key=lambda entry: entry[:2], reverse=True)]
+
+    def column(self, name: str, *, readable: bool = False) -> Shaped[np.ndarray, " images"]:
+        """Of all images, or those that could be read: "label", "confidence", or a head's predicted class."""
+        return np.concatenate([part[name][part["label"] >= 0] if readable else part[name] for part in self.parts])
+
+    @property
+    def heads(self) -> dict[str, Integer[np.ndarray, " images"]]:
+        """{head: predicted class}, of all images."""
+        return {name: self.column(name) for name in self.parts[0] if name not in ("label", "confidence", "joint")}
+
+
+def analyze(outcomes: Outcomes) -> dict[str, Any]:
+    """The content of the section, as JSON: {"images", "classes", "most_confused", "calibration", "mistakes"}, with few
+    classes "confusion", and "heads" of a model with two. A fraction of nothing is None.
+
+    Images that could not be read count as images of no class, and are left out.
+    """
+    names, labels = outcomes.class_names, outcomes.column("label", readable=True)
+    joint, confidence = (outcomes.column(name, readable=True) for name in ("joint", "confidence"))
+    scores = class_scores(labels, joint, len(names))
+    reliability = calibration(confidence, joint == labels)
+    found: dict[str, Any] = {
+        "images": len(labels),
+        "classes": [
+            {"name": name, **{field: finite(values[i]) for field, values in scores._asdict().items()}}
+            for i, name in enumerate(names)
+        ],
+        "most_confused": [
+            {"class": names[a], "taken_for": names[b], "images": n}
+            for a, b, n in most_confused(labels, joint, len(names))
+        ],
+        "calibration": {
+            "expected_calibration_error": reliability.error,
+            "largest_difference": reliability.largest,
+            "bin_edges": reliability.edges.tolist(),
+            "images": reliability.images.tolist(),
+            "confidence": [finite(x) for x in reliability.confidence],
+            "accuracy": [finite(x) for x in reliability.accuracy],
+        },
+        "mistakes": [example_record(example, names) for example in outcomes.sheet("mistakes")],
+    }
+    if len(names) <= MAX_CLASSES:
+        found["confusion"] = confusion_matrix(labels, joint, len(names)).tolist()
+    if "dist" in outcomes.heads:
+        cls, dist = (outcomes.column(name, readable=True) for name in ("cls", "dist"))
+        differ = cls != dist
+        found["heads"] = {
+            "disagree": int(differ.sum()),
+            "class_head_right": int((differ & (cls == labels)).sum()),
+            "distillation_head_right": int((differ & (dist == labels)).sum()),
+            "examples": [example_record(example, names) for example in outcomes.sheet("heads")],
+        }
+    return found
+
+
+def finite(value: Any) -> Any:
+    """A NumPy number as JSON's; NaN is None."""
+    number = value.item()
+    return None if isinstance(number, float) and math.isnan(number) else number
+
+
+def example_record(example: Example, names: list[str]) -> dict[str, Any]:
+    """An image of a contact sheet, for JSON."""
+    predicted = {head: names[index] for head, index in example.predicted.items()}
+    label, probability = names[example.label], example.confidence
+    return {"position": example.position, "label": label, "probability": probability, "predicted": predicted}
+
+
+def write_class_report(folder: Path, outcomes: Outcomes) -> str:
+    """Write FILES in `folder`, without those that would be empty; an earlier report's are removed.
+
+    Returns the section as Markdown.
+    """
+    found = analyze(outcomes)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    atomic.write_json(folder / "classes.json", found)
+    names = outcomes.class_names
+    if "confusion" in found:
+        plots.confusion(folder / "confusion.png", np.array(found["confusion"]), names)
+    reliability = found["calibration"]
+    numbers = [np.array(reliability[key], float) for key in ("bin_edges", "images", "confidence", "accuracy")]
+    title = f"expected calibration error {100 * reliability['expected_calibration_error']:.1f} %"
+    plots.reliability(folder / "reliability.png", *numbers, title=title)
+    for name, lines in (
+        ("mistakes", lambda e: [f"{100 * e.confidence:.0f} %: {names[e.predicted['joint']]}"]),
+        ("heads", lambda e: [f"class: {names[e.predicted['cls']]}", f"dist.: {names[e.predicted['dist']]}"]),
+    ):
+        if examples := outcomes.sheet(name):
+            captions = ["\n".join([f"true: {names[e.label]}", *lines(e)]) for e in examples]
+            plots.contact_sheet(folder / f"{name}.png", [e.image for e in examples], captions)
+    return class_section(found, folder)
+
+
+def class_section(found: dict[str, Any], folder: Path) -> str:
+    """The report's Markdown about classes and images. found: of `analyze`; folder: of the pictures."""
+    picture = lambda name, text: [f"![{text}]({name})"] if (folder / name).exists() else []
+    classes, error = found["classes"], found["calibration"]["expected_calibration_error"]
+    listed, heading = classes, "Per class:"
+    if len(classes) > MAX_CLASSES:
+        with_images = [one for one in classes if one["images"]]
+        listed = sorted(with_images, key=lambda one: one["recall"])[:20]
+        heading = "The 20 classes of the lowest recall (all are in `classes.json`):"
+    text = ["## Classes", heading, class_table(listed), *picture("confusion.png", "confusion matrix")]
+    if found["most_confused"]:
+        rows = [[cell(p["class"]), cell(p["taken_for"]), str(p["images"])] for p in found["most_confused"]]
+        text += ["Most frequent mistakes:", table(["class", "predicted as", "images"], rows)]
+    text += [
+        "## Calibration",
+        f"The probability of the predicted class differs from the accuracy by {100 * error:.1f} points on average "
+        "(expected calibration error, 15 bins).",
+        *picture("reliability.png", "reliability diagram"),
+    ]
+    if found["mistakes"]:
+        text += ["## Most confident mistakes", *picture("mistakes.png", "the most confident mistakes")]
+    if "heads" in found:
+        heads = found["heads"]
+        percent = 100 * heads["disagree"] / found["images"]
+        neither = heads["disagree"] - heads["class_head_right"] - heads["distillation_head_right"]
+        text += [
+            "## Class head against distillation head",
+            f"Their predictions differ on {heads['disagree']} of {found['images']} images ({percent:.1f} %); there the "
+            f"class head is right on {heads['class_head_right']}, the distillation head on "
+            f"{heads['distillation_head_right']}, neither on {neither}.",
+            *picture("heads.png", "images on which the heads disagree"),
+        ]
+    return "\n\n".join(text)
+
+
+def class_table(classes: list[dict[str, Any]]) -> str:
+    """Markdown: counts and scores of each class."""
+    percent = lambda fraction: "-" if fraction is None else f"{100 * fraction:.1f}"
+    rows = [
+        [
+            cell(c["name"]),
+            str(c["images"]),
+            str(c["predicted"]),
+            *(percent(c[k]) for k in ("precision", "recall", "f1")),
+        ]
+        for c in classes
+    ]
+    return table(["class", "images", "predicted", "precision %", "recall %", "F1 %"], rows)
+
+
+def cell(name: str) -> str:
+    """A name in a Markdown table."""
+    return " ".join(name.split()).replace("|", "\\|")
