@@ -47,13 +47,10 @@ def test_what_describes_the_weights_travels_in_every_format(tmp_path, name):
     counters = [key for key in state if key.endswith("num_batches_tracked")]
     state |= {key: np.array(1000 + i) for i, key in enumerate(counters)}
     module, config = models.find(name)
-    view = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop": 0.9, "interpolation": "bilinear"}
+    view = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop": 0.9, "squash": True, "interpolation": "bilinear"}
     names = [f"class {i}" for i in range(5)]
-    metadata = Metadata(name, module.__name__, config | arguments, class_names=names, **view)
-    save_file(state, tmp_path / "first.safetensors", {"format": "pt"} | to_header(metadata))
-    path = tmp_path / "first.safetensors"
-    for number, to in enumerate(["orbax", "timm", *["huggingface"] * name.startswith("deit"), "orbax", "timm"]):
-        path = convert.convert(path, tmp_path / f"{number}{'.safetensors' if to == 'timm' else ''}", to=to)
+
+    def check(path) -> None:
         found = load_weights(path)
         assert (found.name, found.num_classes, found.class_names) == (
             "" if "num_heads" in arguments else name,
@@ -64,9 +61,26 @@ def test_what_describes_the_weights_travels_in_every_format(tmp_path, name):
         assert {key: getattr(found, key) for key in view} == view
         model = deit_jax.load_model(path)
         assert (model.img_size, getattr(model, "norm_eps", 1e-5)) == (arguments["img_size"], 1e-5)
+
+    metadata = Metadata(name, module.__name__, config | arguments, class_names=names, **view)
+    save_file(state, tmp_path / "first.safetensors", {"format": "pt"} | to_header(metadata))
+    path = tmp_path / "first.safetensors"
+    for number, to in enumerate(["orbax", "timm", *["huggingface"] * name.startswith("deit"), "orbax", "timm"]):
+        path = convert.convert(path, tmp_path / f"{number}{'.safetensors' if to == 'timm' else ''}", to=to)
+        check(path)
     equal(load_file(path), state)
     with safe_open(path, "np") as file:
         assert set(file.metadata()) == {"format", "deit_jax"}
+    torch = pytest.importorskip("torch", reason="needs torch: .pth files")
+    (tmp_path / "pth").mkdir()  # a .pth file holds no metadata: config.json does, in timm's keys
+    torch.save({key: torch.from_numpy(value) for key, value in state.items()}, tmp_path / "pth/model.pth")
+    pretrained = {key: view[key] for key in ("mean", "std", "interpolation")} | {"crop_pct": 0.9, "crop_mode": "squash"}
+    sizes = {key: value for key, value in arguments.items() if key != "norm_eps"}
+    content = {"architecture": name, "model_args": sizes, "pretrained_cfg": pretrained, "label_names": names}
+    (tmp_path / "pth/config.json").write_text(
+        json.dumps(content | {"layer_norm_eps": 1e-5} if "norm_eps" in arguments else content)
+    )
+    check(tmp_path / "pth")
 
 
 def test_files_older_than_batch_counters_get_none(tmp_path):

@@ -18,7 +18,7 @@ from deit_jax.config.derived import has_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 from deit_jax.train.step import NO_TEACHER, Answers, Batch, Images, Teacher, TeacherFunction
-from deit_jax.weights import Weights, fit_weights, load_weights
+from deit_jax.weights import Weights, fit_weights, load_weights, split_sources
 
 
 class TeacherModel(NamedTuple):
@@ -148,10 +148,13 @@ def load_teacher(
             f"teacher {config.teacher.name} has no weights: give --config.teacher.init= a hub name, file or workdir,"
             " or train it here with --config.teacher.epochs="
         )
-    sources = init.split(",")
+    sources = split_sources(init)
     names = config.teacher.name.split(",") if config.teacher.name else [""] * len(sources)
     if len(sources) != len(names):
-        raise UserError(f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each")
+        raise UserError(
+            f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each"
+            " (commas separate them, also in a path that does not exist)"
+        )
     size = config.teacher.img_size or img_size
     members, arrays = [], []
     for name, source in zip(names, sources, strict=True):
@@ -194,4 +197,4 @@ def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype: DT
 
 def is_local(init: str) -> bool:
     """Whether every source that `teacher.init` lists is a file or folder of this machine."""
-    return bool(init) and all(storage.place(source).expanduser().exists() for source in init.split(","))
+    return bool(init) and all(storage.place(source).expanduser().exists() for source in split_sources(init))

@@ -99,9 +99,7 @@ def make_classifier(
         UserError: where weights and model do not fit.
     """
     weights = next(iter(sets.values()))
-    known = name or weights.name  # a ConvNet's weights do not tell their size
-    named = models.find(known)[1].get("img_size", 224) if known else 224
-    size = img_size or (named if name else weights.architecture.config.get("img_size", named))
+    size = img_size or weights.architecture.img_size
     if not isinstance(size, int):
         raise UserError(
             f"{weights.source} takes images that are not square: give a square size by --config.model.img_size"

@@ -36,7 +36,7 @@ from deit_jax.evaluate.test_sets import EvalSet, match_source, open_eval_sets
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import from_process_0
 from deit_jax.student import compute_dtype
-from deit_jax.weights import Weights
+from deit_jax.weights import Weights, split_sources
 from deit_jax.weights.orbax import find_step, read_meta, recorded_classes
 
 BATCH_SIZE = 256
@@ -109,7 +109,7 @@ def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict
 
 def named_sources(request: Request) -> list[str]:
     """The weights to evaluate, in the order given. Raises UserError where there are none."""
-    names = [name for part in request.checkpoints for name in part.split(",") if name]
+    names = [name for part in request.checkpoints for name in split_sources(part) if name]
     if names:
         return list(dict.fromkeys(names))
     if not request.workdir:

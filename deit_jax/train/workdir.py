@@ -15,7 +15,7 @@ from deit_jax.config import Config, differences, flat
 from deit_jax.config.derived import trains_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
-from deit_jax.weights import integrity
+from deit_jax.weights import integrity, split_sources
 
 SOURCES = ("init", "teacher.init")  # settings that may name files and folders
 
@@ -72,10 +72,10 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
 
 def absolute(sources: str) -> str:
     """A setting that names weights, with the files and folders of this machine by their absolute names."""
-    parts = [storage.place(part).expanduser() for part in sources.split(",")]
+    parts = [storage.place(part).expanduser() for part in split_sources(sources)]
     return ",".join(
         str(path.absolute()) if part and path.exists() else part
-        for part, path in zip(sources.split(","), parts, strict=True)
+        for part, path in zip(split_sources(sources), parts, strict=True)
     )
 
 
@@ -83,7 +83,7 @@ def same_sources(key: str, ours: Any, theirs: Any) -> bool:
     """Whether a setting names the same weights, by relative names in one and absolute names in the other."""
     if key not in SOURCES or not isinstance(ours, str) or not isinstance(theirs, str):
         return False
-    a, b = ([os.path.abspath(os.path.expanduser(part)) for part in text.split(",")] for text in (ours, theirs))
+    a, b = ([os.path.abspath(os.path.expanduser(part)) for part in split_sources(text)] for text in (ours, theirs))
     return bool(ours) and bool(theirs) and a == b
 
 

@@ -40,6 +40,11 @@ class Architecture:
     module: type[nnx.Module]
     config: dict
 
+    @property
+    def img_size(self) -> int | tuple[int, int]:
+        """Pixels per side, or (height, width)."""
+        return all_arguments(self.module, self.config)["img_size"]
+
     def constructor(self, **overrides) -> functools.partial:
         """A callable of `rngs`; arguments left at None keep the weights' own."""
         return functools.partial(self.module, **(self.config | {k: v for k, v in overrides.items() if v is not None}))

@@ -17,6 +17,7 @@ from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.models.vit import ViT
 from deit_jax.weights.architecture import all_arguments, check_keys
 from deit_jax.weights.load import Weights
+from deit_jax.weights.metadata import given_size
 from deit_jax.weights.names import HEADS
 
 Path = tuple[str, ...]
@@ -65,7 +66,8 @@ def fit_weights(
             something else with the same shapes.
     """
     if isinstance(target, str):
-        target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=img_size)
+        size = given_size(img_size)
+        target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=size)
     graphdef, params, batch_stats = models.abstract(target)
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
     needed = flatten({"params": params, "batch_stats": batch_stats})

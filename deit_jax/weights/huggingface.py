@@ -72,7 +72,7 @@ def processor_config(weights: Weights) -> dict[str, Any]:
     BitImageProcessor resizes the short side and cuts the middle out; ViT's and DeiT's own processors squash the whole
     image, as models of rectangular images need it.
     """
-    size = all_arguments(vit.ViT, weights.architecture.config)["img_size"]
+    size = weights.architecture.img_size
     height, width = (size, size) if isinstance(size, int) else size
     squash = weights.squash or height != width
     crop = weights.crop or (1.0 if squash else 0.875)

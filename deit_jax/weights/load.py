@@ -17,7 +17,7 @@ from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
 from deit_jax.weights.library_configs import read_configuration
-from deit_jax.weights.metadata import Metadata, first_line, from_checkpoint, from_header, reading
+from deit_jax.weights.metadata import Metadata, first_line, from_checkpoint, from_header, given_size, reading
 from deit_jax.weights.names import COUNTER, HEADS, Naming, Timm, counter_keys, entries, naming_of
 from deit_jax.weights.tensors import Tensors
 from deit_jax.weights.weight_files import open_file, weight_file
@@ -90,7 +90,7 @@ def load_weights(
     Raises:
         UserError: naming each tensor that is wrong, and for whatever cannot be found or read.
     """
-    path = str(source)
+    path, img_size = str(source), given_size(img_size)
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
     try:
@@ -101,6 +101,12 @@ def load_weights(
     for note in loaded.notes:
         log.warning("%s: %s", printable(path), printable(note))
     return loaded
+
+
+def split_sources(text: str) -> list[str]:
+    """The weights that a setting lists, separated by commas; the path of an existing file or folder is one source,
+    whatever commas it holds."""
+    return [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
 
 
 def find_file(source: str) -> Path | None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.errors import UserError
 
@@ -88,10 +90,18 @@ def image_size(value: Any) -> int | tuple[int, int] | None:
     """An image size: pixels per side, (height, width) where they differ, None where `value` is None."""
     if value is None:
         return None
-    height, width = map(operator.index, value if isinstance(value, list | tuple) else (value, value))
+    height, width = map(operator.index, value if np.ndim(value) else (value, value))
     if min(height, width) < 1:
         raise ValueError(f"image size {value}")
     return height if height == width else (height, width)
+
+
+def given_size(value: Any) -> int | tuple[int, int] | None:
+    """`image_size` of a caller's argument. Raises UserError where it is none."""
+    try:
+        return image_size(value)
+    except (TypeError, ValueError):
+        raise UserError(f"img_size is {value!r:.60}: give pixels per side, or (height, width)") from None
 
 
 def statistics(mean: Any, std: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

@@ -12,6 +12,7 @@ from deit_jax import models
 from deit_jax.errors import UserError, printable
 from deit_jax.weights.fit import fit_weights
 from deit_jax.weights.load import Weights, load_weights
+from deit_jax.weights.metadata import given_size
 
 log = logging.getLogger("deit_jax")
 
@@ -43,6 +44,7 @@ def load_model(
     Raises:
         UserError: for whatever cannot be found, read or fitted.
     """
+    img_size = given_size(img_size)
     loaded = load_weights(source, name=name or "", img_size=img_size, weights=weights)
     given = {key: overrides[key] for key in ("num_heads", "norm_eps") if key in overrides}  # they show in no shape
     loaded.architecture.config.update(given)

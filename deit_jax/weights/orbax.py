@@ -45,7 +45,7 @@ def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
 
     Raises UserError where there is no checkpoint, or no intact one.
     """
-    steps = steps_of(storage.place(folder).absolute())
+    steps = steps_of(storage.place(folder).expanduser().absolute())
     if not steps:
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
     found = {}

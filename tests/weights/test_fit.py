@@ -34,6 +34,19 @@ def test_another_image_size_resizes_the_positions(small, caplog):
     assert model(np.zeros((1, 24, 32, 3), np.float32)).shape == (1, 10)
 
 
+@pytest.mark.parametrize(("size", "grid"), [([24, 32], (6, 8)), (np.int64(24), (6, 6)), (np.array([8, 8]), (2, 2))])
+def test_sizes_of_every_type(small, size, grid):
+    assert deit_jax.load_model(small[0], img_size=size).grid == grid
+    params, _, _ = fit_weights(load_weights(small[0], img_size=size), SMALL, img_size=size)
+    assert params["pos_embed"].shape[1] == 2 + grid[0] * grid[1]
+
+
+@pytest.mark.parametrize("size", ["16", 1.5, (1, 2, 3), 0, [16, None]])
+def test_sizes_that_are_none(small, size):
+    with pytest.raises(UserError, match="img_size is .*: give pixels per side, or .height, width."):
+        deit_jax.load_model(small[0], img_size=size)
+
+
 def test_other_classes_make_new_heads(small, caplog):
     path, state = small
     with caplog.at_level(logging.WARNING, "deit_jax"):

@@ -194,6 +194,18 @@ def test_what_cannot_be_is_one_line(folder, config, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "config", [{"pretrained_cfg": {"input_size": [3, 48, 48]}}, {"model_args": {"img_size": 48}}, {"image_size": 48}]
+)
+@pytest.mark.parametrize("name", ["regnety_digits", "efficientnet_b0"])
+def test_a_convnets_size_is_the_files(tmp_path, name, config):
+    save_file(state_of(name, num_classes=2), tmp_path / f"{name}.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_weights(tmp_path).architecture.img_size == 48
+    assert deit_jax.load_model(tmp_path).img_size == 48
+    assert deit_jax.load_model(tmp_path, img_size=64).img_size == 64
+
+
 @pytest.mark.parametrize("where", ["model_args", "pretrained_cfg", ""])
 @pytest.mark.parametrize(
     ("key", "value"), [("global_pool", "avg"), ("act_layer", "relu"), ("reg_tokens", 4), ("qk_norm", True)]

@@ -14,7 +14,7 @@ import deit_jax
 from deit_jax import models
 from deit_jax.convert import convert, tensors
 from deit_jax.errors import UserError
-from deit_jax.weights import load_weights
+from deit_jax.weights import load_weights, split_sources
 from deit_jax.weights.names import HuggingFace, Timm, entries
 from deit_jax.weights.weight_files import open_file
 
@@ -92,6 +92,18 @@ def test_what_is_not_there(tmp_path):
         load_weights(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_weights(tmp_path)
+
+
+def test_commas_and_home_in_paths(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a,b").mkdir()
+    small[0].rename(tmp_path / "a,b" / small[0].name)
+    source = f"~/a,b/{small[0].name}"
+    assert split_sources(source) == [source]
+    assert split_sources(f"{source},timm/x") == ["~/a", f"b/{small[0].name}", "timm/x"]
+    assert convert(source, "~/orbax") == tmp_path / "orbax"
+    for name in (source, "~/orbax"):
+        assert load_weights(name).name == SMALL
 
 
 def test_a_broken_orbax_folder(tmp_path, small):

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
+from deit_jax.weights.metadata import from_checkpoint
 
 PLAIN = "deit_digits_patch4_16"
 
@@ -20,6 +21,20 @@ def test_what_nothing_says_is_noted_and_a_name_says_it(tmp_path, caplog):
         load_weights(tmp_path / "vit_tiny_patch16_224.safetensors")
     assert "assumed, for nothing says otherwise: pixel mean (0.485, 0.456, 0.406)" in caplog.text
     assert load_weights(tmp_path / "deit_tiny_patch16_224.safetensors").notes == []
+
+
+def test_a_runs_checkpoint_is_viewed_as_the_run_was():
+    """Its size, of every family, and its own evaluation view."""
+    run = {
+        "model": {"name": "regnety_digits", "img_size": 24, "num_classes": 2},
+        "weights": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "class_names": ["ant", "bee"]},
+        "config": {"data": {"crop": 0.9, "interpolation": "bilinear"}},
+    }
+    found = from_checkpoint(run, "runs/a")
+    assert (found.name, found.arguments, found.class_names) == ("regnety_digits", {"img_size": 24}, ["ant", "bee"])
+    assert (found.mean, found.crop, found.interpolation) == ((0.1, 0.2, 0.3), 0.9, "bilinear")
+    with pytest.raises(UserError, match="runs/a: its metadata has an entry of another form than expected"):
+        from_checkpoint({"model": {"img_size": "big"}}, "runs/a")
 
 
 @pytest.mark.parametrize("header", ["[" * 100_000, "{", '{"mean": 3}', '{"class_names": {"999999999": "x"}}'])
