@@ -77,7 +77,7 @@ def read_view(path: str, view: View) -> np.ndarray:
     """
     if Path(path).exists() and not Path(path).is_file():
         raise OSError("not a regular file")  # a named pipe would wait for ever
-    return eval_image(path, view.size, view.crop, view.interpolation, exif=True, squash=view.squash)
+    return eval_image(path, view.size, view.crop, view.interpolation, exif=True, fit=view.fit)
 
 
 def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str], dict[str, str]]:

@@ -47,7 +47,7 @@ def test_what_describes_the_weights_travels_in_every_format(tmp_path, name):
     counters = [key for key in state if key.endswith("num_batches_tracked")]
     state |= {key: np.array(1000 + i) for i, key in enumerate(counters)}
     module, config = models.find(name)
-    view = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop": 0.9, "squash": True, "interpolation": "bilinear"}
+    view = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop": 0.9, "fit": "squash", "interpolation": "bilinear"}
     names = [f"class {i}" for i in range(5)]
 
     def check(path) -> None:

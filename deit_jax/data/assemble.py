@@ -150,7 +150,7 @@ class EvalBatch:
     exif: bool
     skip: bool
     interpolation: str
-    squash: bool = False
+    fit: str = "short"
 
     def __call__(self, number: int) -> dict[str, Any]:
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
@@ -176,7 +176,7 @@ class EvalBatch:
                 labels = sample["labels"][:MAX_LABELS]
                 out["labels"][row, : len(labels)] = labels
                 out["mask"][row] = len(labels) > 0
-            out["image"][row] = images.eval_image(pixels, self.size, self.crop, self.interpolation, squash=self.squash)
+            out["image"][row] = images.eval_image(pixels, self.size, self.crop, self.interpolation, fit=self.fit)
 
         try:
             _fill(self.threads, len(real), load)

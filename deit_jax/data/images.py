@@ -33,7 +33,7 @@ def eval_image(
     interpolation: str = "bicubic",
     *,
     exif: bool = False,
-    squash: bool = False,
+    fit: str = "short",
 ) -> np.ndarray:
     """The evaluation view: short side resized to int(size / crop) pixels, then the centre square.
 
@@ -43,7 +43,8 @@ def eval_image(
       crop: the view's side over the short side of the resized image.
       interpolation: a name of PIL's `Image.Resampling`, in lower case.
       exif: turn the image as its EXIF orientation says.
-      squash: resize both sides to int(size / crop) pixels.
+      fit: "short"; "short_floor": the smaller half of an odd margin comes before the crop, as in transformers;
+        "squash": as "short_floor", but both sides are resized to int(size / crop) pixels.
 
     Returns:
       uint8 (size, size, 3), the same bytes as torchvision's Resize and CenterCrop on PIL.
@@ -57,13 +58,14 @@ def eval_image(
     pixels = decode(image, exif)
     height, width = pixels.shape[:2]
     short = max(size, int(size / crop))
-    if squash:
+    if fit == "squash":
         new_height = new_width = short
     elif width <= height:
         new_height, new_width = int(short * height / width), short
     else:
         new_height, new_width = short, int(short * width / height)
-    top, left = round((new_height - size) / 2), round((new_width - size) / 2)  # half to even, as torchvision
+    half = round if fit == "short" else math.floor  # round is half to even, as torchvision
+    top, left = half((new_height - size) / 2), half((new_width - size) / 2)
     if new_height * new_width > LARGE and short > min(height, width) and interpolation == "bicubic":
         return _centre_of_strip(pixels, new_height, new_width, top, left, size)
     check_size(new_height, new_width)

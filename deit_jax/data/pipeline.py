@@ -105,13 +105,13 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_broken: Callable[[Source, int], None] | None = None,
-    squash: bool = False,
+    fit: str = "short",
 ) -> "EvalBatches":
     """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
 
     Args:
       on_broken: called with the source and the position of each image that cannot be read.
-      squash: as `eval_image`.
+      fit: as `eval_image`.
 
     Returns:
       An iterator. An image that cannot be read is named in a warning and in `.broken`, and counts as wrong or is
@@ -131,7 +131,7 @@ def eval_batches(
         exif=config.data.exif,
         skip=config.data.eval_broken == "skip",
         interpolation=config.data.interpolation,
-        squash=squash,
+        fit=fit,
     )
     return EvalBatches(
         _ahead(config, make, 0, -(-len(source) // batch)),

@@ -130,7 +130,7 @@ def evaluation_stream(
         config,
         source,
         size=view.size,
-        squash=view.squash,
+        fit=view.fit,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

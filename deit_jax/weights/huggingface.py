@@ -74,7 +74,7 @@ def processor_config(weights: Weights) -> dict[str, Any]:
     """
     size = weights.architecture.img_size
     height, width = (size, size) if isinstance(size, int) else size
-    squash = weights.squash or height != width
+    squash = weights.fit == "squash" or height != width
     crop = weights.crop or (1.0 if squash else 0.875)
     kind = "Bit" if not squash else "DeiT" if crop < 1 else "ViT"
     return {

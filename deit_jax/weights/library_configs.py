@@ -107,7 +107,7 @@ def from_timm(config: Mapping[str, Any], where: str) -> Metadata:
         mean=mean,
         std=std,
         crop=crop_fraction(pretrained.get("crop_pct")),
-        squash=mode == "squash",
+        fit="squash" if mode == "squash" else "",
         interpolation=interpolation_name(pretrained.get("interpolation")),
         class_names=class_list(config.get("label_names") or pretrained.get("label_names")),
     )
@@ -172,8 +172,9 @@ def from_processor(processor: Mapping[str, Any], where: str) -> Metadata:
     mean, std = (None if values is None else [x / factor for x in values] for values in (mean, std))
     found.mean, found.std = statistics(mean, std)
     if entries["do_resize"] and "size" in entries:
-        found.squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))
+        squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))
         inner = side(entries.get("crop_size", outer))[1] if entries.get("do_center_crop") else outer
+        found.fit = "squash" if squash else "short_floor"
         if inner > outer:
             raise UserError(f"{where} has crop_size {inner} over size {outer}: images are not padded")
         written = float(processor.get("crop_pct", 1.0))  # our exports', exact where the sizes are rounded

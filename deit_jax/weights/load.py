@@ -35,7 +35,7 @@ class Weights:
         tree: {"params": …, "batch_stats": …} of numpy arrays, in the form of `models.abstract`.
         mean, std: normalization statistics of the pixels they were trained with.
         crop: of their evaluation, side of the centre crop / resized short side; None: not known.
-        squash: that resizing takes the whole image to a square.
+        fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
         interpolation: of that resizing, a name of PIL's Image.Resampling in lower case; "": not known.
         class_names: by output; None: not known.
         counters, header: PyTorch's batch counters and the safetensors header, so that a file can be written again as it
@@ -49,7 +49,7 @@ class Weights:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     crop: float | None = None
-    squash: bool = False
+    fit: str = ""
     interpolation: str = ""
     class_names: list[str] | None = None
     counters: dict[str, int] | None = None
@@ -189,7 +189,7 @@ def apply_metadata(weights: Weights, metadata: Metadata) -> None:
     weights.mean, weights.std = metadata.mean or weights.mean, metadata.std or weights.std
     # an EfficientNet's crop follows from its size
     weights.crop = metadata.crop or weights.architecture.config.get("crop")
-    weights.squash, weights.interpolation = metadata.squash, metadata.interpolation or ""
+    weights.fit, weights.interpolation = metadata.fit, metadata.interpolation or ""
     names = metadata.class_names
     if names and weights.num_classes not in (0, len(names)):
         weights.notes.append(f"its {len(names)} class names are not used: the head has {weights.num_classes} outputs")

@@ -32,7 +32,7 @@ class Metadata:
         arguments: of the model's constructor.
         mean, std: normalization statistics of the pixels, in 0..1.
         crop: side of the evaluation's centre crop / side of the resized image.
-        squash: resize the whole image to a square (or the model's shape), not its short side.
+        fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
         interpolation: of the evaluation's resizing, a name of PIL's Image.Resampling in lower case.
         class_names: by output.
         notes: one line for each entry that is not followed.
@@ -44,7 +44,7 @@ class Metadata:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop: float | None = None
-    squash: bool = False
+    fit: str = ""
     interpolation: str | None = None
     class_names: list[str] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -158,7 +158,7 @@ def from_json(content: Mapping[str, Any], where: str) -> Metadata:
             mean=mean,
             std=std,
             crop=crop_fraction(content.get("crop")),
-            squash=bool(content.get("squash")),
+            fit=str(content.get("fit", "")),
             interpolation=interpolation_name(content.get("interpolation")),
             class_names=class_list(content.get("class_names")),
         )

@@ -14,7 +14,7 @@ class View(NamedTuple):
         size: pixels per side.
         crop: side of the centre crop / resized short side.
         interpolation: of the resizing.
-        squash: the whole image is resized to a square, not its short side.
+        fit: how resizing and crop are done, as `eval_image` has it.
         mean, std: normalization statistics of its pixels.
     """
 
@@ -23,11 +23,11 @@ class View(NamedTuple):
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    squash: bool = False
+    fit: str = "short"
 
     def describe(self) -> str:
         """The view in one line."""
-        squashed = ", squashed" if self.squash else ""
+        squashed = ", squashed" if self.fit == "squash" else ""
         return f"{self.size} px, crop {self.crop:g}{squashed}, {self.interpolation}, mean {self.mean}, std {self.std}"
 
 
@@ -42,5 +42,5 @@ def view_of(weights: Weights, size: int, *, crop: float | None = None, interpola
         interpolation or weights.interpolation or INTERPOLATION,
         weights.mean,
         weights.std,
-        weights.squash,
+        weights.fit or "short",
     )

@@ -25,7 +25,7 @@ def metadata_of(weights: Weights) -> Metadata:
         mean=tuple(weights.mean),
         std=tuple(weights.std),
         crop=weights.crop,
-        squash=weights.squash,
+        fit=weights.fit,
         interpolation=weights.interpolation or None,
         class_names=weights.class_names,
     )

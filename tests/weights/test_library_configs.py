@@ -80,24 +80,24 @@ def test_timms_config(folder):
 
 
 PIXELS = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])  # of images in 0..255
-# preprocessor_config.json, and (squash, crop, interpolation, mean, std) of the first channel
+# preprocessor_config.json, and (fit, crop, interpolation, mean, std) of the first channel
 PROCESSORS = [
     ({"size": {"shortest_edge": 18}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True, "resample": 2},
-     (False, 16 / 18, "bilinear", None, None)),
-    ({"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3}, (True, 0.875, "bicubic", None, None)),
-    ({"size": {"height": 224, "width": 224}, "resample": 2}, (True, 1.0, "bilinear", None, None)),
-    ({"do_resize": False, "size": 224}, (False, 1.0, None, None, None)),
-    ({"do_normalize": False}, (False, None, None, 0.0, 1.0)),
-    ({"do_rescale": False, "image_mean": PIXELS[0], "image_std": PIXELS[1]}, (False, None, None, 0.485, 0.229)),
-    ({"do_rescale": False, "do_normalize": False}, (False, None, None, 0.0, 1 / 255)),
-    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, (False, None, None, 0.5, 0.5)),
-    ({"image_processor_type": "ViTImageProcessor"}, (True, 1.0, "bilinear", 0.5, 0.5)),
+     ("short_floor", 16 / 18, "bilinear", None, None)),
+    ({"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3}, ("squash", 0.875, "bicubic", None, None)),
+    ({"size": {"height": 224, "width": 224}, "resample": 2}, ("squash", 1.0, "bilinear", None, None)),
+    ({"do_resize": False, "size": 224}, ("", 1.0, None, None, None)),
+    ({"do_normalize": False}, ("", None, None, 0.0, 1.0)),
+    ({"do_rescale": False, "image_mean": PIXELS[0], "image_std": PIXELS[1]}, ("", None, None, 0.485, 0.229)),
+    ({"do_rescale": False, "do_normalize": False}, ("", None, None, 0.0, 1 / 255)),
+    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, ("", None, None, 0.5, 0.5)),
+    ({"image_processor_type": "ViTImageProcessor"}, ("squash", 1.0, "bilinear", 0.5, 0.5)),
     ({"feature_extractor_type": "DeiTFeatureExtractor", "image_mean": [0.485] * 3},
-     (True, 0.875, "bicubic", 0.485, 0.5)),
+     ("squash", 0.875, "bicubic", 0.485, 0.5)),
     ({"image_processor_type": "BitImageProcessorFast", "size": 248},
-     (False, 224 / 248, "bicubic", 0.48145466, 0.26862954)),
+     ("short_floor", 224 / 248, "bicubic", 0.48145466, 0.26862954)),
     ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False},
-     (False, 1.0, "bicubic", 0.48145466, 0.26862954)),
+     ("short_floor", 1.0, "bicubic", 0.48145466, 0.26862954)),
 ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ PROCESSORS = [
 def test_image_processors(processor, expected):
     found = from_processor(processor, "p.json")
     crop = expected[1] and pytest.approx(expected[1])
-    assert (found.squash, found.crop, found.interpolation) == (expected[0], crop, expected[2])
+    assert (found.fit, found.crop, found.interpolation) == (expected[0], crop, expected[2])
     for values, right in ((found.mean, expected[3]), (found.std, expected[4])):
         assert (values and values[0]) == (right and pytest.approx(right))
 
@@ -141,12 +141,13 @@ def test_sizes_of_other_forms_are_refused(size):
     [
         ({"size": {"height": 18, "width": 18}, "crop_size": 16, "do_center_crop": True, "resample": 2}, (18, 18)),
         ({"size": {"shortest_edge": 18}, "crop_size": 16, "do_center_crop": True, "resample": 2}, (21, 18)),
+        ({"size": {"shortest_edge": 16}, "crop_size": 16, "do_center_crop": True, "resample": 2}, (19, 16)),
         ({"do_rescale": False, "size": 16, "resample": 3, "image_mean": PIXELS[0], "image_std": PIXELS[1]}, (16, 16)),
     ],
 )
 def test_the_pixels_are_those_of_transformers(folder, processor, resized):
     """Its steps, one after the other: resize, crop, rescale, normalize."""
-    image = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)  # 24 / 20 x 18 is 21.6: 21 rows
+    image = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
     rows, columns = resized
     filters = {2: Image.Resampling.BILINEAR, 3: Image.Resampling.BICUBIC}
     pixels = np.asarray(Image.fromarray(image).resize((columns, rows), filters[processor["resample"]])).astype(float)
@@ -155,7 +156,7 @@ def test_the_pixels_are_those_of_transformers(folder, processor, resized):
     expected = (pixels - processor.get("image_mean", [0.5] * 3)) / processor.get("image_std", [0.5] * 3)
     weights = load_weights(folder(SIZES, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} | processor))
     view = view_of(weights, 16)
-    ours = deit_jax.eval_image(image, view.size, view.crop, view.interpolation, squash=view.squash)
+    ours = deit_jax.eval_image(image, view.size, view.crop, view.interpolation, fit=view.fit)
     np.testing.assert_allclose(normalize(ours, view.mean, view.std), expected, atol=1e-5)
 
 
