@@ -29,7 +29,7 @@ def serve_ours(folder: str, repeats: int, resize: str) -> Callable[[int], Iterat
     """This package's pipeline, as a run uses it, with one decoding thread."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from deit_jax.config import default_config, resolve
-    from deit_jax.data import pipeline, sources
+    from deit_jax.data import loader, sources
 
     config = default_config()
     config.data.root, config.batch_size, config.augment.repeats = folder, BATCH, repeats
@@ -43,7 +43,7 @@ def serve_ours(folder: str, repeats: int, resize: str) -> Callable[[int], Iterat
 
     def batches(count):
         nonlocal position
-        stream = pipeline.train_batches(config, source, size=SIZE, start=position)
+        stream = loader.train_batches(config, source, size=SIZE, start=position)
         for _ in range(-(-count // BATCH)):
             position += 1
             yield len(next(stream)["label"])

@@ -33,7 +33,7 @@ from common import ROOT
 
 from deit_jax.augment import augment_train
 from deit_jax.config import Config, default_config, resolve
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.distill.runs import train_run
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.randomness import purpose_key
@@ -102,12 +102,12 @@ class Photos:
         self.config = folder_config(argument)
         with contextlib.redirect_stdout(io.StringIO()):
             self.data = open_data(self.config)
-        self.per_epoch = pipeline.steps_per_epoch(self.config, self.data.train)
+        self.per_epoch = loader.steps_per_epoch(self.config, self.data.train)
         self.student = make_student(self.config, self.data.train.num_classes)
         self.weights = load_init(self.config, self.student, self.data.train.class_names).weights
         self.mesh = sharding.make_mesh(jax.local_devices()[:1])
         self.config.data.eval_batch_size = 500
-        batches = pipeline.eval_batches(self.config, self.data.evaluation, size=self.student.img_size)
+        batches = loader.eval_batches(self.config, self.data.evaluation, size=self.student.img_size)
         self.evaluation = list(batches)
 
         def augment(batch, key, step):
@@ -123,7 +123,7 @@ class Photos:
         """The augmented batches of a run's first steps."""
         config = self.config.copy_and_resolve_references()
         config.seed = seed
-        stream = pipeline.train_batches(config, self.data.train, size=self.student.img_size)
+        stream = loader.train_batches(config, self.data.train, size=self.student.img_size)
         key, made = purpose_key(seed, "augment"), []
         for step in range(steps):
             images, targets = self.augment(next(stream), key, step)

@@ -28,7 +28,7 @@ from deit_jax.train.step import create_state, make_step
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
-    from deit_jax.data.pipeline import TrainBatches
+    from deit_jax.data.loader import TrainBatches
 
 SAMPLES = 5  # timed stretches
 STRETCH = 1.0  # seconds each lasts at least
@@ -162,10 +162,10 @@ class Input(NamedTuple):
 
 def train_stream(config: Config, source: "Source", size: int) -> "TrainBatches":
     """This process's rows of the training stream."""
-    from deit_jax.data import pipeline  # here: the data packages are optional, the step needs none
+    from deit_jax.data import loader  # here: the data packages are optional, the step needs none
 
     index, processes = jax.process_index(), jax.process_count()
-    return pipeline.train_batches(config, source, size=size, process_index=index, process_count=processes)
+    return loader.train_batches(config, source, size=size, process_index=index, process_count=processes)
 
 
 def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0) -> float:

@@ -17,7 +17,7 @@ import jax
 from deit_jax.config import Config, validate
 from deit_jax.config.derived import plain_config
 from deit_jax.config.finetune import stages
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.report.run_report import write_chain_report, write_report
@@ -75,9 +75,9 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     workdir = storage.place(workdir)
     first, then = stages(config, workdir)
     validate(then, num_devices=jax.device_count())
-    data = open_data(then, workdir)
+    data = open_data(then)
     make_student(then, data.train.num_classes)
-    pipeline.steps_per_epoch(then, data.train)
+    loader.steps_per_epoch(then, data.train)
 
     results = {"train": run(first, workdir, data)}
     results["finetune"] = run(

@@ -18,9 +18,8 @@ from jax.experimental import multihost_utils
 from deit_jax.augment import augment_train
 from deit_jax.config import Config
 from deit_jax.config.derived import has_teacher
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.data.base import Source
-from deit_jax.data.removed import BrokenRecord
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
 from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, runs, size_forecast
 from deit_jax.distill.runs import train_teacher
@@ -78,12 +77,10 @@ def make_header(config: Config, source: Source, student: Student, teacher: dict)
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 
 
-def label(
-    config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "", like: Data | None = None
-) -> dict[str, Any]:
+def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "") -> dict[str, Any]:
     """Store the teacher's labels of the run that `config` (resolved and valid) describes in `workdir`, or finish the
     store it holds. With `verify`, make that many batches again instead and compare. teacher_init: weights of a teacher
-    that was trained just before, as `train`'s. like: as `open_data`'s.
+    that was trained just before, as `train`'s.
 
     Every process makes its own share of the chunks, whole batches on its own devices. Returns what was done. Raises
     UserError for bad input and a full disk (what was written stays usable), Interrupted after a signal.
@@ -93,10 +90,10 @@ def label(
     if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
     folder = storage.place(workdir).expanduser().absolute()
-    data = open_data(config, folder, like)
+    data = open_data(config)
     source = data.train
     student = make_student(config, source.num_classes)
-    total = num_steps(config, pipeline.steps_per_epoch(config, source))
+    total = num_steps(config, loader.steps_per_epoch(config, source))
     make_header(config, source, student, {})
     if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
         header = read_header(folder)
@@ -125,10 +122,7 @@ def make_labels(
     arrays = jax.device_put(arrays, sharding.replicated(mesh))
     jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
     one = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)
-    broken = BrokenRecord(folder, jax.process_index())
-    batches = lambda start: pipeline.train_batches(
-        config, source, size=student.img_size, start=start, on_broken=broken.add
-    )
+    batches = lambda start: loader.train_batches(config, source, size=student.img_size, start=start)
     if verify:
         return compare(store, one, batches, verify, total)
     return fill(store, one, batches, total)

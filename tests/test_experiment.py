@@ -12,7 +12,7 @@ from configs.cifar10 import get_config
 from deit_jax import plots
 from deit_jax.config import default_config, resolve
 from deit_jax.config.derived import plain_config, teacher_config
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.errors import UserError, printable
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.experiment import run
@@ -99,8 +99,8 @@ def test_its_checkpoints_evaluate_to_what_the_run_found(finished):
 
 def test_evaluation_of_one_set_of_weights_describes_its_classes(finished, tmp_path, monkeypatch):
     """In one pass over the images."""
-    passes, original = [], pipeline.eval_batches
-    monkeypatch.setattr(pipeline, "eval_batches", lambda *a, **k: (passes.append(a), original(*a, **k))[1])
+    passes, original = [], loader.eval_batches
+    monkeypatch.setattr(loader, "eval_batches", lambda *a, **k: (passes.append(a), original(*a, **k))[1])
     folder, results = finished
     evaluate_command(default_config(), {}, Request((str(folder / "teacher"),), kind="params", output=str(tmp_path)))
     found = json.loads((tmp_path / "classes.json").read_text())

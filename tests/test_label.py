@@ -13,7 +13,7 @@ from helpers import one_device
 
 from deit_jax import label as making
 from deit_jax.config import SETTINGS, default_config, flat, resolve
-from deit_jax.data import pipeline, sources
+from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest, runs, size_forecast
 from deit_jax.distill.runs import train_run as train
@@ -59,7 +59,7 @@ def opened(store: Path, **changes):
     config = digits(**{"distill.labels": str(store), **changes})
     source, _ = sources.open_sources(config)
     student = make_student(config, source.num_classes)
-    return open_labels(config, source, student, num_steps(config, pipeline.steps_per_epoch(config, source)))
+    return open_labels(config, source, student, num_steps(config, loader.steps_per_epoch(config, source)))
 
 
 def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
@@ -382,7 +382,7 @@ def test_every_process_reads_its_own_rows(store):
     assert (labels(5, slice(16, 32))["teacher"] == whole[16:32]).all()
     config = digits()
     source, _ = sources.open_sources(config)
-    stream = pipeline.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
+    stream = loader.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
     assert (next(stream)["teacher"] == whole[16:32]).all()
     stream.close()
 
@@ -390,7 +390,7 @@ def test_every_process_reads_its_own_rows(store):
 def test_worker_processes_read_the_store_too(store):
     config = digits(**{"data.workers": 1})
     source, _ = sources.open_sources(config)
-    stream = pipeline.train_batches(config, source, size=16, start=9, labels=opened(store))
+    stream = loader.train_batches(config, source, size=16, start=9, labels=opened(store))
     assert (next(stream)["teacher"] == LabelStore(store).read(9)["decision"]).all()
     stream.close()
 

@@ -3,22 +3,21 @@
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from deit_jax.config import Config
 from deit_jax.data import batch as batches
-from deit_jax.data import images, order
+from deit_jax.data import decode, images, order
 from deit_jax.data.base import Source
 from deit_jax.data.batch import MAX_LABELS, UNREADABLE
 from deit_jax.errors import UserError
 
 CHUNK = 8  # images per task of the decoding threads
 GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
-
-Unreadable = tuple[int, str]  # position of an image, and what is said of it
+HEAD = 1 << 16  # bytes that hold most headers
 
 
 @functools.cache
@@ -26,16 +25,18 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
 
-def _fill(threads: int, count: int, load: Callable[[int], None]) -> None:
-    """load(0) … load(count - 1) by `threads` threads; the first exception is raised."""
+def run_in_threads(threads: int, count: int, load: Callable[[int], None]) -> Iterator[int]:
+    """Call load(0) … load(count - 1) in `threads` threads; yields after each. The first exception is raised."""
 
-    def chunk(first):
-        for row in range(first, min(first + CHUNK, count)):
+    def chunk(first: int) -> range:
+        rows = range(first, min(first + CHUNK, count))
+        for row in rows:
             load(row)
+        return rows
 
     spread = map if threads == 1 else _pool(threads).map
-    for _ in spread(chunk, range(0, count, CHUNK)):
-        pass
+    for rows in spread(chunk, range(0, count, CHUNK)):
+        yield from rows
 
 
 def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[Any, dict[str, Any]]:
@@ -56,35 +57,48 @@ def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[
     return decoded, sample
 
 
+def header_error(source: Source, index: int) -> str:
+    """Name and error of an image whose header cannot be read; "" where it can."""
+    if hasattr(source, "head"):  # a file
+        try:
+            decode.read_header(source.head(index, HEAD))  # type: ignore[attr-defined]
+            return ""
+        except (AttributeError, OSError):  # a subset of other things than files, or a header that is longer
+            pass
+    try:
+        read(source, index, decode.read_header)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
-    """Step → training batch, with the positions and names of unreadable images under "broken", once per view; or
-    {"error": message}."""
+    """Step → training batch, with "seen", its views, and under "broken" the names of unreadable images, once per view;
+    or {"error": message}.
+
+    Attributes:
+      rows: of the global batch, those of this process.
+      labels: (step, rows) → further entries of the batch, or None.
+    """
 
     source: Source
+    config: Config
     size: int
     rows: slice
     threads: int
-    seed: int
-    batch: int
-    drop_last: bool
-    repeats: int
-    mix_group: int
-    fast: bool
-    scale: tuple[float, ...]
-    ratio: tuple[float, ...]
-    exif: bool
-    removed: frozenset[int] = frozenset()
+    labels: Callable[[int, slice], dict[str, np.ndarray]] | None = None
 
     def __call__(self, step: int) -> dict[str, Any]:
+        data, augment = self.config.data, self.config.augment
         epoch, index, repeat = order.batch_views(
             int(step),
-            seed=self.seed,
+            seed=self.config.seed,
             length=len(self.source),
-            batch=self.batch,
-            drop_last=self.drop_last,
-            repeats=self.repeats,
-            mix_group=self.mix_group,
+            batch=self.config.batch_size,
+            drop_last=data.drop_last,
+            repeats=augment.repeats,
+            mix_group=augment.mix_group,
         )
         index, repeat = index[self.rows], repeat[self.rows]
         out = batches.zeros(batches.train_entries(self.size), len(index))
@@ -92,67 +106,72 @@ class TrainBatch:
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-        broken: list[list[Unreadable]] = [[] for _ in found]
+        broken: list[list[str]] = [[] for _ in found]
 
-        def load(which):
+        def load(which: int) -> None:
             views = repeat[rows[which]].tolist()
             position, pixels, boxes, label = self.readable(int(found[which]), epoch, views, broken[which])
             for row, box in zip(rows[which], boxes, strict=True):
-                out["image"][row] = images.random_resized_crop(pixels, box, self.size, fast=self.fast)
+                out["image"][row] = images.random_resized_crop(pixels, box, self.size, fast=data.resize == "fast")
                 out["label"][row], out["index"][row] = label, position
 
         try:
-            _fill(self.threads, len(found), load)
+            for _ in run_in_threads(self.threads, len(found), load):
+                pass
+            if self.labels is not None:
+                out |= self.labels(int(step), self.rows)
         except UserError as error:
             return {"error": str(error)}
         views = [image for which in np.argsort(first) for image in broken[which] * len(rows[which])]
-        return out | {"broken": views}
+        return {**out, "broken": views, "seen": len(index)}
 
     def readable(
-        self, index: int, epoch: int, views: list[int], broken: list[Unreadable]
+        self, index: int, epoch: int, views: list[int], broken: list[str]
     ) -> tuple[int, np.ndarray, list[images.Box], int]:
-        """Position, pixels, one box per view, and label of the first image from `index` on that can be read; the
-        others are added to `broken`, but for the removed ones. Raises UserError where too many in a row cannot."""
-        onward = ((index + k) % len(self.source) for k in range(len(self.source)))
-        for position in itertools.islice((p for p in onward if p not in self.removed), GIVE_UP):
+        """Position, pixels, one box per view, and label of the first readable image from `index` on; the others are
+        added to `broken`. Raises UserError where too many in a row cannot be read."""
+        augment = self.config.augment
+        for position in ((index + k) % len(self.source) for k in range(min(GIVE_UP, len(self.source)))):
 
             def draw(height: int, width: int, position=position) -> list[images.Box]:
-                keys = [order.generator(self.seed, "crop", epoch, position, view) for view in views]
-                return [images.draw_crop(key, height, width, self.scale, self.ratio) for key in keys]
+                keys = [order.generator(self.config.seed, "crop", epoch, position, view) for view in views]
+                return [images.draw_crop(key, height, width, augment.crop_scale, augment.crop_ratio) for key in keys]
+
+            def decode_crops(image: Any, draw=draw) -> tuple[np.ndarray, list[images.Box]]:
+                return images.decode_boxes(image, draw, self.config.data.exif)
 
             try:
-                (pixels, boxes), sample = read(
-                    self.source, position, lambda image, draw=draw: images.decode_boxes(image, draw, self.exif)
-                )
+                (pixels, boxes), sample = read(self.source, position, decode_crops)
                 return position, pixels, boxes, sample["label"]
             except OSError as error:
-                broken.append((position, str(error)))
-        if not broken:
-            raise UserError(f"all {len(self.source)} training images were removed: restore them")
-        raise UserError(f"{len(broken)} images in a row cannot be read, the first: {broken[0][1]}")
+                broken.append(str(error))
+        raise UserError(f"{len(broken)} images in a row cannot be read, the first: {broken[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatch:
-    """Batch number → evaluation batch, with the unreadable images' positions and names under "broken" and the images'
-    number under "seen"; or {"error": message}.
+    """Batch number → evaluation batch, with "seen", its images, and the names of the unreadable ones under "broken"; or
+    {"error": message}.
 
     Of images that may have several right labels (imagenet2012_real), those that have none are masked out, as Beyer et
     al. 2020 count.
+
+    Attributes:
+      rows: of the global batch, those of this process.
+      batch: rows of the global batch.
+      fit: as `eval_image`.
     """
 
     source: Source
+    config: Config
     size: int
     rows: slice
     threads: int
     batch: int
-    crop: float
-    exif: bool
-    skip: bool
-    interpolation: str
     fit: str = "short"
 
     def __call__(self, number: int) -> dict[str, Any]:
+        data = self.config.data
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
         real = np.flatnonzero(indices < len(self.source))
         several = getattr(self.source, "several_labels", False)
@@ -165,22 +184,22 @@ class EvalBatch:
         def load(row: int) -> None:
             try:
                 pixels, sample = read(
-                    self.source, int(indices[row]), lambda image: images.decode(image, exif=self.exif)
+                    self.source, int(indices[row]), lambda image: images.decode(image, exif=data.exif)
                 )
             except OSError as error:
                 broken[row] = str(error)
-                out["label"][row], out["mask"][row] = UNREADABLE, not self.skip
+                out["label"][row], out["mask"][row] = UNREADABLE, data.eval_broken != "skip"
                 return
             out["label"][row] = sample["label"]
             if several:
                 labels = sample["labels"][:MAX_LABELS]
                 out["labels"][row, : len(labels)] = labels
                 out["mask"][row] = len(labels) > 0
-            out["image"][row] = images.eval_image(pixels, self.size, self.crop, self.interpolation, fit=self.fit)
+            out["image"][row] = images.eval_image(pixels, self.size, data.crop, data.interpolation, fit=self.fit)
 
         try:
-            _fill(self.threads, len(real), load)
+            for _ in run_in_threads(self.threads, len(real), load):
+                pass
         except UserError as error:
             return {"error": str(error)}
-        unreadable = [(int(indices[row]), name) for row, name in zip(real, broken, strict=True) if name]
-        return {**out, "broken": unreadable, "seen": len(real)}
+        return {**out, "broken": [name for name in broken if name], "seen": len(real)}

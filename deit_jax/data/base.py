@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from deit_jax.data import order
-from deit_jax.data.removed import BrokenFile, describe_removed
 from deit_jax.errors import UserError, printable
 
 # cached_property; but a type checker takes that for another kind of attribute than a property, which a source has.
@@ -119,13 +118,11 @@ def limit_images(source: Source, limit: int) -> Source:
     return Subset(source, order.spread(labels, limit / len(source), HOLDOUT_SEED))
 
 
-def check_unchanged(source: Source, recorded: str, name: str) -> None:
-    """Raise UserError where `source` no longer holds what it did when its fingerprint was `recorded`."""
-    if source.fingerprint != recorded:
-        raise UserError(
-            f"{name} has changed since the run began (fingerprint {source.fingerprint[:12]}, then {recorded[:12]}): "
-            "restore the images, or start a new run in another --workdir"
-        )
+def file_names(source: Source) -> list[str]:
+    """The image files that a source, or what it is a part of, reads; [] for one that is not made of files."""
+    while isinstance(source, Subset):
+        source = source.source
+    return [os.fsdecode(name) for name in source.names] if isinstance(source, FileSource) else []
 
 
 def first_line(error: Exception) -> str:
@@ -161,7 +158,6 @@ class FileSource:
 
     Attributes:
       by_content: the fingerprint covers the files' bytes, not only their sizes.
-      removed: by position, files that a run recorded as unreadable and that are gone. They count as if they were there.
     """
 
     by_content = False
@@ -175,40 +171,11 @@ class FileSource:
         *,
         title: str = "",
         notes: Sequence[str] = (),
-        split: str = "",
-        broken: Sequence[BrokenFile] = (),
     ):
-        """names: below `root`. broken: what a run could not read; of the files of this `split` those that are gone get
-        their places back."""
-        self.root, self.split = os.fspath(root), split
+        self.root, self.title, self.notes = os.fspath(root), title or os.fspath(root), list(notes)
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        names, labels, self.removed = self._put_back(list(names), np.asarray(labels, np.int32), broken)
         self.names = np.array([os.fsencode(name) for name in names])  # one block: cheap to send to worker processes
-        self.labels = labels
-        self.title, self.notes = title or self.root, [*notes, *describe_removed(list(self.removed.values()))]
-
-    def _put_back(
-        self, names: list[str], labels: np.ndarray, broken: Sequence[BrokenFile]
-    ) -> tuple[list[str], np.ndarray, dict[int, BrokenFile]]:
-        """Names and labels with the removed files in their places, and these files by position."""
-        removed = {}
-        for file in sorted(broken, key=lambda file: file.position):
-            there = os.path.lexists(os.path.join(self.root, file.name))
-            if there or file.split != self.split or file.label not in self.class_names or file.position > len(names):
-                continue
-            if file.name in names:  # a table may list it still
-                removed[names.index(file.name)] = file
-                continue
-            names.insert(file.position, file.name)
-            labels = np.insert(labels, file.position, self.class_names.index(file.label))
-            removed[file.position] = file
-        return names, labels, removed
-
-    def broken_file(self, index: int) -> BrokenFile:
-        """How a run records a file that cannot be read."""
-        digest = self._content(index).hex() if self.by_content else ""
-        label = self.class_names[self.labels[index]]
-        return BrokenFile(self.split, os.fsdecode(self.names[index]), index, label, int(self.sizes[index]), digest)
+        self.labels = np.asarray(labels, np.int32)
 
     @cached
     def fingerprint(self) -> str:
@@ -226,18 +193,15 @@ class FileSource:
     @cached
     def sizes(self) -> np.ndarray:
         """Bytes of each file, int64 (n,). Raises UserError for a file that is gone."""
-        gone = self.removed
-        return np.array([gone[i].size if i in gone else self._stat(i).st_size for i in range(len(self))], np.int64)
+        return np.array([self._size(i) for i in range(len(self))], np.int64)
 
-    def _stat(self, index: int) -> os.stat_result:
+    def _size(self, index: int) -> int:
         try:
-            return os.stat(self.path(index))
+            return os.stat(self.path(index)).st_size
         except OSError as error:
             raise UserError(f"{self.path(index)} cannot be read ({error.strerror}): restore it") from error
 
     def _content(self, index: int) -> bytes:
-        if index in self.removed:
-            return bytes.fromhex(self.removed[index].digest)
         try:
             with open(self.path(index), "rb") as file:
                 return hashlib.file_digest(file, "sha256").digest()

@@ -1,4 +1,4 @@
-"""What a batch is: its arrays, their types and shapes, for the pipeline, which fills it, and all that takes it.
+"""What a batch is: its arrays, their types and shapes, for the loader, which fills it, and all that takes it.
 
 A training batch has, per row: the cropped image, its label, and where the view stands in the run (image `index` of the
 source, `epoch`, `repeat`), which are the keys of its augmentation; with stored teacher labels also `teacher` (and

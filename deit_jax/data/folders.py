@@ -9,7 +9,6 @@ from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.files import EXTENSIONS, FolderTree, class_text, list_images
 from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT, RIGHT, check_named, choose_splits, classes_below, read_layout
-from deit_jax.data.removed import BrokenFile
 from deit_jax.errors import UserError, nearest
 
 __all__ = ["EVAL_SPLITS", "EXTENSIONS", "number_classes", "open_folder", "scan_folder"]
@@ -21,16 +20,12 @@ def open_folder(
     train_split: str,
     eval_split: str,
     holdout: float,
-    class_names: Sequence[str] | None = None,
-    broken: Sequence[BrokenFile] = (),
 ) -> tuple[Source | None, Source]:
     """The images of ROOT/CLASS/image or ROOT/SPLIT/CLASS/image.
 
     Args:
       train_split, eval_split: see `layout.choose_splits`.
       holdout: share of the training images to evaluate on where there is no split for it.
-      class_names: order of the classes, as a run recorded it; None: numeric where all are numbers, else sorted.
-      broken: files that a run recorded as unreadable, of which some may have been removed.
 
     Returns:
       The training images (None where there are none) and the evaluation images.
@@ -47,7 +42,7 @@ def open_folder(
     layout = read_layout(listing, root, (train_split, eval_split))
     if "" in layout.splits:
         notes = not_used(layout.unused([]) + listing.describe_skipped())
-        whole = _source(folder, "", layout.splits[""], class_names, notes, broken)
+        whole = _source(folder, "", layout.splits[""], None, notes)
         return hold_out(whole, whole.labels, holdout)
     train_name, eval_name = choose_splits([*layout.splits, *layout.others], train_split, eval_split, root)
     notes = not_used(layout.unused([train_name, eval_name]) + listing.describe_skipped())
@@ -58,11 +53,11 @@ def open_folder(
                 f"{folder / split} holds images but no class folders: put the images of each class into a folder of its"
                 f" own, or use --config.data.eval_split={HOLDOUT} to hold training images out"
             )
-        return _source(folder, split, layout.splits[split], known, notes, broken)
+        return _source(folder, split, layout.splits[split], known, notes)
 
-    train = part(train_name, class_names) if train_name else None
+    train = part(train_name, None) if train_name else None
     if eval_name:
-        return train, part(eval_name, train.class_names if train else class_names)
+        return train, part(eval_name, train.class_names if train else None)
     if train is None:
         raise UserError(f"{root} has nothing to evaluate on: {RIGHT}")
     return hold_out(train, train.labels, holdout)
@@ -87,7 +82,6 @@ def _source(
     classes: dict[str, list[str]],
     known: Sequence[str] | None,
     notes: Sequence[str],
-    broken: Sequence[BrokenFile] = (),
 ) -> FileSource:
     """The images of one split. classes: paths below `folder`; notes: what was passed over, for people."""
     root = folder / split
@@ -95,7 +89,7 @@ def _source(
     names = [path.removeprefix(f"{split}/") if split else path for paths in classes.values() for path in paths]
     labels = np.repeat(list(number.values()), [len(paths) for paths in classes.values()])
     class_names = sorted(number, key=number.__getitem__) if known is None else known
-    return FileSource(root, names, labels, class_names, notes=notes, split=split, broken=broken)
+    return FileSource(root, names, labels, class_names, notes=notes)
 
 
 def number_classes(present: Sequence[str], known: Sequence[str] | None, where: str) -> dict[str, int]:

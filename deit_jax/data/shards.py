@@ -16,7 +16,6 @@ import numpy as np
 
 from deit_jax.data.base import Source, cached, first_line, hold_out
 from deit_jax.data.layout import check_named, choose_splits
-from deit_jax.data.ranged import RangedRecords, Shard
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 
@@ -45,12 +44,9 @@ def is_shards(root: Path) -> bool:
 
 
 def check_place(root: Path, what: str) -> None:
-    """Raise UserError for a folder in a bucket that holds no shards. what: the setting that names it."""
-    if storage.is_bucket(root) and not is_shards(root):
-        raise UserError(
-            f"{what} {root} holds no shards: images in a bucket are read from shards, make them with python -m"
-            " deit_jax.data.prepare SRC DST and copy DST there"
-        )
+    """Raise UserError for a folder in a bucket. what: the setting that names it."""
+    if storage.is_bucket(root):
+        raise UserError(f"{what} {root} is in a bucket: mount it (gcsfuse) or copy it, and give the folder's path")
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -119,8 +115,6 @@ class Part:
 
 def open_records(root: Path, shards: list[dict[str, Any]]) -> Any:
     """The records of some shards below `root`, by position."""
-    if storage.is_bucket(root):
-        return RangedRecords([Shard(root / shard["file"], shard["records"], shard["bytes"]) for shard in shards])
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     parts: list[Any] = [Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in shards]

@@ -1,6 +1,5 @@
 """Where images come from: `config.data` → a training and an evaluation source."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from deit_jax.data.base import (
     FileSource,
     Source,
     Subset,
-    check_unchanged,
     hold_out,
     limit_images,
     summary,
@@ -20,7 +18,6 @@ from deit_jax.data.base import (
 from deit_jax.data.files import UNPACK, is_tar_name
 from deit_jax.data.folders import open_folder, scan_folder
 from deit_jax.data.layout import RIGHT
-from deit_jax.data.removed import BrokenFile
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
@@ -31,7 +28,6 @@ __all__ = [
     "Source",
     "Subset",
     "check_root",
-    "check_unchanged",
     "find_sources",
     "hold_out",
     "open_digits",
@@ -42,24 +38,17 @@ __all__ = [
 ]
 
 
-def open_sources(
-    config: Config, class_names: Sequence[str] | None = None, broken: Sequence[BrokenFile] = ()
-) -> tuple[Source, Source]:
+def open_sources(config: Config) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
     A `root` decides by what it is: a .csv or .tsv table, a folder of shards as deit_jax.data.prepare makes them, a TFDS
     data_dir, a folder of images by class.
 
-    Args:
-      class_names: the order of the classes that a run recorded when it began (a checkpoint's), for folders and tables;
-        None for a new run: numeric where all names are whole numbers, else sorted.
-      broken: files that the run recorded as unreadable; those that were removed keep their places.
-
     Raises:
       UserError: for what is missing, empty or unknown, for a single class, and where `model.num_classes` is given and
         differs.
     """
-    train, evaluation = find_sources(config, class_names, broken)
+    train, evaluation = find_sources(config)
     if train is None:
         raise UserError(
             f"{config.data.root or config.data.name} leaves no images to train on: choose a split with "
@@ -100,11 +89,9 @@ def open_digits() -> tuple[Subset, Subset]:
     return train, evaluation
 
 
-def find_sources(
-    config: Config, class_names: Sequence[str] | None = None, broken: Sequence[BrokenFile] = ()
-) -> tuple[Source | None, Source]:
+def find_sources(config: Config) -> tuple[Source | None, Source]:
     """All training images, None where there are none, and the evaluation images; see `open_sources`."""
-    train, evaluation = _find(config, class_names, broken)
+    train, evaluation = _find(config)
     for source in (train, evaluation):
         while isinstance(source, Subset):
             source = source.source
@@ -128,25 +115,22 @@ def check_root(given: str) -> None:
         raise UserError(f"data.root {given} is not there, or not a file: give a table of path,label")
 
 
-def _find(
-    config: Config, class_names: Sequence[str] | None, broken: Sequence[BrokenFile]
-) -> tuple[Source | None, Source]:
+def _find(config: Config) -> tuple[Source | None, Source]:
     data = config.data
-    recorded = {"class_names": class_names, "broken": broken}
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     if not data.root and data.name == "digits":
         return open_digits()
     check_root(data.root)
     root = storage.place(data.root).expanduser() if data.root else None
     if root and root.is_file():
-        return open_csv(str(root), **splits, **recorded)
+        return open_csv(str(root), **splits)
     from deit_jax.data import tfds_source  # here: its package is optional, files need none
 
     if root and shards.is_shards(root):
         return shards.open_shards(root, **splits)
     if root is None or tfds_source.is_data_dir(root, data.name):
         return tfds_source.open_tfds(data.name, root, **splits)
-    return open_folder(str(root), **splits, **recorded)
+    return open_folder(str(root), **splits)
 
 
 def _check_classes(config: Config, source: Source) -> None:

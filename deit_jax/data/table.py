@@ -16,7 +16,6 @@ import numpy as np
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.layout import TRAIN, check_named, choose_splits
-from deit_jax.data.removed import BrokenFile
 from deit_jax.errors import UserError, nearest
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -49,14 +48,12 @@ def open_csv(
     train_split: str,
     eval_split: str,
     holdout: float,
-    class_names: Sequence[str] | None = None,
-    broken: Sequence[BrokenFile] = (),
 ) -> tuple[Source | None, Source]:
     """The images of a table with one per line: `path,label` or `path,label,split`.
 
     Paths are relative to the table's folder. A first line that names the columns is a heading; columns of other names
     are left out. Labels are class names, or numbers: 0 … n - 1 are labels, other whole numbers are names in numeric
-    order. Splits, `holdout`, `class_names` and `broken` as `folders.open_folder`.
+    order. Splits and `holdout` as `folders.open_folder`.
 
     Raises:
       UserError: naming the line, for what is not such a table, and for files that are not there.
@@ -77,21 +74,20 @@ def open_csv(
         for name in sorted(known_splits - set(parts))
     ]
     first = next(iter(parts.values()))  # the training images, where there are some
-    names = list(class_names) if class_names is not None else classes_of((row.label for row in first), path)
+    names = classes_of((row.label for row in first), path)
     number = {name: label for label, name in enumerate(names)}
     for row in (row for part in parts.values() for row in part):
         if row.label not in number:
             hint = nearest(row.label, number)
             raise UserError(f"{path}, line {row.line}: '{row.label}' is a class the training images lack{hint}")
-    may_be_gone = {(file.split, file.name) for file in broken}
-    _check_files(path, [r for split, part in parts.items() for r in part if (split, r.path) not in may_be_gone])
+    _check_files(path, [row for part in parts.values() for row in part])
     notes = not_used(unused) + _named_by_numbers(names)
 
     def source(split: str) -> FileSource:
         labels = np.array([number[row.label] for row in parts[split]], np.int32)
         title = path if len(known_splits) == 1 else f"{path}, split {split}"
         paths = [row.path for row in parts[split]]
-        return FileSource(Path(path).parent, paths, labels, names, title=title, notes=notes, split=split, broken=broken)
+        return FileSource(Path(path).parent, paths, labels, names, title=title, notes=notes)
 
     train = source(train_name) if train_name is not None else None
     if eval_name is not None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from deit_jax.config import SETTINGS, Config
 from deit_jax.config.derived import has_teacher
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
@@ -148,28 +148,6 @@ class BatchLabels:
             return {"teacher": index[:, 0]}
         return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
 
-    def into(self, make: Any) -> "WithLabels":
-        """A maker of batches (`assemble.TrainBatch`) that puts the labels in."""
-        return WithLabels(make, self)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithLabels:
-    """Step → training batch with its labels, read where the batch is made: ahead of the train step."""
-
-    make: Any  # an `assemble.TrainBatch`
-    labels: BatchLabels
-
-    @property
-    def threads(self) -> int:
-        return self.make.threads
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        try:
-            return self.make(step) | self.labels(int(step), self.make.rows)
-        except UserError as error:  # travels as a value: an exception would lose its type on the way
-            return {"error": str(error)}
-
 
 def open_labels(config: Config, source: Source, student: Student, total: int) -> BatchLabels | None:
     """The stored labels a run of `total` steps reads, or None where it reads none.
@@ -194,7 +172,7 @@ def open_labels(config: Config, source: Source, student: Student, total: int) ->
             )
     done = store.steps_done()
     if done < total:
-        per_epoch = pipeline.steps_per_epoch(config, source)
+        per_epoch = loader.steps_per_epoch(config, source)
         raise UserError(
             f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), the run has {total}: finish"
             f" them with --mode=label --workdir={d.labels}" + (f", or train --config.steps={done}" if done else "")

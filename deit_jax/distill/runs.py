@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from deit_jax.config import Config, validate
 from deit_jax.config.derived import plain_name, teacher_config, trains_teacher
-from deit_jax.data import pipeline
+from deit_jax.data import loader
+from deit_jax.data.base import file_names
 from deit_jax.distill.label_reader import open_labels
 from deit_jax.distill.teacher import make_teacher
 from deit_jax.errors import UserError
@@ -95,12 +96,12 @@ def open_run(
 
     Raises UserError for bad input.
     """
-    data = data or open_data(config, workdir)
+    data = data or open_data(config)
     models = open_models(config, data, teacher_init=teacher_init, begun=find_step(storage.place(workdir)) is not None)
-    per_epoch = pipeline.steps_per_epoch(config, data.train)
+    per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
     labels = open_labels(config, data.train, models.student, total)
-    folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint)
+    folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint, file_names(data.train))
     return Run(
         title, config, folder, data, models.student, per_epoch, total, models.teacher, labels, models.init, **more
     )

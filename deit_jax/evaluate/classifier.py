@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from deit_jax import models
 from deit_jax.arrays import AnyArray
 from deit_jax.config import Config, default_config
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import evaluate_sets, head_logits
@@ -126,7 +126,7 @@ def evaluation_stream(
     rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
     config, view = config.copy_and_resolve_references(), classifier.view
     config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
-    batches = pipeline.eval_batches(
+    batches = loader.eval_batches(
         config,
         source,
         size=view.size,

@@ -37,7 +37,7 @@ from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import from_process_0
 from deit_jax.student import compute_dtype
 from deit_jax.weights import Weights, split_sources
-from deit_jax.weights.orbax import find_step, read_meta, recorded_classes
+from deit_jax.weights.orbax import find_step, read_meta
 
 BATCH_SIZE = 256
 # the settings of a run that its evaluation takes over
@@ -167,9 +167,7 @@ def default_eval_set(config, targets: Sequence[EvalTarget]) -> EvalSet:
     other weights are evaluated on every image.
     """
     name = Path(config.data.root).name if config.data.root else config.data.name
-    run = next((step for step in (run_step(target.source) for target in targets) if step), None)
-    classes = recorded_classes(run)
-    train, held_out = sources.find_sources(config, classes)
+    train, held_out = sources.find_sources(config)
     if not (isinstance(train, Subset) and isinstance(held_out, Subset) and train.source is held_out.source):
         return EvalSet(name, held_out)
     for target in targets:
@@ -186,9 +184,8 @@ def is_trained_on_rest(source: str, config) -> bool:
     record = step.parent.parent / "config.json" if step else None
     if step is None or record is None or not record.is_file():
         return False
-    class_names = read_meta(step).get("weights", {}).get("class_names")  # an older run may have its own order
     try:
-        train = sources.open_sources(config, class_names)[0]
+        train = sources.open_sources(config)[0]
     except UserError:  # of other classes
         return False
     return train.fingerprint == json.loads(record.read_text()).get("data.fingerprint")

@@ -21,7 +21,7 @@ HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
 USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
 AHEAD = 2  # batches dispatched before the oldest is waited for: else the whole dataset would queue on the device
 
-Batch = dict[str, Any]  # of `data.pipeline.eval_batches`: NumPy arrays (batch, …)
+Batch = dict[str, Any]  # of `data.loader.eval_batches`: NumPy arrays (batch, …)
 Weights = dict[str, Any]  # {"params", "batch_stats"}
 Logits = dict[str, Float[Array, "batch classes"]]  # by head
 

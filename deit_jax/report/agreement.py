@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 
 from deit_jax.augment import normalize
 from deit_jax.config.derived import plain_config
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.inference import head_logits, predict_classes
 from deit_jax.models.inputs import Images
@@ -85,9 +85,9 @@ def measure_agreement(run: Run, student: Predictions | None = None) -> dict[str,
     return agreed
 
 
-def evaluation_batches(run: Run, size: int) -> Iterator[pipeline.Batch]:
+def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
     """All evaluation images, `size` pixels high and wide, as one process reads them."""
-    return pipeline.eval_batches(run.config, run.data.evaluation, size=size)
+    return loader.eval_batches(run.config, run.data.evaluation, size=size)
 
 
 def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def teacher_predictions(run: Run, mesh: Mesh) -> tuple[Predictions, float]:
 
 
 def seconds_per_image(
-    batch: pipeline.Batch,
+    batch: loader.Batch,
     mesh: Mesh,
     graphdef: nnx.GraphDef,
     weights: dict[str, Any],

@@ -22,7 +22,7 @@ from deit_jax.label import label
 from deit_jax.runtime import lock
 from deit_jax.study import decisions, jobs, report
 from deit_jax.study.jobs import Job
-from deit_jax.train.setup import Data, open_data
+from deit_jax.train.setup import open_data
 from deit_jax.train.workdir import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta
 
@@ -129,7 +129,7 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
         )
     base = config.copy_and_resolve_references()
     hard(base)
-    data = open_data(base, workdir)
+    data = open_data(base)
     source = data.train
     for name in arms:
         for seed in config.ablate.seeds:
@@ -147,23 +147,20 @@ def ablate(config, workdir: str | Path) -> dict[str, dict[int, dict[str, float]]
                     report.write(workdir, config, scores, averaged, command=shlex.join(["python", *sys.argv]))
         return scores
 
-    jobs.run_jobs(plan_jobs(base, workdir, arms, data), jobs.at_most_every(REPORT_SECONDS, write))
+    jobs.run_jobs(plan_jobs(base, workdir, arms), jobs.at_most_every(REPORT_SECONDS, write))
     scores = write()
     if jax.process_index() == 0:
         print(f"\n{(workdir / 'results/ablation.md').read_text()}\n\nreport: {workdir / 'results/ablation.md'}")
     return scores
 
 
-def plan_jobs(base, workdir: Path, arms: dict[str, Arm], data: Data | None = None) -> list[Job]:
-    """Teachers first, then seed by seed: an unfinished study has all arms of the seeds that are done.
-
-    data: of the study, whose order of classes its runs take over.
-    """
+def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
+    """Teachers first, then seed by seed: an unfinished study has all arms of the seeds that are done."""
     teachers = {arm[1:]: with_teacher(base, Arm("hard", *arm[1:])) for arm in arms.values() if arm.kind in TAUGHT}
     names = {t: f"teacher-{c.teacher.name}-{t[1]}" if t[0] else "teacher" for t, c in teachers.items()}
     folders = {t: workdir / names[t] if trains_teacher(c) else None for t, c in teachers.items()}
     planned = [
-        Job(folder, (), lambda c=c, f=folder: train_the_teacher(c, f, data))
+        Job(folder, (), lambda c=c, f=folder: train_the_teacher(c, f))
         for t, c in teachers.items()
         if (folder := folders[t])
     ]
@@ -177,7 +174,7 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm], data: Data | None = Non
             c = arm_config(base, (soft_ones or stored)[0], seed)
             c.label.kind = "topk" if soft_ones else "hard"  # probabilities hold decisions, too
             store = workdir / "labels" / f"{names[t]}-{seed}-{c.label.kind}"
-            work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""), like=data)
+            work = lambda c=c, s=store, f=folder: label(c, s, teacher_init=str(f or ""))
             planned.append(Job(store, (folder,) if folder else (), work))
             stores |= dict.fromkeys(stored, store)
         for name, arm in arms.items():
@@ -188,18 +185,18 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm], data: Data | None = Non
             needs = (folder,) if folder else ()
             if name in stores:
                 c.distill.labels, needs = str(stores[name]), (stores[name],)
-            planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f, data)))
+            planned.append(Job(run, needs, lambda c=c, r=run, f=folder: train_one(c, r, f)))
     return planned
 
 
-def train_one(config, folder: Path, teacher: Path | None, study: Data | None) -> dict[str, Any]:
+def train_one(config, folder: Path, teacher: Path | None) -> dict[str, Any]:
     """Train one run; returns what `decisions.record` found of its last weights, and writes down what they decide."""
-    data = open_data(config, folder, like=study)
+    data = open_data(config)
     train_run(config, folder, data, title=folder.name, teacher_init=str(teacher or ""))
     return decisions.record(config, data, folder) if jax.process_index() == 0 else {}
 
 
-def train_the_teacher(config, folder: Path, study: Data | None) -> dict[str, Any]:
+def train_the_teacher(config, folder: Path) -> dict[str, Any]:
     """Train a teacher, evaluated on `ablate.teacher_split` (default: the students' split) as it learns.
 
     Returns, and writes down, what `train_one` does for the students' evaluation images; "teaches_with": the top-1 of
@@ -208,12 +205,12 @@ def train_the_teacher(config, folder: Path, study: Data | None) -> dict[str, Any
     c = teacher_config(config)
     students = c.data.eval_split
     c.data.eval_split = config.ablate.teacher_split or students
-    train_run(c, folder, open_data(c, folder, like=study), title=folder.name)
+    train_run(c, folder, open_data(c), title=folder.name)
     best = find_step(folder)
     assert best, "a finished run has a checkpoint"
     found = {"teaches_with": read_meta(best)["metrics"]["top1"]}
     c.data.eval_split = students
-    data = open_data(c, folder, like=study)  # on every process: they compare what they have opened
+    data = open_data(c)  # on every process: they compare what they have opened
     if jax.process_index() == 0:
         found |= decisions.record(c, data, folder)
         found["evaluation"] = found["heads"]["cls"]

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from deit_jax.augment import normalize
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.data.images import eval_image
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.models.vit import ViT
@@ -43,7 +43,7 @@ def record(config, data: Data, folder: Path) -> dict:
         if not (step / name).is_dir():
             continue
         weights = jax.device_put(read_weights(step, name)[1], sharding.replicated(mesh))
-        batches = pipeline.eval_batches(config, data.evaluation, size=student.img_size)
+        batches = loader.eval_batches(config, data.evaluation, size=student.img_size)
         heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, mean=mean, std=std)
         decisions |= {f"{name}/{head}": x.astype(np.uint16) for head, x in heads.items()}
         found[top1] = {head: 100 * float((x == labels).mean()) for head, x in heads.items()}

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deit_jax.data import pipeline
-from deit_jax.data.check import HeaderCheck
-from deit_jax.data.removed import BrokenRecord
+from deit_jax.data import loader
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.models.layout import place_params
@@ -86,11 +84,11 @@ def train(run: Run) -> dict[str, dict]:
         stream = Stream(run, step + int(state["offset"]))
         exits.callback(stream.close)
         if jax.process_index() == 0 and step < total:
-            exits.enter_context(HeaderCheck(run.data.evaluation, on_broken=stream.record.add))
+            loader.check_headers(config, run.data.evaluation)
 
         while not stop.requested:
             if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
-                results = evaluate_state(run, state, checkpoints, log, stop, stream.record)
+                results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total or stop.requested:  # the next start evaluates first what was interrupted here
                 break
             with log.waiting():
@@ -167,19 +165,14 @@ def save(run: Run, state: State, checkpoints: Checkpoints, log: Log) -> None:
     checkpoints.save(state, run.meta | {"interval_losses": log.interval_losses()})
 
 
-def evaluate_state(
-    run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop, record: BrokenRecord
-) -> dict | None:
-    """Evaluate the weights and their average, log and record it; None if a stop was requested meanwhile.
+def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict | None:
+    """Evaluate the weights and their average, log and record it; None if a stop was requested meanwhile."""
 
-    record: takes the images that cannot be read.
-    """
-
-    def batches() -> Iterator[pipeline.Batch]:
+    def batches() -> Iterator[loader.Batch]:
         process: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         images, rows = run.data.evaluation, run.config.data.eval_batch_size or run.config.batch_size
         size = run.student.img_size
-        stream = pipeline.eval_batches(run.config, images, size=size, on_broken=record.add, **process)
+        stream = loader.eval_batches(run.config, images, size=size, **process)
         total = -(-len(images) // rows) if jax.process_index() == 0 else 0
         for batch in track(stream, "evaluation batches", total, after=PROGRESS_AFTER):
             if stop.poll():

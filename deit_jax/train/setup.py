@@ -3,7 +3,6 @@
 A command resolves its config into a `Run` and hands that on; nothing after it opens data or weights again.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,14 +20,12 @@ from jaxtyping import UInt8
 from deit_jax.config import Config
 from deit_jax.data import sources
 from deit_jax.data.base import Source
-from deit_jax.data.removed import read_broken, removed_files
 from deit_jax.errors import UserError
 from deit_jax.models.layout import Layout, make_layout
-from deit_jax.runtime import sharding, storage
+from deit_jax.runtime import sharding
 from deit_jax.student import Student
 from deit_jax.train.step import NO_TEACHER, Teacher
 from deit_jax.weights import fit_weights, load_weights
-from deit_jax.weights.orbax import recorded_classes
 
 
 class Data(NamedTuple):
@@ -121,42 +118,16 @@ class Run:
         }
 
 
-def open_data(config: Config, workdir: str | Path | None = None, like: Data | None = None) -> Data:
+def open_data(config: Config) -> Data:
     """The training and evaluation images of a resolved config. Process 0 prints what they are.
-
-    workdir: of a run or a label store that may have begun, whose classes keep their order, and whose unreadable images
-        may have been removed since.
-    like: data of the study that the run is part of, whose order of classes and removed images it shares.
 
     Raises UserError for what is missing, and on every process where several of them see different images.
     """
-    broken = [*read_broken(storage.place(workdir))] if workdir is not None else []
-    if like is not None:
-        broken += removed_files(like)
-        names = list(like.train.class_names)
-    else:
-        names = recorded_classes(workdir)
-    data = Data(*sources.open_sources(config, names, broken))
-    recorded = "" if names else recorded_fingerprint(workdir, config.distill.labels)
-    former = sorted(data.train.class_names)  # how folders named by numbers were numbered once
-    if recorded and former != data.train.class_names and data.train.fingerprint != recorded:
-        other = Data(*sources.open_sources(config, former, broken))
-        data = other if other.train.fingerprint == recorded else data
+    data = Data(*sources.open_sources(config))
     if jax.process_index() == 0:
         print("\n".join(sources.summary(*data)), flush=True)
     check_same_on_all_processes(data)
     return data
-
-
-def recorded_fingerprint(workdir: str | Path | None, labels: str = "") -> str:
-    """The fingerprint of the training images that a run, or a study, in `workdir` began with, or a label store there,
-    or else the label store `labels`; "" where there is none that can be read."""
-    for folder in [storage.place(where).expanduser() for where in (workdir, labels) if where]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads((folder / "config.json").read_text())["data.fingerprint"])
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads((folder / "labels.json").read_text())["images"]["data.fingerprint"])
-    return ""
 
 
 def check_same_on_all_processes(data: Data) -> None:

@@ -2,8 +2,7 @@
 
 import jax
 
-from deit_jax.data import pipeline
-from deit_jax.data.removed import BrokenRecord
+from deit_jax.data import loader
 from deit_jax.train.setup import Run
 
 
@@ -12,21 +11,18 @@ class Stream:
 
     Only a run that was rolled back, whose data is ahead of its step, gets that far.
 
-    What cannot be read is recorded in the run's folder (`deit_jax.data.removed`).
-
     Attributes:
         broken: unreadable images met so far, each replaced by the next that can be read.
     """
 
     def __init__(self, run: Run, position: int):
         self.run, self.broken = run, 0
-        self.record = BrokenRecord(run.folder, jax.process_index())
         self.open(position)
 
     def open(self, position: int) -> None:
         self.position = position % self.run.total_steps
         self.before = self.broken
-        self.batches = pipeline.train_batches(
+        self.batches = loader.train_batches(
             self.run.config,
             self.run.data.train,
             size=self.run.student.img_size,
@@ -34,7 +30,6 @@ class Stream:
             labels=self.run.labels,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            on_broken=self.record.add,
         )
 
     def seek(self, position: int) -> None:
@@ -45,12 +40,12 @@ class Stream:
     def __iter__(self) -> "Stream":
         return self
 
-    def __next__(self) -> pipeline.Batch:
+    def __next__(self) -> loader.Batch:
         if self.position == self.run.total_steps:
             self.seek(0)
         batch = next(self.batches)
         self.position += 1
-        self.broken = self.before + self.batches.broken
+        self.broken = self.before + self.batches.broken.total()
         return batch
 
     def close(self) -> None:

@@ -1,11 +1,14 @@
 """The folder of a run: claimed for one run, whose settings and data it records.
 
-WORKDIR/config.json    the settings the run began with, and the fingerprint of its data
+WORKDIR/config.json      the settings the run began with, and the fingerprint of its data
+WORKDIR/images.txt.gz    the image files it began with, to name those that are gone
 """
 
+import gzip
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,30 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
 from deit_jax.weights import integrity, split_sources
 
+FILES = "images.txt.gz"
 SOURCES = ("init", "teacher.init")  # settings that may name files and folders
 
 
-def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, eval_fingerprint: str = "") -> Path:
-    """Make the folder, or check that the run it holds is this one. Returns its path.
+def claim_workdir(
+    workdir: str | os.PathLike,
+    config: Config,
+    fingerprint: str,
+    eval_fingerprint: str = "",
+    files: Sequence[str] = (),
+) -> Path:
+    """Make the folder, or check that the run it holds is this one.
 
-    config: resolved. fingerprint, eval_fingerprint: of the training and the evaluation data ("": not compared). Raises
-    UserError where the folder cannot be written or belongs to a run of other settings or other data; nothing in it is
-    changed then.
+    Args:
+        workdir: the folder.
+        config: resolved.
+        fingerprint, eval_fingerprint: of the training and the evaluation data ("": not compared).
+        files: that the training images are read from; a later start names those that are gone.
+
+    Returns its path.
+
+    Raises:
+        UserError: where the folder cannot be written or belongs to a run of other settings or other data; nothing in
+            it is changed then.
     """
     folder = storage.place(workdir).absolute()
     try:
@@ -53,8 +71,8 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
             raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {fix}")
         if seen != fingerprint:
             raise UserError(
-                f"the training data changed since the run in {workdir} began: restore it (only images that the run"
-                " reported as unreadable may be removed), or choose another --workdir"
+                f"the training data changed since the run in {workdir} began{missing_files(folder, files)}: put back"
+                " what it was, or begin a new folder with another --workdir"
             )
         same_limit = theirs.get("evaluate.limit", 0) == ours["evaluate.limit"]
         if evaluated and eval_fingerprint and same_limit and evaluated != eval_fingerprint:
@@ -63,11 +81,24 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
                 " images: restore it, or choose another --workdir"
             )
     elif jax.process_index() == 0:
+        if files:
+            names = "\0".join(files).encode("utf-8", "surrogateescape")
+            atomic.write_bytes(folder / FILES, gzip.compress(names, 1))
         located = {key: absolute(ours[key]) for key in SOURCES}
         atomic.write_json(
             record, ours | located | {"data.fingerprint": fingerprint, "data.eval_fingerprint": eval_fingerprint}
         )
     return folder
+
+
+def missing_files(folder: Path, files: Sequence[str]) -> str:
+    """ " (2 of its files are gone: a.png, b.png)", of the files a run began with; "" where none is gone or known."""
+    record = folder / FILES
+    if not record.exists():
+        return ""
+    began = gzip.decompress(record.read_bytes()).decode("utf-8", "surrogateescape").split("\0")
+    gone = sorted(set(began) - set(files))
+    return f" ({len(gone)} of its files are gone: {', '.join(gone[:3])}{', …' * (len(gone) > 3)})" if gone else ""
 
 
 def absolute(sources: str) -> str:

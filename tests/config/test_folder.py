@@ -6,7 +6,7 @@ import pytest
 
 from configs import folder
 from deit_jax.config import resolve, validate
-from deit_jax.data.pipeline import steps_per_epoch
+from deit_jax.data.loader import steps_per_epoch
 from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 from deit_jax.train.optimizer import describe_averaging, describe_schedule, num_steps
@@ -49,7 +49,7 @@ def test_the_batch_follows_the_number_of_images(images, batch):
 
 @pytest.mark.parametrize("images", [10, 50, 100, 200, 500, 1000, 1500, 2000, 3000, 5000, 10_000, 50_000])
 def test_a_few_images_less_change_no_setting(monkeypatch, images):
-    """Else a run whose broken images were removed would be refused for settings that nobody changed."""
+    """Removing a few broken images leaves the recipe as it was."""
     found = []
     for count in (images, images - 1, images - images // 50):
         monkeypatch.setattr(folder, "count_images", lambda config, count=count: count)

@@ -5,7 +5,7 @@ from helpers import tool
 from PIL import Image
 
 from deit_jax.config import default_config, resolve
-from deit_jax.data import pipeline, sources
+from deit_jax.data import loader, sources
 from deit_jax.data.tools import show
 
 
@@ -19,7 +19,7 @@ def digits(**augment):
 def test_without_augmentation_the_crops_come_through():
     config = digits(flip=0.0, policy="none", erasing=0.0, mixup=0.0, cutmix=0.0)
     images, targets, names = show.augmented(config, step=3)
-    batches = pipeline.train_batches(config, sources.open_sources(config)[0], size=24, start=3)
+    batches = loader.train_batches(config, sources.open_sources(config)[0], size=24, start=3)
     batch = next(batches)
     batches.close()
     np.testing.assert_array_equal(images, batch["image"])

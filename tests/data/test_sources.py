@@ -14,7 +14,7 @@ from PIL import Image
 
 from deit_jax.classes.imagenet import synsets
 from deit_jax.config import default_config
-from deit_jax.data import images, pipeline, shards, sources, tfds_source
+from deit_jax.data import images, loader, shards, sources, tfds_source
 from deit_jax.data.batch import MAX_LABELS
 from deit_jax.data.tools import doctor, prepare
 from deit_jax.errors import UserError
@@ -99,12 +99,9 @@ def test_fingerprint_follows_the_images(folder):
 
     first = fingerprint()
     assert fingerprint() == first
-    sources.check_unchanged(opened(folder)[0], first, "folder")
     write(folder / "ant" / "0.jpg", picture(99) + b"more")
     changed = fingerprint()
     assert changed != first
-    with pytest.raises(UserError, match="folder has changed since the run began"):
-        sources.check_unchanged(opened(folder)[0], first, "folder")
     (folder / "ant" / "0.jpg").rename(folder / "ant" / "00.jpg")
     renamed = fingerprint()
     assert renamed != changed
@@ -571,7 +568,7 @@ def test_images_with_several_right_labels(tmp_path):
     config = default_config()
     config.data.name, config.data.root, config.batch_size = "imagenet2012_real", str(tmp_path), 4
     source = sources.open_eval_source(config)
-    batches = list(pipeline.eval_batches(config, source, size=8))
+    batches = list(loader.eval_batches(config, source, size=8))
     labels = np.concatenate([batch["labels"] for batch in batches])
     mask = np.concatenate([batch["mask"] for batch in batches])
     assert labels.shape == (8, MAX_LABELS)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.config import default_config
-from deit_jax.data import base, pipeline, shards, sources
+from deit_jax.data import base, loader, shards, sources
 from deit_jax.data.tools import doctor, prepare, show
 from deit_jax.errors import UserError
 
@@ -116,7 +116,7 @@ def test_any_name_of_an_image_survives(tmp_path, monkeypatch, capsys, caplog):
     config = default_config()
     config.data.root, config.batch_size = str(root), 4
     source = sources.scan_folder(root)[0]
-    batches = pipeline.eval_batches(config, source, size=8)
+    batches = loader.eval_batches(config, source, size=8)
     assert len(list(batches)) == 2
     assert len(batches.broken) == 3
     assert "\x1b" not in caplog.text

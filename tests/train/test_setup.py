@@ -1,18 +1,17 @@
 """A run before it begins: data compared across processes, the stream's positions, how to train a finished run on."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
 from helpers import folder_of_images
 
 from deit_jax.config import default_config, resolve
+from deit_jax.data.base import file_names
 from deit_jax.distill.runs import open_run
 from deit_jax.errors import UserError
-from deit_jax.train import setup
 from deit_jax.train.loop import is_due
-from deit_jax.train.setup import compare_fingerprints, open_data, recorded_classes
+from deit_jax.train.setup import compare_fingerprints, open_data
 from deit_jax.train.stream import Stream
 from deit_jax.train.workdir import claim_workdir
 
@@ -110,52 +109,19 @@ def test_settings_that_change_no_weight_may_change(tmp_path):
     assert len(open_data(digits()).train) == 1438
 
 
-def test_a_run_begun_before_keeps_its_order_of_classes(tmp_path, monkeypatch, capsys):
-    root = folder_of_images(tmp_path / "images", classes=11, images=2)
-    for folder in root.iterdir():
-        folder.rename(root / folder.name.removeprefix("class"))
+def test_files_that_are_gone_are_named(tmp_path):
+    root = folder_of_images(tmp_path / "images", classes=2, images=5)
     config = digits(**{"data.root": str(root)})
-    assert recorded_classes(tmp_path) is None
-    assert open_data(config, tmp_path).train.class_names == [str(i) for i in range(11)]
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("training: 20 images of 11 classes, ")
-    assert said[1].startswith("evaluation: 2 images of 2 of 11 classes, ")
-    before = sorted(str(i) for i in range(11))
-    monkeypatch.setattr(setup, "find_step", lambda folder: folder)
-    monkeypatch.setattr(setup, "read_meta", lambda step: {"weights": {"class_names": before}})
-    assert open_data(config, tmp_path).train.class_names == before
 
+    def claim():
+        train = open_data(config).train
+        claim_workdir(tmp_path / "run", config, train.fingerprint, files=file_names(train))
 
-@pytest.fixture
-def numbered(tmp_path):
-    """(config of) folders named 0 … 10, which runs once numbered as text: 0, 1, 10, 2, …"""
-    root = folder_of_images(tmp_path / "numbered", classes=11, images=2)
-    for number in range(11):
-        (root / f"class{number}").rename(root / str(number))
-    config = digits(**{"data.root": str(root), "batch_size": 4})
-    return config, sorted(map(str, range(11)))
-
-
-def test_a_study_without_a_checkpoint_of_its_own_keeps_its_order(numbered, tmp_path):
-    """The fingerprint in its record says which order it began with; its runs take the order from it."""
-    config, before = numbered
-    former = setup.Data(*setup.sources.open_sources(config, before))
-    study = tmp_path / "study"
-    claim_workdir(study, config, former.train.fingerprint)
-    found = open_data(config, study)
-    assert found.train.class_names == before
-    assert found.train.fingerprint == former.train.fingerprint
-    assert open_data(config, study / "hard-0", like=found).train.class_names == before
-    claim_workdir(tmp_path / "later", config, open_data(config).train.fingerprint)
-    assert open_data(config, tmp_path / "later").train.class_names == [str(i) for i in range(11)]
-
-
-def test_a_label_store_keeps_its_order_for_itself_and_its_readers(numbered, tmp_path):
-    config, before = numbered
-    former = setup.Data(*setup.sources.open_sources(config, before)).train.fingerprint
-    (tmp_path / "labels.json").write_text(json.dumps({"images": {"data.fingerprint": former}}))
-    assert open_data(config, tmp_path).train.class_names == before
-    config.distill.labels = str(tmp_path)
-    assert open_data(config, tmp_path / "new").train.class_names == before
-    (tmp_path / "labels.json").write_text(json.dumps({"images": {"data.fingerprint": "other"}}))
-    assert open_data(config, tmp_path).train.class_names == [str(i) for i in range(11)]
+    claim()
+    claim()
+    for number in range(4):
+        (root / "class1" / f"{number}.png").unlink()
+    with pytest.raises(UserError) as error:
+        claim()
+    assert "(4 of its files are gone: class1/0.png, class1/1.png, class1/2.png, …)" in str(error.value)
+    assert str(error.value).endswith("put back what it was, or begin a new folder with another --workdir")

@@ -1,5 +1,6 @@
 """The train step against the official code, and what must not change it: devices, parts, restarts."""
 
+import collections
 import json
 import signal
 
@@ -13,7 +14,7 @@ from seeded import GOLDEN, checkpoint, images
 
 from deit_jax import models
 from deit_jax.config import default_config, resolve
-from deit_jax.data import pipeline
+from deit_jax.data import loader
 from deit_jax.distill.runs import train_run as train
 from deit_jax.distill.teacher import stored_teacher
 from deit_jax.errors import Interrupted, UserError
@@ -177,7 +178,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     whole = train(config, tmp_path / "whole")
 
     # a signal comes in the first evaluation, which comes after saving: the next start evaluates first
-    views = pipeline.eval_batches
+    views = loader.eval_batches
 
     def signalled(*args, **options):
         for batch in views(*args, **options):
@@ -185,18 +186,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
             yield batch
 
     first = next(record["step"] for record in logged(tmp_path / "whole") if "eval/top1" in record)
-    monkeypatch.setattr(pipeline, "eval_batches", signalled)
+    monkeypatch.setattr(loader, "eval_batches", signalled)
     with pytest.raises(Interrupted, match=f"stopped at step {first} of"):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
 
     # the process dies in the second epoch, some steps past the checkpoint of the first
-    take = pipeline.train_batches
+    take = loader.train_batches
 
     class Dying:
         def __init__(self, *args, start, **options):
             self.stream, self.step, self.close = take(*args, start=start, **options), start, lambda: None
-            self.broken = 0
+            self.broken = collections.Counter()
 
         def __iter__(self):
             return self
@@ -207,13 +208,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
             self.step += 1
             return next(self.stream)
 
-    monkeypatch.setattr(pipeline, "train_batches", Dying)
+    monkeypatch.setattr(loader, "train_batches", Dying)
     with pytest.raises(RuntimeError, match="killed"):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
 
     # then a signal comes in the last evaluation
-    monkeypatch.setattr(pipeline, "eval_batches", signalled)
+    monkeypatch.setattr(loader, "eval_batches", signalled)
     with pytest.raises(Interrupted, match="complete and saved; the same command resumes"):
         train(config, tmp_path / "cut")
     monkeypatch.undo()

@@ -32,12 +32,12 @@ def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]
 
     from deit_jax import models
     from deit_jax.augment import augment_train
-    from deit_jax.data import pipeline, sources
+    from deit_jax.data import loader, sources
     from deit_jax.randomness import purpose_key
 
     source, _ = sources.open_sources(config)
     size = config.model.img_size or models.find(config.model.name)[1].get("img_size", 224)
-    batches = pipeline.train_batches(config, source, size=size, start=step)
+    batches = loader.train_batches(config, source, size=size, start=step)
     batch = next(batches)
     batches.close()
     augment = jax.jit(lambda batch, key: augment_train(batch, key, step, config.augment, source.num_classes))

@@ -2,16 +2,14 @@
 
 import itertools
 import logging
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deit_jax.config import default_config, resolve
-from deit_jax.data import images, order, pipeline, sources
+from deit_jax.data import images, loader, order, sources
 from deit_jax.data.batch import abstract, eval_entries, train_entries
-from deit_jax.data.check import HeaderCheck
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
 
@@ -51,7 +49,7 @@ def source(photos):
 
 
 def take(count, config, source, **kwargs):
-    batches = pipeline.train_batches(config, source, size=SIZE, **kwargs)
+    batches = loader.train_batches(config, source, size=SIZE, **kwargs)
     try:
         return [next(batches) for _ in range(count)]
     finally:
@@ -120,7 +118,7 @@ def test_batches_are_what_their_definition_says(source):
     made = take(1, settings(), source)[0]
     shapes = {name: (array.shape, array.dtype) for name, array in made.items()}
     assert shapes == {name: (x.shape, x.dtype) for name, x in abstract(train_entries(SIZE), 16).items()}
-    held = next(pipeline.eval_batches(settings(), source, size=SIZE))
+    held = next(loader.eval_batches(settings(), source, size=SIZE))
     shapes = {name: (array.shape, array.dtype) for name, array in held.items()}
     assert shapes == {name: (x.shape, x.dtype) for name, x in abstract(eval_entries(SIZE), 16).items()}
 
@@ -147,7 +145,7 @@ def test_views_of_an_image_differ_between_repeats_and_epochs(source):
 def test_evaluation_shows_every_image_once(source, workers, processes, batch):
     config = settings(data__eval_batch_size=batch, data__workers=workers)
     parts = [
-        list(pipeline.eval_batches(config, source, size=SIZE, process_index=p, process_count=processes))
+        list(loader.eval_batches(config, source, size=SIZE, process_index=p, process_count=processes))
         for p in range(processes)
     ]
     assert {len(part) for part in parts} == {-(-90 // batch)}
@@ -170,7 +168,7 @@ def test_digits_go_through_the_same_code():
     batch = take(1, settings(), train)[0]
     assert batch["image"].shape == (16, SIZE, SIZE, 3)
     assert batch["image"].std() > 20
-    held = next(pipeline.eval_batches(settings(), evaluation, size=8))
+    held = next(loader.eval_batches(settings(), evaluation, size=8))
     np.testing.assert_array_equal(held["image"][0].shape, (8, 8, 3))
 
 
@@ -193,7 +191,7 @@ class Spoiled:
 def test_broken_image_is_named_replaced_and_counted(source, caplog, workers):
     broken = {7, 8, 89}
     config = settings(data__workers=workers, augment__repeats=1)
-    batches = pipeline.train_batches(config, Spoiled(source, broken), size=SIZE)
+    batches = loader.train_batches(config, Spoiled(source, broken), size=SIZE)
     with caplog.at_level(logging.WARNING, logger="deit_jax"):
         got = [next(batches) for _ in range(10)]
     batches.close()
@@ -206,7 +204,7 @@ def test_broken_image_is_named_replaced_and_counted(source, caplog, workers):
             assert ours["index"][row] == {7: 9, 8: 9, 89: 0}.get(wanted, wanted)
             assert ours["label"][row] == source[int(ours["index"][row])]["label"]
     assert met > 0
-    assert (batches.broken, batches.seen) == (met, 160)
+    assert (batches.broken.total(), batches.seen) == (met, 160)
     named = [record.getMessage() for record in caplog.records]
     assert len(named) == len(set(named))
     assert any(source.path(8) in text for text in named)
@@ -214,32 +212,32 @@ def test_broken_image_is_named_replaced_and_counted(source, caplog, workers):
 
 def test_run_stops_above_the_rate_of_broken_images(source):
     config = settings(data__max_broken=0.01, data__broken_floor=1)
-    batches = pipeline.train_batches(config, Spoiled(source, {4, 50}), size=SIZE)
+    batches = loader.train_batches(config, Spoiled(source, {4, 50}), size=SIZE)
     with pytest.raises(UserError, match=r"training images cannot be read, of 2 files.*raise data\.max_broken"):
         list(itertools.islice(batches, 70))
-    assert pipeline.MIN_VIEWS <= batches.seen < pipeline.MIN_VIEWS + 16
+    assert loader.MIN_VIEWS <= batches.seen < loader.MIN_VIEWS + 16
 
 
 def test_run_goes_on_below_the_rate(source):
-    batches = pipeline.train_batches(settings(data__max_broken=0.1), Spoiled(source, {4}), size=SIZE)
+    batches = loader.train_batches(settings(data__max_broken=0.1), Spoiled(source, {4}), size=SIZE)
     for _ in range(70):
         next(batches)
-    assert 0 < batches.broken < 0.1 * batches.seen
+    assert 0 < batches.broken.total() < 0.1 * batches.seen
 
 
 def test_few_broken_files_never_stop_a_run(source):
-    batches = pipeline.train_batches(settings(data__max_broken=0.0), Spoiled(source, range(0, 40, 4)), size=SIZE)
+    batches = loader.train_batches(settings(data__max_broken=0.0), Spoiled(source, range(0, 40, 4)), size=SIZE)
     for _ in range(70):
         next(batches)
-    assert batches.broken > 50
-    batches = pipeline.train_batches(settings(data__max_broken=0.0), Spoiled(source, range(0, 44, 4)), size=SIZE)
+    assert batches.broken.total() > 50
+    batches = loader.train_batches(settings(data__max_broken=0.0), Spoiled(source, range(0, 44, 4)), size=SIZE)
     with pytest.raises(UserError, match="of 11 files"):
         list(itertools.islice(batches, 70))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_broken_images(source, workers):
-    batches = pipeline.train_batches(settings(data__workers=workers), Spoiled(source, range(90)), size=SIZE)
+    batches = loader.train_batches(settings(data__workers=workers), Spoiled(source, range(90)), size=SIZE)
     with pytest.raises(UserError, match=r"64 images in a row cannot be read, the first: .*class_"):
         next(batches)
     batches.close()
@@ -249,7 +247,7 @@ def test_nothing_but_broken_images(source, workers):
 @pytest.mark.parametrize("how", ["wrong", "skip"])
 def test_broken_evaluation_image_is_named_and_counts_as_wrong_or_not(source, workers, how, caplog):
     config = settings(data__workers=workers, data__eval_broken=how)
-    batches = pipeline.eval_batches(config, Spoiled(source, {1, 89}), size=SIZE)
+    batches = loader.eval_batches(config, Spoiled(source, {1, 89}), size=SIZE)
     found = list(batches)
     mask, labels = (np.concatenate([batch[key] for batch in found]) for key in ("mask", "label"))
     counts = np.delete(mask[:90], [1, 89])
@@ -264,17 +262,17 @@ def test_broken_evaluation_image_is_named_and_counts_as_wrong_or_not(source, wor
     )
 
 
-def test_a_broken_evaluation_image_is_named_once(source, caplog, monkeypatch):
-    monkeypatch.setattr(pipeline, "_named", set())
-    for _ in range(2):
-        list(pipeline.eval_batches(settings(), Spoiled(source, {2}), size=SIZE))
-    assert caplog.text.count(source.path(2)) == 1
-    assert caplog.text.count("1 of 90 evaluation images cannot be read") == 2
+def test_broken_evaluation_images_are_named_in_one_line(source, caplog):
+    list(loader.eval_batches(settings(), Spoiled(source, {2, 3}), size=SIZE))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of 90 evaluation images cannot be read: they count as wrong: ")
+    assert source.path(2) in record.getMessage()
+    assert source.path(3) in record.getMessage()
 
 
 def test_an_evaluation_without_a_readable_image_is_an_error(source):
     with pytest.raises(UserError, match="none of the 90 evaluation images can be read, the first: .*class_0"):
-        list(pipeline.eval_batches(settings(), Spoiled(source, range(90)), size=SIZE))
+        list(loader.eval_batches(settings(), Spoiled(source, range(90)), size=SIZE))
 
 
 def test_vanished_file_counts_as_broken(photos, tmp_path):
@@ -289,18 +287,18 @@ def test_label_outside_the_classes():
     with pytest.raises(UserError, match=r"made\[\d+\] has label 5: labels of 3 classes are 0 to 2"):
         take(1, settings(), source)
     with pytest.raises(UserError, match=r"made\[0\] has label 5"):
-        next(pipeline.eval_batches(settings(), source, size=8))
+        next(loader.eval_batches(settings(), source, size=8))
 
 
 def test_batch_larger_than_the_data(source):
     # a multiple of the tests' eight devices
     with pytest.raises(UserError, match="is more than the 90 training images: use --config.batch_size=88"):
-        pipeline.train_batches(settings(batch_size=128), source, size=SIZE)
+        loader.train_batches(settings(batch_size=128), source, size=SIZE)
 
 
 def test_batch_not_divisible_by_the_processes(source):
     with pytest.raises(UserError, match="batch size 16 is not divisible by 3 processes: use 15"):
-        pipeline.train_batches(settings(), source, size=SIZE, process_count=3)
+        loader.train_batches(settings(), source, size=SIZE, process_count=3)
 
 
 def test_fast_resize_takes_the_same_crops(source):
@@ -334,29 +332,14 @@ def test_exif_reaches_training_and_evaluation(tmp_path):
     source = sources.scan_folder(tmp_path)[0]
     for on, bright in ((False, slice(0, 8)), (True, slice(16, 24))):
         config = settings(data__exif=on, augment__crop_scale=(1.0, 1.0), augment__crop_ratio=(1.0, 1.0))
-        held = next(pipeline.eval_batches(config, source, size=SIZE))
+        held = next(loader.eval_batches(config, source, size=SIZE))
         for batch in (*take(1, config, source), held):
             assert batch["image"][:, bright].min() > 200
 
 
-@pytest.mark.parametrize("how", ["files", "pixels"])
-def test_headers_are_checked_in_the_background(source, how, caplog):
-    if how == "pixels":
-        assert HeaderCheck(sources.open_digits()[1]).wait() == []
-        return
-    broken = Spoiled(source, {5, 80})
-    with HeaderCheck(broken) as check:
-        assert [source.path(i) in said for i, said in zip((5, 80), check.wait(), strict=True)] == [True, True]
-    assert check.checked == 90
+def test_unreadable_headers_are_named(source, caplog):
+    assert loader.check_headers(settings(), sources.open_digits()[1]) == []
+    found = loader.check_headers(settings(), Spoiled(source, {5, 80}))
+    assert [source.path(i) in name for i, name in zip((5, 80), found, strict=True)] == [True, True]
     assert "2 of 90 evaluation images cannot be read" in caplog.text
-
-
-def test_a_header_check_can_be_stopped(source):
-    class Slow(Spoiled):
-        def __getitem__(self, index):
-            time.sleep(0.02)
-            return super().__getitem__(index)
-
-    check = HeaderCheck(Slow(source, ()))
-    check.close()
-    assert check.checked < 90
+    assert all(name in caplog.text for name in found)

@@ -1,0 +1,213 @@
+"""Source → batches (see `deit_jax.data.batch`). The k-th batch is a pure function of (config.seed, k), however many
+workers make it.
+
+Each process gets its rows of the global batch of B: rows [p * B / P, (p + 1) * B / P) go to process p of P.
+"""
+
+import collections
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from deit_jax.config import Config
+from deit_jax.data import order
+from deit_jax.data.assemble import EvalBatch, TrainBatch, header_error, run_in_threads
+from deit_jax.data.base import Source
+from deit_jax.data.batch import Batch
+from deit_jax.errors import UserError, printable
+from deit_jax.runtime import hardware
+from deit_jax.runtime.progress import track
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS = 1 << 40
+MIN_VIEWS = 1000  # before the fraction of unreadable images is judged
+NAMED = 10  # unreadable images named one by one; the others are counted
+
+
+def steps_per_epoch(config: Config, source: Source) -> int:
+    """Batches of one pass over the training images (`data.drop_last`). Raises UserError where they fill none."""
+    if len(source) < config.batch_size:
+        unit = config.accumulate * jax.device_count()  # which a batch has to be divisible by
+        raise UserError(
+            f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
+            f"--config.batch_size={max(len(source) // unit, 1) * unit}"
+        )
+    return order.epoch_steps(len(source), config.batch_size, config.data.drop_last)
+
+
+def train_batches(
+    config: Config,
+    source: Source,
+    *,
+    size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    labels: Callable[[int, slice], dict[str, np.ndarray]] | None = None,
+) -> "TrainBatches":
+    """Endless training batches of steps start, start + 1, …; starting late costs nothing.
+
+    Args:
+      size: of the images, pixels per side.
+      labels: (step, rows) → further entries of the batch: a teacher's stored labels
+        (`deit_jax.distill.label_reader.BatchLabels`).
+
+    Returns:
+      An iterator that counts unreadable images; each is replaced by the next readable one. `.close()` ends its threads
+      and processes.
+
+    Raises:
+      UserError: where there is not one whole batch; while iterating, where more images are unreadable than
+        `data.max_broken` and `data.broken_floor` allow.
+    """
+    steps_per_epoch(config, source)
+    if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
+        raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
+    rows = process_rows(config.batch_size, process_index, process_count)
+    make = TrainBatch(source, config, size, rows, _threads(config), labels)
+    return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS))
+
+
+def eval_batches(
+    config: Config, source: Source, *, size: int, fit: str = "short", process_index: int = 0, process_count: int = 1
+) -> "EvalBatches":
+    """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
+
+    Args:
+      size: of the images, pixels per side.
+      fit: as `eval_image`.
+
+    Returns:
+      An iterator. An unreadable image is named in `.broken`, and counts as wrong or is skipped, as `data.eval_broken`
+      says.
+
+    Raises:
+      UserError: while iterating, where none of the images can be read.
+    """
+    batch = config.data.eval_batch_size or config.batch_size
+    rows = process_rows(batch, process_index, process_count)
+    make = EvalBatch(source, config, size, rows, _threads(config), batch, fit)
+    return EvalBatches(config, _prefetch(config, make, 0, -(-len(source) // batch)))
+
+
+def check_headers(config: Config, source: Source) -> list[str]:
+    """Read the header of every evaluation image, and warn of those that are not images, before an epoch is spent.
+
+    Returns the unreadable images' names and errors.
+    """
+    found = [""] * len(source)
+
+    def check(index: int) -> None:
+        found[index] = header_error(source, index)
+
+    for _ in track(run_in_threads(_threads(config), len(source), check), "headers checked", len(source), after=10.0):
+        pass
+    broken = [error for error in found if error]
+    for error in broken[:NAMED]:
+        log.warning("evaluation image cannot be read: %s", printable(error))
+    if broken:
+        log.warning("%d of %d evaluation images cannot be read", len(broken), len(source))
+    return broken
+
+
+def process_rows(batch: int, process_index: int, process_count: int) -> slice:
+    """The rows of a global batch that one process holds."""
+    if batch % process_count:
+        near = max(1, round(batch / process_count)) * process_count
+        raise UserError(f"batch size {batch} is not divisible by {process_count} processes: use {near}")
+    rows = batch // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _threads(config: Config) -> int:
+    return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
+
+
+def _prefetch(config: Config, make: TrainBatch | EvalBatch, start: int, stop: int) -> Any:
+    """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
+    steps = grain.MapDataset.range(start, stop).map(make)
+    workers, ready = config.data.workers, max(1, config.data.prefetch)
+    if workers:
+        ready = -(-ready // workers)
+        if not flags.FLAGS.is_parsed():  # Grain reads its own flags, which only absl's app.run parses
+            flags.FLAGS.mark_as_parsed()
+    # A second thread starts the next batch while the first waits for its last images.
+    options = grain.ReadOptions(num_threads=min(2, make.threads, ready), prefetch_buffer_size=ready)
+    batches = steps.to_iter_dataset(options)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ready))
+    return iter(batches)
+
+
+class TrainBatches:
+    """Iterator over batches that counts unreadable images.
+
+    Attributes:
+      broken: views per unreadable image so far, by its name and error.
+      seen: views so far.
+    """
+
+    def __init__(self, config: Config, batches: Any):
+        self._config, self._batches = config, batches
+        self.broken: collections.Counter[str] = collections.Counter()
+        self.seen = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        batch = dict(next(self._batches))
+        if "error" in batch:  # errors travel from the workers as values: an exception would lose its type on the way
+            raise UserError(batch["error"])
+        self.seen += batch.pop("seen")
+        self.count(batch.pop("broken"))
+        return batch
+
+    def close(self) -> None:
+        """End the threads and processes that read ahead."""
+        self._batches.close()
+
+    def count(self, names: list[str]) -> None:
+        """Count a batch's unreadable images and name the new ones. Raises UserError where there are too many."""
+        for name in names:
+            if name not in self.broken:
+                log.warning("unreadable image, replaced by the next: %s", printable(name))
+            self.broken[name] += 1
+        views, files, data = self.broken.total(), len(self.broken), self._config.data
+        if self.seen >= MIN_VIEWS and views > data.max_broken * self.seen and files > data.broken_floor:
+            raise UserError(
+                f"{views} of {self.seen} views of training images cannot be read, of {files} files, e.g."
+                f" {min(self.broken)}: repair or remove them and begin a new folder, or raise data.max_broken above"
+                f" {views / self.seen:.2g} or data.broken_floor to {files} or more"
+            )
+
+
+class EvalBatches(TrainBatches):
+    """Iterator over evaluation batches that counts unreadable images, and reports them once at the end."""
+
+    def __next__(self) -> Batch:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self.report()
+            raise
+
+    def count(self, names: list[str]) -> None:
+        self.broken.update(names)
+
+    def report(self) -> None:
+        """Warn of the unreadable images. Raises UserError where no image could be read."""
+        names = [printable(name) for name in self.broken]
+        if names and len(names) == self.seen:
+            raise UserError(f"none of the {self.seen} evaluation images can be read, the first: {names[0]}")
+        if names:
+            how = "are left out" if self._config.data.eval_broken == "skip" else "count as wrong"
+            some = "; ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")
+            log.warning("%d of %d evaluation images cannot be read: they %s: %s", len(names), self.seen, how, some)
