@@ -1,4 +1,4 @@
-"""Whether what a run has written is intact: `python -m deit_jax.check RUN`.
+"""Verify the checkpoints, stored labels and logs of a run: `python -m deit_jax.check RUN`.
 
 Every checkpoint below RUN (its own, its teacher's, …) is compared with the checksums that were saved with it, every
 chunk of stored labels with its own, and the run's records are read. Nothing is changed. The exit code is 0 where all
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from deit_jax.command import command
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic, storage
+from deit_jax.runtime import storage
 from deit_jax.weights import integrity
 
 RECORDS = ("config.json", "results.json", "chain.json", "done.json")
@@ -30,17 +30,15 @@ class Finding(NamedTuple):
 
 def check(folder: Path) -> Iterator[Finding]:
     """Check everything below `folder`, one finding per checkpoint, label store and record."""
-    folders = [p for p in storage.folders(folder) if p.parent.name == "checkpoints" and p.name.isdigit()]
-    steps = [p for p in folders if integrity.is_complete(p)]
+    files = storage.files(folder)
+    parents = {folder, *(parent for path in files for parent in path.parents if folder in parent.parents)}
+    steps = {path for path in parents if path.parent.name == "checkpoints" and path.name.isdigit()}
     if not steps and (folder / "params").is_dir():
-        steps = [folder]
-    for step in sorted(steps, key=lambda p: (p.parent, int(p.name) if p.name.isdigit() else 0)):
-        sizes = storage.files(step).values()
-        sums = "" if integrity.has_sums(step) else ", without checksums: only its metadata was checked"
-        damage = integrity.damage(step)
-        if step.is_dir():  # a run that trains meanwhile removes its older steps
-            yield Finding(step, f"checkpoint, {len(sizes)} files, {atomic.readable(sum(sizes))}{sums}", damage)
-    files = list(storage.files(folder))
+        steps = {folder}
+    for step in sorted(steps, key=lambda path: (path.parent, int(path.name) if path.name.isdigit() else 0)):
+        found = integrity.damage(step)
+        if integrity.is_complete(step):  # a run that trains meanwhile removes its older steps
+            yield Finding(step, f"checkpoint, {sum(step in path.parents for path in files)} files", found)
     for header in [p for p in files if p.name == "labels.json"]:
         yield check_labels(header.parent)
     for record in [p for p in files if p.name in RECORDS]:
@@ -78,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print a line per finding; returns 1 where something is damaged."""
     parser = argparse.ArgumentParser(prog="python -m deit_jax.check", description="Check what a run has written.")
     parser.add_argument("run", metavar="RUN", help="folder of a run, of labels, or of one checkpoint")
-    folder, findings = storage.place(parser.parse_args(arguments).run), []
+    folder, findings = storage.as_path(parser.parse_args(arguments).run), []
     for finding in check(folder):
         findings.append(finding)
         print(

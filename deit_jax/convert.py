@@ -41,7 +41,7 @@ def convert(
     Raises:
         UserError: where `destination` exists or cannot be written, or the model has no such form.
     """
-    path = storage.place(destination).expanduser()
+    path = storage.as_path(destination)
     if storage.is_bucket(path):
         raise UserError(f"DST {destination} is in a bucket: convert to a path, and copy what it holds there")
     is_file = path.suffix == ".safetensors"

@@ -72,7 +72,7 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     data, opened once. Returns {"train", "finetune"}: what `run` returned for each. Raises UserError for what is wrong
     with either stage before the first begins.
     """
-    workdir = storage.place(workdir)
+    workdir = storage.as_path(workdir)
     first, then = stages(config, workdir)
     validate(then, num_devices=jax.device_count())
     data = open_data(then)

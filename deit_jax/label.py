@@ -89,7 +89,7 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     config.distill.labels = ""
     if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
-    folder = storage.place(workdir).expanduser().absolute()
+    folder = storage.as_path(workdir)
     data = open_data(config)
     source = data.train
     student = make_student(config, source.num_classes)
@@ -198,10 +198,11 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
     if requested or store.missing(total):
         done = store.stored(total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
-    written = sum(sum(storage.files(store.folder / name / "c").values()) for name in store.arrays())
+    local = [] if storage.is_bucket(store.folder) else storage.files(store.folder)
+    written = sum(path.stat().st_size for path in local)
+    size = f", {written / 1e6:,.1f} MB" if local else ""
     progress.say(
-        f"labels: {total} steps stored in {store.folder}, {written / 1e6:,.1f} MB; train with "
-        f"--config.distill.labels={store.folder}"
+        f"labels: {total} steps stored in {store.folder}{size}; train with --config.distill.labels={store.folder}"
     )
     return {"steps": total, "views": total * batch_size, "bytes": written}
 

@@ -39,7 +39,7 @@ def tidy(axis: Any, xlabel: str, ylabel: str) -> None:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure whole, or not at all."""
-    path, picture = storage.place(path), io.BytesIO()
+    path, picture = storage.as_path(path), io.BytesIO()
     figure.savefig(picture, dpi=130, bbox_inches="tight", format=path.suffix[1:] or None)
     atomic.write_bytes(path, picture.getvalue())
 

@@ -106,22 +106,25 @@ def digits_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gcs_server():
-    """A server of buckets on this machine, for the whole session: clients keep their connections to it."""
-    pytest.importorskip("google.cloud.storage", reason="needs the extra gcs")
-    from gcs_server import serving
+def gcs_emulator():
+    """An emulator of Google Cloud Storage on this machine, with the bucket "runs"."""
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read on import; asks Google's own service otherwise
+    pytest.importorskip("gcsfs", reason="needs the extra gcs")
+    from gcp_storage_emulator.server import create_server
 
-    with serving() as server:
-        yield server
+    server = create_server("localhost", 0, in_memory=True, default_bucket="runs")
+    server.start()
+    yield f"http://localhost:{server._api._httpd.server_port}"
+    server.stop()
 
 
 @pytest.fixture
-def bucket(gcs_server, monkeypatch):
-    """An empty folder in a bucket; `gcs_server` can make it fail."""
+def bucket(gcs_emulator, monkeypatch):
+    """An empty folder in a bucket."""
     from deit_jax.runtime import storage
 
-    for name, value in gcs_server.environment.items():
-        monkeypatch.setenv(name, value)
-    gcs_server.objects.clear()
-    yield storage.place("gs://bucket/runs")
-    gcs_server.failing = 0
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.setenv(name, gcs_emulator)
+    folder = storage.as_path("gs://runs/run")
+    storage.remove(folder)
+    return folder

@@ -130,15 +130,12 @@ class ShardSource:
         self.title, self.notes = f"{root}, split {split}", []
         if not sum(shard["records"] for shard in self.shards):
             raise UserError(f"split '{split}' of {root} is empty: prepare it again")
-        there = storage.sizes(root, [shard["file"] for shard in self.shards])
         for shard in self.shards:
             path = root / shard["file"]
-            if shard["file"] not in there:
+            if not path.is_file():
                 raise UserError(f"shard {path} is missing: copy it here or prepare it again")
-            if there[shard["file"]] != shard["bytes"]:
-                raise UserError(
-                    f"shard {path} has {there[shard['file']]} bytes instead of {shard['bytes']}: copy it again"
-                )
+            if (size := path.stat().st_size) != shard["bytes"]:
+                raise UserError(f"shard {path} has {size} bytes instead of {shard['bytes']}: copy it again")
         self._records = open_records(root, self.shards)
 
     @cached

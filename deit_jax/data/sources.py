@@ -104,7 +104,7 @@ def check_root(given: str) -> None:
     """Raise UserError unless `data.root` is "", a folder or a table: what can be told before anything is read."""
     if not given:
         return
-    root = storage.place(given).expanduser()
+    root = storage.as_path(given)
     shards.check_place(root, "data.root")
     if root.is_dir():
         return
@@ -121,7 +121,7 @@ def _find(config: Config) -> tuple[Source | None, Source]:
     if not data.root and data.name == "digits":
         return open_digits()
     check_root(data.root)
-    root = storage.place(data.root).expanduser() if data.root else None
+    root = storage.as_path(data.root) if data.root else None
     if root and root.is_file():
         return open_csv(str(root), **splits)
     from deit_jax.data import tfds_source  # here: its package is optional, files need none

@@ -52,7 +52,7 @@ def digest(values: dict[str, Any]) -> str:
 
 def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     """The labels.json of a store. Raises UserError where there is none, or it is damaged."""
-    path = storage.place(folder).expanduser() / "labels.json"
+    path = storage.as_path(folder) / "labels.json"
     try:
         header = json.loads(path.read_text())
         intact = header["hash"] == digest({"images": header["images"], "teacher": header["teacher"]})
@@ -136,7 +136,7 @@ class LabelStore:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = storage.place(folder).expanduser().absolute()
+        self.folder = storage.as_path(folder)
         self.header = read_header(folder)
         self.opened: dict[str, ts.TensorStore] = {}
 

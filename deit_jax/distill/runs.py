@@ -97,7 +97,7 @@ def open_run(
     Raises UserError for bad input.
     """
     data = data or open_data(config)
-    models = open_models(config, data, teacher_init=teacher_init, begun=find_step(storage.place(workdir)) is not None)
+    models = open_models(config, data, teacher_init=teacher_init, begun=find_step(storage.as_path(workdir)) is not None)
     per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
     labels = open_labels(config, data.train, models.student, total)

@@ -197,4 +197,4 @@ def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype: DT
 
 def is_local(init: str) -> bool:
     """Whether every source that `teacher.init` lists is a file or folder of this machine."""
-    return bool(init) and all(storage.place(source).expanduser().exists() for source in split_sources(init))
+    return bool(init) and all(storage.as_path(source).exists() for source in split_sources(init))

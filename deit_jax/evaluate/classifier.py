@@ -70,7 +70,7 @@ class Classifier:
 
 def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
     """{"params" and "ema": weights}: the set `which`, or both of a checkpoint that has both; as `load_weights`."""
-    path = storage.place(source).expanduser()
+    path = storage.as_path(source)
     step = find_step(path) if path.is_dir() else None
     kinds = (which,) if which else WEIGHT_SETS if step and (step / "ema").is_dir() else WEIGHT_SETS[:1]
     return {kind: load_weights(source, weights=kind) for kind in kinds}

@@ -114,7 +114,7 @@ def named_sources(request: Request) -> list[str]:
         return list(dict.fromkeys(names))
     if not request.workdir:
         raise UserError("nothing to evaluate: give --workdir=RUN or --checkpoint=WEIGHTS")
-    if find_step(storage.place(request.workdir)) is None:  # else its name might be taken for a hub's
+    if find_step(storage.as_path(request.workdir)) is None:  # else its name might be taken for a hub's
         raise UserError(f"workdir {request.workdir} holds no checkpoint: train there first, or give --checkpoint=")
     return [request.workdir]
 
@@ -140,7 +140,7 @@ def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
 
 def run_step(source: str) -> Path | None:
     """The checkpoint of a run that `source` stands for, or None: a file, a hub name."""
-    path = storage.place(source).expanduser()
+    path = storage.as_path(source)
     return find_step(path) if path.is_dir() else None
 
 
@@ -288,7 +288,7 @@ def evaluate_target(
 def class_report_folder(targets: Sequence[EvalTarget], data: Sequence[EvalSet], request: Request) -> Path | None:
     """Where classes and images are reported: of one set of weights on one data set, evaluated by one process."""
     alone = len(targets) == len(data) == jax.process_count() == 1
-    return storage.place(request.output) if request.output and alone else None
+    return storage.as_path(request.output) if request.output and alone else None
 
 
 def forward_seconds(classifier: Classifier, rows: int, mesh: Mesh) -> float:
@@ -318,11 +318,11 @@ def check_output(folder: str) -> None:
     """Raise UserError where the results would overwrite others, or cannot be written."""
     if not folder:
         return
-    there = next((name for name in OUTPUTS if (storage.place(folder) / name).exists()), None)
+    there = next((name for name in OUTPUTS if (storage.as_path(folder) / name).exists()), None)
     if there:
         raise UserError(f"--output {folder} holds {there} of an earlier evaluation: choose another folder")
     try:
-        storage.place(folder).mkdir(parents=True, exist_ok=True)
+        storage.as_path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder} cannot be made ({error.strerror}): choose another folder") from error
 
@@ -331,7 +331,7 @@ def write_outputs(folder: str, found: dict[str, Any]) -> None:
     """evaluation.md, .json and .csv in `folder`; nothing where it is ""."""
     if not folder:
         return
-    paths = {name: storage.place(folder) / name for name in OUTPUTS}
+    paths = {name: storage.as_path(folder) / name for name in OUTPUTS}
     for name, render in OUTPUTS.items():
         atomic.write_text(paths[name], render(found))
     print(f"\nwrote {', '.join(map(str, paths.values()))}")

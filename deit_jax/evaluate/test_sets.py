@@ -61,7 +61,7 @@ def parse_spec(text: str) -> Spec:
     name, equals, root = where.partition("=")
     if not equals or name.startswith(("/", ".", "~")):
         name, root = "", where
-    path = storage.place(root).expanduser()
+    path = storage.as_path(root)
     if path.exists():
         return Spec(name or path.resolve().name, path, **given)
     if equals or not re.fullmatch(r"\w+([/:][\w.-]+)*", root) or given:

@@ -1,14 +1,16 @@
-"""One process at a time in a folder. The system lets go of a dead process's lock, so none has to be removed by hand.
+"""One process at a time in a folder. The system releases the lock of a process that ends in any way.
 
 FOLDER/.lock          the lock itself, always empty
-FOLDER/.holder.json   who has it: process, host, since when
+FOLDER/.holder.json   the process that has it: process, host, since when
 
-A bucket has no such locks: let one process write to one of its folders.
+A bucket has no such locks: only one process may write to one of its folders.
 """
 
 import contextlib
+import datetime
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,16 +18,15 @@ import filelock
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
-from deit_jax.runtime.holder import holder_text, ourselves
 
 
 @contextlib.contextmanager
 def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
-    """Hold `folder` for this process while the block lasts: yields None, or who holds it where another process does.
+    """Hold `folder` for this process while the block lasts: yields None, or the other process that holds it.
 
-    A process that holds it already holds it again. Raises UserError where the folder cannot be written.
+    A process may hold a folder several times. Raises UserError if the folder cannot be written.
     """
-    folder = storage.place(folder).absolute()
+    folder = storage.as_path(folder)
     if storage.is_bucket(folder):
         yield None
         return
@@ -41,7 +42,9 @@ def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
     try:
         if held.lock_counter == 1:
             atomic.remove_remains(folder)
-            atomic.write_json(folder / ".holder.json", ourselves())
+            since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            record = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+            atomic.write_json(folder / ".holder.json", record)
         yield None
     finally:
         held.release()
@@ -49,7 +52,7 @@ def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold `folder` as `try_hold` does, or raise UserError that says which process has it."""
+    """Hold `folder` as `try_hold` does, or raise UserError that names the process that has it."""
     with try_hold(folder) as other:
         if other is not None:
             raise UserError(f"{folder} is in use by {other}: wait for it, stop it, or choose another --workdir")
@@ -57,8 +60,9 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str:
-    """Who holds the lock of `folder`, for people; "another process" in the moment before it has said so."""
+    """The process that holds the lock of `folder`; "another process" until it has written its record."""
     try:
-        return holder_text(json.loads((folder / ".holder.json").read_text()))
-    except (OSError, ValueError):
+        record = json.loads((folder / ".holder.json").read_text())
+        return f"process {record['process']} on {record['host']} since {record['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

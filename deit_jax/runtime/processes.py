@@ -1,4 +1,4 @@
-"""Waiting of the processes of one run for each other, beside their devices' collectives."""
+"""Barriers and broadcasts between the processes of one run, on the hosts."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ from orbax.checkpoint import multihost
 from deit_jax.errors import UserError
 from deit_jax.runtime import lock
 
-A_MONTH = 30 * 24 * 3600  # seconds
+BARRIER_TIMEOUT = 30 * 24 * 3600  # seconds
 calls = itertools.count()  # the same on all processes: a barrier's name must be new each time
 
 
@@ -25,7 +25,7 @@ def wait_for_process_0(name: str) -> None:
     """
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))  # named, it is a barrier of the coordinator, not of the devices
-        multihost.sync_global_processes(f"deit_jax/{name}/{next(calls)}", timeout=A_MONTH, processes=everyone)
+        multihost.sync_global_processes(f"deit_jax/{name}/{next(calls)}", timeout=BARRIER_TIMEOUT, processes=everyone)
 
 
 def from_process_0(decide: Callable[[], int | None]) -> int:

@@ -25,11 +25,11 @@ MOST_WAITING = 100_000  # log lines kept in memory while they cannot be written
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's log.jsonl, in order; [] where there is none. A value that was not finite is NaN."""
-    path = storage.place(workdir) / "log.jsonl"
+    path = storage.as_path(workdir) / "log.jsonl"
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError, AttributeError):  # a killed process may leave half a last line
             records.append({k: math.nan if v is None else v for k, v in json.loads(line).items()})
     return records

@@ -7,7 +7,6 @@ WORKDIR/images.txt.gz    the image files it began with, to name those that are g
 import gzip
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,14 +44,11 @@ def claim_workdir(
         UserError: where the folder cannot be written or belongs to a run of other settings or other data; nothing in
             it is changed then.
     """
-    folder = storage.place(workdir).absolute()
+    folder = storage.as_path(workdir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{secrets.token_hex(4)}"  # several hosts try at once, perhaps with equal numbers
-        probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be written ({error.strerror}): choose another --workdir") from error
+        atomic.check_writable(folder)
+    except UserError as error:
+        raise UserError(f"workdir: {error}, or choose another --workdir") from error
     record = folder / "config.json"
     ours = json.loads(json.dumps(flat(config)))
     if record.exists():
@@ -103,10 +99,9 @@ def missing_files(folder: Path, files: Sequence[str]) -> str:
 
 def absolute(sources: str) -> str:
     """A setting that names weights, with the files and folders of this machine by their absolute names."""
-    parts = [storage.place(part).expanduser() for part in split_sources(sources)]
+    parts = [storage.as_path(part) for part in split_sources(sources)]
     return ",".join(
-        str(path.absolute()) if part and path.exists() else part
-        for part, path in zip(split_sources(sources), parts, strict=True)
+        str(path) if part and path.exists() else part for part, path in zip(split_sources(sources), parts, strict=True)
     )
 
 
@@ -114,7 +109,7 @@ def same_sources(key: str, ours: Any, theirs: Any) -> bool:
     """Whether a setting names the same weights, by relative names in one and absolute names in the other."""
     if key not in SOURCES or not isinstance(ours, str) or not isinstance(theirs, str):
         return False
-    a, b = ([os.path.abspath(os.path.expanduser(part)) for part in split_sources(text)] for text in (ours, theirs))
+    a, b = ([storage.as_path(part) for part in split_sources(text)] for text in (ours, theirs))
     return bool(ours) and bool(theirs) and a == b
 
 

@@ -114,7 +114,7 @@ def find_file(source: str) -> Path | None:
 
     Raises UserError where there is nothing of this name.
     """
-    path = storage.place(source).expanduser()
+    path = storage.as_path(source)
     if path.is_dir():
         if (path / "checkpoints").is_dir() or (path / "params").is_dir():  # weight files may lie beside checkpoints
             return None
@@ -135,7 +135,7 @@ def read_metadata(source: str) -> Metadata:
     if file is None:
         from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
-        return from_checkpoint(orbax.read_meta(orbax.intact_step(storage.place(source).expanduser())), source)
+        return from_checkpoint(orbax.read_meta(orbax.intact_step(storage.as_path(source))), source)
     return file_metadata(file, source, open_file(file))
 
 

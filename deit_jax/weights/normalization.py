@@ -39,7 +39,7 @@ def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[s
 def recorded_normalization(workdir: str | Path) -> Normalization | None:
     """Mean and deviation in the record of a run that has begun in `workdir`, else None."""
     try:
-        recorded = json.loads((storage.place(workdir) / "config.json").read_text()) if workdir else {}
+        recorded = json.loads((storage.as_path(workdir) / "config.json").read_text()) if workdir else {}
         return tuple(recorded["augment.mean"]), tuple(recorded["augment.std"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none has begun; a damaged record is told where the folder is claimed

@@ -45,29 +45,25 @@ def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
 
     Raises UserError where there is no checkpoint, or no intact one.
     """
-    steps = steps_of(storage.place(folder).expanduser().absolute())
+    steps = steps_of(storage.as_path(folder))
     if not steps:
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
-    found = {}
-    for step in steps:
-        found[step] = integrity.damage(step, (weights, "meta"))
-        if found[step] is None:
-            break
-    *passed, chosen = found
-    if found[chosen] is not None:
-        raise UserError(f"checkpoint {steps[0]} is damaged ({found[steps[0]]}), and there is no intact one beside it")
+    chosen, damaged = integrity.newest_intact(steps, (weights, "meta"))
+    if chosen is None:
+        raise UserError(f"checkpoint {steps[0]} is damaged ({damaged[steps[0]]}), and there is no intact one beside it")
     if not (chosen / weights).is_dir():
         raise UserError(f"checkpoint {chosen} has no {weights} weights: it was saved without averaging")
-    for step in passed:
-        print(f"checkpoint {step} is damaged ({found[step]}): using step {chosen.name} instead", file=sys.stderr)
+    for step, found in damaged.items():
+        print(f"checkpoint {step} is damaged ({found}): using step {chosen.name} instead", file=sys.stderr)
     return chosen
 
 
 def read_meta(step_folder: Path) -> dict[str, Any]:
     """The JSON beside a checkpoint's arrays: model, step, metrics, config. Raises UserError where it is damaged."""
     meta = integrity.read_json(step_folder / "meta" / "metadata")
-    scores = integrity.read_record(step_folder / SCORES)
-    return meta if scores is None else meta | {"metrics": scores}
+    with contextlib.suppress(UserError):
+        meta["metrics"] = integrity.read_json(step_folder / SCORES)
+    return meta
 
 
 def saved_shapes(item: Path) -> dict:
@@ -93,7 +89,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
 
 def recorded_classes(workdir: str | Path | None) -> list[str] | None:
     """The class names, by label, that a checkpoint of `workdir` records; None where there is none that can be read."""
-    step = find_step(storage.place(workdir)) if workdir is not None else None
+    step = find_step(storage.as_path(workdir)) if workdir is not None else None
     with contextlib.suppress(UserError, KeyError, TypeError):
         return list(read_meta(step)["weights"]["class_names"]) if step else None
     return None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax.runtime import atomic
+from deit_jax.weights import integrity
 from deit_jax.weights.load import Weights
 from deit_jax.weights.metadata import HEADER_KEY, Metadata, to_header, to_json
 from deit_jax.weights.names import Naming, Timm, counter_keys, entries
@@ -71,5 +72,6 @@ def save_orbax(weights: Weights, path: Path) -> None:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
             writer.save(path.absolute(), args=ocp.args.Composite(**items))
+        integrity.write_sums(path)
     except OSError as error:
         raise atomic.write_error(path, error) from error

@@ -1,7 +1,6 @@
 """Damage to a store of labels is noticed, said in one line and made again; no store takes over another's chunks."""
 
 import json
-import pickle
 import random
 import shutil
 
@@ -128,21 +127,3 @@ def test_new_chunks_end_in_a_checksum(folder):
     assert [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"]
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "decision")}}
     assert ts.open(spec).result().shape == (STEPS, BATCH)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_a_store_in_a_bucket_is_one_on_a_disk(bucket, folder):
-    fill(LabelStore.create(bucket, header(), STEPS))
-    store = pickle.loads(pickle.dumps(LabelStore(bucket)))
-    truth = LabelStore(folder).read_steps(0, STEPS)["decision"]
-    np.testing.assert_array_equal(store.read_steps(0, STEPS)["decision"], truth)
-    assert (store.present(), store.damaged(), store.steps_done()) == ({0, 1}, {}, STEPS)
-
-    chunk = store.chunk_file("decision", 1)
-    chunk.write_bytes(chunk.read_bytes()[:-9] + b"123456789")
-    assert "gs://bucket/runs" in LabelStore(bucket).damaged()[1]
-    prepare_store(bucket, header(), STEPS)  # as the next --mode=label
-    assert not chunk.exists()
-    assert (LabelStore(bucket).missing(STEPS), LabelStore(bucket).steps_done()) == ([1], CHUNK)
-    with pytest.raises(UserError, match="has no labels for step"):
-        LabelStore(bucket).read(CHUNK)

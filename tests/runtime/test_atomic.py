@@ -58,7 +58,7 @@ def test_a_full_disk_is_one_line_with_the_free_space(tmp_path):
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="No such file or directory.*check that .* is there"):
+    with pytest.raises(UserError, match="No such file or directory.*check that .* exists"):
         atomic.write_text(tmp_path / "gone" / "file", "x")
 
 

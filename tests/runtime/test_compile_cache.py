@@ -5,9 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from jax._src import compilation_cache
-
-from deit_jax.runtime import compile_cache
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -42,24 +39,3 @@ def test_another_folder_or_none(tmp_path, folder):
     run(XDG_CACHE_HOME=str(tmp_path / "home"), JAX_COMPILATION_CACHE_DIR=chosen)
     assert not (tmp_path / "home").exists()
     assert (tmp_path / "mine").exists() == bool(folder)
-
-
-@pytest.mark.parametrize("damage", ["cut", "emptied", "no last use"])
-def test_a_damaged_entry_is_made_again(tmp_path, damage):
-    run(XDG_CACHE_HOME=str(tmp_path))
-    (entry,) = tmp_path.glob("deit_jax/*/*lambda*-cache")
-    if damage == "no last use":
-        entry.with_name(entry.name.replace("-cache", "-atime")).unlink()
-    else:
-        entry.write_bytes(entry.read_bytes()[: 100 if damage == "cut" else 0])
-    answer = run(XDG_CACHE_HOME=str(tmp_path))[0]
-    assert run(XDG_CACHE_HOME=str(tmp_path)) == [answer, "hit"]
-
-
-def test_damaged_entries_are_found(tmp_path, monkeypatch):
-    packed = compilation_cache.compress_executable(b"program" * 100)
-    for name, content in {"whole": packed, "cut": packed[:-5], "empty": b""}.items():
-        (tmp_path / f"{name}-cache").write_bytes(content)
-        (tmp_path / f"{name}-atime").write_bytes(bytes(8))
-    assert compile_cache.remove_damaged(tmp_path) == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole-atime", "whole-cache"]

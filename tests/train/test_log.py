@@ -149,24 +149,3 @@ def test_a_curve_of_one_point_is_seen(tmp_path):
 def test_a_damaged_log_gives_the_lines_that_are_whole(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n[3]\n{"st')
     assert [r["step"] for r in logs.read_log(tmp_path)] == [1, 2]
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_the_log_in_a_bucket_is_never_behind_a_checkpoint(bucket, gcs_server, capsys):
-    log = make_log(bucket, every=1)
-    for step in (1, 2, 3):
-        log.step(step, metrics(float(step)))
-    log.sync()  # a checkpoint of step 3
-    log.step(4, metrics(4.0))
-    assert losses(bucket) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    del log  # the process is killed
-
-    log = make_log(bucket, every=1, start=3)
-    log.step(4, metrics(4.5))
-    gcs_server.failing, gcs_server.failing_methods = 403, ("POST", "PUT")
-    log.sync()
-    assert "log.jsonl cannot be written" in capsys.readouterr().out
-    gcs_server.failing = 0
-    log.step(5, metrics(5.0))
-    log.close()
-    assert losses(bucket) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5), (5, 5.0)]
