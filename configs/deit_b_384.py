@@ -10,7 +10,7 @@ adapted to 384, as the paper's was. Arguments: distill=none|soft|hard, teacher=W
 """
 
 from deit_jax.config import arguments, deit
-from deit_jax.config.finetune import finetune_config
+from deit_jax.config.derived import finetune_config
 
 
 def get_config(text: str = ""):

@@ -4,64 +4,38 @@ Every name below is imported when it is first used, so `import deit_jax` alone l
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # what static tools see; at run time __getattr__ imports the same
-    from deit_jax.data.images import eval_image
-    from deit_jax.errors import UserError
-    from deit_jax.losses import distillation_loss
-    from deit_jax.models import create_model, list_models
-    from deit_jax.models.layout import shard
-    from deit_jax.models.linen import to_linen
-    from deit_jax.models.pos_embed import resize_pos_embed
-    from deit_jax.models.vit import fuse
-    from deit_jax.version import __version__
-    from deit_jax.weights import fit_weights, load_model, load_weights
-
-_FROM = {
+_PUBLIC = {  # name: where it is
+    "UserError": "errors",
+    "__version__": "version",
     "create_model": "models",
+    "distillation_loss": "losses",
+    "eval_image": "data.images",
+    "fit_weights": "weights",
+    "fuse": "models.vit",
     "list_models": "models",
     "load_model": "weights",
     "load_weights": "weights",
-    "fit_weights": "weights",
-    "to_linen": "models.linen",
     "resize_pos_embed": "models.pos_embed",
-    "distillation_loss": "losses",
-    "fuse": "models.vit",
     "shard": "models.layout",
-    "eval_image": "data.images",
-    "UserError": "errors",
-    "__version__": "version",
+    "to_linen": "models.linen",
 }
-_MODULES = (
-    "augment benchmark certify compare config convert data distill errors evaluate losses models optimizer plan "
-    "predict report runtime student study train weights"
+_ROOMS = (
+    "augment benchmark certify config convert data distill errors evaluate losses models plan predict report runtime"
+    " train weights"
 ).split()
-
-__all__ = [
-    "UserError",
-    "__version__",
-    "create_model",
-    "distillation_loss",
-    "eval_image",
-    "fit_weights",
-    "fuse",
-    "list_models",
-    "load_model",
-    "load_weights",
-    "resize_pos_embed",
-    "shard",
-    "to_linen",
-]
+_MODULES = {name: name for name in _ROOMS} | {"optimizer": "train.optimizer"}
+__all__ = list(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM:
-        return getattr(importlib.import_module(f"deit_jax.{_FROM[name]}"), name)
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"deit_jax.{_PUBLIC[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"deit_jax.{name}")
+        return importlib.import_module(f"deit_jax.{_MODULES[name]}")
     raise AttributeError(f"module 'deit_jax' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_FROM, *_MODULES])
+    return sorted([*globals(), *_PUBLIC, *_MODULES])

@@ -1,15 +1,17 @@
-"""The console command `deit-jax`, and `python -m deit_jax`; what they do is deit_jax/cli.py."""
+"""The console command `deit-jax`, `python -m deit_jax` and main.py; what they do is deit_jax/cli.py."""
 
-import sys
+from deit_jax.command import command
+from deit_jax.errors import UserError
 
 
-def main() -> None:
+@command
+def main(arguments: list[str] | None = None) -> int | None:
     """Run a mode or a tool."""
     try:
         from deit_jax.cli import run
     except ModuleNotFoundError as error:  # the library alone is installed
-        sys.exit(f"error: the command needs more than the library ({error}): pip install 'deit-jax[all]'")
-    run()
+        raise UserError(f"the command needs more than the library ({error}): pip install 'deit-jax[all]'") from error
+    return run(arguments)
 
 
 if __name__ == "__main__":

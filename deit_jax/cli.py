@@ -1,39 +1,30 @@
-"""The command line: `python main.py --mode=MODE …`, `deit-jax MODE …`, `deit-jax TOOL …`."""
+"""The command line: `deit-jax MODE …`, `deit-jax TOOL …`, `python main.py --mode=MODE …`."""
 
-import runpy
+import functools
+import importlib
 import sys
 from pathlib import Path
+from typing import cast
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
-from deit_jax.config import (
-    check_config_file,
-    check_override,
-    default_config,
-    evaluation,
-    flat,
-    resolve,
-    validate,
-)
-from deit_jax.errors import Interrupted, UserError, nearest
+from deit_jax.config import SETTINGS, Config, default_config, flat, resolve, validate
+from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory, storage
 from deit_jax.version import __version__
 
-EXIT_INTERRUPTED = 130  # as a shell's after SIGINT
-MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark")
-# what a tool's `python -m deit_jax.…` name is
-TOOLS = {
+MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark", "show")
+TOOLS = {  # name: module
     "predict": "predict",
     "convert": "convert",
     "compare": "compare",
     "certify": "certify",
     "check": "check",
-    "config": "config",
-    "study": "study",
-    "prepare": "data.prepare",
-    "doctor": "data.doctor",
-    "show": "data.show",
+    "config": "config.__main__",
+    "study": "study.__main__",
+    "prepare": "data.tools.prepare",
+    "doctor": "data.tools.doctor",
 }
 USAGE = f"""deit-jax MODE --config=NAME_OR_FILE --workdir=DIR [--config.a.b=VALUE …]
 deit-jax TOOL …
@@ -41,210 +32,189 @@ deit-jax TOOL …
 MODE: {", ".join(MODES)}
 TOOL: {", ".join(TOOLS)}; each explains itself with --help
 NAME: a shipped config (deit-jax train --config=digits --workdir=runs/digits), or the file of one"""
-FLAGS = flags.FLAGS
 
 
-def define_flags() -> None:
-    """Define the flags of the modes; not on import, as a tool may have a --config of its own."""
-    config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, with arguments after a colon.", lock_config=True
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, log, report.")
-    flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-    flags.DEFINE_integer("verify", 0, "label: compute this many stored batches again and compare.", lower_bound=0)
-    flags.DEFINE_string("topology", "", "plan: a TPU that is not here, as v5e:4x4; '' plans for the devices at hand.")
-    flags.DEFINE_multi_string("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
-    flags.DEFINE_multi_string("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
-    flags.DEFINE_string("weights", "", "evaluate: params, or ema (averaged), of a run; '': both where both exist.")
-    flags.DEFINE_string("output", "", "evaluate: folder for evaluation.md, .json and .csv.")
+def run(arguments: list[str] | None = None) -> int | None:
+    """Run a command line; `arguments` are the process's own unless given. Returns its exit code, None for 0."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in TOOLS:
+        return importlib.import_module(f"deit_jax.{TOOLS[command]}").main(rest)
+    if command in MODES:
+        command, arguments = "--mode", [f"--mode={command}", *rest]
+    if "--version" in arguments[:1]:
+        print(__version__)
+    elif command == "help" or {"-h", "-help", "--help"} & {command, *rest}:
+        print(f"{USAGE}\n\nFlags:\n{define_flags(['--config']).get_help()}")
+        print("\nEvery setting of --config: python -m deit_jax.config")
+    elif command.startswith("-"):
+        run_mode(parse(arguments))
+    elif Path(command.partition(":")[0]).suffix == ".py":
+        raise UserError(f"argument '{command}' is not a flag: write --config={command}")
+    else:
+        raise UserError(f"'{command}' is not a command{nearest(command, [*MODES, *TOOLS])}: deit-jax --help lists all")
 
 
-def main(argv: list[str]) -> None:
+def define_flags(argv: list[str]) -> flags.FlagValues:
+    """The flags of the modes, not parsed. argv: the command line, in which --config reads its overrides."""
+    found = flags.FlagValues()  # of their own: another program may have a --config, and a process many commands
+    if names_config(argv):
+        meaning = "A file of configs/, or a shipped config's name; arguments after a colon."
+        config_flags.DEFINE_config_file("config", None, meaning, found, sys_argv=argv)
+    else:  # evaluate needs none: a run's checkpoint brings its own settings
+        defaults = cast(ConfigDict, default_config())
+        config_flags.DEFINE_config_dict("config", defaults, "Settings.", found, sys_argv=argv)
+    text = functools.partial(flags.DEFINE_string, flag_values=found)
+    texts = functools.partial(flags.DEFINE_multi_string, flag_values=found)
+    number = functools.partial(flags.DEFINE_integer, flag_values=found, lower_bound=0)
+    text("workdir", None, "Folder of the run: checkpoints, log, report.")
+    text("mode", "train", f"What to do: {', '.join(MODES)}.")
+    number("verify", 0, "label: compute this many stored batches again and compare.")
+    text("topology", "", "plan: a TPU topology, as v5e:4x4; '' plans for this machine's devices.")
+    texts("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
+    texts("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
+    text("weights", "", "evaluate: params, or ema, of a run; '': both where both exist.")
+    text("output", "", "evaluate: folder for evaluation.md, .json and .csv; show: the picture to write.")
+    number("step", 0, "show: the step whose batch is drawn.")
+    return found
+
+
+def names_config(argv: list[str]) -> bool:
+    return any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv)
+
+
+def parse(arguments: list[str]) -> flags.FlagValues:
+    """The parsed flags of a mode. Raises UserError for what absl or ml-collections refuse, or a config file raises."""
+    argv = [sys.argv[0]]
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argv[-1] == "--config":
+            argument = config_path(argument)
+        elif name == "--config" and equals:
+            argument = f"{name}={config_path(value)}"
+        elif name.startswith("--config."):
+            check_name(name.removeprefix("--config."))
+        argv.append(argument)
+    found = define_flags(argv)
+    try:
+        left = found(argv)
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        for cause in reversed(causes):  # a config file's own error lies deepest, under wrappings with its traceback
+            if isinstance(cause, UserError):
+                raise cause from None
+        raise UserError(str(error).strip().splitlines()[-1]) from error
+    if len(left) > 1:
+        raise UserError(f"argument '{left[1]}' is not a flag: write --{left[1]}")
+    if found.mode != "evaluate" and not names_config(argv):
+        raise UserError("no config: give --config=configs/FILE.py (configs/digits.py needs no data)")
+    flags.FLAGS.mark_as_parsed()  # libraries ask for flags of their own, which stay at their defaults
+    return found
+
+
+def check_name(path: str) -> None:
+    """Raise UserError unless `path` is a setting; names those of that name within groups, else the nearest one."""
+    known = flat(SETTINGS)
+    if path not in known:
+        namesakes = [other for other in known if other.rpartition(".")[2] == path]
+        hint = f" (did you mean {' or '.join(namesakes)}?)" if namesakes else nearest(path, known)
+        raise UserError(f"config.{path} is not a setting{hint}: python -m deit_jax.config lists all")
+
+
+def config_path(text: str) -> str:
+    """The FILE:ARGUMENTS that `--config=` names: a file's or a shipped config's. Raises UserError without a file."""
+    name, colon, arguments = text.partition(":")
+    if Path(name).is_file():
+        return text
+    inside = Path(__file__).parent / "configs"  # once installed; in a checkout, beside the package
+    shipped = inside if inside.is_dir() else inside.parents[1] / "configs"
+    if (shipped / f"{name}.py").is_file():
+        return f"{shipped / name}.py{colon}{arguments}"
+    is_file = Path(name).suffix == ".py"
+    folder = Path(name).parent if is_file else shipped
+    known = [str(path) if is_file else path.stem for path in sorted(folder.glob("*.py"))]
+    raise UserError(f"config {name} does not exist{nearest(name, known)}: there are {', '.join(known) or 'none'}")
+
+
+def run_mode(given: flags.FlagValues) -> None:
+    """Run what the parsed flags ask for."""
     logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        flag = f"config={argv[1]}" if Path(argv[1].partition(":")[0]).suffix == ".py" else argv[1].lstrip("-")
-        raise UserError(f"argument '{argv[1]}' is not a flag: write --{flag}")
-    mode = FLAGS.mode
+    mode = given.mode
     if mode not in MODES:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
-    if FLAGS.config is None:
-        raise UserError("no config: give --config=configs/FILE.py (configs/digits.py needs no data)")
-    if mode in ("train", "label", "ablate") and not FLAGS.workdir:
+    if mode in ("train", "label", "ablate") and not given.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
-
-    if FLAGS.workdir:
-        FLAGS.workdir = storage.local_text("workdir", FLAGS.workdir)
-        if mode == "ablate" and storage.is_bucket(FLAGS.workdir):
-            raise UserError(
-                f"workdir {FLAGS.workdir} is in a bucket: an ablation shares its runs by locks of a file system, give a"
-                " path"
-            )
-    FLAGS.output = storage.local_text("output", FLAGS.output)
+    workdir = storage.local_text("workdir", given.workdir or "")
+    output = storage.local_text("output", given.output)
+    if mode == "ablate" and storage.is_bucket(workdir):
+        raise UserError(
+            f"workdir {workdir} is in a bucket: an ablation shares its runs by locks of a file system, give a path"
+        )
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 
-        prepare_environment(FLAGS.topology)
-
+        prepare_environment(given.topology)
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
+    import jax  # here and below: a wrong command line is reported before jax is loaded
+
     from deit_jax.runtime import sharding
     from deit_jax.runtime.compile_cache import use_compile_cache
 
-    if mode not in ("plan", "benchmark"):  # which tell how long compiling takes
+    if mode not in ("plan", "benchmark"):  # which report how long compiling takes
         use_compile_cache()
-    sharding.start_processes(FLAGS.config.processes.heartbeat_timeout)
-    run_mode(mode)
-
-
-def run_mode(mode: str) -> None:
-    """Do what a mode does."""
-    import jax  # here and below: a wrong command line is reported before jax is loaded
-
+    sharding.start_processes(given.config.processes.heartbeat_timeout)
+    overrides = config_flags.get_override_values(given["config"])
     if mode == "evaluate":
         from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 
-        given = config_flags.get_override_values(FLAGS["config"])
-        request = Request(tuple(FLAGS.checkpoint), tuple(FLAGS.data), FLAGS.weights, FLAGS.workdir or "", FLAGS.output)
-        evaluate_command(FLAGS.config, changed(FLAGS.config) | given, request)
+        defaults = flat(default_config())
+        changed = {path: value for path, value in flat(given.config).items() if value != defaults[path]}
+        request = Request(tuple(given.checkpoint), tuple(given.data), given.weights, workdir, output)
+        evaluate_command(given.config, changed | overrides, request)
         return
-    config = resolve(FLAGS.config)
+    config = resolve(given.config)
     validate(config, num_devices=jax.device_count())
-    if config.init and mode in ("train", "label", "ablate"):
-        from deit_jax.data.sources import check_root
-        from deit_jax.weights.normalization import adopt_normalization
-
-        check_root(config.data.root)  # before weights are read, which may come from a hub
-        given = config_flags.get_override_values(FLAGS["config"])
-        adopted = adopt_normalization(config, FLAGS.workdir, given)
-        if adopted is not config:
-            print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
-        config = adopted
+    if mode in ("train", "label", "ablate"):
+        config = with_normalization(config, workdir, overrides)
     if mode == "train":
         from deit_jax.experiment import chain, run
 
-        (chain if config.finetune.epochs else run)(config, FLAGS.workdir)
+        (chain if config.finetune.epochs else run)(config, workdir)
     elif mode == "ablate":
         from deit_jax.study.ablation import ablate
 
-        ablate(config, FLAGS.workdir)
+        ablate(config, workdir)
     elif mode == "label":
         from deit_jax.label import label
 
-        label(config, FLAGS.workdir, verify=FLAGS.verify)
+        label(config, workdir, verify=given.verify)
     elif mode == "plan":
         from deit_jax.plan import plan
 
-        plan(config, FLAGS.topology)
+        plan(config, given.topology)
     elif mode == "benchmark":
         from deit_jax.benchmark import benchmark
 
         benchmark(config)
-
-
-def changed(config) -> dict:
-    """{setting: value} of the settings that differ from their defaults."""
-    defaults = flat(default_config())
-    return {path: value for path, value in flat(config).items() if value != defaults[path]}
-
-
-def shipped_configs() -> Path:
-    """The folder of the configs that come with the package: beside it in a checkout, inside it once installed."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-def config_path(text: str) -> str:
-    """`--config=`'s FILE:ARGUMENTS, where FILE may be the name of a shipped config instead of a file."""
-    name, colon, arguments = text.partition(":")
-    shipped = shipped_configs() / f"{name}.py"
-    return f"{shipped}{colon}{arguments}" if not Path(name).exists() and shipped.is_file() else text
-
-
-def config_argument(argument: str) -> str:
-    """An argument of the command line, with the file of the config that `--config=NAME` names."""
-    name, equals, value = argument.partition("=")
-    return f"--config={config_path(value)}" if equals and name.lstrip("-") == "config" else argument
-
-
-def join_values(argv: list[str]) -> list[str]:
-    """`--config FILE` and `--config.a.b VALUE` as `--config=FILE` and `--config.a.b=VALUE`."""
-    out: list[str] = []
-    for argument in argv:
-        before = out[-1] if out else ""
-        waits = before.startswith("--config") and "=" not in before and not argument.startswith("--")
-        if waits:
-            out[-1] = f"{before}={argument}"
-        else:
-            out.append(argument)
-    return out
-
-
-def parse(argv: list[str]) -> list[str]:
-    """absl's flags; what a user can fix is said in one line, before absl's own checks where those would be many."""
-    if {"-h", "-help", "--help"} & set(argv[1:]):
-        print(f"{USAGE}\n\nFlags:\n{FLAGS.module_help(__name__)}")
-        print("\nEvery setting of --config: python -m deit_jax.config")
-        sys.exit(0)
-    argv = join_values(argv)
-    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("--")]
-    if "config" not in names and ("--mode=evaluate" in argv or " --mode evaluate" in " ".join(argv)):
-        argv.insert(1, f"--config={evaluation.__file__}")  # every setting at its default
-    for place, argument in enumerate(argv[1:], 1):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if name == "config" and equals:
-            argv[place] = config_argument(argument)
-            shipped = sorted(p.stem for p in shipped_configs().glob("[!_]*.py"))
-            check_config_file(config_path(value).partition(":")[0], shipped)
-        elif name.startswith("config.") and argument.startswith("--"):
-            check_override(name.removeprefix("config."), value if equals else None)
-    try:
-        return FLAGS(argv)
-    except flags.Error as error:
-        causes: list[BaseException] = [error]
-        while cause := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(cause)
-        for cause in reversed(causes):  # a config file's own complaint lies deepest, under wrappings with its traceback
-            if isinstance(cause, UserError):
-                raise cause from None
-        raise UserError(" ".join(str(error).split())) from error
-
-
-def entry() -> None:
-    """The command line.
-
-    Exit codes: 2 for what a user can fix, in one line; 130 after Ctrl-C, or a stop with everything saved; 134 from jax
-    when another process of the run was lost; 1 for a fault of this program, with its traceback.
-    """
-    define_flags()
-    try:
-        app.run(main, flags_parser=parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not storage.is_bucket(str(error.filename or "")):
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", flush=True)
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def run() -> None:
-    """The console command `deit-jax`."""
-    command, *arguments = sys.argv[1:] or ["--help"]
-    if command in ("-h", "--help", "help"):
-        print(USAGE)
-    elif command == "--version":
-        print(__version__)
-    elif command in TOOLS:
-        named = [config_argument(argument) for argument in join_values(arguments)]
-        sys.argv = [f"deit-jax {command}", *named]
-        runpy.run_module(f"deit_jax.{TOOLS[command]}", run_name="__main__")
-    elif command in MODES:
-        sys.argv = [f"deit-jax {command}", f"--mode={command}", *arguments]
-        entry()
     else:
-        print(f"error: '{command}' is not a command{nearest(command, [*MODES, *TOOLS])}\n\n{USAGE}", file=sys.stderr)
-        sys.exit(2)
+        from deit_jax.data.tools.show import show
+
+        show(config, output or "augmented.png", given.step)
+
+
+def with_normalization(config: Config, workdir: str, overrides: dict) -> Config:
+    """The config with the normalization that its initial weights record, unless the command line sets it."""
+    if not config.init:
+        return config
+    from deit_jax.data.sources import check_root
+    from deit_jax.weights.normalization import adopt_normalization
+
+    check_root(config.data.root)  # before weights are read, which may come from a hub
+    adopted = adopt_normalization(config, workdir, overrides)
+    if adopted is not config:
+        print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
+        validate(adopted)
+    return adopted

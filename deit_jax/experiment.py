@@ -15,8 +15,7 @@ from typing import Any
 import jax
 
 from deit_jax.config import Config, validate
-from deit_jax.config.derived import plain_config
-from deit_jax.config.finetune import stages
+from deit_jax.config.derived import plain_config, stages
 from deit_jax.data import loader
 from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.report.agreement import PLAIN_STUDENT

@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 from flax import nnx
 from PIL import Image
 
-from deit_jax import cli, models
+from deit_jax import __main__, models
 from deit_jax.config import resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
@@ -117,7 +117,7 @@ def ended(start: Callable[[], object], *arguments: object) -> Ended:
 
 def main(*arguments: object) -> Ended:
     """`python main.py ARGUMENTS` in this process."""
-    return ended(cli.entry, *arguments)
+    return ended(__main__.main, *arguments)
 
 
 def tool(name: str, *arguments: object) -> Ended:

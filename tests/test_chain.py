@@ -7,7 +7,7 @@ import pytest
 from helpers import one_device
 
 from deit_jax.config import default_config, flat, resolve
-from deit_jax.config.finetune import stages
+from deit_jax.config.derived import stages
 from deit_jax.errors import UserError
 from deit_jax.experiment import chain
 from deit_jax.models.pos_embed import resize_pos_embed

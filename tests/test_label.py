@@ -203,7 +203,7 @@ def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
         for name in "name root train_split eval_split holdout limit crop check".split()  # the fingerprint's
     }
     shaping = {
-        name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.runtime
+        name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.resumable
     }
     assert shaping - free == {name for name in known if name.startswith(("augment.", "data."))} - {
         "data.fingerprint",

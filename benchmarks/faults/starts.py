@@ -186,7 +186,7 @@ def command(*arguments: Any, environment: dict[str, str] | None = None) -> Calla
         tell(run, "report", "report", "end")
         tell(label, "fill", "label write", "end")
         try:
-            deit_jax.cli.entry()
+            deit_jax.__main__.main()
         finally:
             if jax.distributed.is_initialized():
                 jax.distributed.shutdown()  # as at the end of an interpreter, which a fork has not

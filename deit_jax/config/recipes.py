@@ -8,55 +8,30 @@ from deit_jax.runtime import storage
 
 # Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
 # what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
-# A value may depend on `distill.kind`: the paper names lambda and tau for its soft distillation alone.
+# A value may depend on `distill.kind`: the paper gives lambda and tau for its soft distillation alone.
 PAPER_ALPHA = {"none": 0.5, "soft": 0.1, "hard": 0.5, "second_cls": 0.5}
 PAPER_TAU = {"none": 1.0, "soft": 3.0, "hard": 1.0, "second_cls": 1.0}
-
+NAMES = ("released", "paper", "tuned")
+TABLE: dict[str, tuple] = {  # values in the order of NAMES
+    "model.drop_path_rate": (0.1, 0.1, 0.0),
+    "distill.alpha": (0.5, PAPER_ALPHA, PAPER_ALPHA),
+    "distill.tau": (1.0, PAPER_TAU, PAPER_TAU),
+    "distill.normalization": ("released", "paper", "paper"),
+    "optimizer.warmup_epochs": (5.0, 5.0, 20.0),
+    "optimizer.scale_floors": (False, True, True),
+    "optimizer.lr_update": ("epoch", "step", "step"),
+    "optimizer.decay_dist_token": (True, False, False),
+    "optimizer.clip_norm": (0.0, 0.0, 5.0),
+    "augment.repeats": (3, 3, 1),
+    "evaluate.fusion": ("logits", "probabilities", "logits"),
+}
 RECIPES: dict[str, dict[str, Any]] = {
-    "released": {
-        "model.drop_path_rate": 0.1,
-        "distill.alpha": 0.5,
-        "distill.tau": 1.0,
-        "distill.normalization": "released",
-        "optimizer.warmup_epochs": 5.0,
-        "optimizer.scale_floors": False,
-        "optimizer.lr_update": "epoch",
-        "optimizer.decay_dist_token": True,
-        "optimizer.clip_norm": 0.0,
-        "augment.repeats": 3,
-        "evaluate.fusion": "logits",
-    },
-    "paper": {
-        "model.drop_path_rate": 0.1,
-        "distill.alpha": PAPER_ALPHA,
-        "distill.tau": PAPER_TAU,
-        "distill.normalization": "paper",
-        "optimizer.warmup_epochs": 5.0,
-        "optimizer.scale_floors": True,
-        "optimizer.lr_update": "step",
-        "optimizer.decay_dist_token": False,
-        "optimizer.clip_norm": 0.0,
-        "augment.repeats": 3,
-        "evaluate.fusion": "probabilities",
-    },
-    "tuned": {
-        "model.drop_path_rate": 0.0,
-        "distill.alpha": PAPER_ALPHA,
-        "distill.tau": PAPER_TAU,
-        "distill.normalization": "paper",
-        "optimizer.warmup_epochs": 20.0,
-        "optimizer.scale_floors": True,
-        "optimizer.lr_update": "step",
-        "optimizer.decay_dist_token": False,
-        "optimizer.clip_norm": 5.0,
-        "augment.repeats": 1,
-        "evaluate.fusion": "logits",
-    },
+    recipe: {path: values[i] for path, values in TABLE.items()} for i, recipe in enumerate(NAMES)
 }
 
 
 def value_of(recipe: str, path: str, kind: str) -> Any:
-    """What `recipe` says of the setting `path` in a run of `distill.kind` kind."""
+    """The value of the setting `path` by `recipe`, in a run whose `distill.kind` is `kind`."""
     value = RECIPES[recipe][path]
     return value.get(kind, value["none"]) if isinstance(value, dict) else value
 
@@ -65,11 +40,10 @@ def resolve(config: Config) -> Config:
     """A copy in which every setting left to the recipe has the recipe's value, and every `file://` address is the path
     that it means. Raises UserError for unknown recipes, and for other addresses than `gs://`."""
     if config.recipe not in RECIPES:
-        raise UserError(
-            f"recipe is '{config.recipe}'{nearest(config.recipe, RECIPES)}: use one of {', '.join(RECIPES)}"
-        )
+        hint = nearest(config.recipe, NAMES)
+        raise UserError(f"recipe is '{config.recipe}'{hint}: use one of {', '.join(NAMES)}")
     config = config.copy_and_resolve_references()
-    for path in RECIPES[config.recipe]:
+    for path in TABLE:
         group, name = path.split(".")
         if config[group][name] is None:
             config[group][name] = value_of(config.recipe, path, config.distill.kind)
@@ -93,7 +67,7 @@ def recipe_differences(config: Config) -> list[str]:
     if config.distill.kind == "none":
         idle |= {"distill.alpha"}
     lines = []
-    for path in RECIPES["released"]:
+    for path in TABLE:
         released, paper = (value_of(recipe, path, config.distill.kind) for recipe in ("released", "paper"))
         ours = values[path]
         if path in idle or ours == paper == released:

@@ -19,30 +19,32 @@ IMAGENET_TRAIN_IMAGES = 1_281_167
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting. `kind` is its type. `runtime` settings may differ between a run and its continuation, because they
-    change neither the images nor the weights."""
+    """One setting; `kind` is its type.
+
+    A `resumable` one may change between a run and its continuation: it shapes neither the images nor the weights.
+    """
 
     default: Any
     doc: str
-    choices: tuple | None = None
-    runtime: bool = False
+    choices: tuple[str, ...] = ()
+    resumable: bool = False
     kind: type = object
 
 
-def S(default: Any, doc: str, choices: tuple | None = None, *, runtime: bool = False) -> Any:
-    """A setting, declared. Its annotation gives the type."""
-    return Setting(default, doc, choices, runtime)
+def setting(default: Any, doc: str, choices: tuple[str, ...] = (), *, resumable: bool = False) -> Any:
+    """Declare a Setting; its annotation gives the type."""
+    return Setting(default, doc, choices, resumable)
 
 
 class GroupType(type):
-    """`isinstance(config, Config)` says what the annotations say: that the config has these settings."""
+    """`isinstance(config, Config)` is true of a ConfigDict with these settings."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return all(hasattr(instance, name) for name in cls.__annotations__)
 
 
 class Group(metaclass=GroupType):
-    """What a group of settings can do: it is an ml_collections.ConfigDict."""
+    """A group of settings: at run time an ml_collections.ConfigDict."""
 
     if typing.TYPE_CHECKING:
 
@@ -58,232 +60,224 @@ class Group(metaclass=GroupType):
 
 
 class Model(Group):
-    name: str = S("deit_base_patch16_224", "a name of deit_jax.list_models()")
-    num_classes: int = S(0, "0: the dataset's")
-    img_size: int = S(0, "height and width of training and evaluation images in pixels; 0: the one in the model's name")
-    drop_path_rate: float = S(None, "stochastic depth of the last block; rises linearly from 0 over the depth")
-    drop_rate: float = S(0.0, "dropout after the projections of attention and MLP; of an EfficientNet, before its head")
-    dtype: str = S("auto", "compute dtype; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16"))
-    attention: str = S(
-        "auto",
-        "einsum (weights stored), recompute (rematerialized), cudnn (fused); auto: the fastest on this platform",
-        ("auto", "einsum", "recompute", "cudnn"),
-        runtime=True,
+    name: str = setting("deit_base_patch16_224", "a name of deit_jax.list_models()")
+    num_classes: int = setting(0, "0: the dataset's")
+    img_size: int = setting(0, "height and width of the images in pixels; 0: the one in the model's name")
+    drop_path_rate: float = setting(None, "stochastic depth of the last block; rises linearly from 0 over the depth")
+    drop_rate: float = setting(
+        0.0, "dropout after attention's and the MLP's projections (EfficientNet: before the head)"
     )
-    remat: str = S(
+    dtype: str = setting("auto", "compute dtype; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16"))
+    attention: str = setting(
+        "auto",
+        "einsum (stores the attention weights), recompute, cudnn (fused); auto: the fastest on this platform",
+        ("auto", "einsum", "recompute", "cudnn"),
+        resumable=True,
+    )
+    remat: str = setting(
         "none",
         "what the backward pass recomputes: nothing, all but matrix products, whole blocks",
         ("none", "dots", "full"),
-        runtime=True,
+        resumable=True,
     )
-    scan_unroll: int = S(0, "blocks per iteration of the scan over depth; 0: all on CPU, one elsewhere", runtime=True)
+    scan_unroll: int = setting(0, "blocks per iteration of the scan; 0: all on CPU, one elsewhere", resumable=True)
 
 
 class Distill(Group):
-    kind: str = S("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls"))
-    alpha: float = S(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
-    tau: float = S(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
-    normalization: str = S(
-        None, "soft term: mean over the batch (paper), or also divided by classes (released)", ("paper", "released")
+    kind: str = setting("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls"))
+    alpha: float = setting(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
+    tau: float = setting(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
+    normalization: str = setting(
+        None, "soft loss: mean over the batch (paper), or also over the classes (released)", ("paper", "released")
     )
-    labels: str = S(
-        "", "folder of stored teacher labels (made by --mode=label); '' runs the teacher live", runtime=True
-    )  # the store itself records what it belongs to
+    # what the labels belong to is recorded beside them
+    labels: str = setting("", "folder of stored teacher labels, of --mode=label; '': a live teacher", resumable=True)
 
 
 class Teacher(Group):
-    name: str = S(
-        "regnety_160",
-        "a name of deit_jax.list_models(); several, comma-separated, are averaged; '': what its weights are",
-    )
-    init: str = S("", "its weights, as `init`; several, comma-separated")
-    epochs: int = S(0, "train the teacher on the same data first, for this many epochs; 0: `teacher.init` has it")
-    lr: float = S(0.0, "learning rate of that training per 512 images; 0: the student's")
-    drop_path_rate: float = S(0.0, "drop path of that training")
-    augment: str = S(
-        "student",
-        "of that training: the student's, or crops and flips alone (fewer epochs do)",
-        ("student", "light"),
-    )
-    img_size: int = S(0, "input size of the teacher in pixels; 0: the student's")
-    mean: tuple[float, ...] = S((), "normalization mean the teacher was trained with; (): what its weights record")
-    std: tuple[float, ...] = S((), "normalization std the teacher was trained with; (): what its weights record")
-    dtype: str = S("auto", "compute dtype of the teacher", ("auto", "float32", "bfloat16"))
+    name: str = setting("regnety_160", "as model.name; several, comma-separated, are averaged; '': its weights' model")
+    init: str = setting("", "its weights, as `init`; several, comma-separated")
+    epochs: int = setting(0, "train the teacher on the same data first, for this many epochs; 0: `teacher.init` has it")
+    lr: float = setting(0.0, "learning rate of that training per 512 images; 0: the student's")
+    drop_path_rate: float = setting(0.0, "drop path of that training")
+    augment: str = setting("student", "of that training: the student's, or crops and flips alone", ("student", "light"))
+    img_size: int = setting(0, "input size of the teacher in pixels; 0: the student's")
+    mean: tuple[float, ...] = setting((), "normalization mean of the teacher's inputs; (): what its weights record")
+    std: tuple[float, ...] = setting((), "normalization standard deviation of its inputs; (): as `mean`")
+    dtype: str = setting("auto", "compute dtype of the teacher", ("auto", "float32", "bfloat16"))
 
 
 class Label(Group):
-    kind: str = S(
+    kind: str = setting(
         "auto",
-        "--mode=label stores decisions (hard) or the k most probable classes (topk); auto: what distill.kind needs",
+        "--mode=label stores predictions (hard) or the k most probable classes (topk); auto: what distill.kind needs",
         ("auto", "hard", "topk"),
-        runtime=True,
+        resumable=True,
     )
-    k: int = S(10, "classes per view in a topk store", runtime=True)
-    dtype: str = S("float16", "of a topk store's probabilities", ("float16", "float32"), runtime=True)
+    k: int = setting(10, "classes per view in a topk store", resumable=True)
+    dtype: str = setting("float16", "of a topk store's probabilities", ("float16", "float32"), resumable=True)
 
 
 class Optimizer(Group):
-    lr: float = S(5e-4, "learning rate per `lr_batch` images: the peak is lr x batch_size / lr_batch")
-    lr_batch: int = S(512, "the batch size that `lr` is given for")
-    name: str = S("adamw", "AdamW, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "sgd"))
-    momentum: float = S(0.9, "SGD")
-    head_lr_scale: float = S(1.0, "the heads' learning rate is this times the others'; above 1 for new heads")
-    schedule: str = S("cosine", "after warm-up", ("cosine", "constant"))
-    warmup_epochs: float = S(None, "linear warm-up from warmup_lr")
-    warmup_lr: float = S(1e-6, "learning rate at step 0")
-    min_lr: float = S(1e-5, "learning rate at the end")
-    scale_floors: bool = S(None, "scale warmup_lr and min_lr with the batch size as lr (the release does not)")
-    lr_update: str = S(
-        None, "the learning rate changes every step (paper), or every epoch, one late (released)", ("step", "epoch")
+    lr: float = setting(5e-4, "learning rate per `lr_batch` images: the peak is lr x batch_size / lr_batch")
+    lr_batch: int = setting(512, "the batch size that `lr` is given for")
+    name: str = setting("adamw", "AdamW, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "sgd"))
+    momentum: float = setting(0.9, "SGD")
+    head_lr_scale: float = setting(1.0, "the heads' learning rate is this times the others'; above 1 for new heads")
+    schedule: str = setting("cosine", "after warm-up", ("cosine", "constant"))
+    warmup_epochs: float = setting(None, "linear warm-up from warmup_lr")
+    warmup_lr: float = setting(1e-6, "learning rate at step 0")
+    min_lr: float = setting(1e-5, "learning rate at the end")
+    scale_floors: bool = setting(None, "scale warmup_lr and min_lr with the batch size as lr (the release does not)")
+    lr_update: str = setting(
+        None, "the learning rate follows the step (paper), or the epoch, one late (released)", ("step", "epoch")
     )
-    weight_decay: float = S(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
-    decay_dist_token: bool = S(None, "decay the distillation token too (the release does)")
-    beta1: float = S(0.9, "AdamW")
-    beta2: float = S(0.999, "AdamW")
-    eps: float = S(1e-8, "AdamW")
-    clip_norm: float = S(None, "largest global gradient norm; 0: no clipping")
-    ema_decay: float = S(0.99996, "of the averaged weights, which are evaluated too; 0: none")
-    ema_warmup: bool = S(False, "raise that decay from 0.1 on as (1 + step) / (10 + step), for short runs")
+    weight_decay: float = setting(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
+    decay_dist_token: bool = setting(None, "decay the distillation token too (the release does)")
+    beta1: float = setting(0.9, "AdamW")
+    beta2: float = setting(0.999, "AdamW")
+    eps: float = setting(1e-8, "AdamW")
+    clip_norm: float = setting(None, "largest global gradient norm; 0: no clipping")
+    ema_decay: float = setting(0.99996, "decay of the EMA of the weights, which is evaluated too; 0: no EMA")
+    ema_warmup: bool = setting(False, "raise that decay from 0.1 on as (1 + step) / (10 + step), for short runs")
 
 
 class Augment(Group):
-    crop_scale: tuple[float, float] = S((0.08, 1.0), "area of a training crop as a share of the image's")
-    crop_ratio: tuple[float, float] = S((3 / 4, 4 / 3), "aspect ratios of a training crop")
-    flip: float = S(0.5, "probability of a horizontal flip")
-    policy: str = S("rand", "RandAugment, DeiT III's 3-Augment, or neither", ("rand", "three", "none"))
-    rand_ops: int = S(2, "RandAugment: ops per image, drawn with replacement")
-    rand_magnitude: float = S(9.0, "RandAugment: mean magnitude, of 10")
-    rand_magnitude_std: float = S(0.5, "RandAugment: its standard deviation")
-    rand_prob: float = S(0.5, "RandAugment: probability that a drawn op is applied")
-    rand_resampling: str = S(
-        "bicubic", "RandAugment: interpolation of warps; random: drawn per op", ("bicubic", "bilinear", "random")
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), "area of a training crop as a fraction of the image's")
+    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratios of a training crop")
+    flip: float = setting(0.5, "probability of a horizontal flip")
+    policy: str = setting("rand", "RandAugment, DeiT III's 3-Augment, or neither", ("rand", "three", "none"))
+    rand_ops: int = setting(2, "RandAugment: ops per image, drawn with replacement")
+    rand_magnitude: float = setting(9.0, "RandAugment: mean magnitude, of 10")
+    rand_magnitude_std: float = setting(0.5, "RandAugment: its standard deviation")
+    rand_prob: float = setting(0.5, "RandAugment: probability that a drawn op is applied")
+    rand_resampling: str = setting(
+        "bicubic", "RandAugment: interpolation of warps; random: per op", ("bicubic", "bilinear", "random")
     )
-    color_jitter: float = S(0.3, "3-Augment: brightness, contrast, saturation")
-    erasing: float = S(0.25, "probability of random erasing")
-    mixup: float = S(0.8, "alpha of mixup's Beta distribution; 0: off")
-    cutmix: float = S(1.0, "alpha of cutmix's Beta distribution; 0: off")
-    mix_switch: float = S(0.5, "probability of cutmix where both are on")
-    mix_prob: float = S(1.0, "probability that a group of images is mixed at all")
-    mix_group: int = S(64, "images mixed among themselves (the release's batch size per GPU)")
-    label_smoothing: float = S(0.1, "of the true labels")
-    repeats: int = S(None, "views per image and epoch (repeated augmentation)")
-    mean: tuple[float, ...] = S(IMAGENET_MEAN, "normalization mean, per channel of pixels in 0..1")
-    std: tuple[float, ...] = S(IMAGENET_STD, "normalization standard deviation")
+    color_jitter: float = setting(0.3, "3-Augment: brightness, contrast, saturation")
+    erasing: float = setting(0.25, "probability of random erasing")
+    mixup: float = setting(0.8, "alpha of mixup's Beta distribution; 0: off")
+    cutmix: float = setting(1.0, "alpha of cutmix's Beta distribution; 0: off")
+    mix_switch: float = setting(0.5, "probability of cutmix where both are on")
+    mix_prob: float = setting(1.0, "probability that a group of images is mixed at all")
+    mix_group: int = setting(64, "images mixed among themselves (the release's batch size per GPU)")
+    label_smoothing: float = setting(0.1, "of the true labels")
+    repeats: int = setting(None, "views per image and epoch (repeated augmentation)")
+    mean: tuple[float, ...] = setting(IMAGENET_MEAN, "normalization mean, per channel of pixels in 0..1")
+    std: tuple[float, ...] = setting(IMAGENET_STD, "normalization standard deviation")
 
 
 class Data(Group):
-    name: str = S("imagenet2012", "digits, or a TFDS name; `root` wins where it is a folder of images, .csv or shards")
-    root: str = S(
-        "", "image folder (class by folder), table of path,label (.csv, .tsv), shards, or TFDS data_dir", runtime=True
-    )  # its content is known by its fingerprint
-    train_split: str = S("train", "folder or TFDS split to train on")
-    eval_split: str = S(
-        "", "split to evaluate on; '': validation, val, valid, dev or test, whichever exists; holdout: hold images out"
+    name: str = setting("imagenet2012", "digits, or a TFDS name; a `root` of images, a table or shards comes first")
+    # what it holds is compared by its fingerprint
+    root: str = setting("", "folder of class folders, table of path,label, shards, or TFDS data_dir", resumable=True)
+    train_split: str = setting("train", "folder or TFDS split to train on")
+    eval_split: str = setting("", "split to evaluate on; '': the one that exists; holdout: held-out images")
+    holdout: float = setting(0.1, "fraction of the images held out where the data has no evaluation split")
+    limit: int = setting(0, "train on this many images, drawn by seed; 0: all")
+    drop_last: bool = setting(True, "drop a pass's last, partial batch; False: fill it with the pass's first images")
+    resize: str = setting(
+        "exact", "training crops: by PIL, or by cykooz-resizer (5x as fast, off by 0.03)", ("exact", "fast")
     )
-    holdout: float = S(0.1, "share held out for evaluation where the data has no such split")
-    limit: int = S(0, "train on this many images, drawn by seed; 0: all")
-    drop_last: bool = S(
-        True, "leave out the images of a pass that fill no batch; False: fill the last one with its first images again"
+    crop: float = setting(0.875, "evaluation: side of the centre crop / resized short side", resumable=True)
+    interpolation: str = setting("bicubic", "evaluation: of that resizing", INTERPOLATIONS, resumable=True)
+    eval_batch_size: int = setting(
+        0, "0: batch_size; of --mode=evaluate 256 unless batch_size is given", resumable=True
     )
-    resize: str = S(
-        "exact",
-        "training crops: PIL's arithmetic, or cykooz-resizer's (5x as fast, off by 0.03)",
-        ("exact", "fast"),
-    )
-    crop: float = S(0.875, "evaluation: side of the centre crop / resized short side", runtime=True)
-    interpolation: str = S("bicubic", "evaluation: of that resizing", INTERPOLATIONS, runtime=True)
-    eval_batch_size: int = S(0, "0: batch_size; with --mode=evaluate 256 unless batch_size is given", runtime=True)
-    workers: int = S(0, "processes that decode and crop; 0: threads of this process", runtime=True)
-    threads: int = S(0, "decoding threads per process; 0: one per core, at most 16", runtime=True)
-    prefetch: int = S(4, "batches held ready", runtime=True)
-    exif: bool = S(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
-    check: str = S(
-        "size", "detect changed images by name and size, or by content too (reads every file)", ("size", "content")
-    )
-    max_broken: float = S(0.001, "share of unreadable training images above which a run stops", runtime=True)
-    broken_floor: int = S(10, "unreadable training images that never stop a run, whatever their share", runtime=True)
-    eval_broken: str = S(
-        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"), runtime=True
+    workers: int = setting(0, "processes that decode and crop; 0: threads of this process", resumable=True)
+    threads: int = setting(0, "decoding threads per process; 0: one per core, at most 16", resumable=True)
+    prefetch: int = setting(4, "batches held ready", resumable=True)
+    exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
+    check: str = setting("size", "detect changed images by name and size, or content (reads all)", ("size", "content"))
+    max_broken: float = setting(0.001, "fraction of unreadable training images above which a run stops", resumable=True)
+    broken_floor: int = setting(10, "this many unreadable training images never stop a run", resumable=True)
+    eval_broken: str = setting(
+        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"), resumable=True
     )
 
 
 class Evaluate(Group):
-    every: int = S(1, "epochs between evaluations; the last epoch is always evaluated", runtime=True)
-    limit: int = S(
-        0, "at most this many images, the same ones each time, evenly over the classes; 0: all", runtime=True
+    every: int = setting(1, "epochs between evaluations; the last epoch is always evaluated", resumable=True)
+    limit: int = setting(
+        0, "at most this many images, always the same, evenly over the classes; 0: all", resumable=True
     )
-    fusion: str = S(
+    fusion: str = setting(
         None,
-        "of the two heads: mean of logits (released) or of probabilities (paper)",
+        "the two heads' mean of logits (released) or of probabilities (paper)",
         ("logits", "probabilities"),
-        runtime=True,
+        resumable=True,
     )
 
 
 class Checkpoint(Group):
-    every: int = S(1, "epochs between checkpoints", runtime=True)
-    keep: int = S(2, "newest ones kept, beside the best", runtime=True)
+    every: int = setting(1, "epochs between checkpoints", resumable=True)
+    keep: int = setting(2, "newest ones kept, beside the best", resumable=True)
 
 
 class Log(Group):
-    every: int = S(50, "steps between log lines", runtime=True)
-    tensorboard: bool = S(True, "write TensorBoard events", runtime=True)
+    every: int = setting(50, "steps between log lines", resumable=True)
+    tensorboard: bool = setting(True, "write TensorBoard events", resumable=True)
 
 
 class Stability(Group):
-    patience: int = S(10, "consecutive non-finite steps (each is skipped) before rolling back to the last checkpoint")
-    rollbacks: int = S(3, "roll-backs before the run stops")
+    patience: int = setting(
+        10, "consecutive non-finite steps (each is skipped) before a roll-back to the last checkpoint"
+    )
+    rollbacks: int = setting(3, "roll-backs before the run stops")
 
 
 class Mesh(Group):
-    data: int = S(
-        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", runtime=True
+    data: int = setting(
+        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", resumable=True
     )
-    fsdp: int = S(
-        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", runtime=True
+    fsdp: int = setting(
+        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", resumable=True
     )
-    tensor: int = S(1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", runtime=True)
+    tensor: int = setting(
+        1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", resumable=True
+    )
 
 
 class Processes(Group):
-    heartbeat_timeout: int = S(100, "seconds without a heartbeat after which a process counts as lost", runtime=True)
+    heartbeat_timeout: int = setting(100, "seconds without a heartbeat that make a process lost", resumable=True)
 
 
 class Finetune(Group):
-    epochs: int = S(0, "then fine-tune at another image size for this many epochs (deit_jax/experiment.py); 0: do not")
-    img_size: int = S(384, "its image size in pixels")
-    batch_size: int = S(512, "its images per step")
-    lr: float = S(5e-6, "its learning rate per 512 images, constant after warm-up")
-    warmup_epochs: float = S(5.0, "its warm-up")
-    weight_decay: float = S(1e-8, "its weight decay")
-    labels: str = S("", "its stored teacher labels; '': the live teacher", runtime=True)
+    epochs: int = setting(0, "epochs of fine-tuning at another image size after the training; 0: none")
+    img_size: int = setting(384, "its image size in pixels")
+    batch_size: int = setting(512, "its images per step")
+    lr: float = setting(5e-6, "its learning rate per 512 images, constant after warm-up")
+    warmup_epochs: float = setting(5.0, "its warm-up")
+    weight_decay: float = setting(1e-8, "its weight decay")
+    labels: str = setting("", "its stored teacher labels; '': the live teacher", resumable=True)
 
 
 class Ablate(Group):
-    seeds: tuple[int, ...] = S((0, 1, 2), "seeds of --mode=ablate", runtime=True)
-    arms: tuple[str, ...] = S(
-        ("none", "soft", "hard"), "arms of --mode=ablate, see deit_jax/study/ablation.py", runtime=True
-    )
-    store_labels: bool = S(False, "store the teacher's labels once per seed, for all its arms", runtime=True)
-    teacher_split: str = S(
-        "",
-        "split that the study's teachers are evaluated and chosen on, so that the students' evaluation split chooses"
-        " nothing; '': the same one",
-        runtime=True,
+    seeds: tuple[int, ...] = setting((0, 1, 2), "seeds of --mode=ablate", resumable=True)
+    arms: tuple[str, ...] = setting(("none", "soft", "hard"), "arms of --mode=ablate", resumable=True)
+    store_labels: bool = setting(False, "store the teacher's labels once per seed, for all its arms", resumable=True)
+    teacher_split: str = setting(
+        "", "split that the teachers are chosen on; '': the students' evaluation split", resumable=True
     )
 
 
 class Config(Group):
     """The settings of a run."""
 
-    seed: int = S(0, "every random number of a run is a function of it")
-    recipe: str = S("released", "where paper and released code differ, which to follow", ("paper", "released", "tuned"))
-    init: str = S("", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random initialization")
-    batch_size: int = S(1024, "images per step, over all devices and processes")
-    epochs: int = S(300, "passes over the data; with repeated augmentation still len(dataset) views per pass")
-    steps: int = S(0, "training steps; 0: as many as `epochs` makes")
-    accumulate: int = S(1, "microbatches per step, to save memory", runtime=True)
-    train_baseline: bool = S(False, "also train the same student without a teacher, for the report", runtime=True)
+    seed: int = setting(0, "every random number of a run is a function of it")
+    recipe: str = setting(
+        "released", "where paper and released code differ, which to follow", ("paper", "released", "tuned")
+    )
+    init: str = setting(
+        "", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random initialization"
+    )
+    batch_size: int = setting(1024, "images per step, over all devices and processes")
+    epochs: int = setting(300, "passes over the data; with repeated augmentation still len(dataset) views per pass")
+    steps: int = setting(0, "training steps; 0: as many as `epochs` makes")
+    accumulate: int = setting(1, "microbatches per step, to save memory", resumable=True)
+    train_baseline: bool = setting(
+        False, "also train the same student without a teacher, for the report", resumable=True
+    )
     model: Model
     distill: Distill
     teacher: Teacher
@@ -303,29 +297,22 @@ class Config(Group):
 
 def table(group: type[Group]) -> dict[str, Any]:
     """{name: Setting, or the table of a group} of a class above, in its order."""
-    out: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(group).items():
-        if isinstance(kind, type) and issubclass(kind, Group):
-            out[name] = table(kind)
-        else:
-            out[name] = dataclasses.replace(getattr(group, name), kind=typing.get_origin(kind) or kind)
-    return out
+    return {
+        name: table(kind)
+        if issubclass(typing.get_origin(kind) or kind, Group)
+        else dataclasses.replace(getattr(group, name), kind=typing.get_origin(kind) or kind)
+        for name, kind in group.__annotations__.items()
+    }
 
 
 SETTINGS: dict[str, Any] = table(Config)
-
-# former name → name: for config files and flags an error names the new one; recorded runs are read under it
-RENAMED = {"sharding": "mesh.fsdp", "compare": "train_baseline", "optimizer.per": "optimizer.lr_update"}
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of a nested dictionary, a table of settings or a ConfigDict."""
     out = {}
     for key, value in tree.items():
-        if hasattr(value, "items"):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
+        out |= flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
     return out
 
 
@@ -335,33 +322,24 @@ def default_config() -> Config:
     from ml_collections import config_dict
 
     def build(table):
-        config = ml_collections.ConfigDict()
-        for key, setting in table.items():
-            if isinstance(setting, dict):
-                config[key] = build(setting)
-            else:
-                config[key] = config_dict.placeholder(setting.kind) if setting.default is None else setting.default
-        return config
+        value = lambda one: config_dict.placeholder(one.kind) if one.default is None else one.default
+        return ml_collections.ConfigDict({k: build(v) if isinstance(v, dict) else value(v) for k, v in table.items()})
 
     return typing.cast(Config, build(SETTINGS).lock())
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Names of the settings that shape a run and differ between two flattened configs ("runtime" ones may differ)."""
-    ours, theirs = ({RENAMED.get(k, k): v for k, v in config.items()} for config in (ours, theirs))
-    free = {path for path, setting in flat(SETTINGS).items() if setting.runtime}
-    defaults = {path: setting.default for path, setting in flat(SETTINGS).items()}  # of settings newer than a run
-    plain = lambda v: list(v) if isinstance(v, tuple) else v
-    value = lambda config, name: plain(config.get(name, defaults.get(name)))
-    keys = (ours.keys() | theirs.keys()) - free
-    return sorted(k for k in keys if value(ours, k) != value(theirs, k))
+    """Names of the settings that shape a run and differ between two flattened configs."""
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # JSON has no tuples
+    fixed = [path for path, one in flat(SETTINGS).items() if not one.resumable]
+    return sorted(path for path in fixed if plain(ours.get(path)) != plain(theirs.get(path)))
 
 
 def describe() -> str:
-    """The table of settings, for people."""
+    """The table of settings: a line of name, default, meaning and choices for each."""
     lines = []
-    for path, s in flat(SETTINGS).items():
-        default = "recipe's" if s.default is None else repr(s.default)
-        choices = f" [{' | '.join(s.choices)}]" if s.choices else ""
-        lines.append(f"{path:28} {default:36} {s.doc}{choices}")
+    for path, one in flat(SETTINGS).items():
+        default = "recipe's" if one.default is None else repr(one.default)
+        choices = f" [{' | '.join(one.choices)}]" if one.choices else ""
+        lines.append(f"{path:28} {default:36} {one.doc}{choices}")
     return "\n".join(lines)

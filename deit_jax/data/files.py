@@ -19,7 +19,7 @@ EXTENSIONS = frozenset(
 )
 HIDDEN = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"])
 
-UNPACK = "unpack it, or make shards of it with python -m deit_jax.data.prepare"  # what to do with a tar file
+UNPACK = "unpack it, or make shards of it with deit-jax prepare"  # what to do with a tar file
 
 FOLDER, FILE = "folder", "file"
 BROKEN_LINK, SPECIAL, LOOP = "broken link", "pipe, socket or device", "link back to a folder above it"

@@ -1,4 +1,4 @@
-"""ArrayRecord shards made by deit_jax.data.prepare: few large files instead of a million small ones.
+"""ArrayRecord shards made by `deit-jax prepare`: few large files instead of a million small ones.
 
 A folder holds `dataset.json` ({"complete", "classes": […], "splits": {split: [shard, …]}}) and the shards it lists: of
 each its file, records, bytes, sha256 and labels ([label, how many in a row], …). A record is label (uint32) and length
@@ -53,17 +53,15 @@ def read_index(root: Path) -> dict[str, Any]:
     """The folder's index. Raises UserError where it is missing, damaged or unfinished."""
     path = root / INDEX
     if not path.is_file():
-        raise UserError(f"{root} holds shards but no {INDEX}: make it with python -m deit_jax.data.prepare")
+        raise UserError(f"{root} holds shards but no {INDEX}: make it with deit-jax prepare")
     try:
         index = json.loads(path.read_text())
         done = index["complete"]
         _check_index(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)[:80]}): make it again with python -m deit_jax.data.prepare"
-        ) from error
+        raise UserError(f"{path} is damaged ({first_line(error)[:80]}): make it again with deit-jax prepare") from error
     if not done:
-        raise UserError(f"{root} is not finished: run its python -m deit_jax.data.prepare command again")
+        raise UserError(f"{root} is not finished: run its deit-jax prepare command again")
     return index
 
 

@@ -41,7 +41,7 @@ __all__ = [
 def open_sources(config: Config) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
-    A `root` decides by what it is: a .csv or .tsv table, a folder of shards as deit_jax.data.prepare makes them, a TFDS
+    A `root` decides by what it is: a .csv or .tsv table, a folder of shards as `deit-jax prepare` makes them, a TFDS
     data_dir, a folder of images by class.
 
     Raises:

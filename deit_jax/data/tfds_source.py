@@ -112,7 +112,7 @@ def _why_closed(builder, split: str) -> str:
 # How to use a dataset's own files; TFDS can only prepare it where TensorFlow is installed.
 FILES = {
     "imagenet2012": "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into FOLDER,"
-    " run python -m deit_jax.data.prepare FOLDER DST, and give data.root=DST",
+    " run deit-jax prepare FOLDER DST, and give data.root=DST",
     "imagenet2012_real": "give --mode=evaluate --data=real=IMAGENET_VAL,labels=real.json",
     "imagenet_v2": "unpack its archive and give --mode=evaluate --data=v2=FOLDER",
 }

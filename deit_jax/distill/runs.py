@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deit_jax.config import Config, validate
-from deit_jax.config.derived import plain_name, teacher_config, trains_teacher
+from deit_jax.config.derived import teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
 from deit_jax.data.base import file_names
 from deit_jax.distill.label_reader import open_labels
@@ -69,7 +69,7 @@ def check_teacher_training(config: Config, num_classes: int) -> None:
     if "_distilled" in teacher.model.name:
         raise UserError(
             f"teacher {teacher.model.name} would be trained without a teacher of its own:"
-            f" use {plain_name(teacher.model.name)}"
+            f" use {without_token(teacher.model.name)}"
         )
     validate(teacher)
     make_student(teacher, num_classes)

@@ -2,7 +2,7 @@
 
 `open_eval_sets("NAME=ROOT,labels=FILE,split=NAME")`. ROOT is a folder of class folders (their names may be WordNet ids,
 names or numbers, see `deit_jax.classes.match`), a folder of such folders by split, a flat folder with a label file (see
-`deit_jax.data.label_files`), a .csv table, shards of `deit_jax.data.prepare`, a TFDS data_dir, or a folder that holds
+`deit_jax.data.label_files`), a .csv table, shards of `deit-jax prepare`, a TFDS data_dir, or a folder that holds
 ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
 """
 

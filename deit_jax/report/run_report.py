@@ -14,7 +14,7 @@ from flax import nnx
 
 from deit_jax import losses, plots
 from deit_jax.config import default_config, flat
-from deit_jax.config.derived import has_teacher, plain_name
+from deit_jax.config.derived import has_teacher, without_token
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.attention_maps import draw_attention
@@ -122,7 +122,7 @@ def results_table(student: Run, results: dict[str, dict]) -> str:
     config = student.config
     names = {
         "teacher": config.teacher.name,
-        "plain": f"{plain_name(config.model.name)}, no teacher",
+        "plain": f"{without_token(config.model.name)}, no teacher",
         "student": f"{config.model.name}, {losses.KINDS[config.distill.kind]}",
     }
     if config.distill.kind == "none":

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from deit_jax.command import command
 from deit_jax.config import default_config, flat
-from deit_jax.config.settings import RENAMED
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
 from deit_jax.study import report
@@ -30,7 +29,6 @@ def recorded_config(workdir: Path):
     config = default_config()
     known = flat(config).keys()
     for name, value in values.items():
-        name = str(RENAMED.get(name, name))
         if name in known:
             with contextlib.suppress(TypeError):  # renamed with another type (sharding, now mesh.fsdp): the default
                 config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})

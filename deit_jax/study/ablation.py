@@ -15,7 +15,7 @@ import jax
 
 from deit_jax import models
 from deit_jax.config import validate
-from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
+from deit_jax.config.derived import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.distill.runs import open_models, train_run
 from deit_jax.errors import UserError, nearest
 from deit_jax.label import label
@@ -40,12 +40,12 @@ def hard(config) -> None:
 def hard_without_token(config) -> None:
     """The one head learns both terms."""
     hard(config)
-    config.model.name = plain_name(config.model.name)
+    config.model.name = without_token(config.model.name)
 
 
 def soft_without_token(config) -> None:
     soft(config)
-    config.model.name = plain_name(config.model.name)
+    config.model.name = without_token(config.model.name)
 
 
 def second_cls(config) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deit_jax import models
 from deit_jax.config import RECIPES, default_config, flat, recipe_differences, resolve, validate
-from deit_jax.config.finetune import at_size, finetune_config, named_size
+from deit_jax.config.derived import at_size, finetune_config, named_size
 from deit_jax.convert import save_timm
 from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError

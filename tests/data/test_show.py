@@ -1,7 +1,7 @@
 """The contact sheet shows the very images a step trains on."""
 
 import numpy as np
-from helpers import tool
+from helpers import main
 from PIL import Image
 
 from deit_jax.config import default_config, resolve
@@ -48,11 +48,11 @@ def test_sheet_places_every_image():
 
 def test_command_writes_a_picture_and_one_line_for_bad_input(tmp_path):
     output = tmp_path / "sheet.png"
-    done = tool("data.show", "--config=configs/digits.py", f"--output={output}")
+    done = main("--mode=show", "--config=configs/digits.py", f"--output={output}")
     assert done.code == 0, done.err
     with Image.open(output) as sheet:
         assert min(sheet.size) > 300
         assert np.asarray(sheet).std() > 30
-    bad = tool("data.show", "--config=configs/digits.py", "--config.data.root=nowhere")
+    bad = main("--mode=show", "--config=configs/digits.py", "--config.data.root=nowhere")
     assert bad.code == 2
     assert bad.err.strip().splitlines()[-1].startswith("error: data.root nowhere is not a folder")

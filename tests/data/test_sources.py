@@ -457,20 +457,20 @@ def test_doctor_finds_broken_and_repeated_files(split_folder):
 
 def test_the_tools_on_the_command_line(split_folder, tmp_path):
     target = tmp_path / "shards"
-    done = tool("data.prepare", split_folder, target)
+    done = tool("data.tools.prepare", split_folder, target)
     assert done.code == 0, done.err
     train, validation = done.out.splitlines()
     assert train == "train: 15 images in 1 shards, 3 classes"
     assert validation == "val: 2 images in 1 shards, 3 classes"
     assert "17/17" in done.err
-    healthy = tool("data.doctor", target)
+    healthy = tool("data.tools.doctor", target)
     assert healthy.code == 0, healthy.err
     assert "0 unreadable images" in healthy.out
     (split_folder / "train" / "ant" / "1.jpg").write_bytes(b"no image")
-    ill = tool("data.doctor", split_folder)
+    ill = tool("data.tools.doctor", split_folder)
     assert ill.code == 1
     assert "ant/1.jpg (cannot identify image file" in ill.out
-    for done in (tool("data.doctor", tmp_path / "nowhere"), tool("data.prepare", tmp_path / "nowhere", target)):
+    for done in (tool("data.tools.doctor", tmp_path / "nowhere"), tool("data.prepare", tmp_path / "nowhere", target)):
         assert done.code == 2
         assert done.err.startswith("error: ")
         assert done.err.count("\n") == 1
@@ -626,7 +626,7 @@ def test_tfds_not_prepared(monkeypatch, tmp_path):
     assert "cifar10 is not prepared in" in message
     assert "a folder per class, as data.root" in message  # TFDS itself can prepare it with TensorFlow only
     assert "tfds build cifar10 --file_format=array_record" in message
-    assert "python -m deit_jax.data.prepare FOLDER DST" in complaint(name="imagenet2012")
+    assert "deit-jax prepare FOLDER DST" in complaint(name="imagenet2012")
 
 
 def test_tfds_in_another_format(tmp_path):

@@ -8,7 +8,6 @@ import yaml
 from helpers import ROOT
 
 from deit_jax.config import default_config, resolve, validate
-from deit_jax.config.checks import check_override
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
 from deit_jax.runtime.mesh import mesh_sizes
@@ -56,11 +55,6 @@ def test_settings_are_checked_before_a_compile():
     config.mesh.fsdp = 3
     with pytest.raises(UserError, match="does not make up 8 devices"):
         validate(config, num_devices=8)
-
-
-def test_the_former_setting_is_told_the_new_one():
-    with pytest.raises(UserError, match=r"config.sharding is now called mesh.fsdp: use --config.mesh.fsdp=-1"):
-        check_override("sharding", "fsdp")
 
 
 CLUSTER = (

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: `python -m deit_jax.data.doctor ROOT`.
+"""What is wrong with a dataset: `deit-jax doctor ROOT`.
 
 Prints the classes in the order of their numbers with their counts, what is passed over, every image that cannot be
 read, photos that are stored turned or with 16 bits, files with the same bytes, and those among them whose classes
@@ -143,7 +143,7 @@ def report(found: Findings) -> str:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.doctor", description="What is wrong with a dataset.")
+    parser = argparse.ArgumentParser(prog="deit-jax doctor", description="What is wrong with a dataset.")
     parser.add_argument("root", metavar="ROOT", help="image folder, .csv, shards or TFDS data_dir")
     parser.add_argument("--name", default="imagenet2012", help="dataset, where ROOT is a TFDS data_dir")
     parser.add_argument("--train_split", default="train")

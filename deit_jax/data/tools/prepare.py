@@ -1,4 +1,4 @@
-"""Turn an image folder or tar files into ArrayRecord shards: `python -m deit_jax.data.prepare SRC DST`.
+"""Turn an image folder or tar files into ArrayRecord shards: `deit-jax prepare SRC DST`.
 
 SRC is a folder of images by class (with or without split folders), a tar file of one (.tar, .tar.gz, …), or a folder of
 tar files as ImageNet comes: ILSVRC2012_img_train.tar (a .tar per class) and ILSVRC2012_img_val.tar, whose classes are
@@ -272,7 +272,7 @@ def read_labels(folder: Path, table: str) -> dict[str, str]:
 @command
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m deit_jax.data.prepare", description="Make shards of an image folder or tar files."
+        prog="deit-jax prepare", description="Make shards of an image folder or tar files."
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")

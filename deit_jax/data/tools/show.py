@@ -1,34 +1,27 @@
-"""A contact sheet of training images as the model sees them:
+"""`--mode=show`: a contact sheet of training images as the model sees them.
 
-    python -m deit_jax.data.show --config=FILE[:arguments] [--config.a.b=value …] [--output=augmented.png] [--step=0]
+    deit-jax show --config=NAME_OR_FILE [--config.a.b=value …] [--output=augmented.png] [--step=0]
 
 The images of one step's batch, cropped, augmented and mixed, with the classes their targets are made of.
 """
 
-import sys
-
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 
-from deit_jax.command import command
-from deit_jax.config import resolve, validate
-from deit_jax.errors import UserError, printable
+from deit_jax.config import Config
+from deit_jax.errors import printable
 
 COUNT, COLUMNS = 32, 8
 SIDE, GAP, LINE = 160, 6, 15  # pixels
 
-FLAGS = flags.FLAGS
 
-
-def augmented(config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def augmented(config: Config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """One batch of a resolved config as the train step sees it.
 
     Returns:
       (images uint8 (batch, size, size, 3), targets (batch, classes), class names).
     """
-    import jax  # here and below: a wrong command line is reported before jax is loaded
+    import jax  # here and below: the sheet alone needs none of these
 
     from deit_jax import models
     from deit_jax.augment import augment_train
@@ -73,26 +66,9 @@ def contact_sheet(images: np.ndarray, captions: list[str]) -> Image.Image:
     return sheet
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)
-    if FLAGS.config is None:
-        raise UserError("no config: give --config=configs/FILE.py")
-    config = resolve(FLAGS.config)
-    validate(config)
-    images, targets, names = augmented(config, FLAGS.step)
+def show(config: Config, output: str, step: int = 0) -> None:
+    """`--mode=show`: draw one batch of a resolved config into the picture `output`."""
+    images, targets, names = augmented(config, step)
     captions = [caption(target, names) for target in targets[:COUNT]]
-    contact_sheet(images[:COUNT], captions).save(FLAGS.output)
-    print(f"{min(COUNT, len(images))} of {len(images)} images of step {FLAGS.step}: {FLAGS.output}")
-
-
-@command
-def run() -> None:
-    sys.modules["__main__"].__doc__ = __doc__  # what absl's --help prints, whichever command this is
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, with arguments after a colon.")
-    flags.DEFINE_string("output", "augmented.png", "The picture to write.")
-    flags.DEFINE_integer("step", 0, "The step whose batch is shown.")
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()
+    contact_sheet(images[:COUNT], captions).save(output)
+    print(f"{min(COUNT, len(images))} of {len(images)} images of step {step}: {output}")
