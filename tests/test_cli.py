@@ -52,9 +52,8 @@ def test_commands(arguments, code, expected, capsys):
         ("lr", "teacher.lr or optimizer.lr or finetune.lr"),
         ("optimizer.lt", "optimizer.lr"),
         ("weight_decay", "optimizer.weight_decay or finetune.weight_decay"),
-        ("data.batch_size", "batch_size or finetune.batch_size"),
-        ("modle.name", "model.name or teacher.name or optimizer.name or data.name"),
-        ("model.drop_path", "model.drop_path_rate"),
+        ("modle.name", "model.name"),
+        ("techer.lr", "teacher.lr"),
     ],
 )
 def test_an_unknown_setting_is_one_line_with_the_nearest_names(path, meant):

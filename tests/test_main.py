@@ -17,7 +17,7 @@ DIGITS = "--config=configs/digits.py"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([DIGITS, "--config.modle.name=x"], "config.modle.name is not a setting (did you mean model.name or"),
+        ([DIGITS, "--config.modle.name=x"], "config.modle.name is not a setting (did you mean model.name?)"),
         ([DIGITS, "--config.batch_size=many"], "--config.batch_size=many: invalid literal for int()"),
         ([DIGITS, "--config.distill.kind=harder"], "distill.kind is 'harder' (did you mean hard?)"),
         (["--config=configs/digit.py"], "configs/digit.py does not exist (did you mean configs/digits.py?)"),
