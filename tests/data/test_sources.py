@@ -470,7 +470,8 @@ def test_the_tools_on_the_command_line(split_folder, tmp_path):
     ill = tool("data.tools.doctor", split_folder)
     assert ill.code == 1
     assert "ant/1.jpg (cannot identify image file" in ill.out
-    for done in (tool("data.tools.doctor", tmp_path / "nowhere"), tool("data.tools.prepare", tmp_path / "nowhere", target)):
+    nowhere = tmp_path / "nowhere"
+    for done in (tool("data.tools.doctor", nowhere), tool("data.tools.prepare", nowhere, target)):
         assert done.code == 2
         assert done.err.startswith("error: ")
         assert done.err.count("\n") == 1
