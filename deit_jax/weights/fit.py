@@ -1,8 +1,9 @@
 """Weights into a model they were not made for: another image size, other classes, with or without distillation."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,13 @@ TOKEN = ("dist_token", "head_dist")  # what only a distilled model has
 Arrays = dict[Path, Any]  # numpy arrays, or their shapes
 
 
-class Fitted(NamedTuple):
-    """A step's result: arrays by path, the paths that must be initialized, and a note per change."""
+@dataclasses.dataclass
+class Fit:
+    """Arrays by path on their way into a model: what must be initialized, and a note per change."""
 
     arrays: Arrays
-    missing: set[Path]
-    notes: list[str]
+    missing: set[Path] = dataclasses.field(default_factory=set)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def fit_weights(
@@ -72,16 +74,16 @@ def fit_weights(
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
     needed = flatten({"params": params, "batch_stats": batch_stats})
 
-    notes = check_computation(weights, model)
-    fitted = fit_heads(flatten(weights.tree), needed, weights, model, class_names)
-    if isinstance(model, ViT) and POS in fitted.arrays:
-        fitted = fit_tokens(fitted, needed, weights, model)
-    notes += fitted.notes
-    if fitted.missing and not allow_new_parameters:
-        raise UserError(f"{weights.source} does not fit: {'; '.join(notes)}: give the model these weights are of")
-    check_shapes(fitted, needed, weights)
-    tree = traverse_util.unflatten_dict(initialize_missing(fitted, needed, target, seed))
-    return tree["params"], tree.get("batch_stats", {}), notes
+    fit = Fit(flatten(weights.tree))
+    check_computation(fit, weights, model)
+    fit_heads(fit, needed, weights, model, class_names)
+    if isinstance(model, ViT) and POS in fit.arrays:
+        fit_tokens(fit, needed, weights, model)
+    if fit.missing and not allow_new_parameters:
+        raise UserError(f"{weights.source} does not fit: {'; '.join(fit.notes)}: give the model these weights are of")
+    check_shapes(fit, needed, weights)
+    tree = traverse_util.unflatten_dict(initialize_missing(fit, needed, target, seed))
+    return tree["params"], tree.get("batch_stats", {}), fit.notes
 
 
 def flatten(tree: dict) -> Arrays:
@@ -89,11 +91,9 @@ def flatten(tree: dict) -> Arrays:
     return dict(traverse_util.flatten_dict(tree))
 
 
-def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
-    """Raise UserError where the model is of another kind, or computes something else with arrays of the same shapes.
-
-    Returns a note where its layer normalizations differ in their epsilon.
-    """
+def check_computation(fit: Fit, weights: Weights, model: nnx.Module) -> None:
+    """Raise UserError where the model is of another kind, or computes something else with arrays of the same shapes;
+    note layer normalizations that differ in their epsilon."""
     found = weights.architecture
     if not isinstance(model, found.module):
         raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
@@ -105,108 +105,100 @@ def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
             f" batch-norm eps: use the model {found.name}"
         )
     if not isinstance(model, ViT):
-        return []
+        return
     heads, eps = config["num_heads"], config["norm_eps"]
     if heads != model.num_heads and model.embed_dim == config["embed_dim"]:
         raise UserError(
             f"{weights.source} has {heads} attention heads, the model {model.num_heads}: use a model of {heads}"
             f" (num_heads={heads})"
         )
-    return [] if eps == model.norm_eps else [f"norm_eps {model.norm_eps:g}, the model's: the weights have {eps:g}"]
+    if eps != model.norm_eps:
+        fit.notes.append(f"norm_eps {model.norm_eps:g}, the model's: the weights have {eps:g}")
 
 
-def fit_heads(
-    arrays: Arrays,
-    needed: Arrays,
-    weights: Weights,
-    model: Any,
-    class_names: Sequence[str] | None,
-) -> Fitted:
-    """The heads' outputs in the order of the data's classes; heads of other classes are dropped, to be initialized."""
+def fit_heads(fit: Fit, needed: Arrays, weights: Weights, model: Any, class_names: Sequence[str] | None) -> None:
+    """Put the heads' outputs into the order of the data's classes; drop heads of other classes, to be initialized."""
     wanted, had = model.num_classes, weights.num_classes
-    heads = [path for path in needed if path[1] in HEADS]
+    heads = {path for path in needed if path[1] in HEADS}
     reason = f"{had} classes" if had else "no head"
     if had == wanted:
         if class_names is None:
-            return Fitted(dict(arrays), set(), [])
+            return
         try:
             matched = match_classes(class_names, weights.class_names, had, model=weights.source)
         except UserError as error:
             reason = f"as many, but other ones ({error})"
         else:
-            if matched.is_identity:
-                by_position = matched.how.startswith("position")
-                return Fitted(dict(arrays), set(), [f"classes matched by {matched.how}"] if by_position else [])
-            ordered = {path: array[..., matched.outputs] for path, array in arrays.items() if path[1] in HEADS}
-            return Fitted(
-                arrays | ordered, set(), [f"outputs put into the order of the data's classes ({matched.how})"]
-            )
+            if not matched.is_identity:
+                fit.arrays |= {p: array[..., matched.outputs] for p, array in fit.arrays.items() if p[1] in HEADS}
+                fit.notes.append(f"outputs put into the order of the data's classes ({matched.how})")
+            elif matched.how.startswith("position"):
+                fit.notes.append(f"classes matched by {matched.how}")
+            return
+    fit.arrays = {path: array for path, array in fit.arrays.items() if path[1] not in HEADS}
+    fit.missing |= heads
     names = " and ".join(sorted({path[1] for path in heads}))
-    kept = {path: array for path, array in arrays.items() if path[1] not in HEADS}
-    return Fitted(kept, set(heads), [f"{names} randomly initialized with {wanted} classes: the weights have {reason}"])
+    fit.notes.append(f"{names} randomly initialized with {wanted} classes: the weights have {reason}")
 
 
-def fit_tokens(fitted: Fitted, needed: Arrays, weights: Weights, model: ViT) -> Fitted:
-    """The position embedding on the model's grid, and the distillation token and head dropped or to be initialized."""
-    arrays, missing, notes = dict(fitted.arrays), set(fitted.missing), list(fitted.notes)
+def fit_tokens(fit: Fit, needed: Arrays, weights: Weights, model: ViT) -> None:
+    """Put the position embedding on the model's grid; drop or mark for initialization what only distilled models have:
+    distillation token, its position and head."""
     config = all_arguments(ViT, weights.architecture.config)
-    pos, resized = fit_positions(arrays[POS], config, model)
-    notes += resized
+    pos = fit_positions(fit, config, model)
+    token = {path for path in needed if path[1] in TOKEN}
     if config["distilled"] and not model.distilled:
         pos = np.delete(pos, 1, axis=1)
-        dropped = [path for path in arrays if path[1] in TOKEN]
-        arrays = {path: array for path, array in arrays.items() if path not in dropped}
-        names = ", ".join(sorted({path[1] for path in dropped}))
-        notes.append(f"dropped {names} and pos_embed's second position: the model has no distillation token")
-    lacking = {path for path in needed if path[1] in TOKEN} - set(arrays) - missing
-    if model.distilled and not config["distilled"]:
+        dropped = sorted({path[1] for path in fit.arrays if path[1] in TOKEN})
+        fit.arrays = {path: array for path, array in fit.arrays.items() if path[1] not in TOKEN}
+        fit.notes.append(
+            f"dropped {', '.join(dropped)} and pos_embed's second position: the model has no distillation token"
+        )
+    elif model.distilled and not config["distilled"]:
         pos = np.insert(pos, 1, 0.0, axis=1)
-        missing |= {path for path in needed if path[1] in TOKEN}
-        notes.append(
+        fit.missing |= token
+        fit.notes.append(
             "randomly initialized dist_token, head_dist and pos_embed's second position: the weights have none"
         )
-    elif lacking and not config["dist_head"]:
-        missing |= lacking
-        notes.append("randomly initialized head_dist: the weights have none, their class head alone predicts")
-    return Fitted(arrays | {POS: pos}, missing, notes)
+    elif not config["dist_head"] and (lacking := token - set(fit.arrays) - fit.missing):
+        fit.missing |= lacking
+        fit.notes.append("randomly initialized head_dist: the weights have none, their class head alone predicts")
+    fit.arrays[POS] = pos
 
 
-def fit_positions(pos: np.ndarray, config: dict[str, Any], model: ViT) -> tuple[np.ndarray, list[str]]:
-    """The position embedding on the model's grid (rows, columns), and a note where that changes it.
-
-    config: the arguments of the weights' own model.
-    """
-    size, patch = config["img_size"], config["patch_size"]
+def fit_positions(fit: Fit, config: dict[str, Any], model: ViT) -> np.ndarray:
+    """The position embedding on the model's grid of patches. config: the arguments of the weights' own model."""
+    pos, size, patch = fit.arrays[POS], config["img_size"], config["patch_size"]
     height, width = (size, size) if isinstance(size, int) else size
     old, grid = (height // patch, width // patch), model.grid
     if old == grid or pos.shape[-1] != model.embed_dim:  # a model of another width is told by its shapes
-        return pos, []
-    resized = resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=1 + config["distilled"], old_grid=old)
-    return np.asarray(resized), [f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches"]
+        return pos
+    fit.notes.append(f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches")
+    return np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=1 + config["distilled"], old_grid=old))
 
 
-def check_shapes(fitted: Fitted, needed: Arrays, weights: Weights) -> None:
+def check_shapes(fit: Fit, needed: Arrays, weights: Weights) -> None:
     """Raise UserError naming the arrays that are missing, unknown or of another shape, in dotted form."""
     dotted = lambda path: ".".join(path[1:])
     check_keys(
-        {dotted(path): array.shape for path, array in fitted.arrays.items()}
-        | {dotted(path): needed[path].shape for path in fitted.missing},
+        {dotted(path): array.shape for path, array in fit.arrays.items()}
+        | {dotted(path): needed[path].shape for path in fit.missing},
         {dotted(path): leaf.shape for path, leaf in needed.items()},
         f"{weights.source}, {weights.architecture.describe()},",
         "what the model needs",
     )
 
 
-def initialize_missing(fitted: Fitted, needed: Arrays, build: functools.partial, seed: int) -> Arrays:
+def initialize_missing(fit: Fit, needed: Arrays, build: functools.partial, seed: int) -> Arrays:
     """The arrays by path in the order of `needed`, the missing ones as a new model has them."""
-    if not fitted.missing:
-        return {path: fitted.arrays[path] for path in needed}
-    with_token = DIST in fitted.missing  # its position is drawn too, the others' are not
-    drawn = new_arrays(build, seed, fitted.missing | ({POS} if with_token else set()))
+    if not fit.missing:
+        return {path: fit.arrays[path] for path in needed}
+    with_token = DIST in fit.missing  # its position is drawn too, the others' are not
+    drawn = new_arrays(build, seed, fit.missing | ({POS} if with_token else set()))
     if with_token:
-        pos = fitted.arrays[POS]
+        pos = fit.arrays[POS]
         drawn[POS] = np.concatenate([pos[:, :1], drawn[POS][:, 1:2], pos[:, 2:]], axis=1)
-    return {path: drawn[path] if path in drawn else fitted.arrays[path] for path in needed}
+    return {path: drawn[path] if path in drawn else fit.arrays[path] for path in needed}
 
 
 def new_arrays(build: functools.partial, seed: int, paths: set[Path]) -> Arrays:

@@ -3,34 +3,16 @@
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from deit_jax.errors import UserError
-from deit_jax.weights.metadata import (
-    Metadata,
-    class_list,
-    crop_fraction,
-    image_size,
-    interpolation_name,
-    read_json,
-    reading,
-    statistics,
-)
+from deit_jax.weights.metadata import ARGUMENTS, Metadata, read_json, reading
 
-# timm's model_args: those that are read, those without effect on a trained model, and the values that are implemented
-TAKEN: dict[str, Callable[[Any], Any]] = {
-    "img_size": image_size,
-    "patch_size": operator.index,
-    "embed_dim": operator.index,
-    "depth": operator.index,
-    "num_heads": operator.index,
-    "mlp_ratio": float,
-    "no_embed_class": bool,
-}
+# timm's model_args: those without effect on a trained model, and the values of others that are implemented
 NEUTRAL = {
     "num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
     "drop_path_rate", "weight_init", "fix_init", "dynamic_img_size", "strict_img_size",
@@ -44,9 +26,15 @@ FIXED: dict[str, dict[str, tuple]] = {
     "RegNet": {"global_pool": ("avg",), "act_layer": ("relu",), "output_stride": (32,), "in_chans": (3,)},
     "EfficientNet": {"global_pool": ("avg",), "act_layer": ("silu", "swish"), "in_chans": (3,)},
 }  # fmt: skip
-# transformers' names; its defaults where a config.json leaves them out
-HUGGING_FACE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-                "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16}  # fmt: skip
+# transformers' names of arguments, and its defaults where a config.json leaves them out
+HUGGING_FACE: dict[str, tuple[str, Any]] = {
+    "hidden_size": ("embed_dim", 768),
+    "num_hidden_layers": ("depth", 12),
+    "num_attention_heads": ("num_heads", 12),
+    "layer_norm_eps": ("norm_eps", 1e-12),
+    "image_size": ("img_size", 224),
+    "patch_size": ("patch_size", 16),
+}
 HALF, CLIP_MEAN, CLIP_STD = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "image_mean": HALF, "image_std": HALF},
@@ -72,13 +60,15 @@ def read_configuration(folder: Path) -> Metadata:
 
     Raises UserError for entries that cannot be, and for models that are not implemented.
     """
-    config, processor = folder / "config.json", folder / "preprocessor_config.json"
-    found = Metadata()
-    for path, readers in ((config, (from_timm, from_hugging_face)), (processor, (from_processor,))):
-        content = read_json(path)
-        for reader in readers:
-            with reading(str(path)):
-                found = found | reader(content, str(path))
+    path = folder / "config.json"
+    config = read_json(path)
+    with reading(str(path)):
+        found = from_timm(config, str(path)) | from_hugging_face(config, str(path))
+    path = folder / "preprocessor_config.json"
+    if processor := read_json(path):
+        kind = {"vit": "ViT", "deit": "DeiT"}.get(config.get("model_type", ""), "")
+        with reading(str(path)):
+            found = found | from_processor(processor, str(path), kind)
     return found
 
 
@@ -86,30 +76,29 @@ def from_timm(config: Mapping[str, Any], where: str) -> Metadata:
     """timm's config.json: architecture, model_args, pretrained_cfg, label_names."""
     name, pretrained = str(config.get("architecture") or ""), config.get("pretrained_cfg") or {}
     fixed = FIXED["EfficientNet" if "efficientnet" in name else "RegNet" if name.startswith("regnet") else "ViT"]
-    outside = {k: v for part in (pretrained, config) for k, v in part.items() if k in fixed or k in TAKEN}
+    outside = {k: v for part in (pretrained, config) for k, v in part.items() if k in fixed or k in ARGUMENTS}
     arguments = {}
     for key, value in (outside | dict(config.get("model_args") or {})).items():
         if value is None or key in NEUTRAL:
             continue
-        if key in TAKEN:
-            arguments[key] = TAKEN[key](value)
+        if key in ARGUMENTS:
+            arguments[key] = value
         elif value not in fixed.get(key, ()):
             raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented for {name or 'a model'}")
     if "input_size" in pretrained:
-        arguments = {"img_size": image_size(pretrained["input_size"][1:])} | arguments
-    mean, std = statistics(pretrained.get("mean"), pretrained.get("std"))
+        arguments = {"img_size": pretrained["input_size"][1:]} | arguments
     mode = pretrained.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise UserError(f"{where} has crop_mode '{mode}': center and squash are implemented")
     return Metadata(
         name=name,
         arguments=arguments,
-        mean=mean,
-        std=std,
-        crop=crop_fraction(pretrained.get("crop_pct")),
+        mean=pretrained.get("mean"),
+        std=pretrained.get("std"),
+        crop=pretrained.get("crop_pct"),
         fit="squash" if mode == "squash" else "",
-        interpolation=interpolation_name(pretrained.get("interpolation")),
-        class_names=class_list(config.get("label_names") or pretrained.get("label_names")),
+        interpolation=pretrained.get("interpolation"),
+        class_names=config.get("label_names") or pretrained.get("label_names"),
     )
 
 
@@ -121,64 +110,56 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> Metadata:
     for key, right in (("qkv_bias", (True,)), ("num_channels", (3,)), ("hidden_act", ("gelu", "gelu_python"))):
         if config.get(key, right[0]) not in right:
             raise UserError(f"{where} has {key} {config[key]!r:.60}: {right[0]} is implemented")
-    values = {key: config[key] for key in HUGGING_FACE if key in config}
     complete = kind in ("vit", "deit")
-    if complete:
-        values = HUGGING_FACE | values
-    readers = {
-        "hidden_size": ("embed_dim", operator.index),
-        "num_hidden_layers": ("depth", operator.index),
-        "num_attention_heads": ("num_heads", operator.index),
-        "layer_norm_eps": ("norm_eps", float),
-        "image_size": ("img_size", image_size),
-        "patch_size": ("patch_size", operator.index),
+    arguments = {
+        ours: config.get(theirs, default)
+        for theirs, (ours, default) in HUGGING_FACE.items()
+        if complete or theirs in config
     }
-    arguments = {ours: read(values[key]) for key, (ours, read) in readers.items() if key in values}
-    if arguments.get("norm_eps", 1.0) <= 0:
+    if float(arguments.get("norm_eps", 1)) <= 0:
         raise ValueError(f"layer_norm_eps {arguments['norm_eps']}")
     if complete:
-        arguments |= {"mlp_ratio": values["intermediate_size"] / values["hidden_size"], "distilled": kind == "deit"}
-    labels = class_list(config.get("id2label"))
-    return Metadata(
-        family="ViT" if complete else "",
-        arguments=arguments,
-        # transformers fills in "LABEL_0", … where nobody named the classes
-        class_names=None if labels is None or any(name.startswith("LABEL_") for name in labels) else labels,
-    )
+        ratio = config.get("intermediate_size", 3072) / arguments["embed_dim"]
+        arguments |= {"mlp_ratio": ratio, "distilled": kind == "deit"}
+    # transformers fills in "LABEL_0", … where nobody named the classes
+    labels: Any = config.get("id2label") or {}
+    named = not any(str(name).startswith("LABEL_") for name in labels.values())
+    return Metadata(family="ViT" if complete else "", arguments=arguments, class_names=labels if named else None)
 
 
-def from_processor(processor: Mapping[str, Any], where: str) -> Metadata:
+def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> Metadata:
     """The preprocessor_config.json of transformers' image processors: what makes the pixels that they make.
 
-    Raises UserError, naming the entry, for a processor or an entry of it that is not implemented.
+    kind: of the processor ("ViT", …) where the file does not name it. Raises UserError, naming the entry, for a
+    processor or an entry of it that is not implemented.
     """
-    written = processor.get("image_processor_type") or processor.get("feature_extractor_type") or ""
-    kind = re.sub("(ImageProcessor(Fast)?|FeatureExtractor)$", "", written)
-    if kind and kind not in PROCESSORS:
-        raise UserError(f"{where} has the processor {written}: those of {', '.join(PROCESSORS)} are implemented")
+    if written := processor.get("image_processor_type") or processor.get("feature_extractor_type"):
+        kind = re.sub("(ImageProcessor(Fast)?|FeatureExtractor)$", "", written)
+        if kind not in PROCESSORS:
+            raise UserError(f"{where} has the processor {written}: those of {', '.join(PROCESSORS)} are implemented")
     own = {key: value for key, value in processor.items() if value is not None}
-    entries = {"do_resize": True, "do_rescale": True, "do_normalize": True} | PROCESSORS.get(kind, {}) | own
+    entries: dict[str, Any] = (
+        {"do_resize": True, "do_rescale": True, "do_normalize": True} | PROCESSORS.get(kind, {}) | own
+    )
     for key, value in entries.items():
         if not (key in PROCESSOR_KEYS or key.startswith("_") or value is False):
             raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented: remove it if it has no effect")
-    found = Metadata()
-    if "resample" in entries:
-        found.interpolation = Image.Resampling(entries["resample"]).name.lower()
     # the processor makes (255 p f - mean) / std of pixels p in 0..1, with the factor f
     factor = 255 * float(entries.get("rescale_factor", 1 / 255)) if entries["do_rescale"] else 255.0
     mean, std = entries.get("image_mean"), entries.get("image_std")
     if not entries["do_normalize"]:
         mean, std = (0, 0, 0), (1, 1, 1)
-    mean, std = (None if values is None else [x / factor for x in values] for values in (mean, std))
-    found.mean, found.std = statistics(mean, std)
+    mean, std = (values and tuple(x / factor for x in values) for values in (mean, std))
+    resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else None
+    found = Metadata(mean=mean, std=std, interpolation=resample)
     if entries["do_resize"] and "size" in entries:
         squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))
         inner = side(entries.get("crop_size", outer))[1] if entries.get("do_center_crop") else outer
-        found.fit = "squash" if squash else "short_floor"
         if inner > outer:
             raise UserError(f"{where} has crop_size {inner} over size {outer}: images are not padded")
-        written = float(processor.get("crop_pct", 1.0))  # our exports', exact where the sizes are rounded
-        found.crop = written if int(inner / written) == outer else crop_of(inner, outer)
+        crop = float(processor.get("crop_pct", 1.0))  # our exports', exact where the sizes are rounded
+        found.fit = "squash" if squash else "short_floor"
+        found.crop = crop if int(inner / crop) == outer else crop_of(inner, outer)
     elif not entries["do_resize"]:
         if entries.get("do_center_crop"):
             raise UserError(f"{where} has do_center_crop without do_resize, which is not implemented")

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,37 @@ from deit_jax.errors import UserError
 
 HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `to_json` makes it
 MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are of pixels in 0..255
+
+
+def image_size(value: Any) -> int | tuple[int, int] | None:
+    """An image size: pixels per side, (height, width) where they differ, None where `value` is None."""
+    if value is None:
+        return None
+    height, width = map(operator.index, value if np.ndim(value) else (value, value))
+    if min(height, width) < 1:
+        raise ValueError(f"image size {value}")
+    return height if height == width else (height, width)
+
+
+def given_size(value: Any) -> int | tuple[int, int] | None:
+    """`image_size` of a caller's argument. Raises UserError where it is none."""
+    try:
+        return image_size(value)
+    except (TypeError, ValueError):
+        raise UserError(f"img_size is {value!r:.60}: give pixels per side, or (height, width)") from None
+
+
+# of the arguments that configurations have, what makes them of a JSON value
+ARGUMENTS: dict[str, Callable[[Any], Any]] = {
+    "img_size": image_size,
+    "patch_size": operator.index,
+    "embed_dim": operator.index,
+    "depth": operator.index,
+    "num_heads": operator.index,
+    "mlp_ratio": float,
+    "norm_eps": float,
+    "no_embed_class": bool,
+}
 
 
 @dataclasses.dataclass
@@ -34,8 +65,10 @@ class Metadata:
         crop: side of the evaluation's centre crop / side of the resized image.
         fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
         interpolation: of the evaluation's resizing, a name of PIL's Image.Resampling in lower case.
-        class_names: by output.
+        class_names: by output; also Hugging Face's {"0": name, …}.
         notes: one line for each entry that is not followed.
+
+    Raises ValueError or TypeError for values that cannot be.
     """
 
     name: str = ""
@@ -48,6 +81,23 @@ class Metadata:
     interpolation: str | None = None
     class_names: list[str] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.arguments = {key: ARGUMENTS.get(key, lambda x: x)(value) for key, value in self.arguments.items()}
+        self.mean, self.std = (values and tuple(float(x) for x in values) for values in (self.mean, self.std))
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values and not (len(values) == 3 and all(-MAX_STATISTIC <= x <= MAX_STATISTIC for x in values)):
+                raise ValueError(f"{name} {values}: three numbers are needed, for pixels in 0..1")
+        if self.std and min(self.std) <= 0:
+            raise ValueError(f"std {self.std}: three numbers above 0 are needed")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"crop {self.crop}: a number in 0..1 is needed")
+        if self.interpolation and self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r}: use one of {', '.join(INTERPOLATIONS)}")
+        names: Any = self.class_names
+        self.class_names = [names[str(i)] for i in range(len(names))] if isinstance(names, Mapping) else names
+        if not all(isinstance(name, str) for name in self.class_names or ()):
+            raise ValueError("class names that are no text")
 
     def __or__(self, other: "Metadata") -> "Metadata":
         """The entries of both, `self` winning."""
@@ -86,59 +136,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def image_size(value: Any) -> int | tuple[int, int] | None:
-    """An image size: pixels per side, (height, width) where they differ, None where `value` is None."""
-    if value is None:
-        return None
-    height, width = map(operator.index, value if np.ndim(value) else (value, value))
-    if min(height, width) < 1:
-        raise ValueError(f"image size {value}")
-    return height if height == width else (height, width)
-
-
-def given_size(value: Any) -> int | tuple[int, int] | None:
-    """`image_size` of a caller's argument. Raises UserError where it is none."""
-    try:
-        return image_size(value)
-    except (TypeError, ValueError):
-        raise UserError(f"img_size is {value!r:.60}: give pixels per side, or (height, width)") from None
-
-
-def statistics(mean: Any, std: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """(mean, std) per channel of pixels in 0..1. Raises ValueError for what cannot be: three numbers each, every
-    deviation above 0, and both of pixels in 0..1, not in 0..255."""
-    mean, std = (None if value is None else tuple(float(x) for x in value) for value in (mean, std))
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and (len(values) != 3 or not all(-MAX_STATISTIC <= x <= MAX_STATISTIC for x in values)):
-            raise ValueError(f"{name} {values}: three numbers are needed, for pixels in 0..1")
-    if std is not None and min(std) <= 0:
-        raise ValueError(f"std {std}: three numbers above 0 are needed")
-    return mean, std
-
-
-def crop_fraction(value: Any) -> float | None:
-    """A crop in 0..1, or None. Raises ValueError for another number."""
-    if value is not None and not 0 < float(value) <= 1:
-        raise ValueError(f"crop {value}: a number in 0..1 is needed")
-    return None if value is None else float(value)
-
-
-def interpolation_name(value: Any) -> str | None:
-    """A name of PIL's resampling filters, or None. Raises ValueError for another one."""
-    if value not in (None, *INTERPOLATIONS):
-        raise ValueError(f"interpolation {value!r}: use one of {', '.join(INTERPOLATIONS)}")
-    return value
-
-
-def class_list(value: Any) -> list[str] | None:
-    """Class names by output, of a list or of Hugging Face's {"0": name, …}."""
-    if isinstance(value, Mapping):
-        value = [value[str(i)] for i in range(len(value))]
-    if value is not None and not all(isinstance(name, str) for name in value):
-        raise ValueError("class names that are no text")
-    return None if value is None else list(value)
-
-
 def to_json(metadata: Metadata) -> dict[str, Any]:
     """The entries that are known, as `from_json` reads them."""
     return {key: value for key, value in dataclasses.asdict(metadata).items() if value and key != "notes"}
@@ -146,22 +143,9 @@ def to_json(metadata: Metadata) -> dict[str, Any]:
 
 def from_json(content: Mapping[str, Any], where: str) -> Metadata:
     """Metadata that `to_json` wrote. Raises UserError where it has been changed to something else."""
+    known = {field.name for field in dataclasses.fields(Metadata)} - {"notes"}
     with reading(where):
-        arguments = dict(content.get("arguments", {}))
-        if "img_size" in arguments:
-            arguments["img_size"] = image_size(arguments["img_size"])
-        mean, std = statistics(content.get("mean"), content.get("std"))
-        return Metadata(
-            name=str(content.get("name", "")),
-            family=str(content.get("family", "")),
-            arguments=arguments,
-            mean=mean,
-            std=std,
-            crop=crop_fraction(content.get("crop")),
-            fit=str(content.get("fit", "")),
-            interpolation=interpolation_name(content.get("interpolation")),
-            class_names=class_list(content.get("class_names")),
-        )
+        return Metadata(**{key: value for key, value in content.items() if key in known})
 
 
 def to_header(metadata: Metadata) -> dict[str, str]:
@@ -185,8 +169,7 @@ def from_checkpoint(meta: Mapping[str, Any], source: str) -> Metadata:
     with reading(where):
         model, config = meta["model"], meta.get("config", {})
         found = from_json(meta.get("weights", {}), where)
-        size = image_size(model.get("img_size"))
-        own = Metadata(name=str(model.get("name") or ""), arguments={"img_size": size} if size else {})
-        if config:  # a run is evaluated as its settings say
-            own.crop, own.interpolation = config["data"]["crop"], config["data"].get("interpolation", "bicubic")
-        return found | own
+        size = {"img_size": model["img_size"]} if model.get("img_size") else {}
+        data = config["data"] if config else {}  # a run is evaluated as its settings say
+        interpolation = data.get("interpolation", "bicubic") if config else None
+        return found | Metadata(model.get("name") or "", "", size, crop=data.get("crop"), interpolation=interpolation)
