@@ -1,4 +1,4 @@
-"""Weights of other libraries and of our own runs: read, recognised, checked, fitted into a model."""
+"""Weights of other libraries and of our own runs: read, checked, fitted into a model."""
 
 from deit_jax.weights.fit import fit_weights
 from deit_jax.weights.load import Weights, load_weights, split_sources
