@@ -6,7 +6,7 @@
 DATA holds train, holdout (on which teachers are judged) and test (which chooses nothing: students are evaluated once,
 on their last weights), a folder per class in each. `scale=cpu` is the study of results/cifar10: 12 px, 4,000 training
 images, 25 epochs; 14 minutes of one core for the teachers and 11 per seed. The command may be started several times,
-and the processes share out the runs; `python -m deit_jax.study WORKDIR` reports the seeds that are complete.
+and the processes share out the runs; `python results/cifar10/report.py WORKDIR` reports the complete seeds.
 
 `scale=gpu` (default) asks the same at 32 px with 45,000 training images and 100 epochs; nobody has run it yet. DATA as
 above with `--train=4500`, or from TFDS without `data.root`:

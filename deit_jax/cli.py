@@ -22,7 +22,6 @@ TOOLS = {  # name: module
     "certify": "certify",
     "check": "check",
     "config": "config.__main__",
-    "study": "study.__main__",
     "prepare": "data.tools.prepare",
     "doctor": "data.tools.doctor",
 }
@@ -184,7 +183,7 @@ def run_mode(given: flags.FlagValues) -> None:
 
         (chain if config.finetune.epochs else run)(config, workdir)
     elif mode == "ablate":
-        from deit_jax.study.ablation import ablate
+        from deit_jax.ablate import ablate
 
         ablate(config, workdir)
     elif mode == "label":

@@ -17,13 +17,13 @@ from unittest import mock
 import jax
 from helpers import ROOT
 
+from deit_jax.ablate import ablate
 from deit_jax.config import default_config, resolve
 from deit_jax.distill.runs import train_run
 from deit_jax.errors import Interrupted
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.label import label
 from deit_jax.runtime import sharding
-from deit_jax.study.ablation import ablate
 from deit_jax.train import loop
 
 STEPS_PER_EPOCH = 4

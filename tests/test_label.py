@@ -12,6 +12,7 @@ import pytest
 from helpers import one_device
 
 from deit_jax import label as making
+from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
@@ -22,7 +23,6 @@ from deit_jax.errors import Interrupted, UserError
 from deit_jax.label import fill, label, my_share
 from deit_jax.losses import distillation_loss
 from deit_jax.student import make_student
-from deit_jax.study.ablation import ablate
 from deit_jax.train.log import read_log
 from deit_jax.train.optimizer import num_steps
 

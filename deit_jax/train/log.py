@@ -1,4 +1,4 @@
-"""What a person sees of a run: the progress line, JSON lines, TensorBoard events."""
+"""Run logging: console, log.jsonl, TensorBoard, curves.png."""
 
 import contextlib
 import json
@@ -18,9 +18,9 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.tables import duration
 from deit_jax.losses import KINDS
 from deit_jax.runtime import atomic, storage
-from deit_jax.train.events import Events
 
-MOST_WAITING = 100_000  # log lines kept in memory while they cannot be written
+# metrics of which a line has the mean over its interval; of the others it has the last step's value
+AVERAGED = ("loss", "class_loss", "distillation_loss", "cls_agreement", "dist_agreement")
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
@@ -44,89 +44,27 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class JsonLines:
-    """Appends records to a file, each as one whole line.
-
-    A record that cannot be written (full disk) stays in memory and is written with the next one.
-    """
-
-    def __init__(self, path: Path):
-        self.waiting: list[bytes] = []
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115  lives as long as the run
-        self.end = self.file.tell()
-
-    def queue(self, record: dict[str, Any]) -> None:
-        """Put a record behind those that wait; the oldest go where they are too many."""
-        line = json.dumps(to_json(record), allow_nan=False) + "\n"
-        self.waiting = [*self.waiting, line.encode()][-MOST_WAITING:]
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Raises OSError where the record has to wait; the file ends with a whole line in any case."""
-        self.queue(record)
-        data = memoryview(b"".join(self.waiting))
-        written = 0
-        try:
-            while written < len(data):
-                written += self.file.write(data[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.file.truncate(self.end)
-            raise
-        self.end += len(data)
-        self.waiting = []
-
-    def sync(self) -> None:
-        """Does nothing here: each record goes to the file as it comes."""
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
-
-
-class ObjectLines(JsonLines):
-    """As JsonLines, to an object in a bucket, which cannot be appended to: it is replaced by one with more lines, at
-    most every SECONDS and in `sync`. Until then lines are in memory alone."""
-
-    SECONDS = 20.0  # a bucket takes one write per second of an object, and a request takes a tenth of one
-
-    def __init__(self, path: Path):
-        self.path, self.waiting, self.written = path, [], time.monotonic()
-        self.content = path.read_bytes() if path.exists() else b""
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Raises UserError where the records have to wait."""
-        self.queue(record)
-        if time.monotonic() - self.written >= self.SECONDS:
-            self.sync()
-
-    def sync(self) -> None:
-        """Write the records that wait. Raises UserError where the bucket fails."""
-        if not self.waiting:
-            return
-        content = self.content + b"".join(self.waiting)
-        try:
-            atomic.write_bytes(self.path, content)
-        finally:
-            self.written = time.monotonic()  # after a failed attempt too, which may have taken a minute
-        self.content, self.waiting = content, []
-
-    def close(self) -> None:
-        with contextlib.suppress(UserError):
-            self.sync()
+def json_line(record: dict[str, Any]) -> bytes:
+    """A record as a line of log.jsonl."""
+    return (json.dumps(to_json(record), allow_nan=False) + "\n").encode()
 
 
 class Log:
-    """Follows one run. Only process 0 prints and writes, and nothing that cannot be written stops the run.
+    """Follows one run. Only process 0 prints and writes; a file that cannot be written ends with one line on the
+    console, and training continues.
 
-    A resumed run drops what was logged past its checkpoint, so that the curve has each step once.
+    A resumed run drops what was logged past its checkpoint, so that the curve has each step once. In a bucket, where
+    nothing can be appended, log.jsonl is written whole at each checkpoint and evaluation.
 
     Args:
         workdir: of the run; log.jsonl, tensorboard/ and curves.png go there.
         title: what its lines begin with.
         config: resolved.
-        start: the step it begins or resumes at. total, per_epoch: steps of the run and of an epoch.
+        start: the step it begins or resumes at.
+        total: steps of the run.
+        per_epoch: steps of an epoch.
         evaluated: False where the evaluation of step `start` is not recorded, and will be logged (again).
-        losses: of the steps before `start` that no line has averaged yet, as `interval_losses` gave them.
+        losses: of the steps before `start` that no line has averaged yet, of `interval_losses`.
     """
 
     def __init__(
@@ -139,76 +77,76 @@ class Log:
         total: int,
         per_epoch: int,
         evaluated: bool = True,
-        losses: Sequence[float] = (),
+        losses: Sequence[dict[str, float]] = (),
     ):
         self.workdir, self.title, self.config = workdir, title, config
         self.start, self.total, self.per_epoch = start, total, per_epoch
-        self.writes = jax.process_index() == 0
-        self.tty = sys.stdout.isatty()
+        self.path, self.writes = workdir / "log.jsonl", jax.process_index() == 0
         self.waited, self.mark, self.mark_step = 0.0, time.perf_counter(), start
-        self.first: float | None = None  # seconds to the first step's end
-        self.losses: list[Any] = list(losses)  # of each step since the last line, on the device where just made
-        self.lines: JsonLines | None = None
-        self.events: Events | None = None
-        self.failing = False
+        self.first_step_seconds: float | None = None
+        self.losses: list[dict[str, Any]] = list(losses)  # of each step since the last line, on the device if just made
+        self.file: Any = None
+        self.bucket_lines: list[bytes] = []
+        self.events: Any = None
         if self.writes:
-            self.rewind(start, evaluated)
+            with self.ending("file"):
+                self.rewind(start, evaluated)
             if config.log.tensorboard:
-                with self.reporting("TensorBoard events"):
-                    self.events = Events(workdir / "tensorboard", start)
+                with self.ending("events"):
+                    self.events = open_events(workdir / "tensorboard", start)
 
     def rewind(self, step: int, evaluated: bool = True) -> None:
         """Drop what was logged past `step`, and its evaluation unless `evaluated`; a kill leaves the old log whole."""
-        if self.lines:
-            self.lines.close()
+        if self.file:
+            self.file.close()
         kept = [
             r
             for r in read_log(self.workdir)
             if r["step"] < step or (r["step"] == step and (evaluated or "eval/top1" not in r))
         ]
-        path = self.workdir / "log.jsonl"
-        atomic.write_text(path, "".join(json.dumps(to_json(r)) + "\n" for r in kept))
-        self.lines = ObjectLines(path) if storage.is_bucket(path) else JsonLines(path)
+        lines = [json_line(r) for r in kept]
+        atomic.write_bytes(self.path, b"".join(lines))
+        if storage.is_bucket(self.path):
+            self.bucket_lines = lines
+        else:
+            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  lives as long as the run
 
     def sync(self) -> None:
-        """Write the records that only memory holds; called before a checkpoint, which must not be ahead of the log."""
-        if self.lines:
-            with self.reporting("log.jsonl"):
-                self.lines.sync()
+        """Bring log.jsonl up to date; called before a checkpoint, which must not be ahead of the log."""
+        if self.bucket_lines:
+            with self.ending("bucket_lines"):
+                atomic.write_bytes(self.path, b"".join(self.bucket_lines))
 
     @contextlib.contextmanager
-    def reporting(self, what: str) -> Iterator[None]:
-        """Within, a file that cannot be written becomes a printed line, once until writing works again."""
+    def ending(self, what: str) -> Iterator[None]:
+        """Within, an output that cannot be written ends: it is set to None, which is reported in one line."""
         try:
             yield
-            self.failing = self.failing and bool(self.lines and self.lines.waiting)
         except (OSError, UserError) as error:
-            if not self.failing:
-                self.say(f"{self.title}: {what} cannot be written ({error}): training continues without")
-            self.failing = True
+            setattr(self, what, None)
+            name = "the TensorBoard log" if what == "events" else "log.jsonl"
+            self.print(f"{self.title}: {name} cannot be written, and ends here ({error}): training continues")
 
-    def say(self, text: str, *, passing: bool = False) -> None:
-        """Print a line; a `passing` one is overwritten by the next on a terminal."""
+    def print(self, text: str, *, transient: bool = False) -> None:
+        """Print a line; a transient one is overwritten by the next on a terminal."""
         if self.writes:
-            clear = "\r\x1b[K" if self.tty else ""
+            terminal = sys.stdout.isatty()
+            clear = "\r\x1b[K" if terminal else ""
             with contextlib.suppress(OSError):  # the terminal is gone, or the disk of a redirected output full
-                print(clear + text, end="" if passing and self.tty else "\n", flush=True)
+                print(clear + text, end="" if transient and terminal else "\n", flush=True)
 
     def write(self, step: int, **values: Any) -> None:
         """Log values at a step, to log.jsonl and TensorBoard."""
-        if not self.writes:
-            return
-        if self.lines:
-            with self.reporting("log.jsonl"):
-                self.lines.write({"step": step, "epoch": round(step / self.per_epoch, 4), **values})
+        line = json_line({"step": step, "epoch": round(step / self.per_epoch, 4), **values})
+        if self.file:
+            with self.ending("file"):
+                self.file.write(line)
+        elif self.bucket_lines is not None and storage.is_bucket(self.path):
+            self.bucket_lines.append(line)
         if self.events:
-            scalars = {name: float(v) for name, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-            try:
-                self.events.write(step, scalars, time.time())
-            except OSError as error:
-                self.say(f"{self.title}: TensorBoard events end at step {step} ({error}): log.jsonl has the rest")
-                self.events.close()
-                self.events = None
+            with self.ending("events"):
+                scalars = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+                write_events(self.events, step, scalars)
 
     def begin(self, student, params: dict, *, teacher: str, notes: Sequence[str], mesh) -> None:
         """Introduce the run. teacher: the live teacher's name or ""; notes: more lines."""
@@ -217,18 +155,18 @@ class Log:
         distil = f", {KINDS[c.distill.kind]}" if c.distill.kind != "none" else ""
         distil += f" from {teacher}" if teacher else (" from stored labels" if c.distill.labels else "")
         devices = f"{mesh.devices.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.devices.size > 1 else ''}"
-        self.say(
+        self.print(
             f"{self.title}: {c.model.name}, {count:,} parameters, {student.img_size} px, {student.num_classes} classes"
             f"{distil}; {self.total} steps of {c.batch_size} on {devices}"
         )
         for note in notes:
-            self.say(f"  {note}")
+            self.print(f"  {note}")
         if student.num_classes == 1000:  # ImageNet: what is compared with published numbers
             for line in recipe_differences(c):
-                self.say(f"  {line}")
+                self.print(f"  {line}")
         if self.start:
             done = "complete, evaluating again" if self.start >= self.total else f"resuming from step {self.start}"
-            self.say(f"{self.title}: {done}")
+            self.print(f"{self.title}: {done}")
         self.mark = time.perf_counter()
 
     @contextlib.contextmanager
@@ -241,19 +179,21 @@ class Log:
     def step(self, step: int, metrics: dict[str, jax.Array], *, broken: int = 0) -> dict[str, float] | None:
         """Follow one step; every `log.every` steps read the metrics from the device, show and return them.
 
-        The loss shown is the mean over the finite losses since the last line; the others are the last step's. broken:
-        training images so far that could not be read and were replaced.
+        The metrics of AVERAGED are means over the finite values since the last line; the others are the last step's.
+        broken: training images so far that could not be read and were replaced.
         """
-        self.losses.append(metrics["loss"])
-        if self.first is None:  # the first step holds the compilation: it says nothing about speed
+        self.losses.append({name: metrics[name] for name in AVERAGED if name in metrics})
+        if self.first_step_seconds is None:  # the first step holds the compilation: it says nothing about speed
             jax.block_until_ready(metrics["loss"])
-            self.first = time.perf_counter() - self.mark
-            self.say(f"{self.title}: first step after {self.first:.1f} s, compilation included", passing=True)
+            self.first_step_seconds = time.perf_counter() - self.mark
+            text = f"first step after {self.first_step_seconds:.1f} s, compilation included"
+            self.print(f"{self.title}: {text}", transient=True)
             self.reset(step)
         if step % self.config.log.every and step != self.total:
             return None
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        values["loss"] = mean_of_finite(self.interval_losses())
+        interval = self.interval_losses()
+        values |= {name: mean_of_finite([one[name] for one in interval if name in one]) for name in interval[-1]}
         self.losses = []
         elapsed, steps = time.perf_counter() - self.mark, step - self.mark_step
         speed = {}
@@ -262,19 +202,20 @@ class Log:
             speed = {"images_per_second": round(rate, 1), "wait_share": round(self.waited / elapsed, 4)}
             left = duration((self.total - step) * elapsed / steps)
             epochs = self.total / self.per_epoch
-            self.say(
+            self.print(
                 f"{self.title}  epoch {step / self.per_epoch:.1f}/{epochs:.1f}  step {step}/{self.total}  "
-                f"loss {values['loss']:.4f}  {rate:,.0f} images/s  {left} left  "
+                f"{describe_loss(values)}  {rate:,.0f} images/s  {left} left  "
                 f"waiting for data {100 * speed['wait_share']:.0f} %",
-                passing=True,
+                transient=True,
             )
         self.write(step, **values, **speed, **({"broken_images": broken} if broken else {}))
         self.reset(step)
         return values
 
-    def interval_losses(self) -> list[float]:
-        """The loss of each step since the last line: part of a checkpoint, so that a resumed run logs the same mean."""
-        self.losses = [float(x) for x in jax.device_get(self.losses)]
+    def interval_losses(self) -> list[dict[str, float]]:
+        """The AVERAGED metrics of each step since the last line: part of a checkpoint, so that a resumed run logs the
+        same means."""
+        self.losses = [{k: float(v) for k, v in one.items()} for one in jax.device_get(self.losses)]
         return list(self.losses)
 
     def reset(self, step: int) -> None:
@@ -282,7 +223,7 @@ class Log:
         self.waited, self.mark, self.mark_step = 0.0, time.perf_counter(), step
 
     def evaluation(self, step: int, results: dict[str, dict]) -> None:
-        """Log what `evaluate_sets` found at a step."""
+        """Log the results of `evaluate_sets` at a step."""
         values = {}
         for weights, result in results.items():
             prefix = "eval" if weights == "params" else f"eval_{weights}"
@@ -291,44 +232,81 @@ class Log:
         self.write(step, **values)
         self.sync()
         if self.events:
-            with self.reporting("TensorBoard events"):
+            with self.ending("events"):
                 self.events.flush()
-        ema = f"  (averaged weights {results['ema']['top1']:.2f} %)" if "ema" in results else ""
+        ema = f"  (EMA {results['ema']['top1']:.2f} %)" if "ema" in results else ""
         at = f"step {step}/{self.total}"
-        self.say(f"{self.title}  {at}  top-1 {results['params']['top1']:.2f} %{ema}", passing=step != self.total)
+        top1 = results["params"]["top1"]
+        self.print(f"{self.title}  {at}  top-1 {top1:.2f} %{ema}", transient=step != self.total)
         self.reset(step)
 
-    def rolled_back(self, step: int, to: int, losses: Sequence[float] = ()) -> None:
+    def rolled_back(self, step: int, to: int, losses: Sequence[dict[str, float]] = ()) -> None:
         """Log that the run went back from `step` to `to`. losses: as at the start."""
         patience = self.config.stability.patience
-        self.say(
+        self.print(
             f"{self.title}: {patience} non-finite steps in a row at step {step}: back to step {to}, with other data"
         )
         if self.writes:
-            with self.reporting("log.jsonl"):
+            with self.ending("file"):
                 self.rewind(to)
         self.write(to, rolled_back_from=step)
         self.losses = list(losses)
         self.reset(to)
 
     def end(self) -> None:
-        """Draw the curves of a finished run. What fails is a printed line: the run's weights are what counts."""
+        """Draw the curves of a finished run. A failure is a printed line: the run's weights are what counts."""
         if not self.writes:
             return
         self.sync()
         try:
             plots.curves(self.workdir / "curves.png", {self.title: read_log(self.workdir)})
         except Exception as error:
-            self.say(f"{self.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
+            self.print(f"{self.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
 
     def close(self) -> None:
-        if self.lines:
-            self.lines.close()
-        if self.events:
-            self.events.close()
+        """Close the files."""
+        for output in (self.file, self.events):
+            if output:
+                with contextlib.suppress(OSError):  # what a full disk refuses is lost
+                    output.close()
 
 
-def mean_of_finite(losses: Sequence[float]) -> float:
+def describe_loss(values: dict[str, float]) -> str:
+    """The losses and agreements of a line, in short."""
+    text = f"loss {values['loss']:.4f}"
+    if "distillation_loss" in values:
+        text += f" (class {values['class_loss']:.3f}, distillation {values['distillation_loss']:.3f})"
+    agreements = [f"{100 * values[name]:.0f}" for name in ("cls_agreement", "dist_agreement") if name in values]
+    return text + (f"  agreement {'/'.join(agreements)} %" if agreements else "")
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
     """Their mean without those that are not finite (skipped steps, counted elsewhere); NaN where none is."""
-    finite = [x for x in losses if math.isfinite(x)]
+    finite = [x for x in values if math.isfinite(x)]
     return math.fsum(finite) / len(finite) if finite else math.nan
+
+
+def open_events(folder: Path, start: int) -> Any:
+    """tensorboardX's synchronous writer: that of `SummaryWriter` waits for ever for its thread, which a full disk ends.
+
+    What a former start wrote past step `start` is hidden.
+    """
+    from tensorboardX.event_file_writer import EventsWriter  # here: 0.3 s, and only process 0 needs it
+    from tensorboardX.proto import event_pb2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = EventsWriter(str(folder / "events"))
+    messages: Any = event_pb2  # made at run time: its classes are unknown to type checkers
+    session = messages.SessionLog(status=messages.SessionLog.START)
+    writer.write_event(messages.Event(step=start + 1, session_log=session))
+    return writer
+
+
+def write_events(writer: Any, step: int, scalars: dict[str, float]) -> None:
+    """Add scalars at a step to a writer of `open_events`."""
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.summary import scalar
+
+    messages: Any = event_pb2
+    for name, value in scalars.items():
+        writer.write_event(messages.Event(wall_time=time.time(), step=step, summary=scalar(name, value)))

@@ -11,8 +11,7 @@ from PIL import Image
 from deit_jax import plots
 from deit_jax.config import default_config, resolve
 from deit_jax.train import log as logs
-from deit_jax.train.events import Events
-from deit_jax.train.log import JsonLines, Log, mean_of_finite, read_log, to_json
+from deit_jax.train.log import Log, mean_of_finite, read_log, to_json
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -37,7 +36,7 @@ def test_the_loss_is_the_intervals_mean_also_over_a_restart(tmp_path):
     for step in range(1, 7):
         log.step(step, metrics(float(step)))
     kept = log.interval_losses()
-    assert kept == [5.0, 6.0]
+    assert kept == [{"loss": 5.0}, {"loss": 6.0}]
     for step in range(7, 9):
         log.step(step, metrics(float(step)))
     log.close()
@@ -82,56 +81,48 @@ def test_an_evaluation_that_is_not_recorded_is_dropped_and_logged_again(tmp_path
 
 
 class FullDisk:
-    """A file on which half a write succeeds while `full`."""
+    """A file on a disk without room."""
 
-    def __init__(self, file):
-        self.file, self.full = file, True
+    def write(self, _):
+        raise FULL
 
-    def write(self, data):
-        if not self.full:
-            return self.file.write(data)
-        if len(data) < 4:
-            raise FULL
-        return self.file.write(data[: len(data) // 2])
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
+    def close(self):
+        pass
 
 
-def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path):
-    lines = JsonLines(tmp_path / "log.jsonl")
-    lines.write({"step": 1})
-    lines.file = FullDisk(lines.file)
-    for step in (2, 3):
-        with pytest.raises(OSError, match="No space left"):
-            lines.write({"step": step})
-        assert [r["step"] for r in read_log(tmp_path)] == [1], "no part of a line"
-    lines.file.full = False
-    lines.write({"step": 4})
-    assert [r["step"] for r in read_log(tmp_path)] == [1, 2, 3, 4]
-
-
-def test_a_full_disk_is_said_once_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_ends_the_log_with_one_line_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
     log = make_log(tmp_path, every=1, tensorboard=True)
-    monkeypatch.setattr(Events, "write", lambda *_: (_ for _ in ()).throw(FULL))
-    log.lines.file = FullDisk(log.lines.file)
-    for step in range(1, 4):
+    log.step(1, metrics(1.0))
+    log.file.close()
+    log.file = FullDisk()
+    monkeypatch.setattr(logs, "write_events", lambda *_: (_ for _ in ()).throw(FULL))
+    for step in range(2, 5):
         assert log.step(step, metrics(1.0)) is not None
-    log.lines.file.full = False
-    log.step(4, metrics(1.0))
     monkeypatch.setattr(plots, "curves", lambda *_: (_ for _ in ()).throw(ValueError("bad $ markup")))
     log.end()
     log.close()
-    said = capsys.readouterr().out
-    assert said.count("log.jsonl cannot be written ([Errno 28] No space left on device)") == 1
-    assert said.count("TensorBoard events end at step 1") == 1
-    assert "curves.png could not be drawn (ValueError: bad $ markup)" in said
-    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
+    out = capsys.readouterr().out
+    assert out.count("log.jsonl cannot be written, and ends here ([Errno 28] No space left on device)") == 1
+    assert out.count("TensorBoard log cannot be written, and ends here") == 1
+    assert "curves.png could not be drawn (ValueError: bad $ markup)" in out
+    assert [step for step, _ in losses(tmp_path)] == [1]
+
+
+def test_loss_terms_and_agreements_are_means_in_the_log_and_in_the_line(tmp_path, capsys):
+    log = make_log(tmp_path, every=2)
+    for step, (class_loss, agreement) in enumerate([(1.0, 0.25), (2.0, 0.75)], 1):
+        terms = {"class_loss": class_loss, "distillation_loss": 3.0, "cls_agreement": agreement, "dist_agreement": 1.0}
+        log.step(step, metrics(2.0) | {name: jnp.asarray(value) for name, value in terms.items()})
+    log.close()
+    (record,) = read_log(tmp_path)
+    assert (record["class_loss"], record["distillation_loss"]) == (1.5, 3.0)
+    assert (record["cls_agreement"], record["dist_agreement"]) == (0.5, 1.0)
+    assert "loss 2.0000 (class 1.500, distillation 3.000)  agreement 50/100 %" in capsys.readouterr().out
 
 
 def test_events_hold_the_scalars(tmp_path):
-    events = Events(tmp_path / "tensorboard", 0)
-    events.write(3, {"loss": 2.5}, 1.0)
+    events = logs.open_events(tmp_path / "tensorboard", 0)
+    logs.write_events(events, 3, {"loss": 2.5})
     events.close()
     (file,) = (tmp_path / "tensorboard").glob("events*")
     assert b"loss" in file.read_bytes()

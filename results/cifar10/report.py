@@ -1,24 +1,35 @@
-"""What a study found: ablation.md (claims, tables, paired differences, agreement; where and from what), ablation.json
-and pictures."""
+"""Write the report of the CIFAR-10 study (README.md) from what its folder holds:
 
+    python results/cifar10/report.py [RUNS [OUT]]      RUNS: the workdir of --mode=ablate; OUT: default RUNS/results
+
+Without arguments, the committed records in runs/ beside this file are reported, into the folder of this file. They have
+no predictions.npz, log.jsonl and config.json: agreement and settings are those that OUT/ablation.json records, and
+curves.png stays as it is. Only seeds that every arm has finished are reported, so that all arms are compared over the
+same ones; the study may still be running. Needs statsmodels.
+"""
+
+import argparse
+import contextlib
 import itertools
 import json
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from claims import ALPHA, MARGIN, Paired, Verdict, decide, detectable, difference
 from matplotlib.figure import Figure
 
 from deit_jax import losses, plots
+from deit_jax.ablate import LIVE, Scores, by_head, collect, job_result, run_name, spread
 from deit_jax.config import default_config, flat
-from deit_jax.evaluate import tables
+from deit_jax.evaluate.tables import table
 from deit_jax.report.agreement import PLAIN_STUDENT, STUDENT_HEADS, disagreement
 from deit_jax.runtime import atomic
-from deit_jax.study import decisions, jobs, statistics
-from deit_jax.study.claims import ALPHA, MARGIN, Decision, Scores, by_head, decide, difference
-from deit_jax.study.statistics import Paired
-from deit_jax.train import log
+from deit_jax.train.log import read_log
+
+HERE = Path(__file__).parent
 
 LABELS = {
     "none": "no distillation",
@@ -60,34 +71,16 @@ def objective(arm: str) -> str:
     return losses.KINDS[kind if kind in losses.KINDS else kind.partition("_")[0]]
 
 
-def run_name(arm: str, seed: int) -> str:
-    """The folder of a run, in the study's."""
-    return f"{arm.replace(':', '-')}-{seed}"
-
-
-def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for one value)."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def scores_table(scores: Scores, averaged: Scores, fusion: str) -> str:
-    """Mean ± deviation over the seeds, of each head's last weights; the last column is the joint prediction of the
-    averaged weights."""
+def scores_table(scores: Scores, ema: Scores, fusion: str) -> str:
+    """Mean ± deviation over the seeds, of each head's last weights; the last column: joint prediction of the EMA."""
     rows = []
     for arm, runs in scores.items():
         cells = [spread(list(by_head(runs, head, fusion).values())) for head in HEADS]
         if not by_head(runs, "dist", fusion):
             cells[list(HEADS).index("fused")] = ""
-        cells.append(spread(list(by_head(averaged.get(arm, {}), "fused", fusion).values())))
+        cells.append(spread(list(by_head(ema.get(arm, {}), "fused", fusion).values())))
         rows.append([arm_label(arm), *cells, str(len(runs))])
-    return tables.table(["arm", *HEADS.values(), "averaged weights", "seeds"], rows)
-
-
-def spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if len(values) > 1 else "")
+    return table(["arm", *HEADS.values(), "EMA", "seeds"], rows)
 
 
 def compared(scores: Scores) -> list[tuple[tuple[str, str], tuple[str, str], str]]:
@@ -108,16 +101,12 @@ def comparisons(scores: Scores, fusion: str) -> list[dict]:
         if result:
             a, b = (by_head(scores[arm], head, fusion) for arm, head in (side, other))
             values = {seed: round(a[seed] - b[seed], 4) for seed in sorted(a.keys() & b.keys())}
-            seen = statistics.detectable(result.deviation, result.seeds)
+            seen = detectable(result.deviation, result.seeds)
             found.append(
                 {"compared": [side, other], "paper": paper, "values": values, "detectable": finite(seen)}
                 | {k: finite(v) for k, v in result._asdict().items()}
             )
     return found
-
-
-def finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None
 
 
 def number(x: float | None, form: str = ".2f") -> str:
@@ -167,22 +156,22 @@ def comparisons_table(found: list[dict]) -> str:
         "seeds",
         "paper, DeiT-S",
     ]
-    return tables.table(header, rows)
+    return table(header, rows)
 
 
-def claims_table(decisions: list[Decision]) -> str:
+def claims_table(verdicts: list[Verdict]) -> str:
     """A line for each claim of the paper: its figure, this study's with interval, corrected p, power, verdict."""
     rows = [
-        [d.claim.name, d.claim.paper, interval(d.found), p_text(d.p), " / ".join(map(number, d.seen)), d.verdict]
-        for d in decisions
+        [d.claim.name, d.claim.paper, interval(d.found), p_text(d.p), " / ".join(map(number, d.detectable)), d.verdict]
+        for d in verdicts
     ]
     header = ["claim", "paper, points", "here, points (95 %)", "p (Holm)", "seen with 80 % power", "verdict"]
-    return tables.table(header, rows)
+    return table(header, rows)
 
 
 def teachers(workdir: Path) -> dict[str, dict]:
     """{folder's name: result} of every teacher that was trained."""
-    found = {folder.name: jobs.result(folder) for folder in sorted(workdir.glob("teacher*"))}
+    found = {folder.name: job_result(folder) for folder in sorted(workdir.glob("teacher*"))}
     return {name: r for name, r in found.items() if r}
 
 
@@ -194,47 +183,45 @@ def teacher_fact(name: str, r: dict) -> str:
 def finished(workdir: Path) -> dict[str, dict]:
     """{folder: result} of all that is done."""
     folders = sorted(path.parent for pattern in ("*", "labels/*") for path in workdir.glob(f"{pattern}/done.json"))
-    return {folder.relative_to(workdir).as_posix(): jobs.result(folder) or {} for folder in folders}
+    return {folder.relative_to(workdir).as_posix(): job_result(folder) or {} for folder in folders}
 
 
 def agreement_over_seeds(workdir: Path, scores: Scores, fusion: str, arm: str = "hard") -> dict[str, dict[str, float]]:
-    """The paper's Table 4, averaged over the seeds: percent of the evaluation images that two classifiers decide
-    differently. {} where the runs kept no decisions."""
-    teacher = decisions.read(workdir / "teacher").get("cls")
+    """The paper's Table 4, averaged over the seeds: percent of the evaluation images for which two classifiers
+    predict different classes. {} where the runs kept no predictions."""
+    teacher = read_predictions(workdir / "teacher").get("cls")
     found = []
     for seed in sorted(scores.get(arm, {}).keys() & scores.get("none", {}).keys()):
-        plain, heads = (decisions.read(workdir / run_name(a, seed)) for a in ("none", arm))
+        plain, heads = (read_predictions(workdir / run_name(a, seed)) for a in ("none", arm))
         if teacher is None or "cls" not in plain or "dist" not in heads:
             continue
         heads["fused"] = heads[f"fused_{fusion}"]
         named = {"teacher": teacher, PLAIN_STUDENT: plain["cls"]}
         named |= {label: heads[head] for head, label in STUDENT_HEADS.items()}
-        table = disagreement(named)
+        percent = disagreement(named)
         top1 = {head: by_head(scores[arm], head, fusion)[seed] for head in STUDENT_HEADS}
-        finished_teacher = jobs.result(workdir / "teacher") or {}
+        finished_teacher = job_result(workdir / "teacher") or {}
         wrong = {"teacher": 100 - finished_teacher["evaluation"], PLAIN_STUDENT: 100 - scores["none"][seed]["cls"]}
         wrong |= {label: 100 - top1[head] for head, label in STUDENT_HEADS.items()}
-        table = {"true label": {"true label": 0.0, **wrong}} | {
-            k: {"true label": wrong[k], **v} for k, v in table.items()
-        }
-        found.append(table)
+        labels = {"true label": {"true label": 0.0, **wrong}}
+        found.append(labels | {k: {"true label": wrong[k], **v} for k, v in percent.items()})
     if not found:
         return {}
     return {a: {b: float(np.mean([t[a][b] for t in found])) for b in row} for a, row in found[0].items()}
 
 
 def with_own_teacher(workdir: Path, scores: Scores, fusion: str) -> dict[str, float]:
-    """{arm: percent of the evaluation images that student (joint prediction) and its own teacher decide differently},
+    """{arm: percent of the evaluation images for which student (joint prediction) and its own teacher differ},
     averaged over seeds."""
     out = {}
     for arm, runs in scores.items():
         _, at, name = arm.partition("@")
         if arm in ("none", "second_cls"):
             continue
-        teacher = decisions.read(workdir / (f"teacher-{name.replace(':', '-')}" if at else "teacher")).get("cls")
+        teacher = read_predictions(workdir / (f"teacher-{name.replace(':', '-')}" if at else "teacher")).get("cls")
         values = []
         for seed in runs:
-            heads = decisions.read(workdir / run_name(arm, seed))
+            heads = read_predictions(workdir / run_name(arm, seed))
             if heads and teacher is not None:
                 values.append(100 * float((heads.get(f"fused_{fusion}", heads["cls"]) != teacher).mean()))
         if values:
@@ -246,115 +233,171 @@ def cosines(workdir: Path, scores: Scores) -> dict[str, list[float]]:
     """{arm: mean over seeds of the cosine between the two tokens, before the first block and after each}."""
     out = {}
     for arm, runs in scores.items():
-        values = [r["cosine"] for seed in runs if "cosine" in (r := jobs.result(workdir / run_name(arm, seed)) or {})]
+        values = [r["cosine"] for seed in runs if "cosine" in (r := job_result(workdir / run_name(arm, seed)) or {})]
         if values:
             out[arm] = np.mean(values, axis=0).round(4).tolist()
     return out
 
 
-def agreement_text(workdir: Path, scores: Scores, fusion: str) -> list[str]:
+def agreement_text(results: dict[str, Any]) -> list[str]:
+    """The section about agreement. results: of `analyze`."""
     parts = []
-    table = agreement_over_seeds(workdir, scores, fusion)
-    if table:
-        rows = [[a, *(f"{row[b]:.1f}" if a != b else "" for b in table)] for a, row in table.items()]
+    if percent := results["agreement"]:
+        rows = [[a, *(f"{row[b]:.1f}" if a != b else "" for b in percent)] for a, row in percent.items()]
         parts += [
             "## Agreement",
-            "Percent of the evaluation images that two classifiers decide differently, mean over"
-            " the seeds (paper, Table 4; student: hard, with token):",
-            tables.table(["", *table], rows),
+            "Percent of the evaluation images for which two classifiers predict different classes, mean over the seeds"
+            " (paper, Table 4; student: hard, with token):",
+            table(["", *percent], rows),
         ]
-    own = with_own_teacher(workdir, scores, fusion)
-    if own:
+    if own := results["disagreement_with_own_teacher"]:
         rows = [[arm_label(arm), f"{x:.1f}"] for arm, x in own.items()]
-        parts += ["Student (joint prediction) and its own teacher:", tables.table(["arm", "differ, %"], rows)]
-    tokens = cosines(workdir, scores)
-    if tokens:
+        parts += ["Student (joint prediction) and its own teacher:", table(["arm", "differ, %"], rows)]
+    if tokens := results["token_cosine"]:
         layers = [str(i) for i in range(len(next(iter(tokens.values()))))]
         rows = [[arm_label(arm), *(f"{x:.2f}" for x in values)] for arm, values in tokens.items()]
         parts += [
             "Cosine between the two tokens, mean over seeds and images (0: before the first block; the paper:"
             " 0.06 there, 0.93 at the end):",
-            tables.table(["after block", *layers], rows),
+            table(["after block", *layers], rows),
         ]
     return parts
 
 
-def text(workdir: Path, config, scores: Scores, averaged: Scores, command: str = "") -> str:
-    """ablation.md."""
-    fusion = config.evaluate.fusion
-    done = finished(workdir)
-    seconds = sum(r["seconds"] for r in done.values())
+def markdown(workdir: Path, config: Any, results: dict[str, Any], verdicts: list[Verdict]) -> str:
+    """ablation.md. results: of `analyze`."""
+    seconds = sum(results["seconds"].values())
     facts = [
-        *sorted({r["where"] for r in done.values()}),
-        f"{len(done)} runs (teachers, labels, students), {seconds / 60:.0f} minutes together, side by side if shared",
+        *results["where"],
+        f"{len(results['seconds'])} runs (teachers, labels, students), {seconds / 60:.0f} minutes together, side by"
+        " side if shared",
         *(teacher_fact(name, r) for name, r in teachers(workdir).items()),
     ]
     default = flat(default_config())
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
-    decided = decide(scores, fusion)
     claims = [
         f"## The paper's claims\n\nDifferences paired by seed; intervals by Student's t; p corrected over the family"
         f" (Holm), decided at {ALPHA}. ≈ means within ± {MARGIN:g} point (two one-sided tests). Power: the smallest"
         " true difference seen in 80 % of such studies, by an uncorrected test / at Holm's strictest level.",
-        claims_table(decided),
+        claims_table(verdicts),
         "![differences](differences.png)",
     ]
     parts = [
         f"# {config.model.name}: ablation",
-        *([f"`{command}`"] if command else []),
         "\n".join(f"- {fact}" for fact in facts),
-        *(claims if decided else []),
+        *(claims if verdicts else []),
         "## Arms",
-        "Top-1 in percent on the evaluation images, last weights (and the joint prediction of the averaged ones), mean"
-        " ± standard deviation over the seeds. Soft arms have the paper's lambda 0.1 and temperature 3.",
-        scores_table(scores, averaged, fusion),
+        "Top-1 in percent on the evaluation images, last weights (and the joint prediction of their EMA), mean ±"
+        " standard deviation over the seeds. Soft arms have the paper's lambda 0.1 and temperature 3.",
+        scores_table(results["scores"], results["scores_averaged_weights"], config.evaluate.fusion),
         "All differences, paired by seed; p is not corrected here.",
-        comparisons_table(comparisons(scores, fusion)),
-        *agreement_text(workdir, scores, fusion),
+        comparisons_table(results["comparisons"]),
+        *agreement_text(results),
         "![curves](curves.png)",
         "Settings that differ from the defaults:",
         "```\n" + "\n".join(changed) + "\n```",
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
-def write(workdir: Path, config, scores: Scores, averaged: Scores, folder: Path | None = None, command="") -> None:
-    """In `folder` (default WORKDIR/results): ablation.md, ablation.json, differences.png, curves.png (mean over seeds).
-
-    averaged: the scores of the averaged weights. command: that the study was run by, for the text.
-    """
-    if not scores:
-        return
-    folder, fusion = folder or workdir / "results", config.evaluate.fusion
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(folder / "ablation.md", text(workdir, config, scores, averaged, command) + "\n")
-    found = comparisons(scores, fusion)
-    record = {
+def analyze(workdir: Path, config: Any, scores: Scores, ema: Scores, verdicts: list[Verdict]) -> dict[str, Any]:
+    """The content of ablation.json, without the config."""
+    fusion, done = config.evaluate.fusion, finished(workdir)
+    return {
         "scores": scores,
-        "scores_averaged_weights": averaged,
-        "claims": [claim_record(d) for d in decide(scores, fusion)],
-        "comparisons": found,
+        "scores_averaged_weights": ema,
+        "claims": [claim_record(d) for d in verdicts],
+        "comparisons": comparisons(scores, fusion),
         "agreement": agreement_over_seeds(workdir, scores, fusion),
         "disagreement_with_own_teacher": with_own_teacher(workdir, scores, fusion),
         "token_cosine": cosines(workdir, scores),
         "teachers": {
             name: {k: r[k] for k in ("teaches_with", "evaluation") if k in r} for name, r in teachers(workdir).items()
         },
-        "seconds": {name: r["seconds"] for name, r in finished(workdir).items()},
-        "where": sorted({r["where"] for r in finished(workdir).values()}),
-        "config": json.loads(config.to_json_best_effort()),
+        "seconds": {name: r["seconds"] for name, r in done.items()},
+        "where": sorted({r["where"] for r in done.values()}),
     }
-    atomic.write_json(folder / "ablation.json", record)
-    unknown = lambda x: math.nan if x is None else x
-    rows = [
-        (comparison_label(c), c["mean"], unknown(c["low"]), unknown(c["high"]), list(c["values"].values()))
-        for c in found
-    ]
-    if rows:
-        differences(folder / "differences.png", rows)
-    logs = {arm: [log.read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
+
+
+def write(workdir: Path, folder: Path) -> None:
+    """ablation.md, ablation.json, differences.png and, of runs with a log, curves.png (mean over the seeds)."""
+    before = json.loads((folder / "ablation.json").read_text()) if (folder / "ablation.json").exists() else {}
+    record = workdir / "config.json"
+    recorded = json.loads(record.read_text()) if record.exists() else before.get("config", {})
+    config = recorded_config(recorded)
+    scores, left_out = complete(collect(workdir, config))
+    if not scores:
+        raise SystemExit(f"{workdir} holds no seed that every arm has finished")
+    seeds = next(iter(scores.values())).keys()
+    ema = {a: {s: r for s, r in runs.items() if s in seeds} for a, runs in collect(workdir, config, "ema").items()}
+    verdicts = decide(scores, config.evaluate.fusion)
+    results = analyze(workdir, config, scores, ema, verdicts)
+    for name in ("agreement", "disagreement_with_own_teacher"):
+        results[name] = results[name] or before.get(name, {})
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(folder / "ablation.md", markdown(workdir, config, results, verdicts))
+    atomic.write_json(folder / "ablation.json", results | {"config": recorded})
+    if results["comparisons"]:
+        draw_differences(folder / "differences.png", results["comparisons"])
+    logs = {arm: [read_log(workdir / run_name(arm, seed)) for seed in runs] for arm, runs in scores.items()}
     losses = {arm_label(arm): mean_loss(records) for arm, records in logs.items()}
-    plots.curves(folder / "curves.png", losses, {arm_label(arm): objective(arm) for arm in logs})
+    if any(losses.values()):
+        plots.curves(folder / "curves.png", losses, {arm_label(arm): objective(arm) for arm in logs})
+    copy_records(workdir, folder / "runs", set(seeds))
+    print(f"{len(seeds)} seeds of {len(scores)} arms: {folder / 'ablation.md'}")
+    if left_out:
+        print(f"left out: seeds {', '.join(map(str, left_out))}, which only some arms have finished")
+
+
+def recorded_config(recorded: dict[str, Any]) -> Any:
+    """The config that a study's folder was begun with; settings of a former version are left out."""
+    config = default_config()
+    known = flat(config)
+    for name, value in flatten(recorded).items():
+        if name in known:
+            with contextlib.suppress(TypeError):  # of another type today
+                config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
+    return config
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    out = {}
+    for name, value in tree.items():
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def complete(scores: Scores) -> tuple[Scores, list[int]]:
+    """The scores of the seeds that every arm has ("hard_live" runs one alone), and the seeds left out."""
+    many = {arm: runs for arm, runs in scores.items() if not arm.startswith(LIVE)}
+    every = set.intersection(*(set(runs) for runs in many.values())) if many else set()
+    kept = {arm: {s: r for s, r in runs.items() if s in every} for arm, runs in scores.items()} if every else {}
+    return kept, sorted({s for runs in scores.values() for s in runs} - every)
+
+
+def copy_records(workdir: Path, folder: Path, seeds: set[int]) -> None:
+    """Copy each run's record; of stored labels only those of complete `seeds`: runs of others still need the labels
+    themselves."""
+    for name, result in finished(workdir).items():
+        if name.startswith("labels/") and int(name.split("-")[-2]) not in seeds:
+            continue
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        atomic.write_json(folder / name / "done.json", result)
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """{head: classes (images,)} of the last weights; {} for a run that kept none."""
+    path = folder / "predictions.npz"
+    if not path.exists():
+        return {}
+    with np.load(path) as arrays:
+        return {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("params/")}
+
+
+def finite(x: float) -> float | None:
+    """x, or None for nan."""
+    return x if math.isfinite(x) else None
 
 
 def mean_loss(logs: list[list[dict]]) -> list[dict]:
@@ -364,7 +407,7 @@ def mean_loss(logs: list[list[dict]]) -> list[dict]:
     return [{"step": s, "epoch": losses[0][s][0], "loss": float(np.mean([run[s][1] for run in losses]))} for s in steps]
 
 
-def claim_record(d: Decision) -> dict:
+def claim_record(d: Verdict) -> dict:
     numbers = {k: finite(v) for k, v in d.found._asdict().items()}
     return {
         "claim": d.claim.name,
@@ -373,29 +416,42 @@ def claim_record(d: Decision) -> dict:
         **numbers,
         "p_holm": finite(d.p),
         "verdict": d.verdict,
-        "detectable": [finite(x) for x in d.seen],
+        "detectable": [finite(x) for x in d.detectable],
     }
 
 
 @plots.plain_text
-def differences(path: Path, rows: list[tuple[str, float, float, float, list[float]]]) -> None:
-    """Paired differences as dots with their confidence intervals, one row each; small dots are the single pairs.
-
-    rows: (label, mean, low, high, values); low and high may be nan (no interval drawn).
-    """
-    figure = Figure(figsize=(8.6, 0.6 + 0.42 * len(rows)))
+def draw_differences(path: Path, found: list[dict]) -> None:
+    """Paired differences as dots with their confidence intervals, one row each; small dots are the single pairs."""
+    figure = Figure(figsize=(8.6, 0.6 + 0.42 * len(found)))
     axis = figure.subplots()
-    for y, (_, mean, low, high, values) in enumerate(rows):
+    for y, c in enumerate(found):
+        values = list(c["values"].values())
         axis.plot(values, [y + 0.18] * len(values), "o", color=plots.COLORS[4], alpha=0.55, markersize=3.5, linewidth=0)
-        if np.isfinite([low, high]).all():
-            axis.plot([low, high], [y, y], color=plots.COLORS[0], linewidth=2.2, solid_capstyle="butt")
-        axis.plot([mean], [y], "o", color=plots.COLORS[0], markersize=6)
-        place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
-        axis.annotate(f"{mean:+.2f}", **place, fontsize=8, color=plots.INK)
+        if c["low"] is not None:
+            axis.plot([c["low"], c["high"]], [y, y], color=plots.COLORS[0], linewidth=2.2, solid_capstyle="butt")
+        axis.plot([c["mean"]], [y], "o", color=plots.COLORS[0], markersize=6)
+        place: dict[str, Any] = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
+        axis.annotate(f"{c['mean']:+.2f}", **place, fontsize=8, color=plots.INK)
     axis.axvline(0, color=plots.INK, linewidth=0.9, linestyle="--")
-    axis.set_yticks(range(len(rows)), [textwrap.fill(label, 62) for label, *_ in rows], fontsize=8)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(range(len(found)), [textwrap.fill(comparison_label(c), 62) for c in found], fontsize=8)
+    axis.set_ylim(len(found) - 0.5, -0.5)
     plots.tidy(axis, "difference in top-1, points", "")
     axis.grid(axis="x", color=plots.GRID, linewidth=0.8)
     axis.grid(axis="y", visible=False)
     plots.save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the report of the CIFAR-10 study from its records.")
+    parser.add_argument("workdir", type=Path, nargs="?", help="of an --mode=ablate run, which may still be running")
+    parser.add_argument("out", type=Path, nargs="?", help="where the report goes (default: WORKDIR/results)")
+    given = parser.parse_args()
+    if given.workdir is None:
+        write(HERE / "runs", HERE)
+    else:
+        write(given.workdir, given.out or given.workdir / "results")
+
+
+if __name__ == "__main__":
+    main()

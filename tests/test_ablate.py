@@ -1,4 +1,4 @@
-"""The study, whole but short: arms, teachers, stored labels, the report; how its runs are shared out."""
+"""An ablation, whole but short: arms, teachers, stored labels, the table; how processes share its runs."""
 
 import contextlib
 import json
@@ -12,15 +12,22 @@ from helpers import one_device
 
 from configs import cifar10
 from configs.digits import get_config
+from deit_jax import ablate as jobs
+from deit_jax.ablate import (
+    ARMS,
+    ablate,
+    arm_config,
+    job_result,
+    paired_difference,
+    parse_arm,
+    plan_jobs,
+    spread,
+)
 from deit_jax.config import resolve, validate
 from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, lock
 from deit_jax.student import make_student
-from deit_jax.study import jobs
-from deit_jax.study.ablation import ARMS, ablate, arm_config, parse_arm, plan_jobs
-from deit_jax.study.claims import claims
-from deit_jax.study.report import LABELS, mean_and_deviation
 
 pytestmark = pytest.mark.long_runs
 
@@ -60,35 +67,47 @@ def test_stored_labels_train_the_same_student(study):
     assert scores[OTHER][0] != scores["hard"][0]
 
 
-def test_runs_record_averaged_weights_decisions_and_token_cosines(study):
+def test_runs_record_the_ema_predictions_and_token_cosines(study):
     folder, _, scores = study
-    done = jobs.result(folder / "hard-0")
+    done = job_result(folder / "hard-0")
     assert done["ema"].keys() == scores["hard"][0].keys()
     assert len(done["cosine"]) == 5
-    assert "cosine" not in jobs.result(folder / "none-0")
-    decisions = np.load(folder / "hard-0/decisions.npz")
+    assert "cosine" not in job_result(folder / "none-0")
+    predictions = np.load(folder / "hard-0/predictions.npz")
     truth = open_sources(digits())[1].source.labels[open_sources(digits())[1].positions]
     for head, top1 in scores["hard"][0].items():
-        assert 100 * (decisions[f"params/{head}"] == truth).mean() == pytest.approx(top1)
-    teacher = jobs.result(folder / "teacher")
-    right = np.load(folder / "teacher/decisions.npz")["params/cls"] == truth
+        assert 100 * (predictions[f"params/{head}"] == truth).mean() == pytest.approx(top1)
+    teacher = job_result(folder / "teacher")
+    right = np.load(folder / "teacher/predictions.npz")["params/cls"] == truth
     assert 100 * right.mean() == pytest.approx(teacher["evaluation"]) == pytest.approx(teacher["teaches_with"])
 
 
-def test_its_report_says_what_was_found(study):
+def test_its_table_has_the_means_and_the_paired_differences(study):
     folder, _, scores = study
     text = (folder / "results/ablation.md").read_text()
-    mean, deviation = mean_and_deviation([runs["dist"] for runs in scores["hard"].values()])
-    assert f"{mean:.2f} ± {deviation:.2f}" in text
-    assert "hard, with token; teacher deit_digits_patch4_16, 1 epochs" in text
-    assert "teacher-deit_digits_patch4_16-1: " in text
+    values = [runs["dist"] for runs in scores["hard"].values()]
+    assert f"| hard | {spread([runs['cls'] for runs in scores['hard'].values()])} | {spread(values)} |" in text
+    assert spread(values) == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
     record = json.loads((folder / "results/ablation.json").read_text())
     assert record["scores"] == json.loads(json.dumps(scores))
-    assert set(record["teachers"]) == {"teacher", "teacher-deit_digits_patch4_16-1"}
+    found = record["differences"]["hard - none"]
+    by_hand = {seed: scores["hard"][seed]["fused_logits"] - scores["none"][seed]["cls"] for seed in (0, 1)}
+    assert found["values"] == {str(seed): pytest.approx(value, abs=1e-6) for seed, value in by_hand.items()}
+    assert f"| {found['mean']:+.2f} (" in text
     assert "NaN" not in (folder / "results/ablation.json").read_text()
-    assert jobs.where() in text
-    for picture in ("differences.png", "curves.png"):
-        assert (folder / "results" / picture).stat().st_size > 5000
+
+
+def test_paired_differences_are_students_test():
+    """Student's own data (1908): hours of sleep won by two drugs, ten patients."""
+    drug_1 = dict(enumerate([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]))
+    drug_2 = dict(enumerate([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]))
+    found = paired_difference(drug_2 | {10: 1.0}, drug_1)
+    assert found["mean"] == pytest.approx(1.58)
+    assert found["p"] == pytest.approx(0.002833, abs=1e-6)  # R: t.test(extra ~ group, paired = TRUE)
+    assert (found["low"], found["high"]) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    for a, b in (({0: 1.0}, {0: 0.5}), ({0: 40.1, 1: 50.3}, {0: 30.1, 1: 40.3})):  # one seed; equal but for rounding
+        assert paired_difference(a, b)["low"] is None
+    assert paired_difference({0: 1.0}, {1: 1.0})["mean"] is None
 
 
 def test_a_finished_study_trains_nothing_again(study, capsys):
@@ -130,9 +149,8 @@ def test_arms_differ_only_as_they_should():
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
-def test_the_cifar10_study_asks_all_five_claims_of_valid_runs(scale):
+def test_the_cifar10_study_has_valid_runs(scale):
     config = resolve(cifar10.get_config(f"scale={scale}"))
-    assert len(claims(config.ablate.arms)) == 5
     assert len(config.ablate.seeds) == 10
     for arm in config.ablate.arms:
         c = arm_config(config, arm, 0)
@@ -174,19 +192,6 @@ def test_without_taught_arms_no_teacher_is_asked_for(tmp_path):
     assert {job.folder.name for job in planned} == {f"{arm}-{seed}" for arm in arms for seed in (0, 1, 2)}
 
 
-def test_every_arm_has_a_name_for_people():
-    assert set(LABELS) == set(ARMS)
-
-
-def test_a_report_is_not_written_after_every_run(monkeypatch):
-    now, calls = 100.0, []
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: now)
-    limited = jobs.at_most_every(60, lambda: calls.append(now))
-    for now in (100.0, 130.0, 160.0, 219.0, 220.0):  # noqa: B007
-        limited()
-    assert calls == [100.0, 160.0, 220.0]
-
-
 def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL", 0.01)
     seen = []
@@ -201,10 +206,10 @@ def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypa
     assert done == [1, 2, 3, 4]
     jobs.run_jobs(planned, done.clear)
     assert len(seen) == len(done) == 4
-    assert jobs.result(tmp_path / "labels")["n"] == "labels"
+    assert job_result(tmp_path / "labels")["n"] == "labels"
 
 
-def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL", 0.01)
     seen = []
     work = lambda name: jobs.Job(tmp_path / name, (), lambda: seen.append(name) or {})
@@ -223,7 +228,7 @@ def test_what_another_is_at_is_left_to_it(tmp_path, monkeypatch):
 PROCESS = """
 import sys, time
 from pathlib import Path
-from deit_jax.study import jobs
+from deit_jax import ablate as jobs
 root = Path(sys.argv[1])
 jobs.POLL = 0.02
 def work(name):
@@ -237,9 +242,9 @@ jobs.run_jobs([jobs.Job(root / n, (root / "run0",) if n != "run0" else (), lambd
 
 
 @pytest.mark.slow
-def test_processes_share_the_runs_out(tmp_path):
+def test_processes_share_the_runs(tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    running = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    running = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(2)]
     assert [process.wait(120) for process in running] == [0, 0]
     assert sorted((tmp_path / "log").read_text().split()) == [f"run{i}" for i in range(8)]
 
@@ -254,6 +259,6 @@ def test_seconds_of_a_run_in_pieces_add_up(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         jobs.finish(jobs.Job(folder, (), stopped))
-    assert jobs.result(folder) is None
+    assert job_result(folder) is None
     jobs.finish(jobs.Job(folder, (), dict))
-    assert jobs.result(folder)["seconds"] >= 100
+    assert job_result(folder)["seconds"] >= 100
