@@ -1,4 +1,4 @@
-"""What a model sees in images.
+"""Predict the classes of images with any supported weights.
 
     python -m deit_jax.predict WEIGHTS IMAGE… [--attention=FILE.png] [--top=5] [--crop=0.875]
     python -m deit_jax.predict WEIGHTS FOLDER --output=FILE.csv
@@ -18,40 +18,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from deit_jax.augment import normalize
 from deit_jax.classes import imagenet
 from deit_jax.command import command
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
 from deit_jax.errors import UserError, printable
-from deit_jax.models.vit import fuse
-from deit_jax.runtime import atomic, storage
-from deit_jax.weights import Weights, build_model, load_weights
-from deit_jax.weights.view import View, view_of
+from deit_jax.evaluate.attention_maps import draw_attention
+from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_classifier
+from deit_jax.evaluate.inference import Batch, Logits, infer
+from deit_jax.runtime import atomic, sharding, storage
+from deit_jax.weights import load_weights
+from deit_jax.weights.view import View
 
-DRAWN = 16  # images of an attention picture
+MAX_DRAWN = 16  # images of an attention picture
 BATCH = 32  # images per forward pass
 HEADS = ("class head", "distillation head", "both")
 SUFFIXES = (".csv", ".json")
 
 
 class Prediction(NamedTuple):
-    """What a model says of one image: per head, (class name, probability) of the likeliest, most likely first."""
+    """The prediction for one image: per head, (class name, probability) of the likeliest, most likely first."""
 
     path: str
     heads: dict[str, list[tuple[str, float]]]
 
 
-def names_of(weights: Weights) -> list[str]:
+def output_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     """Class names by output: the weights' own, ImageNet's where they have 1000 classes, else numbers."""
-    if weights.class_names and len(weights.class_names) == weights.num_classes:
-        return weights.class_names
-    return imagenet.class_names() if weights.num_classes == 1000 else [f"class {i}" for i in range(weights.num_classes)]
+    if class_names and len(class_names) == num_classes:
+        return list(class_names)
+    return imagenet.class_names() if num_classes == 1000 else [f"class {i}" for i in range(num_classes)]
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -80,8 +81,8 @@ def read_view(path: str, view: View) -> np.ndarray:
     return eval_image(path, view.size, view.crop, view.interpolation, exif=True, fit=view.fit)
 
 
-def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str], dict[str, str]]:
-    """(views (n, size, size, 3) uint8, their paths, {path: why it cannot be read})."""
+def read_views(paths: Sequence[str], view: View) -> tuple[list[np.ndarray], list[str], dict[str, str]]:
+    """(views (size, size, 3) uint8, their paths, {path: why it cannot be read})."""
     views, read, failed = [], [], {}
     for path in paths:
         try:
@@ -89,37 +90,41 @@ def read_views(paths: Sequence[str], view: View) -> tuple[np.ndarray, list[str],
             read.append(path)
         except OSError as error:
             failed[path] = str(error.strerror or error or type(error).__name__).splitlines()[0]
-    return np.stack(views) if views else np.zeros((0, view.size, view.size, 3), np.uint8), read, failed
+    return views, read, failed
 
 
-def probabilities(model: nnx.Module, images: jax.Array, fusion: str = "logits") -> dict[str, np.ndarray]:
-    """Softmax outputs (n, classes) of every head the model has, and of both together, for normalized images."""
-    graphdef, state = nnx.split(model)
-    found = [np.asarray(p) for p in head_probabilities(graphdef, state, images, fusion)]
-    return dict(zip(HEADS[: len(found)], found, strict=True))
+def image_batches(paths: Sequence[str], view: View, rows: int, failed: dict[str, str]) -> Iterator[Batch]:
+    """Batches of `rows` images for `infer`, the last one padded, with their "paths"; none without a readable image.
 
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "fusion"))
-def head_probabilities(graphdef, state, images: jax.Array, fusion: str) -> list[jax.Array]:
-    cls, dist = nnx.merge(graphdef, state).heads(images)
-    logits = [cls] if dist is None else [cls, dist, fuse(cls, dist, fusion)]
-    return [jax.nn.softmax(x) for x in logits]
-
-
-def predict_batches(
-    model: nnx.Module, paths: Sequence[str], view: View, fusion: str
-) -> Iterator[tuple[list[str], dict[str, np.ndarray], dict[str, str]]]:
-    """(paths, per head probabilities (n, classes), {path: why it cannot be read}) of one batch of images after the
-    other."""
-    rows = min(BATCH, len(paths))
+    failed: gets the images that cannot be read, {path: why}.
+    """
     for start in range(0, len(paths), rows):
-        pixels, read, failed = read_views(paths[start : start + rows], view)
-        heads = {}
+        views, read, unread = read_views(paths[start : start + rows], view)
+        failed |= unread
         if read:
-            padded = np.pad(pixels, ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0)))  # one shape compiles once
-            every = probabilities(model, normalize(jnp.asarray(padded), view.mean, view.std), fusion)
-            heads = {name: p[: len(read)] for name, p in every.items()}
-        yield read, heads, failed
+            padding = [np.zeros_like(views[0])] * (rows - len(views))  # one shape compiles once
+            yield {"image": np.stack([*views, *padding]), "paths": read}
+
+
+@functools.partial(jax.jit, static_argnames="fusion")
+def head_probabilities(logits: Logits, fusion: str) -> list[jax.Array]:
+    """Softmax outputs (batch, classes) of the heads that a model has, and of both together, in the order of HEADS."""
+    heads = [logits["cls"]] + ([logits["dist"], logits[f"fused_{fusion}"]] if "dist" in logits else [])
+    return [jax.nn.softmax(x) for x in heads]
+
+
+def predict_images(
+    classifier: Classifier, paths: Sequence[str], mesh: Mesh, failed: dict[str, str], *, top: int, fusion: str
+) -> Iterator[Prediction]:
+    """The prediction for each image that can be read; `failed` gets the others, {path: why}."""
+    names, view = output_names(classifier.class_names, classifier.num_classes), classifier.view
+    batches = image_batches(paths, view, evaluation_rows(BATCH, len(paths), mesh.devices.size), failed)
+    reduce = lambda logits, _: head_probabilities(logits, fusion)
+    found = infer(classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, reduce=reduce)
+    for batch, sets in found:
+        heads = dict(zip(HEADS, next(iter(sets.values())), strict=False))
+        for i, path in enumerate(batch["paths"]):
+            yield Prediction(path, {head: likeliest(p[i], names, top) for head, p in heads.items()})
 
 
 def likeliest(probability: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -128,12 +133,7 @@ def likeliest(probability: np.ndarray, names: Sequence[str], top: int) -> list[t
     return [(names[int(i)], float(probability[i])) for i in best]
 
 
-def describe(heads: dict[str, np.ndarray], names: Sequence[str], top: int) -> str:
-    """The likeliest classes of one image, a column per head. heads: (classes,) each."""
-    return show(Prediction("", {head: likeliest(p, names, top) for head, p in heads.items()}))
-
-
-def show(prediction: Prediction) -> str:
+def format_prediction(prediction: Prediction) -> str:
     """A prediction as text, a column per head."""
     columns = []
     for head, classes in prediction.heads.items():
@@ -171,15 +171,6 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], about: dict
     atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def square_size(model: Any, source: str) -> int:
-    """Pixels per side of the images that the model takes. Raises UserError where they are not square."""
-    size = model.img_size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    if height != width:
-        raise UserError(f"{source} takes images of {height}x{width}: only square views are made here")
-    return height
-
-
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise UserError for what can be known to be wrong before the weights are read."""
     if (args.crop is not None and not 0 < args.crop <= 1) or args.top < 1:
@@ -196,57 +187,52 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """The command: predict, print or write, draw."""
+    """Predict, print or write, draw."""
     check_arguments(args)
     paths = find_images(args.images)
     weights = load_weights(args.source, weights=args.weights)
     if not weights.num_classes:
         raise UserError(f"{args.source} has no classification head: give weights that have one")
-    names = names_of(weights)
-    model, _ = build_model(weights, weights.architecture.constructor())
-    view = view_of(weights, square_size(model, args.source), crop=args.crop, interpolation=args.interpolation)
-    print(f"images: {view.describe()}", file=sys.stderr)
+    mesh = sharding.make_mesh(jax.local_devices())
+    view = {"crop": args.crop or 0.0, "interpolation": args.interpolation or ""}
+    classifier = make_classifier({args.weights: weights}, mesh, **view)
+    print(f"images: {classifier.view.describe()}", file=sys.stderr)
     predictions, failed = [], {}
-    for read, heads, unread in predict_batches(model, paths, view, args.fusion):
-        failed |= unread
-        for i, path in enumerate(read):
-            one = Prediction(path, {head: likeliest(p[i], names, args.top) for head, p in heads.items()})
-            predictions.append(one)
-            if not args.output:
-                print(printable(path))
-                print(show(one))
+    for one in predict_images(classifier, paths, mesh, failed, top=args.top, fusion=args.fusion):
+        predictions.append(one)
+        if not args.output:
+            print(printable(one.path))
+            print(format_prediction(one))
     named = [path for path in failed if path in args.images or not predictions]
     if named:
         raise UserError(f"image {named[0]} cannot be read ({failed[named[0]]}): give a JPEG or PNG file")
     for path, why in failed.items():  # in a folder, one bad file does not cost the others
         print(f"image {printable(path)} cannot be read ({printable(why)})", file=sys.stderr)
     if args.output:
-        about = {"weights": str(args.source), "view": view._asdict(), "failed": failed}
+        about = {"weights": str(args.source), "view": classifier.view._asdict(), "failed": failed}
         write_predictions(Path(args.output), predictions, about)
         print(f"wrote {args.output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
     if args.attention:
-        draw_attention(args.attention, model, predictions, view)
+        draw_predictions(args.attention, classifier, predictions)
 
 
-def draw_attention(path: str, model: Any, predictions: Sequence[Prediction], view: View) -> None:
-    """Attention of the last block, mean over heads, as a picture beside each image, of the first DRAWN."""
+def draw_predictions(path: str, classifier: Classifier, predictions: Sequence[Prediction]) -> None:
+    """Draw the attention of the last block beside each of the first MAX_DRAWN images."""
+    weights, view = next(iter(classifier.sets.values())), classifier.view
+    model = nnx.merge(classifier.graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         raise UserError("--attention needs a ViT or DeiT: a ConvNet has none")
-    from deit_jax import plots  # here: matplotlib takes a second
-
-    drawn = predictions[:DRAWN]
-    pixels, _, _ = read_views([p.path for p in drawn], view)
-    attention = model.inspect(normalize(jnp.asarray(pixels), view.mean, view.std))["attention"][-1]
-    maps = np.asarray(attention.mean(1)[..., model.prefix_tokens :])
+    drawn = predictions[:MAX_DRAWN]
+    views, _, _ = read_views([p.path for p in drawn], view)
     captions = [printable(next(reversed(p.heads.values()))[0][0]) for p in drawn]
-    plots.attention(path, pixels, maps, captions, model.grid)
-    more = f", the first {DRAWN} of {len(predictions)} images" if len(predictions) > DRAWN else ""
+    draw_attention(path, model, np.stack(views), captions, mean=view.mean, std=view.std)
+    more = f", the first {MAX_DRAWN} of {len(predictions)} images" if len(predictions) > MAX_DRAWN else ""
     print(f"wrote {path}{more}")
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m deit_jax.predict", description="What a model sees in images.")
+    parser = argparse.ArgumentParser("python -m deit_jax.predict", description="Predict the classes of images.")
     parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument("--output", metavar="FILE", help="write a table, .csv or .json, instead of printing")
@@ -255,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resizing")
     parser.add_argument("--fusion", choices=("logits", "probabilities"), default="logits", help="of the two heads")
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
-    parser.add_argument("--attention", metavar="FILE.png", help="draw where class and distillation token look")
+    parser.add_argument("--attention", metavar="FILE.png", help="draw the attention of class and distillation token")
     run(parser.parse_args(arguments))
 
 

@@ -17,7 +17,10 @@ from safetensors.numpy import save_file
 
 import deit_jax
 from deit_jax import convert, predict
+from deit_jax.augment import normalize
 from deit_jax.classes import imagenet
+from deit_jax.evaluate.classifier import make_classifier
+from deit_jax.runtime import sharding
 from deit_jax.weights import load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 
@@ -43,20 +46,28 @@ def test_predict_prints_every_head(small, capsys):
 
 
 def test_probabilities_are_the_models(small):
+    mesh, failed = sharding.make_mesh(), {}
+    classifier = make_classifier({"params": load_weights(small)}, mesh)
+    found = list(predict.predict_images(classifier, PHOTOS, mesh, failed, top=3, fusion="probabilities"))
+    views = np.stack([predict.read_view(path, classifier.view) for path in PHOTOS])
     model = deit_jax.load_model(small)
-    images = seeded.images(2, 16)
-    heads = predict.probabilities(model, images, "probabilities")
-    cls, dist = model.heads(images)
-    np.testing.assert_allclose(heads["both"], (jax.nn.softmax(cls) + jax.nn.softmax(dist)) / 2, atol=1e-6)
-    assert list(predict.probabilities(deit_jax.create_model("regnety_digits"), images)) == ["class head"]
+    cls, dist = model.heads(normalize(views, classifier.view.mean, classifier.view.std))
+    both = np.asarray((jax.nn.softmax(cls) + jax.nn.softmax(dist)) / 2)
+    for one, expected in zip(found, both, strict=True):
+        assert [value for _, value in one.heads["both"]] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+        assert one.heads["both"][0][0] == f"class {expected.argmax()}"
+    assert not failed
+    heads = predict.head_probabilities({"cls": cls}, "logits")
+    np.testing.assert_allclose(heads[0], jax.nn.softmax(cls), atol=1e-6)
 
 
 def test_class_names(tmp_path, small):
     weights = load_weights(small)
-    assert predict.names_of(weights) == ["class 0", "class 1", "class 2"]
+    assert predict.output_names(weights.class_names, 3) == ["class 0", "class 1", "class 2"]
+    assert predict.output_names(None, 1000)[388] == "giant panda"
     weights.class_names = ["ant", "bee", "cat"]
     convert.save_orbax(weights, tmp_path / "orbax")
-    assert predict.names_of(load_weights(tmp_path / "orbax")) == ["ant", "bee", "cat"]
+    assert predict.output_names(load_weights(tmp_path / "orbax").class_names, 3) == ["ant", "bee", "cat"]
     assert len(set(imagenet.class_names())) == len(set(imagenet.synsets())) == 1000
     assert (imagenet.synsets()[388], imagenet.class_names()[388]) == ("n02510455", "giant panda")
 
