@@ -37,7 +37,7 @@ from scipy import stats
 from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.config import validate
-from deit_jax.config.derived import plain_config, plain_name, teacher_config, trains_teacher
+from deit_jax.config.derived import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
 from deit_jax.data.base import limit_images
 from deit_jax.distill.runs import open_models, train_run
@@ -75,12 +75,12 @@ def hard(config) -> None:
 def hard_without_token(config) -> None:
     """Both loss terms act on the only head."""
     hard(config)
-    config.model.name = plain_name(config.model.name)
+    config.model.name = without_token(config.model.name)
 
 
 def soft_without_token(config) -> None:
     soft(config)
-    config.model.name = plain_name(config.model.name)
+    config.model.name = without_token(config.model.name)
 
 
 def second_cls(config) -> None:
