@@ -18,7 +18,6 @@ MODES = ("train", "evaluate", "label", "ablate", "plan", "benchmark", "show")
 TOOLS = {  # name: module
     "predict": "predict",
     "convert": "convert",
-    "compare": "compare",
     "certify": "certify",
     "check": "check",
     "config": "config.__main__",
@@ -145,8 +144,8 @@ def run_mode(given: flags.FlagValues) -> None:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
     if mode in ("train", "label", "ablate") and not given.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
-    workdir = storage.local_text("workdir", given.workdir or "")
-    output = storage.local_text("output", given.output)
+    workdir = str(storage.as_path(given.workdir)) if given.workdir else ""
+    output = str(storage.as_path(given.output)) if given.output else ""
     if mode == "ablate" and storage.is_bucket(workdir):
         raise UserError(
             f"workdir {workdir} is in a bucket: an ablation shares its runs by locks of a file system, give a path"

@@ -1,6 +1,8 @@
 """One rule: a random number is a pure function of (seed, what it is for, where it stands). Nothing carries a state, so
 workers, hosts, devices and restarts change nothing."""
 
+import hashlib
+
 import jax
 
 # What a number is for. The numbers are part of every run's identity: never reuse or renumber one.
@@ -8,5 +10,12 @@ PURPOSES = {"init": 0, "augment": 1, "drop": 2, "order": 3, "crop": 4, "subset":
 
 
 def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
-    """The key all of a purpose's numbers are folded from."""
-    return jax.random.fold_in(jax.random.key(seed), PURPOSES[purpose])
+    """The key all of a purpose's numbers are folded from. seed: any of 64 bits, or one of `small_seed` as an array."""
+    return jax.random.fold_in(jax.random.key(small_seed(seed)), PURPOSES[purpose])
+
+
+def small_seed(seed: jax.Array | int) -> jax.Array | int:
+    """The seed as an int32, which jax's keys and a run's state hold: larger ones are hashed, smaller ones stay."""
+    if not isinstance(seed, int) or seed < 2**31:
+        return seed
+    return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "little")).digest()[:4], "little") % 2**31

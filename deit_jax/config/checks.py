@@ -31,6 +31,8 @@ def check_setting(path: str, value: Any, setting: Setting) -> None:
     elif isinstance(value, int | float) and not path.startswith("mesh."):  # where -1 is the rest
         if not 0 <= value < math.inf:
             raise UserError(f"{path} is {value}: it must be a number from 0 on")
+        if path == "seed" and value >= 2**64:
+            raise UserError(f"seed is {value}: it must be below 2^64")
         if path in AT_LEAST_ONE and value < 1:
             raise UserError(f"{path} is {value}: it must be at least 1")
         if path in FRACTIONS and value > 1:

@@ -13,6 +13,7 @@ from deit_jax.data import loader
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.models.layout import place_params
+from deit_jax.randomness import small_seed
 from deit_jax.runtime import sharding
 from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
@@ -135,7 +136,7 @@ def initial_weights(run: Run) -> dict | None:
 def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:
     """The state of the newest checkpoint, else a new one."""
     if checkpoints.latest() is None:
-        return program.initialize(initial_weights(run), run.config.seed)
+        return program.initialize(initial_weights(run), small_seed(run.config.seed))
     return checkpoints.restore(program.abstract_state)
 
 
@@ -219,7 +220,7 @@ def roll_back(run: Run, program: Program, state: State, checkpoints: Checkpoints
     to = checkpoints.last_good()
     if to is None:
         checkpoints.discard_after(to := 0)
-        back = program.initialize(initial_weights(run), run.config.seed)
+        back = program.initialize(initial_weights(run), small_seed(run.config.seed))
     else:
         back = checkpoints.roll_back(to, program.abstract_state)
     offset = int(state["offset"]) + step - to

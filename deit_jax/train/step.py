@@ -14,7 +14,7 @@ from deit_jax.augment import augment_train
 from deit_jax.config import Config
 from deit_jax.losses import distillation_loss
 from deit_jax.models.layout import Layout, pin_params
-from deit_jax.randomness import purpose_key
+from deit_jax.randomness import purpose_key, small_seed
 from deit_jax.student import Student
 from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
 
@@ -67,7 +67,7 @@ def create_state(
     return {
         "step": zero,
         "offset": zero,
-        "seed": zero + seed,
+        "seed": zero + small_seed(seed),
         "params": params,
         "batch_stats": batch_stats,
         "opt": make_optimizer(config).init(params),

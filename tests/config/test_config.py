@@ -77,6 +77,7 @@ def test_arguments():
     [
         ("recipe", "papper", "did you mean paper"),
         ("batch_size", 0, "at least 1"),
+        ("seed", 2**64, r"seed is 18446744073709551616: it must be below 2\^64"),
         ("augment.erasing", 1.5, "0..1"),
         ("optimizer.lr", -1.0, "must be a number from 0 on"),
         ("optimizer.lr", float("nan"), "must be a number from 0 on"),
@@ -95,7 +96,7 @@ def test_arguments():
         ("epochs", 0, "steps and epochs are both 0"),
         ("data.crop", 0.0, "data.crop is 0"),
         ("batch_size", 1020, "not divisible by 8 devices: use --config.batch_size=1024"),
-        ("data.root", "s3://b/imagenet", "data.root s3://b/imagenet is an address .* mount the storage"),
+        ("data.root", "s3://b/imagenet", "data.root s3://b/imagenet is not a path .* mount the storage"),
         ("init", "a.safetensors,file://host/b", "init file://host/b is not a path of this machine"),
         ("teacher.name", "gs://b/teacher", "teacher.name is gs://b/teacher: it takes no address"),
         ("accumulate", 3, "8 devices x 3 parts: use --config.batch_size=1032"),

@@ -11,8 +11,8 @@ from helpers import SMALL, import_timm, state_of
 from safetensors.numpy import save_file
 
 import deit_jax
-from deit_jax import compare
 from deit_jax.errors import UserError
+from examples import compare
 
 
 @pytest.fixture(scope="module")

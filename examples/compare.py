@@ -1,8 +1,8 @@
-"""Where two implementations of a model part ways: their activations, layer by layer.
+"""Find the first layer at which two implementations of a model differ, by their activations.
 
-    python -m deit_jax.compare WEIGHTS --timm            timm's model with the same weights (needs torch and timm)
-    python -m deit_jax.compare WEIGHTS --npz=FILE.npz    activations saved by name, with the input under "images"
-    python -m deit_jax.compare WEIGHTS OTHER_WEIGHTS     the same model with other weights
+    python examples/compare.py WEIGHTS --timm            timm's model with the same weights (needs torch and timm)
+    python examples/compare.py WEIGHTS --npz=FILE.npz    activations saved by name, with the input under "images"
+    python examples/compare.py WEIGHTS OTHER_WEIGHTS     the same model with other weights
 
 prints the first layer whose output differs and by how much; `--all` prints every layer. For a port of your own:
 
@@ -179,7 +179,7 @@ def timm_activations(source: str, name: str, num_classes: int, images) -> dict[s
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m deit_jax.compare", description="Compare models layer by layer.")
+    parser = argparse.ArgumentParser("python examples/compare.py", description="Compare models layer by layer.")
     parser.add_argument("weights", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder")
     parser.add_argument("other", metavar="OTHER_WEIGHTS", nargs="?", help="weights to compare with")
     parser.add_argument("--timm", action="store_true", help="compare with timm's model on the same weights")
