@@ -36,6 +36,11 @@ class Interrupted(BaseException):
     """A signal ended the command after its work was saved. Like KeyboardInterrupt, not an Exception."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, cut to fit into a line of ours; its type where it has no message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
+
+
 def nearest(name: str, known: Iterable[str], how_many: int = 1) -> str:
     """ " (did you mean X?)" for the known name(s) closest to `name`, or "" when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=how_many, cutoff=0.5)

@@ -125,11 +125,6 @@ def file_names(source: Source) -> list[str]:
     return [os.fsdecode(name) for name in source.names] if isinstance(source, FileSource) else []
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's error; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 class ArraySource:
     """Pixels in memory: uint8 (n, height, width[, 3]) and labels (n,)."""
 

@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 from deit_jax.classes import imagenet
 from deit_jax.classes.match import sort_classes
-from deit_jax.data.base import first_line
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, first_line
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"

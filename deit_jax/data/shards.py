@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.data.base import Source, cached, first_line, hold_out
+from deit_jax.data.base import Source, cached, hold_out
 from deit_jax.data.layout import check_named, choose_splits
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import storage
 
 INDEX = "dataset.json"

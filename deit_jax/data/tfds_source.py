@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.data.base import Source, cached, first_line, hold_out
+from deit_jax.data.base import Source, cached, hold_out
 from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT
-from deit_jax.errors import UserError, nearest
+from deit_jax.errors import UserError, first_line, nearest
 
 NAMES = (
     "imagenet2012 imagenet2012_real imagenet_v2 imagenet_a imagenet_r imagenet_sketch cifar10 cifar100"

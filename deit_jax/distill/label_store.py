@@ -22,7 +22,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Shaped
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import atomic, storage
 
 Labels = Shaped[np.ndarray, "..."]  # an array of the store
@@ -286,7 +286,3 @@ class LabelStore:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"opened": {}}
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:160]

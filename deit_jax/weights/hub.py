@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from deit_jax.errors import UserError
-from deit_jax.weights.metadata import first_line
+from deit_jax.errors import UserError, first_line
 from deit_jax.weights.weight_files import NAMES, is_weight_file
 
 CONFIGURATION = ("config.json", "preprocessor_config.json")

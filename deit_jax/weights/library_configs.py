@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from deit_jax.errors import UserError
-from deit_jax.weights.metadata import ARGUMENTS, Metadata, read_json, reading
+from deit_jax.weights.metadata import ARGUMENTS, Metadata, read_object, reading
 
 # timm's model_args: those without effect on a trained model, and the values of others that are implemented
 NEUTRAL = {
@@ -61,11 +61,11 @@ def read_configuration(folder: Path) -> Metadata:
     Raises UserError for entries that cannot be, and for models that are not implemented.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_object(path)
     with reading(str(path)):
         found = from_timm(config, str(path)) | from_hugging_face(config, str(path))
     path = folder / "preprocessor_config.json"
-    if processor := read_json(path):
+    if processor := read_object(path):
         kind = {"vit": "ViT", "deit": "DeiT"}.get(config.get("model_type", ""), "")
         with reading(str(path)):
             found = found | from_processor(processor, str(path), kind)

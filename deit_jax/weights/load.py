@@ -12,12 +12,12 @@ import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
-from deit_jax.errors import UserError, printable
+from deit_jax.errors import UserError, first_line, printable
 from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
 from deit_jax.weights.library_configs import read_configuration
-from deit_jax.weights.metadata import Metadata, first_line, from_checkpoint, from_header, given_size, reading
+from deit_jax.weights.metadata import Metadata, from_checkpoint, from_header, given_size, reading
 from deit_jax.weights.names import COUNTER, HEADS, Naming, Timm, counter_keys, entries, naming_of
 from deit_jax.weights.tensors import Tensors
 from deit_jax.weights.weight_files import open_file, weight_file

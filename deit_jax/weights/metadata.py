@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from deit_jax.config.settings import INTERPOLATIONS
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, first_line
 
-HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `to_json` makes it
+HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `metadata_json` makes it
 MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are of pixels in 0..255
 
 
@@ -118,12 +118,7 @@ def reading(where: str) -> Iterator[None]:
         raise UserError(f"{where} has an entry of another form than expected ({first_line(error)}): fix it") from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, cut to fit into a line of ours."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is no such file. Raises UserError where it is anything else."""
     if not path.exists():
         return {}
@@ -136,13 +131,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def to_json(metadata: Metadata) -> dict[str, Any]:
+def metadata_json(metadata: Metadata) -> dict[str, Any]:
     """The entries that are known, as `from_json` reads them."""
     return {key: value for key, value in dataclasses.asdict(metadata).items() if value and key != "notes"}
 
 
 def from_json(content: Mapping[str, Any], where: str) -> Metadata:
-    """Metadata that `to_json` wrote. Raises UserError where it has been changed to something else."""
+    """Metadata that `metadata_json` wrote. Raises UserError where it has been changed to something else."""
     known = {field.name for field in dataclasses.fields(Metadata)} - {"notes"}
     with reading(where):
         return Metadata(**{key: value for key, value in content.items() if key in known})
@@ -150,7 +145,7 @@ def from_json(content: Mapping[str, Any], where: str) -> Metadata:
 
 def to_header(metadata: Metadata) -> dict[str, str]:
     """The entry of a safetensors header that `from_header` reads."""
-    return {HEADER_KEY: json.dumps(to_json(metadata))}
+    return {HEADER_KEY: json.dumps(metadata_json(metadata))}
 
 
 def from_header(header: Mapping[str, str] | None, file: str) -> Metadata:

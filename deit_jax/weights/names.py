@@ -42,7 +42,7 @@ BLOCK = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file: `key` there, `shape` in PyTorch's layout, and where it lies in our tree."""
 
     key: str
@@ -113,7 +113,7 @@ def timm_key(path: tuple[str, ...]) -> str:
     return ".".join([*names, LEAVES.get(path[-1], path[-1])])
 
 
-def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
+def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
     """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
     leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
     for path, array in leaves.items():
@@ -126,7 +126,7 @@ def entries(tree: dict, naming: Naming) -> Iterator[Entry]:
             keys = naming.split(key if block is None else key.replace("blocks.", f"blocks.{block}.", 1))
             share = (shape[0] // len(keys), *shape[1:])
             for i, name in enumerate(keys):
-                yield Entry(name, share, path, block, axes, None if len(keys) == 1 else i)
+                yield TensorEntry(name, share, path, block, axes, None if len(keys) == 1 else i)
 
 
 def counter_keys(tree: dict) -> list[str]:

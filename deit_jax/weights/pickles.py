@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.errors import UserError
-from deit_jax.weights.metadata import first_line
+from deit_jax.errors import UserError, first_line
 from deit_jax.weights.tensors import Tensors
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
@@ -48,7 +47,7 @@ def open_pickle(path: Path, weights: str = "params") -> Tensors:
             f"{path} is not a readable PyTorch file ({first_line(error)}): it is corrupt or was cut short: download it"
             " again"
         ) from error
-    state, notes = choose(content, weights, path)
+    state, notes = choose_weights(content, weights, path)
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(
             f"{path} has an unknown layout: a PyTorch file of tensors by name, or those under 'model', is needed"
@@ -82,7 +81,7 @@ def harmless() -> list:
     ]
 
 
-def choose(content: Any, weights: str, path: Path) -> tuple[dict, list[str]]:
+def choose_weights(content: Any, weights: str, path: Path) -> tuple[dict, list[str]]:
     """(tensors by name, notes) of a file's content: the trained ones or their average.
 
     Raises UserError where the file does not hold what is asked for, or holds two models.

@@ -6,8 +6,7 @@ import jax.numpy as jnp  # noqa: F401  registers bfloat16 with numpy, which safe
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from deit_jax.errors import UserError
-from deit_jax.weights.metadata import first_line
+from deit_jax.errors import UserError, first_line
 from deit_jax.weights.pickles import SUFFIXES, is_pickle, open_pickle
 from deit_jax.weights.tensors import Tensors, unwrap
 

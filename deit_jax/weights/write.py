@@ -7,7 +7,7 @@ import numpy as np
 from deit_jax.runtime import atomic
 from deit_jax.weights import integrity
 from deit_jax.weights.load import Weights
-from deit_jax.weights.metadata import HEADER_KEY, Metadata, to_header, to_json
+from deit_jax.weights.metadata import HEADER_KEY, Metadata, metadata_json, to_header
 from deit_jax.weights.names import Naming, Timm, counter_keys, entries
 
 
@@ -65,7 +65,7 @@ def save_orbax(weights: Weights, path: Path) -> None:
     meta = {
         "model": {"name": weights.name, "num_classes": config["num_classes"], "img_size": config.get("img_size")},
         "step": 0,
-        "weights": to_json(metadata_of(weights))
+        "weights": metadata_json(metadata_of(weights))
         | {"source": weights.source, "counters": weights.counters, "header": weights.header},
     }
     items = {"params": ocp.args.StandardSave(weights.tree), "meta": ocp.args.JsonSave(meta)}

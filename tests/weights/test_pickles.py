@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
-from deit_jax.weights.pickles import choose, model_name
+from deit_jax.weights.pickles import choose_weights, model_name
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def same(path, other, **options) -> None:
 
 
 class Tensor:
-    """What `choose` takes for a tensor."""
+    """What `choose_weights` takes for a tensor."""
 
     def untyped_storage(self):
         pass
@@ -38,24 +38,24 @@ class Tensor:
 def test_which_of_a_files_weights():
     trained, averaged = {"a": Tensor()}, {"b": Tensor()}
     both = {"model": trained, "model_ema": averaged, "optimizer": {"state": {}}, "epoch": 3}
-    assert choose(both, "params", "x")[0] == trained
-    assert "averaged ones too ('model_ema', --weights=ema)" in choose(both, "params", "x")[1][0]
-    assert choose(both, "ema", "x") == (averaged, [])
-    assert choose({"ema_state_dict": averaged}, "params", "x") == (
+    assert choose_weights(both, "params", "x")[0] == trained
+    assert "averaged ones too ('model_ema', --weights=ema)" in choose_weights(both, "params", "x")[1][0]
+    assert choose_weights(both, "ema", "x") == (averaged, [])
+    assert choose_weights({"ema_state_dict": averaged}, "params", "x") == (
         averaged,
         ["averaged weights ('ema_state_dict'): the file has no others"],
     )
-    assert choose({"model": {"state_dict": trained}}, "params", "x") == (trained, [])
-    assert choose({"model": {"depth": 12}, "state_dict": trained}, "params", "x") == (trained, [])
-    assert choose(trained, "params", "x") == (trained, [])
-    assert choose([1], "params", "x") == ({}, [])
+    assert choose_weights({"model": {"state_dict": trained}}, "params", "x") == (trained, [])
+    assert choose_weights({"model": {"depth": 12}, "state_dict": trained}, "params", "x") == (trained, [])
+    assert choose_weights(trained, "params", "x") == (trained, [])
+    assert choose_weights([1], "params", "x") == ({}, [])
     endless = {"a": Tensor()}
     endless["model"] = endless
-    assert choose(endless, "params", "x")[0] == endless
+    assert choose_weights(endless, "params", "x")[0] == endless
     with pytest.raises(UserError, match="holds no averaged weights: leave --weights=ema out"):
-        choose({"model": trained}, "ema", "x")
+        choose_weights({"model": trained}, "ema", "x")
     with pytest.raises(UserError, match="holds weights under 'model' and 'state_dict': save one of them alone"):
-        choose({"model": trained, "state_dict": averaged}, "params", "x")
+        choose_weights({"model": trained, "state_dict": averaged}, "params", "x")
 
 
 def test_the_name_that_training_scripts_save():
