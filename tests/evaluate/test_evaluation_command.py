@@ -206,9 +206,8 @@ def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weig
         run(f"{weights},{small}", f"x={tmp_path / 'mine'}")
 
 
-@pytest.mark.parametrize("class_names", [["2", "10"], ["10", "2"]])  # as numbers, and as text: an older run's order
-def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path, class_names):
-    for name in class_names:
+def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path):
+    for name in ("2", "10"):
         for i in range(10):
             oracle.save_image(tmp_path / "data" / name / f"{i}.png", i)
     config = default_config()
@@ -217,8 +216,8 @@ def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path, class_names):
     meta = tmp_path / "run" / "checkpoints" / "5" / "meta"
     for folder in (meta, meta.parent / "params"):
         folder.mkdir(parents=True)
-    (meta / "metadata").write_text(json.dumps({"weights": {"class_names": class_names}}))
-    fingerprint = sources.open_sources(config, class_names)[0].fingerprint
+    (meta / "metadata").write_text(json.dumps({"weights": {"class_names": ["2", "10"]}}))
+    fingerprint = sources.open_sources(config)[0].fingerprint
     (tmp_path / "run" / "config.json").write_text(json.dumps({"data.fingerprint": fingerprint}))
     own = default_eval_set(config, [EvalTarget("a/hub", config), EvalTarget(str(tmp_path / "run"), config)])
     assert (len(own.source), own.note) == (2, "held out of the run's training images")
