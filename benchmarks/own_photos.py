@@ -34,14 +34,13 @@ from common import ROOT
 from deit_jax.augment import augment_train
 from deit_jax.config import Config, default_config, resolve
 from deit_jax.data import loader
-from deit_jax.distill.runs import train_run
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import sharding
-from deit_jax.student import make_student
-from deit_jax.train.optimizer import num_steps, schedule
-from deit_jax.train.setup import Data, load_init, open_data
-from deit_jax.train.step import create_state, make_update, no_teacher
+from deit_jax.train.loop import train_run
+from deit_jax.train.optimizer import num_steps
+from deit_jax.train.run import Data, load_init, make_student, open_data
+from deit_jax.train.step import create_state, make_train_step
 from deit_jax.weights.normalization import adopt_normalization
 
 MODEL = "deit_pico_patch4_12"
@@ -135,16 +134,17 @@ class Photos:
         """(seed, augmented batches) → top-1 of the trained and of the averaged weights in percent."""
         config = self.config.copy_and_resolve_references()
         config.optimizer.lr, config.optimizer.head_lr_scale, config.steps = lr, head_lr_scale, steps
-        rate = schedule(config, self.per_epoch)
-        update = jax.jit(make_update(self.student, no_teacher, config, rate), donate_argnums=0)
+        given = lambda batch, *_: (batch["image"], batch["target"])  # augmented once for all learning rates
+        step = make_train_step(self.student, None, config, self.per_epoch, augment=given)
+        update = jax.jit(step, donate_argnums=0)
         initialize = jax.jit(lambda weights, seed: create_state(self.student, config, weights, seed=seed))
         total = self.total(steps)
 
         def train(seed: int, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
-            state, key = initialize(self.weights, seed), purpose_key(seed, "drop")
-            for step, batch in enumerate(batches[:total]):
-                state, _ = update(state, batch, (), jax.random.fold_in(key, step))
-            sets = {"params": {"params": state["params"], "batch_stats": state["batch_stats"]}, "ema": state["ema"]}
+            state = initialize(self.weights, seed)
+            for batch in batches[:total]:
+                state, _ = update(state, batch, ())
+            sets = {"params": {"params": state.params, "batch_stats": state.batch_stats}, "ema": state.ema}
             mean, std = config.augment.mean, config.augment.std
             found = evaluate_sets(self.student.graphdef, sets, self.evaluation, mesh=self.mesh, mean=mean, std=std)
             return {name: result["top1"] for name, result in found.items()}

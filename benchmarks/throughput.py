@@ -28,7 +28,7 @@ from common import machine, spread, table
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import head_logits
-from deit_jax.student import compute_dtype
+from deit_jax.runtime.hardware import compute_dtype
 
 PUBLISHED = Path(__file__).with_name("published.json")
 HALF = (0.5, 0.5, 0.5)  # normalization statistics

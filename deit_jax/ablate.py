@@ -40,7 +40,6 @@ from deit_jax.config import validate
 from deit_jax.config.derived import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
 from deit_jax.data.base import limit_images
-from deit_jax.distill.runs import open_models, train_run
 from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
@@ -49,9 +48,8 @@ from deit_jax.models.vit import ViT
 from deit_jax.report.agreement import token_cosine
 from deit_jax.runtime import atomic, hardware, lock, sharding
 from deit_jax.runtime.processes import wait_for_process_0
-from deit_jax.student import make_student
-from deit_jax.train.setup import Data, open_data
-from deit_jax.train.workdir import claim_workdir
+from deit_jax.train.loop import train_run
+from deit_jax.train.run import Data, claim_workdir, make_student, open_data, open_models
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 

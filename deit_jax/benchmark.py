@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from deit_jax import models
+from deit_jax.abstract_step import abstract_teacher, step_flops
 from deit_jax.augment import augment_train
 from deit_jax.config import Config, validate
-from deit_jax.distill.abstract import abstract_teacher, step_flops
+from deit_jax.data.batch import teacher_entries
 from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import head_logits
 from deit_jax.models.layout import make_layout, place_params
@@ -23,8 +24,8 @@ from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.processes import from_process_0
-from deit_jax.student import Student, make_student
-from deit_jax.train.step import create_state, make_step
+from deit_jax.train.run import Student, make_student
+from deit_jax.train.step import create_state, make_train_step
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
@@ -70,8 +71,7 @@ def time_calls(call: Callable[[], Any], samples: int = SAMPLES, seconds: float =
 
 
 def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
-    """This process's rows of a training batch of noise, on the host; with decisions or distributions of a teacher where
-    labels are stored."""
+    """This process's rows of a training batch of noise, on the host; with a teacher's labels where these are stored."""
     rng, rows = np.random.default_rng(seed), config.batch_size // jax.process_count()
     size, classes, k = student.img_size, student.num_classes, config.label.k
     batch = {
@@ -81,9 +81,10 @@ def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, n
         "epoch": np.zeros(rows, np.int32),
         "repeat": np.zeros(rows, np.int32),
     }
-    if config.distill.labels and config.distill.kind == "hard":
+    stored = teacher_entries(config)
+    if "teacher_probability" not in stored and stored:
         batch["teacher"] = rng.integers(0, classes, rows, np.int32)
-    if config.distill.labels and config.distill.kind == "soft":
+    elif stored:
         batch["teacher"] = np.tile(np.arange(k, dtype=np.int32), (rows, 1))
         batch["teacher_probability"] = np.full((rows, k), 1 / (k + 1), np.float32)
     return batch
@@ -105,10 +106,10 @@ class Workload:
         self.student = make_student(config, config.model.num_classes).on(layout)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
         teacher = abstract_teacher(config, **sizes)
-        replicated = sharding.replicated(self.mesh)
+        members = teacher.models if teacher else ()
         random_weights = jax.jit(
-            lambda seed: [models.init_arrays(m.build, jax.random.key(seed)) for m in teacher.models],
-            out_shardings=replicated,
+            lambda seed: [models.init_arrays(member.build, jax.random.key(seed)) for member in members],
+            out_shardings=sharding.replicated(self.mesh),
         )
         self.teacher_arrays = random_weights(1)
         shapes = jax.eval_shape(lambda: create_state(self.student, config))
@@ -116,7 +117,8 @@ class Workload:
         self.state = jax.jit(lambda: create_state(self.student, config), out_shardings=places)()
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
 
-        step = jax.jit(make_step(self.student, teacher.logits, config, 1000, layout.batch_shards), donate_argnums=0)
+        predict = teacher.predict if teacher else None
+        step = jax.jit(make_train_step(self.student, predict, config, 1000, layout.batch_shards), donate_argnums=0)
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun
@@ -132,7 +134,7 @@ class Workload:
         return metrics
 
     def forward(self) -> dict[str, jax.Array]:
-        weights = {"params": self.state["params"], "batch_stats": self.state["batch_stats"]}
+        weights = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         return head_logits(self.student.graphdef, weights, self.batch["image"], *self.pixels)
 
     def augment(self) -> tuple[jax.Array, jax.Array]:
@@ -147,7 +149,7 @@ class Workload:
         plain = self.config.copy_and_resolve_references()
         plain.model.attention = "einsum"  # a fused kernel's arithmetic cannot be seen
         graphdef = make_student(plain, plain.model.num_classes).graphdef
-        weights = {"params": self.state["params"], "batch_stats": self.state["batch_stats"]}
+        weights = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         run = lambda weights, images: head_logits(graphdef, weights, images, *self.pixels)
         return count_flops(run, weights, self.batch["image"])
 

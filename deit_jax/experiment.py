@@ -8,6 +8,7 @@ trained (distilled DeiT-B at 384 px, 85.2 %), which the released code leaves to 
     WORKDIR/chain.md    both results
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,12 @@ import jax
 from deit_jax.config import Config, validate
 from deit_jax.config.derived import plain_config, stages
 from deit_jax.data import loader
-from deit_jax.distill.runs import open_run, train_run, train_teacher, with_teacher
 from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.report.run_report import write_chain_report, write_report
 from deit_jax.runtime import storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
-from deit_jax.student import make_student
-from deit_jax.train.loop import train
-from deit_jax.train.setup import Data, open_data
+from deit_jax.train.loop import train, train_run, train_teacher
+from deit_jax.train.run import Data, make_student, open_data, open_run, open_teacher
 
 
 def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
@@ -53,7 +52,10 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
         if config.train_baseline:
             options = {"title": PLAIN_STUDENT, "command_folder": student.folder}
             results["plain"] = train_run(plain_config(config), student.folder / "plain", student.data, **options)
-        student = with_teacher(student, teacher_folder)
+        if teacher_folder:
+            student = dataclasses.replace(
+                student, teacher=open_teacher(config, student.student, student.data, teacher_folder)
+            )
         results["student"] = train(student)
         results = {name: found for name, found in results.items() if found is not None}
         try:

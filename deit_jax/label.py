@@ -1,11 +1,8 @@
-"""`--mode=label`: the teacher runs once over the training stream, and later runs read its stored labels.
+"""`--mode=label`: run the teacher once over the training stream, and store its labels for later runs.
 
 The images are the train step's: the same batches, the same augmentation and mixing, from the same keys.
 """
 
-import math
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,49 +18,54 @@ from deit_jax.config.derived import has_teacher
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
-from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, runs, size_forecast
-from deit_jax.distill.runs import train_teacher
-from deit_jax.distill.teacher import load_teacher, teacher_of
+from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, size_forecast
+from deit_jax.distill.teacher import TeacherFunction, live_teacher, load_teacher
 from deit_jax.errors import Interrupted, UserError
-from deit_jax.evaluate.tables import duration
+from deit_jax.losses import OBJECTIVES
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import atomic, sharding, storage
+from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import from_process_0, hold_folder
+from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
-from deit_jax.student import Student, compute_dtype, make_student
+from deit_jax.train.loop import train_teacher
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.setup import Data, open_data
+from deit_jax.train.run import Data, Student, make_student, open_data
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
 
-def make_labeller(config: Config, teacher: Callable, num_classes: int, header: dict, devices: int) -> Callable:
-    """(teacher's arrays, batch, step) → the store's arrays for one step, and `finite`: whether the teacher's answers
-    are; to be jitted. Images as the train step's."""
+def make_labeller(
+    config: Config, teacher: TeacherFunction, num_classes: int, header: dict[str, Any], devices: int
+) -> Callable:
+    """(teacher's arrays, batch, step) → the store's arrays for one step, to be jitted; images as the train step's.
 
-    def labels(arrays, batch, step):
+    Beside them `finite`: whether all logits of the teacher are.
+    """
+
+    def label_batch(arrays, batch, step):
         key = purpose_key(config.seed, "augment")
         images, _ = augment_train(batch, key, step, config.augment, num_classes, devices)
-        logits = teacher(arrays, batch, images).astype(jnp.float32)
+        logits = teacher(arrays, {**batch, "image": images}).astype(jnp.float32)
         finite = jnp.isfinite(logits.max(-1)).all()  # an average may hold log 0
         if header["kind"] == "hard":
-            return {"decision": logits.argmax(-1), "finite": finite}
+            return {"label": logits.argmax(-1), "finite": finite}
         probability, index = jax.lax.top_k(jax.nn.softmax(logits / header["tau"]), header["k"])
         return {"index": index, "probability": probability, "finite": finite}
 
-    return labels
+    return label_batch
 
 
-def make_header(config: Config, source: Source, student: Student, teacher: dict) -> dict[str, Any]:
+def make_header(config: Config, source: Source, img_size: int, teacher: dict) -> dict[str, Any]:
     """What labels.json holds. Raises UserError for a setting that makes no labels."""
     kind = config.label.kind
     if kind == "auto":
-        kind = "topk" if config.distill.kind == "soft" else "hard"
+        kind = OBJECTIVES[config.distill.kind].labels
     if source.num_classes > MAX_CLASSES:
         raise UserError(f"the data has {source.num_classes} classes: stored labels hold {MAX_CLASSES} at most")
     if kind == "topk" and config.label.k > source.num_classes:
         raise UserError(f"label.k is {config.label.k}, the data has {source.num_classes} classes: use no more")
-    both = {"images": image_identity(config, source, student.img_size), "teacher": teacher}
+    both = {"images": image_identity(config, source, img_size), "teacher": teacher}
     header = {
         "kind": kind,
         "k": config.label.k,
@@ -77,62 +79,79 @@ def make_header(config: Config, source: Source, student: Student, teacher: dict)
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 
 
-def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "") -> dict[str, Any]:
-    """Store the teacher's labels of the run that `config` (resolved and valid) describes in `workdir`, or finish the
-    store it holds. With `verify`, make that many batches again instead and compare. teacher_init: weights of a teacher
-    that was trained just before, as `train`'s.
+def label(
+    config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "", data: Data | None = None
+) -> dict[str, Any]:
+    """Store the teacher's labels of the run that `config` describes in `workdir`, or finish the store it holds.
 
-    Every process makes its own share of the chunks, whole batches on its own devices. Returns what was done. Raises
-    UserError for bad input and a full disk (what was written stays usable), Interrupted after a signal.
+    Every process computes its own part of the chunks, whole batches on its own devices.
+
+    Args:
+        config: resolved and valid.
+        workdir: folder of the store.
+        verify: compute this many stored batches again instead, and compare.
+        teacher_init: weights of a teacher that was trained just before.
+        data: opened already; None opens it.
+
+    Returns what was done: {"steps", "views", "bytes"}, or with `verify` {"batches", "views", "same", "largest"}.
+
+    Raises:
+        UserError: bad input, or a full disk (what was written stays usable).
+        Interrupted: after a signal.
     """
     config = config.copy_and_resolve_references()
     config.distill.labels = ""
     if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
     folder = storage.as_path(workdir)
-    data = open_data(config)
+    data = data or open_data(config)
     source = data.train
     student = make_student(config, source.num_classes)
     total = num_steps(config, loader.steps_per_epoch(config, source))
-    make_header(config, source, student, {})
+    make_header(config, source, student.img_size, {})
     if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
         header = read_header(folder)
-        check_identity(folder, header, config, source, student, header["teacher"])
+        check_identity(folder, header, config, source, student.img_size, header["teacher"])
     with hold_folder(folder):
-        return make_labels(config, folder, data, student, total, verify, teacher_init)
+        trained = teacher_init or train_teacher(config, folder, data)[0]
+        return make_labels(config, folder, data, student, total, verify, trained)
 
 
 def make_labels(
     config: Config, folder: Path, data: Data, student: Student, total: int, verify: int, teacher_init: str
 ) -> dict[str, Any]:
-    """As `label`, in a folder that is held by this run and with what was opened to check the config."""
-    source = data.train
-    trained = teacher_init or train_teacher(config, folder, data)[0]
+    """`label`, in a folder that is locked by this run and with what was opened to check the config."""
+    source, size = data.train, student.img_size
     classes = {"num_classes": source.num_classes, "class_names": source.class_names}
     dtype = compute_dtype(config.teacher.dtype)
-    members, arrays = load_teacher(config, trained, img_size=student.img_size, dtype=dtype, **classes)
+    members, arrays = load_teacher(config, teacher_init, img_size=size, dtype=dtype, **classes)
     if jax.process_index() == 0:
         for note in [note for member in members for note in member.notes]:
             print(f"labels: {note}")
     init = config.teacher.init or "trained for it"
-    header = make_header(config, source, student, teacher_identity(config, student.img_size, members, arrays, init))
-    store = open_store(folder, header, total, config, source, student)
+    header = make_header(config, source, size, teacher_identity(config, size, members, arrays, init))
+    store = open_store(folder, header, total, config, source, size)
     mesh = sharding.make_mesh(jax.local_devices())
-    labeller = make_labeller(config, teacher_of(config, members), source.num_classes, store.header, mesh.devices.size)
+    labeller = make_labeller(config, live_teacher(config, members), source.num_classes, store.header, mesh.devices.size)
     arrays = jax.device_put(arrays, sharding.replicated(mesh))
     jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
-    one = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)
-    batches = lambda start: loader.train_batches(config, source, size=student.img_size, start=start)
+
+    def label_batch(batch: loader.Batch, step: int) -> dict[str, jax.Array]:
+        return jitted(arrays, sharding.place_batch(batch, mesh), step)
+
+    def batches(start: int) -> Any:
+        return loader.train_batches(config, source, size=size, start=start)
+
     if verify:
-        return compare(store, one, batches, verify, total)
-    return fill(store, one, batches, total)
+        return compare(store, label_batch, batches, verify, total)
+    return fill(store, label_batch, batches, total)
 
 
-def open_store(folder: Path, header: dict, total: int, config: Config, source: Source, student: Student) -> LabelStore:
+def open_store(folder: Path, header: dict, total: int, config: Config, source: Source, img_size: int) -> LabelStore:
     """The store in `folder`, new or to be finished. Raises UserError where it is one of other labels."""
     if (folder / "labels.json").exists():
         theirs = read_header(folder)
-        check_identity(folder, theirs, config, source, student, header["teacher"])
+        check_identity(folder, theirs, config, source, img_size, header["teacher"])
         other = [k for k in ("kind", "k", "dtype", "tau") if theirs[k] != header[k]]
         if other:
             shown = "; ".join(f"{k}: {theirs[k]} there, {header[k]} here" for k in other)
@@ -154,44 +173,46 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def my_share(chunks: list[int], index: int, count: int) -> list[int]:
+def own_chunks(chunks: list[int], index: int, count: int) -> list[int]:
     """The part of the chunks that process `index` of `count` computes: neighbours, which one stream reads."""
     return [int(c) for c in np.array_split(chunks, count)[index]]
 
 
-def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dict[str, Any]:
-    """Compute and store the missing chunks. one: (batch, step) → labels; batches: first step → stream of batches."""
+def fill(store: LabelStore, label_batch: Callable, batches: Callable, total: int) -> dict[str, Any]:
+    """Compute and store the missing chunks of the first `total` steps.
+
+    label_batch: (batch, step) → labels. batches: first step → stream of batches.
+    """
     header, batch_size = store.header, store.header["batch_size"]
     missing = store.missing(total)
     wait_for_all("labels counted")  # before anyone adds to them
-    mine = my_share(missing, jax.process_index(), jax.process_count())
-    progress = Progress(len(mine), batch_size)
+    mine = own_chunks(missing, jax.process_index(), jax.process_count())
     size = size_forecast(total * batch_size, header["kind"], header["k"], header["dtype"])
-    free = atomic.free_space(store.folder)
-    progress.say(
-        f"labels: {total:,} steps of {batch_size}, {total * batch_size:,} views, {header['kind']}: "
-        f"{size / 1e9:.2f} GB before compression"
-        + (f", {free / 1e9:.1f} GB free" if free < math.inf else "")
-        + (" — that may not be enough" if free < size * len(missing) * CHUNK / total else "")
-    )
-    if store.stored(total):
-        progress.say(f"labels: {store.stored(total)} steps are there already")
-    pending: list = []
+    first = jax.process_index() == 0
+    if first:
+        print(
+            f"labels: {total:,} steps of {batch_size}, {total * batch_size:,} views, {header['kind']}: "
+            f"{size / 1e9:.2f} GB before compression, {atomic.free_space(store.folder) / 1e9:.1f} GB free;"
+            f" {store.stored(total)} steps are stored already",
+            flush=True,
+        )
+    stream, position, pending = None, -1, []
     with Stop() as stop:
-        for first, end in runs(mine):
-            stream = batches(first * CHUNK)
-            for chunk in range(first, end):
-                steps = range(chunk * CHUNK, min((chunk + 1) * CHUNK, total))
-                labels = make_chunk(store, one, stream, steps, stop)
-                if labels is None:
-                    break
-                pending.append(store.write(chunk, labels))
-                if len(pending) > 2:
-                    finish(store, pending.pop(0))
-                progress.chunk(len(steps))
-            stream.close()
-            if stop.requested:
+        for chunk in track(mine, f"chunks of {CHUNK} steps", len(mine) if first else 0):
+            steps = range(chunk * CHUNK, min((chunk + 1) * CHUNK, total))
+            if stream is None or steps[0] != position:
+                if stream is not None:
+                    stream.close()
+                stream = batches(steps[0])
+            position = steps[-1] + 1
+            labels = make_chunk(store, label_batch, stream, steps, stop)
+            if labels is None:
                 break
+            pending.append(store.write(chunk, labels))
+            if len(pending) > 2:
+                finish(store, pending.pop(0))
+        if stream is not None:
+            stream.close()
         for writes in pending:
             finish(store, writes)
     requested = bool(np.any(multihost_utils.process_allgather(np.bool_(stop.requested))))  # after all have written
@@ -200,18 +221,19 @@ def fill(store: LabelStore, one: Callable, batches: Callable, total: int) -> dic
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
     local = [] if storage.is_bucket(store.folder) else storage.files(store.folder)
     written = sum(path.stat().st_size for path in local)
-    size = f", {written / 1e6:,.1f} MB" if local else ""
-    progress.say(
-        f"labels: {total} steps stored in {store.folder}{size}; train with --config.distill.labels={store.folder}"
-    )
+    if first:
+        size = f", {written / 1e6:,.1f} MB" if local else ""
+        print(
+            f"labels: {total} steps stored in {store.folder}{size}; train with --config.distill.labels={store.folder}"
+        )
     return {"steps": total, "views": total * batch_size, "bytes": written}
 
 
-def make_chunk(store: LabelStore, one: Callable, stream: Iterator, steps: range, stop: Stop) -> dict | None:
+def make_chunk(store: LabelStore, label_batch: Callable, stream: Iterator, steps: range, stop: Stop) -> dict | None:
     """The store's arrays for some steps, or None where a signal asks to stop."""
     made = []
     for step in steps:
-        made.append(one(next(stream), step))
+        made.append(label_batch(next(stream), step))
         if len(made) > 2:  # a little ahead of the device, not a chunk ahead
             jax.block_until_ready(made[-3])
         if stop.poll():
@@ -219,7 +241,7 @@ def make_chunk(store: LabelStore, one: Callable, stream: Iterator, steps: range,
     made = jax.device_get(made)
     if not all(m.get("finite", True) for m in made):
         raise UserError(
-            f"the teacher's answers are not finite in steps {steps[0]} to {steps[-1]}: check its weights, or use"
+            f"the teacher's logits are not finite in steps {steps[0]} to {steps[-1]}: check its weights, or use"
             " --config.teacher.dtype=float32"
         )
     return {name: np.stack([m[name] for m in made]).astype(dtype) for name, (dtype, _) in store.arrays().items()}
@@ -237,8 +259,8 @@ def finish(store: LabelStore, writes: list) -> None:
         ) from error
 
 
-def compare(store: LabelStore, one: Callable, batches: Callable, count: int, total: int) -> dict[str, Any]:
-    """Compute `count` stored batches again, spread over the run, and say how many decisions agree."""
+def compare(store: LabelStore, label_batch: Callable, batches: Callable, count: int, total: int) -> dict[str, Any]:
+    """Compute `count` stored batches again, spread over the run, and report how many predictions agree."""
     done = min(store.steps_done(), total)
     if not done:
         raise UserError(f"{store.folder} has no labels yet: make them with --mode=label")
@@ -247,45 +269,17 @@ def compare(store: LabelStore, one: Callable, batches: Callable, count: int, tot
     largest = 0.0
     for step in steps:
         stream = batches(step)
-        made = jax.device_get(one(next(stream), step))
+        made = jax.device_get(label_batch(next(stream), step))
         stream.close()
         stored = store.read(step)
-        decided = [(x["decision"] if "decision" in x else x["index"][:, 0]).astype(np.int64) for x in (made, stored)]
-        same, views = same + int((decided[0] == decided[1]).sum()), views + len(decided[0])
+        predicted = [(x["label"] if "label" in x else x["index"][:, 0]).astype(np.int64) for x in (made, stored)]
+        same, views = same + int((predicted[0] == predicted[1]).sum()), views + len(predicted[0])
         if "probability" in made:
             difference = np.abs(made["probability"] - stored["probability"].astype(np.float32))
             largest = max(largest, float(difference.max()))
     probabilities = f"; probabilities differ by {largest:.2g} at most" if store.header["kind"] == "topk" else ""
-    text = f"{same} of {views} decisions agree ({100 * same / views:.3f} %){probabilities}"
+    text = f"{same} of {views} predictions agree ({100 * same / views:.3f} %){probabilities}"
     if same < SAME_TEACHER * views:
         raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make labels in another folder")
     print(f"labels: {len(steps)} of {done} batches computed again: {text}")
     return {"batches": len(steps), "views": views, "same": same, "largest": largest}
-
-
-class Progress:
-    """The progress line of process 0, about its own share."""
-
-    def __init__(self, chunks: int, batch_size: int):
-        self.chunks, self.batch_size, self.done, self.steps = chunks, batch_size, 0, 0
-        self.tty, self.begun, self.said = sys.stdout.isatty(), None, 0.0
-        self.writes = jax.process_index() == 0
-
-    def say(self, text: str, *, passing: bool = False) -> None:
-        if self.writes:
-            print(("\r\x1b[K" if self.tty else "") + text, end="" if passing and self.tty else "\n", flush=True)
-
-    def chunk(self, steps: int) -> None:
-        now = time.perf_counter()
-        self.done += 1
-        if self.begun is None:  # the first chunk holds the compilation
-            self.begun = now
-            return
-        self.steps += steps
-        if not self.tty and now - self.said < 10:
-            return
-        self.said = now
-        rate = self.steps / (now - self.begun)
-        left = duration((self.chunks - self.done) * CHUNK / rate)
-        share = 100 * self.done / self.chunks
-        self.say(f"labels  {share:.1f} %  {rate * self.batch_size:,.0f} images/s  {left} left", passing=True)

@@ -1,4 +1,12 @@
-"""Cross-entropy with hard, smoothed or mixed targets, and the paper's two ways to distil (section 4, Eq. 2 and 3)."""
+"""Cross-entropy with hard, smoothed or mixed targets, and the table of training objectives (paper, section 4).
+
+An objective (`distill.kind`) is one entry of `OBJECTIVES`: the class head learns the true labels, and the distillation
+head what the entry's term says. Everything else that depends on the objective is read from its entry.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +15,29 @@ from jaxtyping import Array, Float, Integer
 from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError, nearest
 
-KINDS = {  # distill.kind: what the loss is, in reports
-    "none": "cross-entropy",
-    "soft": "soft distillation",
-    "hard": "hard distillation",
-    "second_cls": "cross-entropy of two heads",
-}
 NORMALIZATIONS = ("paper", "released")
 
 Labels = Integer[AnyArray, "batch"]
 Distributions = Float[AnyArray, "batch classes"]  # logits or probabilities
+TeacherOutput = Float[AnyArray, "batch teacher_classes"] | Labels  # logits, or hard labels
+
+
+class TermInputs(NamedTuple):
+    """What the distillation head's term is computed from.
+
+    Attributes:
+        student: logits of the distillation head, or of the class head where the model has no other.
+        teacher: the teacher's logits or hard labels; None without a teacher.
+        targets: true labels or probabilities, smoothed and mixed as for the class head.
+        tau: temperature of both softmaxes.
+        normalization: what a sum of KL divergences is divided by, see `soft_term`.
+    """
+
+    student: Distributions
+    teacher: TeacherOutput | None
+    targets: Distributions
+    tau: float
+    normalization: str
 
 
 def soft_targets(labels: Labels, num_classes: int, label_smoothing: float = 0.0) -> Float[Array, "batch {num_classes}"]:
@@ -31,65 +52,181 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Mean over the batch of -sum(targets log softmax(logits)), float32.
 
-    targets: labels (B,), smoothed here by `label_smoothing`, or probabilities (B, classes), taken as they are.
+    Args:
+        logits: (B, classes).
+        targets: labels (B,), smoothed here by `label_smoothing`, or probabilities (B, classes), used unchanged. A label
+            outside 0..classes-1 makes the loss NaN, as in optax.
+        label_smoothing: probability spread evenly over all classes.
     """
     if targets.ndim == 1:
-        targets = soft_targets(targets, logits.shape[-1], label_smoothing)
+        classes = logits.shape[-1]
+        valid = (targets >= 0) & (targets < classes)
+        targets = jnp.where(valid[:, None], soft_targets(targets, classes, label_smoothing), jnp.nan)
     return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1).mean()
+
+
+def hard_labels(teacher: TeacherOutput) -> Integer[Array, "batch"]:
+    """The class that the teacher predicts for each image."""
+    return jnp.asarray(teacher if teacher.ndim == 1 else teacher.argmax(-1))
+
+
+def hard_term(x: TermInputs) -> Float[Array, ""]:
+    """Cross-entropy with the teacher's hard labels, never smoothed (Eq. 3)."""
+    assert x.teacher is not None
+    return cross_entropy(x.student, hard_labels(x.teacher))
+
+
+def soft_term(x: TermInputs) -> Float[Array, ""]:
+    """tau^2 KL(teacher || student), both at temperature tau (Eq. 2).
+
+    The sum of the divergences is divided by B ("paper"), or by B x classes ("released": weaker by the number of
+    classes).
+    """
+    assert x.teacher is not None
+    p = jax.nn.log_softmax(x.teacher.astype(jnp.float32) / x.tau)
+    q = jax.nn.log_softmax(x.student / x.tau)
+    # a stored top-k teacher has classes of probability 0, log -inf: their term is 0; a teacher's NaN stays one
+    kl = jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q)).sum()
+    return x.tau**2 * kl / (x.student.shape[0] if x.normalization == "paper" else x.student.size)
+
+
+def label_term(x: TermInputs) -> Float[Array, ""]:
+    """Cross-entropy with the true labels: the paper's control, a second class token."""
+    return cross_entropy(x.student, x.targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One training objective.
+
+    Attributes:
+        title: its name in reports.
+        term: the distillation head's loss; None: the class head alone is trained.
+        teacher: what the term needs of a teacher: nothing (None), its hard labels, or its logits.
+        two_heads: whether the student must have a distillation head.
+        settings: {recipe: {setting: value}} where it differs from the recipe's value for all objectives.
+    """
+
+    title: str
+    term: Callable[[TermInputs], Float[Array, ""]] | None = None
+    teacher: Literal["hard labels", "logits"] | None = None
+    two_heads: bool = False
+    settings: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def labels(self) -> str:
+        """The kind of label store it reads (`label.kind`): the k most probable classes, or hard labels alone."""
+        return "topk" if self.teacher == "logits" else "hard"
+
+
+# The paper gives lambda and tau for soft distillation; the released code has one default for both kinds.
+_PAPER_SOFT = {"distill.alpha": 0.1, "distill.tau": 3.0}
+
+OBJECTIVES: dict[str, Objective] = {
+    "none": Objective("cross-entropy"),
+    "soft": Objective(
+        "soft distillation", soft_term, teacher="logits", settings={"paper": _PAPER_SOFT, "tuned": _PAPER_SOFT}
+    ),
+    "hard": Objective("hard distillation", hard_term, teacher="hard labels"),
+    "second_cls": Objective("cross-entropy of two heads", label_term, two_heads=True),
+}
+
+
+def distillation_terms(
+    cls_logits: Distributions,
+    dist_logits: Distributions | None,
+    targets: Labels | Distributions,
+    teacher_logits: TeacherOutput | None = None,
+    kind: str = "hard",
+    tau: float = 1.0,
+    normalization: str = "paper",
+    label_smoothing: float = 0.0,
+) -> dict[str, Float[Array, ""]]:
+    """The unweighted terms of the training objective.
+
+    Args:
+        cls_logits: of the class head.
+        dist_logits: of the distillation head; None for a model without one, whose class head then learns both terms.
+        targets: labels (B,) or mixed probabilities (B, classes), for the class head.
+        teacher_logits: (B, classes), or hard labels (B,) where the objective needs no more.
+        kind: a key of `OBJECTIVES`.
+        tau: temperature of soft distillation.
+        normalization: of its KL sum, "paper" or "released".
+        label_smoothing: of the class head's targets where these are labels.
+
+    Returns {"class_loss"}, and "distillation_loss" where the objective has a second term.
+
+    Raises:
+        UserError: an unknown kind or normalization, a missing teacher, or one of another number of classes.
+    """
+    if kind not in OBJECTIVES:
+        raise UserError(
+            f"distillation kind '{kind}' is not known{nearest(kind, OBJECTIVES)}: use {', '.join(OBJECTIVES)}"
+        )
+    if normalization not in NORMALIZATIONS:
+        raise UserError(f"normalization '{normalization}' is not known: use {' or '.join(NORMALIZATIONS)}")
+    objective = OBJECTIVES[kind]
+    terms = {"class_loss": cross_entropy(cls_logits, targets, label_smoothing)}
+    if objective.term is None:
+        return terms
+    student = (cls_logits if dist_logits is None else dist_logits).astype(jnp.float32)
+    classes = student.shape[-1]
+    if objective.teacher is not None:
+        check_teacher_output(kind, objective, teacher_logits, classes)
+    if targets.ndim == 1:
+        targets = soft_targets(targets, classes, label_smoothing)
+    inputs = TermInputs(student, teacher_logits, targets, tau, normalization)
+    return terms | {"distillation_loss": objective.term(inputs)}
+
+
+def check_teacher_output(kind: str, objective: Objective, teacher: TeacherOutput | None, classes: int) -> None:
+    """Raise UserError where a teacher's output is not what the objective needs. classes: the student's."""
+    if teacher is None:
+        raise UserError(f"distillation kind '{kind}' needs teacher_logits: give them, or use kind='none'")
+    if teacher.ndim == 2 and teacher.shape[-1] != classes:
+        raise UserError(
+            f"the teacher has {teacher.shape[-1]} classes, the student {classes}: both must have the same classes"
+        )
+    if teacher.ndim == 1 and objective.teacher == "logits":
+        raise UserError(f"{objective.title} needs the teacher's logits, not its hard labels: give (batch, classes)")
+
+
+def weighted_sum(terms: Mapping[str, Float[Array, ""]], alpha: float) -> Float[Array, ""]:
+    """(1 - alpha) x the class term + alpha x the distillation term (the paper's lambda); the class term alone where
+    there is no other."""
+    if "distillation_loss" not in terms:
+        return terms["class_loss"]
+    return (1 - alpha) * terms["class_loss"] + alpha * terms["distillation_loss"]
 
 
 def distillation_loss(
     cls_logits: Distributions,
     dist_logits: Distributions | None,
     targets: Labels | Distributions,
-    teacher_logits: Float[AnyArray, "batch teacher_classes"] | Labels | None = None,
+    teacher_logits: TeacherOutput | None = None,
     kind: str = "hard",
     alpha: float = 0.5,
     tau: float = 1.0,
     normalization: str = "paper",
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """The training objective, a scalar.
+    """The training objective, a scalar: `weighted_sum` of the `distillation_terms`, whose arguments and errors it has.
 
-    Args:
-        cls_logits: of the class head.
-        dist_logits: of the distillation head; None for a model without one, whose class head then learns both terms.
-        targets: labels (B,) or mixed probabilities (B, classes), for the class head.
-        teacher_logits: (B, classes), the shape is checked; `hard` also accepts class indices (B,).
-        kind: "none": CE(class). "hard" (Eq. 3): (1 - alpha) CE(class) + alpha CE(distillation, argmax of the teacher),
-            never smoothed. "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2 KL(teacher || student), both at
-            temperature tau. "second_cls": the paper's control, the second head learns the true labels too.
-        alpha: weight of the second term, the paper's lambda. tau: temperature of `soft`.
-        normalization: of the KL sum: "paper" divides by B, "released" by B x classes (weaker by the number of classes).
-        label_smoothing: of the class head's targets where these are labels.
-
-    Raises UserError for an unknown kind or normalization, a missing teacher, or a teacher of other classes.
+    alpha: weight of the second term, the paper's lambda. By kind: "none": CE(class). "hard" (Eq. 3): (1 - alpha)
+    CE(class) + alpha CE(distillation, argmax of the teacher). "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2
+    KL(teacher || distillation). "second_cls": the second head learns the true labels too.
     """
-    if kind not in KINDS:
-        raise UserError(f"distillation kind '{kind}' is not known{nearest(kind, KINDS)}: use {', '.join(KINDS)}")
-    if normalization not in NORMALIZATIONS:
-        raise UserError(f"normalization '{normalization}' is not known: use {' or '.join(NORMALIZATIONS)}")
-    base = cross_entropy(cls_logits, targets, label_smoothing)
-    if kind == "none":
-        return base
-    student = (cls_logits if dist_logits is None else dist_logits).astype(jnp.float32)
-    if kind == "second_cls":
-        return (1 - alpha) * base + alpha * cross_entropy(student, targets, label_smoothing)
-    if teacher_logits is None:
-        raise UserError(f"distillation kind '{kind}' needs teacher_logits: give them, or use kind='none'")
-    if teacher_logits.ndim == 2 and teacher_logits.shape[-1] != student.shape[-1]:
-        raise UserError(
-            f"teacher has {teacher_logits.shape[-1]} classes, student {student.shape[-1]}:"
-            " they must know the same classes"
-        )
-    if kind == "hard":
-        decision = teacher_logits if teacher_logits.ndim == 1 else teacher_logits.argmax(-1)
-        return (1 - alpha) * base + alpha * cross_entropy(student, decision)
-    if teacher_logits.ndim == 1:
-        raise UserError("soft distillation needs the teacher's logits, not its decisions: give (batch, classes)")
-    p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / tau)
-    q = jax.nn.log_softmax(student / tau)
-    # a stored top-k teacher has classes of probability 0, log -inf: their term is 0; a teacher's NaN stays one
-    kl = jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q)).sum()
-    kl /= student.shape[0] if normalization == "paper" else student.size
-    return (1 - alpha) * base + alpha * tau**2 * kl
+    terms = distillation_terms(
+        cls_logits, dist_logits, targets, teacher_logits, kind, tau, normalization, label_smoothing
+    )
+    return weighted_sum(terms, alpha)
+
+
+def teacher_agreement(
+    cls_logits: Distributions, dist_logits: Distributions | None, teacher: TeacherOutput | None
+) -> dict[str, Float[Array, ""]]:
+    """Fraction of the images for which each head predicts the teacher's hard label; {} without a teacher."""
+    if teacher is None:
+        return {}
+    heads = {"cls_agreement": cls_logits} | ({} if dist_logits is None else {"dist_agreement": dist_logits})
+    return {name: (logits.argmax(-1) == hard_labels(teacher)).mean() for name, logits in heads.items()}

@@ -12,8 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from deit_jax import models
+from deit_jax.abstract_step import abstract_step, step_flops
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
-from deit_jax.distill.abstract import abstract_step, step_flops
 from deit_jax.models.layout import make_layout, place_params
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
@@ -89,7 +89,7 @@ def make_plan(config: Config, devices: list[Any]) -> Plan:
     return Plan(
         devices=len(devices),
         device_kind=kind,
-        parameters=count(parts.state["params"]),
+        parameters=count(parts.state.params),
         teacher_parameters=count([params for params, _ in parts.teacher_arrays]),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,

@@ -19,12 +19,12 @@ from helpers import ROOT
 
 from deit_jax.ablate import ablate
 from deit_jax.config import default_config, resolve
-from deit_jax.distill.runs import train_run
 from deit_jax.errors import Interrupted
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.label import label
 from deit_jax.runtime import sharding
 from deit_jax.train import loop
+from deit_jax.train.loop import train_run
 
 STEPS_PER_EPOCH = 4
 SLURM_PORTS = range(2**16 - 2**12, 2**16)

@@ -1,4 +1,4 @@
-"""Stored labels: the live teacher's decisions and loss, and every way a store can be the wrong one."""
+"""Stored labels: the live teacher's hard labels and loss, and every way a store can be the wrong one."""
 
 import json
 import resource
@@ -16,14 +16,13 @@ from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
-from deit_jax.distill.label_store import CHUNK, LabelStore, digest, runs, size_forecast
-from deit_jax.distill.runs import train_run as train
-from deit_jax.distill.teacher import stored_distribution, stored_teacher
+from deit_jax.distill.label_store import CHUNK, LabelStore, digest, size_forecast
+from deit_jax.distill.teacher import stored_distribution, stored_labels
 from deit_jax.errors import Interrupted, UserError
-from deit_jax.label import fill, label, my_share
+from deit_jax.label import fill, label, own_chunks
 from deit_jax.losses import distillation_loss
-from deit_jax.student import make_student
 from deit_jax.train.log import read_log
+from deit_jax.train.loop import train_run as train
 from deit_jax.train.optimizer import num_steps
 
 STEPS = 70  # of 22 per epoch: two chunks, the second cut short
@@ -58,8 +57,7 @@ def opened(store: Path, **changes):
     """What a training run does with a store before it compiles."""
     config = digits(**{"distill.labels": str(store), **changes})
     source, _ = sources.open_sources(config)
-    student = make_student(config, source.num_classes)
-    return open_labels(config, source, student, num_steps(config, loader.steps_per_epoch(config, source)))
+    return open_labels(config, source, 16, num_steps(config, loader.steps_per_epoch(config, source)))
 
 
 def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
@@ -81,7 +79,7 @@ def counted(start: int):
 def decide(batch, step):
     """A 'teacher' whose decision follows from the step and the row."""
     assert (batch == step).all()
-    return {"decision": (np.arange(len(batch)) + step) % 10}
+    return {"label": (np.arange(len(batch)) + step) % 10}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +96,7 @@ def test_training_from_the_store_is_training_with_the_live_teacher(store, runs_o
     live, stored = ([r["loss"] for r in read_log(runs_of[name]) if "loss" in r] for name in ("live", "stored"))
     assert len(live) == len(stored) == STEPS
     np.testing.assert_allclose(live, stored, rtol=1e-5)
-    decisions = np.concatenate([LabelStore(store).read(s)["decision"] for s in range(STEPS)])
+    decisions = np.concatenate([LabelStore(store).read(s)["label"] for s in range(STEPS)])
     assert len(np.unique(decisions)) >= 5, "a teacher that says one thing would prove nothing"
 
 
@@ -107,12 +105,12 @@ def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, c
     assert got["batches"] == 3
     assert got["views"] == 192
     assert got["views"] - got["same"] <= 192 / 10_000
-    assert "192 of 192 decisions agree" in capsys.readouterr().out
+    assert "192 of 192 predictions agree" in capsys.readouterr().out
     spoilt = made_up(tmp_path / "spoilt", STEPS, 64)
-    fill(spoilt, lambda batch, step: {"decision": np.full(64, 3)}, counted_rows, STEPS)
+    fill(spoilt, lambda batch, step: {"label": np.full(64, 3)}, counted_rows, STEPS)
     real = LabelStore(store)
-    again = lambda batch, step: {"decision": real.read(step)["decision"]}
-    with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 128 decisions agree"):
+    again = lambda batch, step: {"label": real.read(step)["label"]}
+    with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 128 predictions agree"):
         making.compare(spoilt, again, counted_rows, 2, STEPS)
 
 
@@ -124,8 +122,8 @@ def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
     folder = tmp_path / "store"
     first = made_up(folder, 200)
     fill(first, decide, counted, 200)
-    (folder / "decision/c/1/0").unlink()
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("decision/c/*/0")}
+    (folder / "label/c/1/0").unlink()
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("label/c/*/0")}
     asked = []
 
     def again(batch, step):
@@ -136,7 +134,7 @@ def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
     assert asked == list(range(CHUNK, 2 * CHUNK))
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
     for step in (0, 63, 64, 127, 128, 199):
-        assert (LabelStore(folder).read(step)["decision"] == (np.arange(8) + step) % 10).all()
+        assert (LabelStore(folder).read(step)["label"] == (np.arange(8) + step) % 10).all()
 
 
 def test_a_longer_run_extends_the_store(tmp_path):
@@ -145,17 +143,16 @@ def test_a_longer_run_extends_the_store(tmp_path):
     assert longer.missing(150) == [1, 2], "the chunk that was cut short is made again"
     fill(longer, decide, counted, 150)
     assert LabelStore(tmp_path).steps_done() == 150
-    assert (longer.read(69)["decision"] == (np.arange(8) + 69) % 10).all()
-    assert (longer.read(149)["decision"] == (np.arange(8) + 149) % 10).all()
+    assert (longer.read(69)["label"] == (np.arange(8) + 69) % 10).all()
+    assert (longer.read(149)["label"] == (np.arange(8) + 149) % 10).all()
 
 
 def test_processes_share_the_chunks(tmp_path):
     chunks = [0, 1, 2, 5, 6, 9, 10]
-    shares = [my_share(chunks, i, 3) for i in range(3)]
+    shares = [own_chunks(chunks, i, 3) for i in range(3)]
     assert [chunk for share in shares for chunk in share] == chunks
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert runs(chunks) == [(0, 3), (5, 7), (9, 11)]
-    assert my_share([], 0, 2) == []
+    assert own_chunks([], 0, 2) == []
 
 
 @pytest.mark.parametrize(
@@ -237,7 +234,7 @@ def test_a_study_of_several_seeds_has_no_stored_labels(store, tmp_path):
 
 def test_a_damaged_chunk_is_named_when_it_is_read(tmp_path):
     fill(made_up(tmp_path, 64), decide, counted, 64)
-    (tmp_path / "decision/c/0/0").write_bytes(b"not a chunk")
+    (tmp_path / "label/c/0/0").write_bytes(b"not a chunk")
     with pytest.raises(UserError, match=r"the labels of step 5 in .* cannot be read"):
         LabelStore(tmp_path).read(5)
 
@@ -282,7 +279,7 @@ def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
 def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     """The limit on a file's size stands for the disk's: the write fails in the same place."""
     store = made_up(tmp_path, 128, 512, classes=1000)
-    labels = lambda batch, step: {"decision": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}
+    labels = lambda batch, step: {"label": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -291,9 +288,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(error.value)
-    assert (store.read(63)["decision"] == labels(None, 63)["decision"]).all()
+    assert (store.read(63)["label"] == labels(None, 63)["label"]).all()
     fill(LabelStore(tmp_path), labels, counted_rows, 128)
-    assert (store.read(127)["decision"] == labels(None, 127)["decision"]).all()
+    assert (store.read(127)["label"] == labels(None, 127)["label"]).all()
 
 
 def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
@@ -313,8 +310,8 @@ def test_the_forecast_for_imagenet():
 def test_the_store_takes_no_more_than_the_forecast(tmp_path):
     store = made_up(tmp_path, 64, 1024)
     rng = np.random.default_rng(0)
-    fill(store, lambda batch, step: {"decision": rng.integers(0, 1000, 1024)}, counted, 64)
-    written = (tmp_path / "decision/c/0/0").stat().st_size
+    fill(store, lambda batch, step: {"label": rng.integers(0, 1000, 1024)}, counted, 64)
+    written = (tmp_path / "label/c/0/0").stat().st_size
     assert 10 / 16 < written / (64 * 1024 * 2) < 0.66, "ten bits hold a class of a thousand"
 
 
@@ -371,7 +368,7 @@ def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
     assert (decisions == opened(store)(7, slice(0, 64))["teacher"]).all()
     with pytest.raises(UserError, match=r"made at temperature 3.0, distill.tau is 1.0"):
         opened(folder, **short | {"distill.tau": 1.0})
-    with pytest.raises(UserError, match=r"are decisions, soft distillation needs probabilities"):
+    with pytest.raises(UserError, match=r"are hard labels, soft distillation needs probabilities"):
         opened(store, **short)
 
 
@@ -391,10 +388,10 @@ def test_worker_processes_read_the_store_too(store):
     config = digits(**{"data.workers": 1})
     source, _ = sources.open_sources(config)
     stream = loader.train_batches(config, source, size=16, start=9, labels=opened(store))
-    assert (next(stream)["teacher"] == LabelStore(store).read(9)["decision"]).all()
+    assert (next(stream)["teacher"] == LabelStore(store).read(9)["label"]).all()
     stream.close()
 
 
-def test_stored_decisions_pass_through():
-    decisions = jnp.arange(3)
-    assert stored_teacher([], {"teacher": decisions}, images(3)) is decisions
+def test_stored_hard_labels_pass_through():
+    labels = jnp.arange(3)
+    assert stored_labels([], {"teacher": labels}) is labels

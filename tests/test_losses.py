@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from seeded import GOLDEN
 
-from deit_jax.config import SETTINGS
 from deit_jax.errors import UserError
-from deit_jax.losses import KINDS, cross_entropy, distillation_loss, soft_targets
+from deit_jax.losses import (
+    OBJECTIVES,
+    cross_entropy,
+    distillation_loss,
+    distillation_terms,
+    soft_targets,
+    teacher_agreement,
+    weighted_sum,
+)
 
 TRAINING = np.load(GOLDEN / "training.npz")
 
@@ -45,7 +52,7 @@ def test_labels_and_their_smoothed_probabilities_are_the_same(drawn):
     np.testing.assert_allclose(by_labels, by_probabilities, rtol=1e-6)
 
 
-def test_stored_decisions_are_the_teachers(drawn):
+def test_hard_labels_are_the_teachers(drawn):
     cls, dist, teacher, labels = drawn
     live = distillation_loss(cls, dist, labels, teacher)
     assert live == distillation_loss(cls, dist, labels, teacher.argmax(-1).astype(jnp.uint16))
@@ -85,8 +92,8 @@ def test_second_class_token_needs_no_teacher(drawn):
         ({"kind": "hart"}, "did you mean hard"),
         ({"kind": "soft", "normalization": "mean"}, "use paper or released"),
         ({"teacher_logits": None}, "needs teacher_logits"),
-        ({"teacher_logits": jnp.zeros((8, 10))}, "teacher has 10 classes, student 1000"),
-        ({"kind": "soft", "teacher_logits": jnp.zeros(8, jnp.int32)}, "not its decisions"),
+        ({"teacher_logits": jnp.zeros((8, 10))}, "teacher has 10 classes, the student 1000"),
+        ({"kind": "soft", "teacher_logits": jnp.zeros(8, jnp.int32)}, "not its hard labels"),
     ],
 )
 def test_bad_input(drawn, options, message):
@@ -95,8 +102,29 @@ def test_bad_input(drawn, options, message):
         distillation_loss(cls, dist, labels, **({"teacher_logits": teacher} | options))
 
 
-def test_every_loss_can_be_chosen_and_has_its_words():
-    assert set(SETTINGS["distill"]["kind"].choices) == set(KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_terms_add_up_to_the_loss(drawn, kind):
+    cls, dist, teacher, labels = drawn
+    terms = distillation_terms(cls, dist, labels, teacher, kind=kind, tau=2.0)
+    expected = float(terms["class_loss"])
+    np.testing.assert_allclose(expected, cross_entropy(cls, labels), rtol=1e-6)
+    if kind != "none":
+        expected = 0.7 * expected + 0.3 * float(terms["distillation_loss"])
+    np.testing.assert_allclose(weighted_sum(terms, 0.3), expected, rtol=1e-6)
+    np.testing.assert_allclose(distillation_loss(cls, dist, labels, teacher, kind, 0.3, 2.0), expected, rtol=1e-6)
+
+
+def test_agreement_is_the_fraction_of_equal_predictions():
+    teacher = jnp.eye(4)
+    cls, dist = jnp.eye(4)[jnp.array([0, 1, 0, 0])], jnp.eye(4)[jnp.array([0, 1, 2, 0])]
+    assert teacher_agreement(cls, dist, teacher) == {"cls_agreement": 0.5, "dist_agreement": 0.75}
+    assert teacher_agreement(cls, None, teacher.argmax(-1)) == {"cls_agreement": 0.5}
+    assert teacher_agreement(cls, dist, None) == {}
+
+
+def test_a_label_that_is_no_class_makes_the_loss_nan():
+    for label in (-1, 10):
+        assert np.isnan(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, label])))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32, np.int64])

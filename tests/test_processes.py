@@ -20,8 +20,8 @@ from process_group import (
 )
 
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.distill.runs import train_run
 from deit_jax.train.log import read_log
+from deit_jax.train.loop import train_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long_runs]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from deit_jax.config.settings import SETTINGS, Config, Setting, flat
 from deit_jax.errors import UserError, nearest
+from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime.mesh import mesh_sizes
 
 IN_BUCKETS = ("init", "teacher.init", "distill.labels", "finetune.labels", "data.root")  # settings that may be gs://…
@@ -75,10 +76,11 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
             at = f"{num_devices} devices" + (f" x {parts} parts" if parts > 1 else "")
             near = max(1, round(rows / unit)) * unit
             raise UserError(f"{path} {rows} is not divisible by {at}: use --config.{path}={near}")
-    if config.distill.kind == "none" and "_distilled" in config.model.name:
+    objective = OBJECTIVES[config.distill.kind]
+    if objective.term is None and "_distilled" in config.model.name:
         raise UserError(
-            f"distill.kind none leaves the distillation head of {config.model.name} untrained: use "
+            f"distill.kind {config.distill.kind} leaves the distillation head of {config.model.name} untrained: use "
             f"--config.model.name={config.model.name.replace('_distilled', '')}, or kind second_cls"
         )
-    if config.distill.kind != "none" and config.distill.tau <= 0:
+    if objective.term is not None and config.distill.tau <= 0:
         raise UserError(f"distill.tau is {config.distill.tau}: it must be above 0")

@@ -11,6 +11,7 @@ from deit_jax import models
 from deit_jax.config.recipes import resolve
 from deit_jax.config.settings import Config, default_config
 from deit_jax.errors import UserError
+from deit_jax.losses import OBJECTIVES
 
 
 def teacher_config(config: Config) -> Config:
@@ -44,7 +45,7 @@ def without_token(name: str) -> str:
 
 def has_teacher(config: Config) -> bool:
     """Whether the objective has a teacher, live or as stored labels."""
-    return config.distill.kind in ("soft", "hard")
+    return OBJECTIVES[config.distill.kind].teacher is not None
 
 
 def trains_teacher(config: Config) -> bool:

@@ -4,18 +4,17 @@ from typing import Any
 
 from deit_jax.config.settings import Config, flat
 from deit_jax.errors import UserError, nearest
+from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import storage
 
 # Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
 # what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
-# A value may depend on `distill.kind`: the paper gives lambda and tau for its soft distillation alone.
-PAPER_ALPHA = {"none": 0.5, "soft": 0.1, "hard": 0.5, "second_cls": 0.5}
-PAPER_TAU = {"none": 1.0, "soft": 3.0, "hard": 1.0, "second_cls": 1.0}
+# What an objective sets otherwise stands in its entry (`deit_jax.losses.OBJECTIVES`).
 NAMES = ("released", "paper", "tuned")
 TABLE: dict[str, tuple] = {  # values in the order of NAMES
     "model.drop_path_rate": (0.1, 0.1, 0.0),
-    "distill.alpha": (0.5, PAPER_ALPHA, PAPER_ALPHA),
-    "distill.tau": (1.0, PAPER_TAU, PAPER_TAU),
+    "distill.alpha": (0.5, 0.5, 0.5),
+    "distill.tau": (1.0, 1.0, 1.0),
     "distill.normalization": ("released", "paper", "paper"),
     "optimizer.warmup_epochs": (5.0, 5.0, 20.0),
     "optimizer.scale_floors": (False, True, True),
@@ -32,8 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def value_of(recipe: str, path: str, kind: str) -> Any:
     """The value of the setting `path` by `recipe`, in a run whose `distill.kind` is `kind`."""
-    value = RECIPES[recipe][path]
-    return value.get(kind, value["none"]) if isinstance(value, dict) else value
+    of_objective = OBJECTIVES[kind].settings if kind in OBJECTIVES else {}  # an unknown kind is refused by `validate`
+    return of_objective.get(recipe, {}).get(path, RECIPES[recipe][path])
 
 
 def resolve(config: Config) -> Config:
@@ -62,9 +61,10 @@ def recipe_differences(config: Config) -> list[str]:
     values, idle = flat(config), set()
     if "_distilled" not in config.model.name:
         idle |= {"optimizer.decay_dist_token", "evaluate.fusion"}
-    if config.distill.kind != "soft":
+    objective = OBJECTIVES[config.distill.kind]
+    if objective.teacher != "logits":
         idle |= {"distill.tau", "distill.normalization"}
-    if config.distill.kind == "none":
+    if objective.term is None:
         idle |= {"distill.alpha"}
     lines = []
     for path in TABLE:

@@ -11,6 +11,8 @@ import dataclasses
 import typing
 from typing import Any, Self
 
+from deit_jax.losses import OBJECTIVES
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # PIL's
@@ -84,7 +86,7 @@ class Model(Group):
 
 
 class Distill(Group):
-    kind: str = setting("none", "objective, see deit_jax/losses.py", ("none", "soft", "hard", "second_cls"))
+    kind: str = setting("none", "objective, see deit_jax/losses.py", tuple(OBJECTIVES))
     alpha: float = setting(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
     tau: float = setting(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
     normalization: str = setting(
@@ -110,7 +112,7 @@ class Teacher(Group):
 class Label(Group):
     kind: str = setting(
         "auto",
-        "--mode=label stores predictions (hard) or the k most probable classes (topk); auto: what distill.kind needs",
+        "--mode=label stores hard labels (hard) or the k most probable classes (topk); auto: what distill.kind needs",
         ("auto", "hard", "topk"),
         resumable=True,
     )

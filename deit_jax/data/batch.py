@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Shaped
+
+from deit_jax.losses import OBJECTIVES
 
 Batch = dict[str, np.ndarray]
+DeviceBatch = dict[str, Shaped[Array, "batch ..."]]  # its arrays on the devices
 MAX_LABELS = 32  # right labels that one image may have
 UNREADABLE = -1  # label of an evaluation image that cannot be read
 
@@ -36,14 +40,13 @@ def train_entries(size: int) -> Entries:
 
 def teacher_entries(config: Any) -> Entries:
     """The arrays that stored teacher labels add to a training batch of a resolved config; {} where it reads none."""
-    if not config.distill.labels:
+    needed = OBJECTIVES[config.distill.kind].teacher
+    if not config.distill.labels or needed is None:
         return {}
-    if config.distill.kind == "hard":
+    if needed == "hard labels":
         return {"teacher": Entry(np.int32)}
-    if config.distill.kind == "soft":
-        top = (config.label.k,)
-        return {"teacher": Entry(np.int32, top), "teacher_probability": Entry(np.float32, top)}
-    return {}
+    top = (config.label.k,)
+    return {"teacher": Entry(np.int32, top), "teacher_probability": Entry(np.float32, top)}
 
 
 def eval_entries(size: int, several_labels: bool = False) -> Entries:

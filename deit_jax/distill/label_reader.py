@@ -1,4 +1,4 @@
-"""Reading a teacher's stored labels, and what says whether a run may: the identity of their images and their teacher.
+"""Reading a teacher's stored labels, and whether a run may read them: the identity of their images and their teacher.
 
 A label belongs to a view, and a view is a pure function of its place in the run (`deit_jax/randomness.py`). So the
 labels of step k are those the teacher would give in step k of any run with the same images; `open_labels` refuses a
@@ -16,13 +16,13 @@ import jax
 import numpy as np
 
 from deit_jax.config import SETTINGS, Config
-from deit_jax.config.derived import has_teacher
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
 from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
 from deit_jax.errors import UserError
-from deit_jax.student import Student, compute_dtype
+from deit_jax.losses import OBJECTIVES
+from deit_jax.runtime.hardware import compute_dtype
 
 FORMAT = 2  # of the images: to be raised when augmentation or decoding makes other pixels from the same settings
 PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
@@ -40,9 +40,8 @@ def image_identity(config: Config, source: Source, img_size: int) -> dict[str, A
         "batch_size": config.batch_size,
         "model.img_size": img_size,
         "data.resize": config.data.resize,
-        # named only where they differ from what stores from before these settings were made with
-        **({"data.exif": True} if config.data.exif else {}),
-        **({} if config.data.drop_last else {"data.drop_last": False}),
+        "data.exif": config.data.exif,
+        "data.drop_last": config.data.drop_last,
         **{f"augment.{name}": config.augment[name] for name in shaping},
         **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
     }
@@ -52,7 +51,7 @@ def image_identity(config: Config, source: Source, img_size: int) -> dict[str, A
 def teacher_identity(
     config: Config, img_size: int, members: list[TeacherModel], arrays: list, init: str
 ) -> dict[str, Any]:
-    """Everything that shapes the teacher's answers to given images, by readable names."""
+    """Everything that shapes the teacher's predictions for given images, by readable names."""
     identity = {
         "teacher.name": config.teacher.name,
         "teacher.weights": weights_digest(arrays),
@@ -107,14 +106,14 @@ def teacher_changes(
 
 
 def check_identity(
-    folder: str | Path, header: dict, config: Config, source: Source, student: Student, teacher: dict | None = None
+    folder: str | Path, header: dict, config: Config, source: Source, img_size: int, teacher: dict | None = None
 ) -> None:
     """Raise UserError naming what differs between a store and `config`; teacher: its identity, where it is loaded."""
-    images = image_identity(config, source, student.img_size)
+    images = image_identity(config, source, img_size)
     there = header["images"] | header["teacher"]
     changed = sorted(name for name in images.keys() | header["images"].keys() if images.get(name) != there.get(name))
     if teacher is None:
-        names, teacher = teacher_changes(config, header["teacher"], student.img_size, source.class_names)
+        names, teacher = teacher_changes(config, header["teacher"], img_size, source.class_names)
     else:
         names = sorted(n for n in teacher.keys() | header["teacher"].keys() if teacher.get(n) != there.get(n))
         if "teacher.weights" not in names:  # the same weights from elsewhere are the same teacher
@@ -132,38 +131,49 @@ def check_identity(
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchLabels:
-    """(step, rows) → the entries that stored labels add to a batch: `teacher` int32 (rows,) decisions; of a top-k store
-    in soft distillation, `teacher` (rows, k) and `teacher_probability` float32 (rows, k)."""
+class StoredLabels:
+    """(step, rows) → the entries that stored labels add to a batch.
+
+    `teacher`: int32 (rows,) hard labels; where the objective needs logits, int32 (rows, k) classes, and
+    `teacher_probability` float32 (rows, k).
+    """
 
     store: LabelStore
-    soft: bool
+    logits: bool
 
     def __call__(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         labels = self.store.read(step, rows)
-        if "decision" in labels:
-            return {"teacher": labels["decision"].astype(np.int32)}
+        if "label" in labels:
+            return {"teacher": labels["label"].astype(np.int32)}
         index = labels["index"].astype(np.int32)
-        if not self.soft:
+        if not self.logits:
             return {"teacher": index[:, 0]}
         return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
 
 
-def open_labels(config: Config, source: Source, student: Student, total: int) -> BatchLabels | None:
-    """The stored labels a run of `total` steps reads, or None where it reads none.
+def open_labels(config: Config, source: Source, img_size: int, total: int) -> StoredLabels | None:
+    """The stored labels that a run of `total` steps with a teacher reads, or None where its teacher is live.
 
-    Raises UserError for a store of other images or another teacher, of another kind, or one that ends too early.
+    Args:
+        config: resolved, with an objective that has a teacher.
+        source: the training images.
+        img_size: the student's image size in pixels.
+        total: number of steps of the run.
+
+    Raises:
+        UserError: a store of other images or another teacher, of another kind, or one that ends too early.
     """
     d = config.distill
-    if not d.labels or not has_teacher(config):
+    if not d.labels:
         return None
     store = LabelStore(d.labels)
-    check_identity(d.labels, store.header, config, source, student)
-    if d.kind == "soft":
-        if store.header["kind"] != "topk":
+    check_identity(d.labels, store.header, config, source, img_size)
+    needed = OBJECTIVES[d.kind].labels
+    if needed == "topk":
+        if store.header["kind"] != needed:
             raise UserError(
-                f"the labels in {d.labels} are decisions, soft distillation needs probabilities: use --mode=label with"
-                " --config.label.kind=topk, or --config.distill.kind=hard"
+                f"the labels in {d.labels} are hard labels, soft distillation needs probabilities: use --mode=label"
+                " with --config.label.kind=topk, or --config.distill.kind=hard"
             )
         if store.header["tau"] != d.tau:
             raise UserError(
@@ -177,4 +187,4 @@ def open_labels(config: Config, source: Source, student: Student, total: int) ->
             f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), the run has {total}: finish"
             f" them with --mode=label --workdir={d.labels}" + (f", or train --config.steps={done}" if done else "")
         )
-    return BatchLabels(store, d.kind == "soft")
+    return StoredLabels(store, logits=needed == "topk")

@@ -1,20 +1,19 @@
 """Stored teacher labels on disk, by place in the run: `[step, row]`, as batches number them.
 
     FOLDER/labels.json     what made the labels: the images and the teacher; a hash over both
-    FOLDER/decision/       hard: Zarr array uint16 (steps, batch), the likeliest class
-    FOLDER/index/          topk: Zarr array uint16 (steps, batch, k), likeliest first
+    FOLDER/label/          hard: Zarr array uint16 (steps, batch), the most probable class
+    FOLDER/index/          topk: Zarr array uint16 (steps, batch, k), most probable first
     FOLDER/probability/    topk: Zarr array float (steps, batch, k)
 
 A chunk is CHUNK whole steps and one file per array, written at once or not at all. So the files that are there are the
 record of progress, and several processes write side by side without coordination. A chunk ends in its CRC-32C;
 the arrays' metadata (zarr.json) carry the hash of labels.json, so that no store takes over the chunks of another. What
-is read must lie in the range of the data's classes. Stores from before the sums are read as they are.
+is read must lie in the range of the data's classes.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ COMPRESSION = {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize
 def arrays_of(kind: str, k: int, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{array's name: (type, trailing axes)} of a store."""
     if kind == "hard":
-        return {"decision": ("uint16", ())}
+        return {"label": ("uint16", ())}
     return {"index": ("uint16", (k,)), "probability": (dtype, (k,))}
 
 
@@ -65,17 +64,6 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     return header
 
 
-def runs(chunks: Iterable[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as ranges (first, after the last)."""
-    found: list[tuple[int, int]] = []
-    for chunk in chunks:
-        if found and found[-1][1] == chunk:
-            found[-1] = (found[-1][0], chunk + 1)
-        else:
-            found.append((chunk, chunk + 1))
-    return found
-
-
 def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) -> dict[str, Any]:
     """TensorStore's description of a new array."""
     compression = {**COMPRESSION, "typesize": np.dtype(dtype).itemsize}
@@ -97,11 +85,8 @@ def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) ->
     }
 
 
-def check_owner(array: Path, identity: str, *, new: bool = False) -> None:
-    """Raise UserError where the chunks in an array's folder were not made for the store of this identity.
-
-    new: the store has no labels.json, so chunks that do not name their store belong to none.
-    """
+def check_owner(array: Path, identity: str) -> None:
+    """Raise UserError where the chunks in an array's folder were not made for the store of this identity."""
     path = array / "zarr.json"
     if not path.exists():
         if any(array.glob("c/*")):
@@ -111,20 +96,18 @@ def check_owner(array: Path, identity: str, *, new: bool = False) -> None:
         owner = json.loads(path.read_text()).get("attributes", {}).get("identity")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r:.80}): {RESTORE}") from error
-    if owner is None and new:
-        raise UserError(f"{array} holds labels whose labels.json is lost: {RESTORE}")
-    if owner not in (None, identity):
+    if owner != identity:
         raise UserError(f"{array} holds labels that were made for other settings: {RESTORE}")
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a chunk's file is as long as its Blosc header says, plus the four bytes of its CRC-32C if it has one."""
+    """Whether a chunk's file is as long as its Blosc header says, plus the four bytes of its CRC-32C."""
     if storage.is_bucket(file):  # where an object is there whole or not at all
         return file.is_file()
     try:
         with open(file, "rb") as opened:
             header = opened.read(16)
-        return len(header) == 16 and file.stat().st_size - int.from_bytes(header[12:], "little") in (0, 4)
+        return len(header) == 16 and file.stat().st_size - int.from_bytes(header[12:], "little") == 4
     except OSError:
         return False
 
@@ -146,7 +129,7 @@ class LabelStore:
         new = not (folder / "labels.json").exists()
         if new:
             for name in arrays_of(header["kind"], header["k"], header["dtype"]):
-                check_owner(folder / name, header["hash"], new=True)
+                check_owner(folder / name, header["hash"])
             atomic.write_json(folder / "labels.json", header)
         store = cls(folder)
         for name, (dtype, more) in store.arrays().items():
@@ -279,8 +262,8 @@ class LabelStore:
             raise UserError(
                 f"the labels of step {first} in {self.folder} name class {largest}, the data has {known}: {again}"
             )
-        shares = labels.get("probability")
-        if shares is not None and not ((shares >= 0) & (shares <= 1)).all():
+        probability = labels.get("probability")
+        if probability is not None and not ((probability >= 0) & (probability <= 1)).all():
             raise UserError(f"the labels of step {first} in {self.folder} hold no probabilities: {again}")
         return labels
 

@@ -1,7 +1,7 @@
-"""The teacher, live or as stored labels, behind one call: (arrays, batch, images) → logits, decisions or None."""
+"""The teacher, live or as stored labels, behind one call: (arrays, batch) → logits or hard labels."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Integer
 from deit_jax import models
 from deit_jax.classes.match import match_classes
 from deit_jax.config import Config
-from deit_jax.config.derived import has_teacher
+from deit_jax.data.batch import DeviceBatch
 from deit_jax.errors import UserError
+from deit_jax.losses import OBJECTIVES, TeacherOutput
 from deit_jax.runtime import storage
-from deit_jax.train.step import NO_TEACHER, Answers, Batch, Images, Teacher, TeacherFunction
 from deit_jax.weights import Weights, fit_weights, load_weights, split_sources
+
+TeacherFunction = Callable[[Any, DeviceBatch], TeacherOutput]  # (arrays, batch) → logits or hard labels
 
 
 class TeacherModel(NamedTuple):
@@ -29,7 +31,7 @@ class TeacherModel(NamedTuple):
         size: input size in pixels; images of another size are resized for it.
         mean, std: its normalization statistics.
         outputs: per class of the data, the index of its logit; None: they are numbered alike.
-        notes: what was changed to fit its weights to `build`, for people.
+        notes: what was changed to fit its weights to `build`, a line each.
     """
 
     build: functools.partial
@@ -44,8 +46,22 @@ class TeacherModel(NamedTuple):
         return models.abstract(self.build)[0]
 
 
-def stored_teacher(arrays: Any, batch: Batch, images: Images) -> Answers:
-    """The answers that came with the batch: decisions, or logits."""
+class Teacher(NamedTuple):
+    """What a student is distilled from.
+
+    Attributes:
+        predict: (arrays, batch) → logits or hard labels; the batch holds the augmented, normalized images.
+        arrays: of its models, an argument of the jitted step: a constant of their size would be compiled in.
+        models: of a live teacher, one for each of `arrays`.
+    """
+
+    predict: TeacherFunction
+    arrays: Sequence[Any] = ()
+    models: Sequence[TeacherModel] = ()
+
+
+def stored_labels(arrays: Any, batch: DeviceBatch) -> TeacherOutput:
+    """The hard labels that came with the batch."""
     return batch["teacher"]
 
 
@@ -58,7 +74,7 @@ def stored_distribution(num_classes: int, tau: float) -> TeacherFunction:
     which `distillation_loss` takes for 0 log 0 = 0.
     """
 
-    def logits(arrays: Any, batch: Batch, images: Images) -> Float[Array, "batch classes"]:
+    def logits(arrays: Any, batch: DeviceBatch) -> Float[Array, "batch classes"]:
         index, known = batch["teacher"], batch["teacher_probability"].astype(jnp.float32)
         rest = jnp.maximum(1 - known.sum(-1, keepdims=True), 0) / max(num_classes - index.shape[-1], 1)
         rows = jnp.arange(len(index))[:, None]
@@ -68,7 +84,7 @@ def stored_distribution(num_classes: int, tau: float) -> TeacherFunction:
     return logits
 
 
-def teacher_of(config: Config, members: Sequence[TeacherModel]) -> TeacherFunction:
+def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunction:
     """A live teacher: it runs in the student's jit, in evaluation mode, on the student's augmented and mixed images.
 
     The returned function takes the models' arrays, [(params, batch_stats), …], so that none is a constant of the jitted
@@ -77,8 +93,8 @@ def teacher_of(config: Config, members: Sequence[TeacherModel]) -> TeacherFuncti
     mean, std = tuple(config.augment.mean), tuple(config.augment.std)
     graphdefs = [member.graphdef for member in members]
 
-    def logits(arrays: Sequence[Any], batch: Batch, images: Images) -> Float[Array, "batch classes"]:
-        images = jax.lax.stop_gradient(images)
+    def logits(arrays: Sequence[Any], batch: DeviceBatch) -> Float[Array, "batch classes"]:
+        images = jax.lax.stop_gradient(batch["image"])
         outputs = []
         for member, graphdef, (params, batch_stats) in zip(members, graphdefs, arrays, strict=True):
             view = images
@@ -105,19 +121,17 @@ def make_teacher(
     dtype: DTypeLike,
     class_names: Sequence[str] | None = None,
 ) -> Teacher:
-    """The teacher that `config` (resolved) asks for.
+    """The teacher that `config` (resolved, with an objective that has one) asks for, stored or live.
 
     Arguments and errors as `load_teacher`, which is called where the teacher is live.
     """
-    if not has_teacher(config):
-        return NO_TEACHER
     if config.distill.labels:
-        soft = config.distill.kind == "soft"
-        return Teacher(stored_distribution(num_classes, config.distill.tau) if soft else stored_teacher)
+        soft = OBJECTIVES[config.distill.kind].teacher == "logits"
+        return Teacher(stored_distribution(num_classes, config.distill.tau) if soft else stored_labels)
     members, arrays = load_teacher(
         config, init, img_size=img_size, num_classes=num_classes, dtype=dtype, class_names=class_names
     )
-    return Teacher(teacher_of(config, members), arrays, members)
+    return Teacher(live_teacher(config, members), arrays, members)
 
 
 def load_teacher(
@@ -133,8 +147,8 @@ def load_teacher(
 
     Args:
         config: resolved.
-        init: the weights where `teacher.init` is empty, as of a teacher that was trained just before.
-        img_size: the student's, in pixels.
+        init: weights of a teacher that was trained just before, where `teacher.init` is empty.
+        img_size: the student's image size in pixels.
         num_classes, class_names: of the data. With names, the teacher's classes are matched by name and may be more
             than the data's; without, they must be as many, in the data's order.
         dtype: compute type.

@@ -34,8 +34,8 @@ from deit_jax.evaluate.classifier import (
 from deit_jax.evaluate.inference import head_logits
 from deit_jax.evaluate.test_sets import EvalSet, match_source, open_eval_sets
 from deit_jax.runtime import atomic, sharding, storage
+from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import from_process_0
-from deit_jax.student import compute_dtype
 from deit_jax.weights import Weights, split_sources
 from deit_jax.weights.orbax import find_step, read_meta
 

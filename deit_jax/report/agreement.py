@@ -21,9 +21,8 @@ from deit_jax.evaluate.inference import head_logits, predict_classes
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.runtime import sharding
-from deit_jax.student import Student, make_student
 from deit_jax.train import log
-from deit_jax.train.setup import Run
+from deit_jax.train.run import Run, Student, make_student
 from deit_jax.weights.orbax import find_step, read_weights
 
 Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
@@ -106,6 +105,8 @@ def teacher_predictions(run: Run, mesh: Mesh) -> tuple[Predictions, float]:
     """(classes of the data predicted, seconds per image) of the live teacher's models; ({}, 0.0)
     without one."""
     predictions, seconds = {}, 0.0
+    if run.teacher is None:
+        return predictions, seconds
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
         size, mean, std = model.size, model.mean, model.std

@@ -24,7 +24,7 @@ from deit_jax.report import agreement
 from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.runtime import atomic, sharding
 from deit_jax.train import log
-from deit_jax.train.setup import Run
+from deit_jax.train.run import Run
 from deit_jax.weights.orbax import read_weights
 
 
@@ -92,7 +92,7 @@ def draw_curves(student: Run, trained: Sequence[str]) -> None:
     for name in trained:
         title = PLAIN_STUDENT if name == "plain" else name
         logs[title] = log.read_log(folder if name == "student" else folder / name)
-        objectives[title] = losses.KINDS[config.distill.kind if name == "student" else "none"]
+        objectives[title] = losses.OBJECTIVES[config.distill.kind if name == "student" else "none"].title
     plots.curves(folder / "curves.png", logs, objectives, fused=student.student.build.keywords.get("distilled", False))
 
 
@@ -123,7 +123,7 @@ def results_table(student: Run, results: dict[str, dict]) -> str:
     names = {
         "teacher": config.teacher.name,
         "plain": f"{without_token(config.model.name)}, no teacher",
-        "student": f"{config.model.name}, {losses.KINDS[config.distill.kind]}",
+        "student": f"{config.model.name}, {losses.OBJECTIVES[config.distill.kind].title}",
     }
     if config.distill.kind == "none":
         names["student"] = config.model.name

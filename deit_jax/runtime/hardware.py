@@ -72,6 +72,14 @@ def best(setting: str, value: Any, platform: str) -> Any:
     return BEST[setting].get(platform, BEST[setting]["gpu"]) if value in ("auto", 0) else value
 
 
+def compute_dtype(name: str) -> Any:
+    """The compute type that a setting names; "auto" is bfloat16 on accelerators and float32 on CPU."""
+    import jax  # here: settings are checked before jax is imported
+    import jax.numpy as jnp
+
+    return jnp.dtype(best("dtype", name, jax.default_backend()))
+
+
 def settle(config: Any, platform: str) -> Any:
     """A copy of `config` in which all that model and teacher leave open is what is best on `platform`."""
     config = config.copy_and_resolve_references()

@@ -16,7 +16,7 @@ from deit_jax import plots
 from deit_jax.config import recipe_differences
 from deit_jax.errors import UserError
 from deit_jax.evaluate.tables import duration
-from deit_jax.losses import KINDS
+from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import atomic, storage
 
 # metrics of which a line has the mean over its interval; of the others it has the last step's value
@@ -152,7 +152,7 @@ class Log:
         """Introduce the run. teacher: the live teacher's name or ""; notes: more lines."""
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
         c = self.config
-        distil = f", {KINDS[c.distill.kind]}" if c.distill.kind != "none" else ""
+        distil = f", {OBJECTIVES[c.distill.kind].title}" if c.distill.kind != "none" else ""
         distil += f" from {teacher}" if teacher else (" from stored labels" if c.distill.labels else "")
         devices = f"{mesh.devices.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.devices.size > 1 else ''}"
         self.print(

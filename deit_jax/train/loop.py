@@ -4,11 +4,14 @@ import collections
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from deit_jax.config import Config
+from deit_jax.config.derived import teacher_config, trains_teacher
 from deit_jax.data import loader
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
@@ -20,8 +23,8 @@ from deit_jax.runtime.stop import Stop
 from deit_jax.train.checkpoint import Checkpoints, say
 from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
-from deit_jax.train.setup import Run, load_init
-from deit_jax.train.step import State, create_state, make_step
+from deit_jax.train.run import Data, Run, load_init, open_run
+from deit_jax.train.step import TrainState, create_state, make_train_step
 from deit_jax.train.stream import Stream
 
 PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
@@ -38,7 +41,7 @@ class Program(NamedTuple):
         teacher_arrays: on the devices.
     """
 
-    abstract_state: State
+    abstract_state: TrainState
     initialize: Callable
     step: Callable
     teacher_arrays: Any
@@ -46,17 +49,18 @@ class Program(NamedTuple):
 
 def make_program(run: Run) -> Program:
     """Place the state and the teacher on the run's mesh; nothing is compiled before its first call."""
-    config = run.config
+    config, teacher = run.config, run.teacher
     shapes = jax.eval_shape(lambda: create_state(run.student, config))
     state_sharding = place_params(shapes, run.layout)
     abstract_state = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_sharding)
     initialize = jax.jit(
         lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
     )
-    step = make_step(run.sharded_student, run.teacher.logits, config, run.steps_per_epoch, run.layout.batch_shards)
+    predict = teacher.predict if teacher else None
+    step = make_train_step(run.sharded_student, predict, config, run.steps_per_epoch, run.layout.batch_shards)
     step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
-    teacher_arrays = jax.device_put(list(run.teacher.arrays), sharding.replicated(run.mesh))
-    return Program(abstract_state, initialize, step, teacher_arrays)
+    arrays = jax.device_put(list(teacher.arrays) if teacher else [], sharding.replicated(run.mesh))
+    return Program(abstract_state, initialize, step, arrays)
 
 
 def train(run: Run) -> dict[str, dict]:
@@ -77,12 +81,12 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
-        say(f"{run.title}: {checkpoints.forecast(program.abstract_state)}")
+        say(f"{run.title}: {checkpoints.forecast(vars(program.abstract_state))}")
         state = start_state(run, program, checkpoints)
-        step = int(state["step"])
+        step = int(state.step)
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
-        stream = Stream(run, step + int(state["offset"]))
+        stream = Stream(run, step + int(state.offset))
         exits.callback(stream.close)
         if jax.process_index() == 0 and step < total:
             loader.check_headers(config, run.data.evaluation)
@@ -105,8 +109,8 @@ def train(run: Run) -> dict[str, dict]:
             if values and values["nonfinite_in_row"] >= config.stability.patience:
                 rollbacks += 1
                 state = roll_back(run, program, state, checkpoints, log, rollbacks)
-                step = int(state["step"])
-                stream.seek(step + int(state["offset"]))
+                step = int(state.step)
+                stream.seek(step + int(state.offset))
             elif due(config.checkpoint.every, step):
                 save(run, state, checkpoints, log)
 
@@ -133,16 +137,16 @@ def initial_weights(run: Run) -> dict | None:
     return init.weights
 
 
-def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> State:
+def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest checkpoint, else a new one."""
     if checkpoints.latest() is None:
         return program.initialize(initial_weights(run), small_seed(run.config.seed))
-    return checkpoints.restore(program.abstract_state)
+    return TrainState(**checkpoints.restore(vars(program.abstract_state)))
 
 
-def begin_log(run: Run, state: State, checkpoints: Checkpoints) -> Log:
+def begin_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
     """The run's log, continued at the state's step, with the lines that introduce the run."""
-    step, config = int(state["step"]), run.config
+    step, config = int(state.step), run.config
     log = Log(
         run.folder,
         title=run.title,
@@ -153,20 +157,21 @@ def begin_log(run: Run, state: State, checkpoints: Checkpoints) -> Log:
         evaluated=checkpoints.scored(step),
         losses=checkpoints.meta(step).get("interval_losses", []),
     )
-    changes = [*run.init.notes, *(note for model in run.teacher.models for note in model.notes)]
+    teachers = run.teacher.models if run.teacher else ()
+    changes = [*run.init.notes, *(note for model in teachers for note in model.notes)]
     plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
-    teacher = config.teacher.name if run.teacher.models else ""
-    log.begin(run.student, state["params"], teacher=teacher, notes=changes + plan, mesh=run.mesh)
+    teacher = config.teacher.name if teachers else ""
+    log.begin(run.student, state.params, teacher=teacher, notes=changes + plan, mesh=run.mesh)
     return log
 
 
-def save(run: Run, state: State, checkpoints: Checkpoints, log: Log) -> None:
+def save(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log) -> None:
     """Start to save the state; what the next line of the log averages over is part of it."""
     log.sync()
-    checkpoints.save(state, run.meta | {"interval_losses": log.interval_losses()})
+    checkpoints.save(vars(state), run.meta | {"interval_losses": log.interval_losses()})
 
 
-def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict | None:
+def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict | None:
     """Evaluate the weights and their average, log and record it; None if a stop was requested meanwhile."""
 
     def batches() -> Iterator[loader.Batch]:
@@ -180,8 +185,8 @@ def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, s
                 raise Interrupted(f"{run.title}: evaluation of step {step} stopped")
             yield batch
 
-    step = int(state["step"])
-    sets = {"params": {"params": state["params"], "batch_stats": state["batch_stats"]}, "ema": state["ema"]}
+    step = int(state.step)
+    sets = {"params": {"params": state.params, "batch_stats": state.batch_stats}, "ema": state.ema}
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
@@ -204,16 +209,18 @@ def evaluate_state(run: Run, state: State, checkpoints: Checkpoints, log: Log, s
     return results
 
 
-def roll_back(run: Run, program: Program, state: State, checkpoints: Checkpoints, log: Log, rollbacks: int) -> State:
+def roll_back(
+    run: Run, program: Program, state: TrainState, checkpoints: Checkpoints, log: Log, rollbacks: int
+) -> TrainState:
     """The newest healthy state before the run diverged, or a new one, to continue on data that was not seen yet.
 
     rollbacks: how many this one makes. Raises UserError where that is more than `stability.rollbacks`.
     """
-    step = int(state["step"])
+    step = int(state.step)
     if rollbacks > run.config.stability.rollbacks:
         lower = f"{run.config.optimizer.lr / 4:g}"
         raise UserError(
-            f"{run.title} diverges: {int(state['nonfinite']['in_row'])} non-finite steps in a row at step {step}, after"
+            f"{run.title} diverges: {int(state.nonfinite['in_row'])} non-finite steps in a row at step {step}, after"
             f" {rollbacks - 1} roll-backs: lower --config.{run.lr_setting}, in a new folder: the same command with"
             f" --config.{run.lr_setting}={lower} --workdir={run.workdir}-lr{lower}"
         )
@@ -222,8 +229,22 @@ def roll_back(run: Run, program: Program, state: State, checkpoints: Checkpoints
         checkpoints.discard_after(to := 0)
         back = program.initialize(initial_weights(run), small_seed(run.config.seed))
     else:
-        back = checkpoints.roll_back(to, program.abstract_state)
-    offset = int(state["offset"]) + step - to
-    back["offset"] = jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state["offset"].sharding)
+        back = TrainState(**checkpoints.roll_back(to, vars(program.abstract_state)))
+    offset = int(state.offset) + step - to
+    back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
     log.rolled_back(step, to, losses=checkpoints.meta(to).get("interval_losses", []))
     return back
+
+
+def train_run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
+    """Open a run and train it; arguments as `open_run`, result and errors as `train`."""
+    return train(open_run(config, workdir, data, **options))
+
+
+def train_teacher(config: Config, workdir: Path, data: Data | None = None) -> tuple[str, dict[str, dict] | None]:
+    """(folder of the teacher's weights, its results), trained in WORKDIR/teacher; ("", None) where none is trained."""
+    if not trains_teacher(config):
+        return "", None
+    folder = workdir / "teacher"
+    options = {"title": "teacher", "lr_setting": "teacher.lr", "command_folder": workdir}
+    return str(folder), train_run(teacher_config(config), folder, data, **options)

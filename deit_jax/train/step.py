@@ -1,62 +1,58 @@
 """The train step, one pure function: batch → augment → teacher → student → loss → gradient → AdamW → EMA → metrics."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, Shaped
+from jaxtyping import Array, Integer, PRNGKeyArray, Shaped
 
 from deit_jax import models
 from deit_jax.augment import augment_train
 from deit_jax.config import Config
-from deit_jax.losses import distillation_loss
+from deit_jax.data.batch import DeviceBatch
+from deit_jax.distill.teacher import TeacherFunction
+from deit_jax.losses import distillation_terms, teacher_agreement, weighted_sum
 from deit_jax.models.layout import Layout, pin_params
 from deit_jax.randomness import purpose_key, small_seed
-from deit_jax.student import Student
 from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
+from deit_jax.train.run import Student
 
-State = dict[str, Any]
-Batch = dict[str, Shaped[Array, "batch ..."]]
-Images = Float[Array, "batch height width 3"]  # normalized, augmented and mixed
 Metrics = dict[str, Shaped[Array, ""]]
-Schedule = Callable[[Integer[Array, ""] | int], Float[Array, ""]]
-Answers = Float[Array, "batch classes"] | Integer[Array, "batch"]  # a teacher's: logits or decisions
-TeacherFunction = Callable[[Any, Batch, Images], Answers | None]
 
 
-class Teacher(NamedTuple):
-    """What the step distils from.
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a run carries from step to step.
 
     Attributes:
-        logits: (arrays, batch, images) → logits, decisions, or None.
-        arrays: what `logits` needs, as an argument of the jitted step: a constant of its size would be compiled in.
-        models: of a live teacher, its models (`deit_jax.distill.teacher.TeacherModel`), one for each of `arrays`.
+        step: number of steps taken, skipped ones included.
+        offset: number of batches by which the data is ahead of `step` after roll-backs.
+        seed: of the run; part of the state, so that runs of all seeds share one compilation.
+        params, batch_stats: the student's arrays, pure nested dictionaries.
+        opt_state: of `make_optimizer`.
+        ema: {"params", "batch_stats"}, exponential moving averages; {} without them.
+        nonfinite: counts of skipped steps, {"in_row", "total"}.
     """
 
-    logits: TeacherFunction
-    arrays: Sequence[Any] = ()
-    models: Sequence[Any] = ()
-
-
-def no_teacher(arrays: Any, batch: Batch, images: Images) -> None:
-    """The `Teacher.logits` of objectives without a teacher."""
-
-
-NO_TEACHER = Teacher(no_teacher)
+    step: Any  # int32, as the next two; trees of shapes and shardings have this structure too
+    offset: Any
+    seed: Any
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: Any
+    ema: dict[str, Any]
+    nonfinite: dict[str, Any]
 
 
 def create_state(
     student: Student, config: Config, weights: dict | None = None, *, seed: Integer[Array, ""] | int = 0
-) -> State:
-    """Create the whole state of a run as one pure nested dictionary; runs inside jit.
+) -> TrainState:
+    """The state before the first step; runs inside jit.
 
-    Returns `step` (steps taken, skipped ones included), `offset` (batches by which the data is ahead of `step` after
-    roll-backs), `seed` (here and not in the code, so that runs of all seeds share one compilation), `params`,
-    `batch_stats`, `opt`, `ema` ({"params", "batch_stats"}, empty without averaging) and `nonfinite` (counts of skipped
-    steps: in a row, total).
+    weights: {"params", "batch_stats"} to start from; None draws them from the seed.
     """
     if weights is None:
         params, batch_stats = models.init_arrays(student.build, purpose_key(seed, "init"))
@@ -64,124 +60,118 @@ def create_state(
         params, batch_stats = weights["params"], weights["batch_stats"]
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if config.optimizer.ema_decay else {}
-    return {
-        "step": zero,
-        "offset": zero,
-        "seed": zero + small_seed(seed),
-        "params": params,
-        "batch_stats": batch_stats,
-        "opt": make_optimizer(config).init(params),
-        "ema": ema,
-        "nonfinite": {"in_row": zero, "total": zero},
-    }
+    return TrainState(
+        step=zero,
+        offset=zero,
+        seed=zero + small_seed(seed),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=make_optimizer(config).init(params),
+        ema=ema,
+        nonfinite={"in_row": zero, "total": zero},
+    )
 
 
-def make_loss(student: Student, teacher: TeacherFunction, config: Config) -> Callable:
-    """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics)."""
-    d = config.distill
+def make_train_step(
+    student: Student,
+    teacher: TeacherFunction | None,
+    config: Config,
+    steps_per_epoch: int,
+    shards: int | None = None,
+    augment: Callable = augment_train,
+) -> Callable[[TrainState, DeviceBatch, Any], tuple[TrainState, Metrics]]:
+    """The train step of a resolved config, to be jitted: (state, batch, teacher's arrays) → (state, metrics).
 
-    def loss_fn(
-        params: dict, batch_stats: dict, teacher_arrays: Any, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], dict]:
+    Args:
+        student: its structure, split over devices or not.
+        teacher: None for objectives without one.
+        config: resolved.
+        steps_per_epoch: number of steps.
+        shards: number of devices the batch is split over (None: all that jax has).
+        augment: as `augment_train`; tests replace it.
+
+    The step's batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels
+    are stored. Its metrics are scalars, left on the device.
+    """
+    d, tx, lr_schedule = config.distill, make_optimizer(config), schedule(config, steps_per_epoch)
+    total = num_steps(config, steps_per_epoch)
+
+    def loss_fn(params: dict, batch_stats: dict, teacher_arrays: Any, batch: DeviceBatch, key: PRNGKeyArray):
         with jax.named_scope("teacher"):
-            teacher_logits = teacher(teacher_arrays, batch, batch["image"])
+            teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
         model = nnx.merge(student.graphdef, params, batch_stats)
         cls, dist = model.heads(batch["image"], train=True, key=key)
-        loss = distillation_loss(
-            cls,
-            dist,
-            batch["target"],
-            teacher_logits,
-            kind=d.kind,
-            alpha=d.alpha,
-            tau=d.tau,
-            normalization=d.normalization,
-        )
-        return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        terms = distillation_terms(cls, dist, batch["target"], teacher_output, d.kind, d.tau, d.normalization)
+        metrics = terms | teacher_agreement(cls, dist, teacher_output)
+        return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 
-    return loss_fn
+    gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate, student.layout)
+
+    def train_step(state: TrainState, batch: DeviceBatch, teacher_arrays: Any) -> tuple[TrainState, Metrics]:
+        position = (state.step + state.offset) % total
+        with jax.named_scope("augment"):
+            key = purpose_key(state.seed, "augment")
+            images, targets = augment(batch, key, position, config.augment, student.num_classes, shards)
+        batch = {**batch, "image": images, "target": targets}
+
+        key = jax.random.fold_in(purpose_key(state.seed, "drop"), position)
+        (loss, (batch_stats, metrics)), grads = gradient(state.params, state.batch_stats, teacher_arrays, batch, key)
+
+        with jax.named_scope("optimizer"):
+            grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
+        ema = state.ema
+        if ema:
+            with jax.named_scope("ema"):
+                keep = ema_decay_at(config, state.step)
+                ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
+
+        # a step whose loss or gradient is not finite leaves all of this unchanged, and is counted
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: getattr(state, name) for name in new})
+        in_row = jnp.where(finite, 0, state.nonfinite["in_row"] + 1)
+        skipped = state.nonfinite["total"] + jnp.where(finite, 0, 1)
+        state = state.replace(step=state.step + 1, nonfinite={"in_row": in_row, "total": skipped}, **new)
+        metrics |= {"loss": loss, "grad_norm": grad_norm, "lr": lr}
+        return state, metrics | {"nonfinite_in_row": in_row, "nonfinite_total": skipped}
+
+    return train_step
 
 
-def make_gradient(loss_fn: Callable, accum_steps: int, layout: Layout | None = None) -> Callable:
-    """(params, batch_stats, teacher's arrays, batch, key) → (loss, new batch statistics, gradient).
+def accumulate(grad_fn: Callable, microbatches: int, layout: Layout | None = None) -> Callable:
+    """`grad_fn` over a batch cut into microbatches, computed one after the other to save memory.
 
-    With accum_steps > 1 the batch is cut into that many microbatches, computed one after the other to save memory; loss
-    and gradient are their means. The sum of the gradients is split over devices as `layout` stores the parameters.
+    Args:
+        grad_fn: (params, batch_stats, teacher's arrays, batch, key) → ((loss, (batch statistics, metrics)), gradient).
+        microbatches: number of them; with 1 `grad_fn` itself is returned.
+        layout: the sum of the gradients is split over devices as it stores the parameters.
+
+    Returns a function like `grad_fn`: loss, metrics and gradient are means over the microbatches.
     """
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        return grad_fn
 
-    def whole(params, batch_stats, teacher_arrays, batch, key):
-        (loss, batch_stats), grads = grad_fn(params, batch_stats, teacher_arrays, batch, key)
-        return loss, batch_stats, grads
-
-    def accumulated(params, batch_stats, teacher_arrays, batch, key):
-        def add_microbatch(carry, xs):
+    def accumulated(params: dict, batch_stats: dict, teacher_arrays: Any, batch: DeviceBatch, key: PRNGKeyArray):
+        def add_microbatch(carry, microbatch):
             loss, batch_stats, grads = carry
             # else the compiler gathers split weights once, before the loop, and holds them whole through all of it
             weights, loss = jax.lax.optimization_barrier((params, loss)) if layout else (params, loss)
-            (micro_loss, batch_stats), micro_grads = grad_fn(weights, batch_stats, teacher_arrays, *xs)
+            (micro_loss, (batch_stats, metrics)), micro_grads = grad_fn(
+                weights, batch_stats, teacher_arrays, *microbatch
+            )
             grads = pin_params(jax.tree.map(jnp.add, grads, micro_grads), layout)
-            return (loss + micro_loss, batch_stats, grads), None
+            return (loss + micro_loss, batch_stats, grads), metrics
 
-        # each microbatch takes rows from every device, so that no row has to move
-        split = lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
-        microbatches = jax.tree.map(split, batch), jax.random.split(key, accum_steps)
+        def split(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "parts rows ..."]:
+            # each microbatch takes rows from every device, so that no row has to move
+            return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+        parts = jax.tree.map(split, batch), jax.random.split(key, microbatches)
         zeros = jnp.zeros(()), batch_stats, pin_params(jax.tree.map(jnp.zeros_like, params), layout)
-        (loss, batch_stats, grads), _ = jax.lax.scan(add_microbatch, zeros, microbatches)
-        return loss / accum_steps, batch_stats, jax.tree.map(lambda g: g / accum_steps, grads)
+        (loss, batch_stats, grads), metrics = jax.lax.scan(add_microbatch, zeros, parts)
+        loss, grads = jax.tree.map(lambda x: x / microbatches, (loss, grads))
+        return (loss, (batch_stats, jax.tree.map(jnp.mean, metrics))), grads
 
-    return whole if accum_steps == 1 else accumulated
-
-
-def make_update(student: Student, teacher: TeacherFunction, config: Config, lr_schedule: Schedule) -> Callable:
-    """(state, batch, teacher's arrays, key) → (state, metrics): teacher, loss, gradient, AdamW, EMA.
-
-    batch: `image` (B, S, S, 3) float32, normalized and mixed; `target` (B, classes) probabilities; and what the teacher
-    needs. A step whose loss or gradient is not finite leaves the weights as they are and is counted in `nonfinite`.
-    """
-    tx = make_optimizer(config)
-    gradient = make_gradient(make_loss(student, teacher, config), config.accumulate, student.layout)
-
-    def update(state: State, batch: Batch, teacher_arrays: Any, key: PRNGKeyArray) -> tuple[State, Metrics]:
-        loss, batch_stats, grads = gradient(state["params"], state["batch_stats"], teacher_arrays, batch, key)
-        with jax.named_scope("optimizer"):
-            grad_norm, lr = optax.global_norm(grads), lr_schedule(state["step"])
-            updates, opt = tx.update(grads, state["opt"], state["params"])
-            params = optax.apply_updates(state["params"], jax.tree.map(lambda u: -lr * u, updates))
-        ema = state["ema"]
-        if ema:
-            with jax.named_scope("ema"):
-                keep = ema_decay_at(config, state["step"])
-                ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
-
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = {"params": params, "batch_stats": batch_stats, "opt": opt, "ema": ema}
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: state[name] for name in new})
-        in_row = jnp.where(finite, 0, state["nonfinite"]["in_row"] + 1)
-        total = state["nonfinite"]["total"] + jnp.where(finite, 0, 1)
-        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "nonfinite_in_row": in_row, "nonfinite_total": total}
-        return {**state, **new, "step": state["step"] + 1, "nonfinite": {"in_row": in_row, "total": total}}, metrics
-
-    return update
-
-
-def make_step(
-    student: Student, teacher: TeacherFunction, config: Config, steps_per_epoch: int, shards: int | None = None
-) -> Callable:
-    """The train step, (state, batch, teacher's arrays) → (state, metrics): a pure function, to be jitted.
-
-    batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels are stored.
-    metrics: scalars, left on the device. shards: devices the batch is split over (None: all that jax has).
-    """
-    update = make_update(student, teacher, config, schedule(config, steps_per_epoch))
-    total = num_steps(config, steps_per_epoch)
-
-    def step(state: State, batch: Batch, teacher_arrays: Any) -> tuple[State, Metrics]:
-        position = (state["step"] + state["offset"]) % total
-        key = purpose_key(state["seed"], "augment")
-        with jax.named_scope("augment"):
-            images, targets = augment_train(batch, key, position, config.augment, student.num_classes, shards)
-        key = jax.random.fold_in(purpose_key(state["seed"], "drop"), position)
-        return update(state, {**batch, "image": images, "target": targets}, teacher_arrays, key)
-
-    return step
+    return accumulated

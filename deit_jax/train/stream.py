@@ -3,7 +3,7 @@
 import jax
 
 from deit_jax.data import loader
-from deit_jax.train.setup import Run
+from deit_jax.train.run import Run
 
 
 class Stream:

@@ -68,7 +68,7 @@ def arm_label(arm: str) -> str:
 def objective(arm: str) -> str:
     """What an arm's loss is."""
     kind = arm.partition("@")[0]
-    return losses.KINDS[kind if kind in losses.KINDS else kind.partition("_")[0]]
+    return losses.OBJECTIVES[kind if kind in losses.OBJECTIVES else kind.partition("_")[0]].title
 
 
 def scores_table(scores: Scores, ema: Scores, fusion: str) -> str:

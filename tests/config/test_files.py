@@ -13,13 +13,13 @@ from deit_jax import models
 from deit_jax.config import RECIPES, default_config, flat, recipe_differences, resolve, validate
 from deit_jax.config.derived import at_size, finetune_config, named_size
 from deit_jax.convert import save_timm
-from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError
 from deit_jax.experiment import chain
 from deit_jax.runtime.sharding import make_mesh
-from deit_jax.student import make_student
 from deit_jax.train.log import Log, read_log
+from deit_jax.train.loop import train_run as train
 from deit_jax.train.optimizer import make_optimizer
+from deit_jax.train.run import make_student
 from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
 

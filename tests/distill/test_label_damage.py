@@ -9,7 +9,6 @@ import pytest
 import tensorstore as ts
 
 from deit_jax import check
-from deit_jax.distill import label_store
 from deit_jax.distill.label_store import CHUNK, LabelStore, digest
 from deit_jax.errors import UserError
 from deit_jax.label import prepare_store
@@ -26,7 +25,7 @@ def header(seed: int = 0) -> dict:
 def fill(store: LabelStore) -> None:
     rng = np.random.default_rng(0)
     for chunk in range(STEPS // CHUNK):
-        for write in store.write(chunk, {"decision": rng.integers(0, CLASSES, (CHUNK, BATCH)).astype(np.uint16)}):
+        for write in store.write(chunk, {"label": rng.integers(0, CLASSES, (CHUNK, BATCH)).astype(np.uint16)}):
             write.result()
 
 
@@ -43,9 +42,9 @@ def folder(made, tmp_path):
 
 
 def test_every_flipped_bit_of_a_chunk_is_noticed(folder):
-    chunk, rng = folder / "decision/c/1/0", random.Random(0)
+    chunk, rng = folder / "label/c/1/0", random.Random(0)
     whole = chunk.read_bytes()
-    truth = LabelStore(folder).read_steps(CHUNK, STEPS)["decision"]
+    truth = LabelStore(folder).read_steps(CHUNK, STEPS)["label"]
     for _ in range(100):
         content = bytearray(whole)
         bit = rng.randrange(8 * len(content))
@@ -57,13 +56,13 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(folder):
                 store.read_steps(CHUNK, STEPS)
         assert list(store.damaged()) == [1]
     chunk.write_bytes(whole)
-    np.testing.assert_array_equal(LabelStore(folder).read_steps(CHUNK, STEPS)["decision"], truth)
+    np.testing.assert_array_equal(LabelStore(folder).read_steps(CHUNK, STEPS)["label"], truth)
     assert LabelStore(folder).damaged() == {}
 
 
 @pytest.mark.parametrize("size", [0, 5, -1])
 def test_a_chunk_that_was_cut_short_is_not_stored(folder, size, capsys):
-    chunk = folder / "decision/c/0/0"
+    chunk = folder / "label/c/0/0"
     chunk.write_bytes(chunk.read_bytes()[:size])
     assert LabelStore(folder).missing(STEPS) == [0]
     prepare_store(folder, header(), STEPS)
@@ -73,7 +72,7 @@ def test_a_chunk_that_was_cut_short_is_not_stored(folder, size, capsys):
 
 def test_classes_beyond_the_data_are_refused(folder):
     store = LabelStore(folder)
-    store.write(0, {"decision": np.full((CHUNK, BATCH), CLASSES, np.uint16)})[0].result()
+    store.write(0, {"label": np.full((CHUNK, BATCH), CLASSES, np.uint16)})[0].result()
     with pytest.raises(UserError, match=r"name class 10, the data has 10"):
         LabelStore(folder).read(3)
 
@@ -85,14 +84,14 @@ def test_chunks_of_a_lost_header_are_not_taken_over(folder):
     assert not (folder / "labels.json").exists()
     assert LabelStore.create(folder, header(), STEPS).missing(STEPS) == []
     (folder / "labels.json").unlink()
-    (folder / "decision/zarr.json").unlink()
+    (folder / "label/zarr.json").unlink()
     with pytest.raises(UserError, match="whose zarr.json is lost"):
         LabelStore.create(folder, header(seed=1), STEPS)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_damaged_metadata_is_one_line(folder, content, capsys):
-    (folder / "decision/zarr.json").write_text(content)
+    (folder / "label/zarr.json").write_text(content)
     with pytest.raises(UserError, match=r"zarr.json cannot be read .*restore it") as caught:
         LabelStore(folder).read(0)
     assert "\n" not in str(caught.value)
@@ -101,29 +100,8 @@ def test_damaged_metadata_is_one_line(folder, content, capsys):
     assert "DAMAGED" in capsys.readouterr().out
 
 
-def test_stores_from_before_the_sums_are_read(tmp_path, monkeypatch):
-    def former_spec(*arguments):
-        spec = spec_of(*arguments)
-        spec["metadata"]["codecs"].pop()
-        del spec["metadata"]["attributes"]
-        return spec
-
-    spec_of = label_store.array_spec
-    monkeypatch.setattr(label_store, "array_spec", former_spec)
-    fill(LabelStore.create(tmp_path, header(), STEPS))
-    store = LabelStore(tmp_path)
-    assert store.steps_done() == STEPS
-    assert store.damaged() == {}
-    chunk = tmp_path / "decision/c/0/0"
-    chunk.write_bytes(chunk.read_bytes()[:-1])
-    assert list(LabelStore(tmp_path).damaged()) == [0]
-    (tmp_path / "labels.json").unlink()
-    with pytest.raises(UserError, match="whose labels.json is lost"):
-        LabelStore.create(tmp_path, header(), STEPS)
-
-
 def test_new_chunks_end_in_a_checksum(folder):
-    codecs = json.loads((folder / "decision/zarr.json").read_text())["codecs"]
+    codecs = json.loads((folder / "label/zarr.json").read_text())["codecs"]
     assert [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"]
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "decision")}}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "label")}}
     assert ts.open(spec).result().shape == (STEPS, BATCH)

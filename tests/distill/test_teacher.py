@@ -12,9 +12,8 @@ from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.config import default_config, resolve
 from deit_jax.convert import save_timm
-from deit_jax.distill.teacher import is_local, load_teacher, make_teacher, teacher_models, teacher_of
+from deit_jax.distill.teacher import is_local, live_teacher, load_teacher, make_teacher, teacher_models
 from deit_jax.errors import UserError
-from deit_jax.train.step import NO_TEACHER
 from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
 
@@ -48,7 +47,7 @@ def taught(**changes):
 
 def make(config, img_size=16, num_classes=10, dtype=jnp.float32, **more):
     teacher = make_teacher(config, img_size=img_size, num_classes=num_classes, dtype=dtype, **more)
-    return teacher.logits, teacher.arrays
+    return teacher.predict, teacher.arrays
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_one_teacher_is_its_model_in_evaluation(weights, pixels):
     config = taught(**{"teacher.name": CONV, "teacher.init": str(file)})
     teacher, arrays = make(config)
     images = normalize(pixels, config.augment.mean, config.augment.std)
-    got = jax.jit(teacher)(arrays, {}, images)
+    got = jax.jit(teacher)(arrays, {"image": images})
     np.testing.assert_allclose(got, model(images, train=False), rtol=1e-4, atol=1e-4)
 
 
@@ -78,7 +77,7 @@ def test_several_teachers_are_averaged_as_probabilities(weights, pixels):
     teacher, arrays = make(config)
     images = normalize(pixels, config.augment.mean, config.augment.std)
     mean = sum(np.asarray(jax.nn.softmax(weights[n][1](images)), np.float64) for n in names) / 2
-    np.testing.assert_allclose(jax.nn.softmax(teacher(arrays, {}, images)), mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(jax.nn.softmax(teacher(arrays, {"image": images})), mean, rtol=1e-4, atol=1e-6)
 
 
 def test_a_teacher_sees_the_pixels_it_was_trained_with(weights, pixels):
@@ -86,7 +85,9 @@ def test_a_teacher_sees_the_pixels_it_was_trained_with(weights, pixels):
     config = taught(**{"teacher.name": VIT, "teacher.init": str(file), "teacher.mean": HALF, "teacher.std": HALF})
     teacher, arrays = make(config)
     ours = normalize(pixels, config.augment.mean, config.augment.std)
-    np.testing.assert_allclose(teacher(arrays, {}, ours), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        teacher(arrays, {"image": ours}), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_its_normalization_is_what_its_weights_say(weights, pixels, tmp_path):
@@ -98,7 +99,9 @@ def test_its_normalization_is_what_its_weights_say(weights, pixels, tmp_path):
     config = taught(**{"teacher.name": VIT, "teacher.init": str(tmp_path)})
     teacher, arrays = make(config)
     ours = normalize(pixels, config.augment.mean, config.augment.std)
-    np.testing.assert_allclose(teacher(arrays, {}, ours), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        teacher(arrays, {"image": ours}), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_teacher_sees_images_of_its_own_size(weights):
@@ -109,7 +112,7 @@ def test_a_teacher_sees_images_of_its_own_size(weights):
     small = jnp.broadcast_to(jnp.linspace(-1, 1, 16)[:, None, None], (2, 16, 16, 3))
     large = jax.image.resize(small, (2, 32, 32, 3), "bicubic")
     seen = jax.image.resize(large, (2, 16, 16, 3), "bicubic")
-    np.testing.assert_allclose(teacher(arrays, {}, large), model(seen), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(teacher(arrays, {"image": large}), model(seen), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(seen[:, 3:-3], small[:, 3:-3], atol=0.02)
 
 
@@ -118,13 +121,13 @@ def test_a_teacher_computes_in_its_own_type(weights, pixels):
     config = taught(**{"teacher.name": VIT, "teacher.init": str(file)})
     images = normalize(pixels, config.augment.mean, config.augment.std)
     (exact, arrays), (half, _) = make(config), make(config, dtype=jnp.bfloat16)
-    a, b = exact(arrays, {}, images), half(arrays, {}, images)
+    a, b = exact(arrays, {"image": images}), half(arrays, {"image": images})
     assert a.dtype == b.dtype == jnp.float32, "logits are float32 in any case"
     difference = float(jnp.abs(a - b).max() / jnp.abs(a).max())
     assert 0 < difference < 0.1
-    text = str(jax.make_jaxpr(half)(arrays, {}, images))
+    text = str(jax.make_jaxpr(half)(arrays, {"image": images}))
     assert "bf16" in text
-    assert "bf16" not in str(jax.make_jaxpr(exact)(arrays, {}, images))
+    assert "bf16" not in str(jax.make_jaxpr(exact)(arrays, {"image": images}))
 
 
 def test_no_gradient_reaches_the_images_through_the_teacher(weights, pixels):
@@ -132,7 +135,7 @@ def test_no_gradient_reaches_the_images_through_the_teacher(weights, pixels):
     config = taught(**{"teacher.name": VIT, "teacher.init": str(file)})
     teacher, arrays = make(config)
     images = normalize(pixels, config.augment.mean, config.augment.std)
-    gradient = jax.grad(lambda x: teacher(arrays, {}, x).sum())(images)
+    gradient = jax.grad(lambda x: teacher(arrays, {"image": x}).sum())(images)
     assert not np.asarray(gradient).any()
 
 
@@ -140,13 +143,10 @@ def test_a_teacher_is_described_without_its_weights():
     config = taught(**{"teacher.name": f"{VIT},{CONV}", "teacher.img_size": 16})
     members = teacher_models(config, img_size=32, num_classes=10, dtype=jnp.float32)
     shapes = [models.abstract(m.build)[1:] for m in members]
-    out = jax.eval_shape(teacher_of(config, members), shapes, {}, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+    out = jax.eval_shape(
+        live_teacher(config, members), shapes, {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)}
+    )
     assert out.shape == (2, 10)
-
-
-def test_objectives_without_a_teacher_need_no_weights():
-    for kind in ("none", "second_cls"):
-        assert make(taught(**{"distill.kind": kind})) == (NO_TEACHER.logits, ())
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_classes_are_matched_by_name(tmp_path, pixels, order):
     config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "animals")})
     teacher, arrays = make(config, num_classes=len(names), class_names=names)
     images = normalize(pixels, config.augment.mean, config.augment.std)
-    logits = np.asarray(jax.jit(teacher)(arrays, {}, images))
+    logits = np.asarray(jax.jit(teacher)(arrays, {"image": images}))
     np.testing.assert_allclose(logits, np.asarray(model(images))[:, order], rtol=1e-4, atol=1e-4)
 
 

@@ -21,8 +21,8 @@ from deit_jax.models import grouped_conv
 from deit_jax.models.efficientnet import CONFIGS, EfficientNet
 from deit_jax.models.linen import to_linen
 from deit_jax.runtime.flops import count_flops
-from deit_jax.student import Student
-from deit_jax.train.step import create_state, make_update, no_teacher
+from deit_jax.train.run import Student
+from deit_jax.train.step import create_state
 from deit_jax.weights import fit_weights, load_weights
 
 GOLDEN = np.load(seeded.GOLDEN / "efficientnet.npz")
@@ -213,17 +213,20 @@ def config_of(**changes):
 def test_training_changes_statistics_and_lowers_the_loss():
     config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0)
     student = Student(build, models.abstract(build)[0], 32, 10)
-    update = jax.jit(make_update(student, no_teacher, config, lambda step: 3e-3))
+    config.optimizer.lr, config.optimizer.schedule, config.optimizer.warmup_epochs = 3e-3, "constant", 0.0
+    config.batch_size = config.optimizer.lr_batch
+    given = lambda batch, *_: (batch["image"], batch["target"])
+    update = jax.jit(make_train_step(student, None, config, 6, augment=given))
     state = before = jax.jit(lambda: create_state(student, config))()
     batch = {"image": seeded.images(8, 32), "target": jax.nn.one_hot(jnp.arange(8), 10)}
     losses = []
     for _ in range(6):
-        state, metrics = update(state, batch, [], jax.random.key(0))
+        state, metrics = update(state, batch, [])
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
-    for old, new in zip(*(jax.tree.leaves(s["batch_stats"]) for s in (before, state)), strict=True):
+    for old, new in zip(*(jax.tree.leaves(s.batch_stats) for s in (before, state)), strict=True):
         assert np.abs(new - old).max() > 0
-    for old, new in zip(*(jax.tree.leaves(s["params"]) for s in (before, state)), strict=True):
+    for old, new in zip(*(jax.tree.leaves(s.params) for s in (before, state)), strict=True):
         assert np.abs(new - old).max() > 0
 
 

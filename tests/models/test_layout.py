@@ -12,8 +12,8 @@ from deit_jax.errors import UserError
 from deit_jax.models.layout import logical_axes, make_layout, place_params
 from deit_jax.runtime import sharding
 from deit_jax.runtime.collectives import collectives
-from deit_jax.student import make_student
-from deit_jax.train.step import create_state, make_step, no_teacher
+from deit_jax.train.run import make_student
+from deit_jax.train.step import create_state, make_train_step
 
 SMALL = {"embed_dim": 64, "num_heads": 4, "depth": 3, "num_classes": 16}
 
@@ -105,7 +105,7 @@ def compiled_step(config):
     array = lambda dtype, *axes: jax.ShapeDtypeStruct((16, *axes), dtype, sharding=rows)
     batch = {name: array(np.int32) for name in ("label", "index", "epoch", "repeat")}
     batch["image"] = array(np.uint8, 16, 16, 3)
-    step = make_step(student.on(placed), no_teacher, config, 10, placed.batch_shards)
+    step = make_train_step(student.on(placed), None, config, 10, placed.batch_shards)
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
     return jitted.lower(with_places, batch, []).compile(), state
 
@@ -149,7 +149,7 @@ def run_step(config, devices=None, count: int = 2):
     student = small_student(config)
     state = jax.jit(lambda: create_state(student, config, seed=1))()
     state = jax.device_put(state, place_params(state, placed))
-    step = jax.jit(make_step(student.on(placed), no_teacher, config, 10, placed.batch_shards))
+    step = jax.jit(make_train_step(student.on(placed), None, config, 10, placed.batch_shards))
     rng = np.random.default_rng(0)
     for i in range(count):
         batch = {name: np.full(16, i, np.int32) for name in ("epoch", "repeat")}

@@ -11,7 +11,6 @@ from flax import nnx
 from helpers import digits_config, one_device
 
 from deit_jax import models
-from deit_jax.distill.runs import open_models, open_run, with_teacher
 from deit_jax.report.agreement import (
     agreement_section,
     disagreement,
@@ -19,7 +18,7 @@ from deit_jax.report.agreement import (
     teacher_time_fraction,
     token_cosine,
 )
-from deit_jax.train.setup import open_data
+from deit_jax.train.run import open_data, open_models, open_run
 
 
 def test_disagreement_is_the_share_of_other_decisions():
@@ -78,7 +77,7 @@ def test_the_report_of_a_distilled_run_has_the_table(finished):
 def test_different_decisions_against_the_true_label_are_the_errors(finished):
     """The table's first row is 100 - top-1 of each classifier, which was measured another way."""
     config, folder = finished
-    found = measure_agreement(with_teacher(open_run(config, folder), str(folder / "teacher")))
+    found = measure_agreement(open_run(config, folder, teacher_init=str(folder / "teacher")))
     results = json.loads((folder / "results.json").read_text())
     errors = found["disagreement"]["true label"]
     assert errors["teacher"] == pytest.approx(100 - results["teacher"]["params"]["top1"])
@@ -104,7 +103,7 @@ def test_several_teachers_have_a_column_each(finished):
     config = original.copy_and_resolve_references()
     config.teacher.name, config.teacher.epochs = "regnety_digits,regnety_digits", 0
     config.teacher.init = f"{folder / 'teacher'},{folder / 'teacher'}"
-    several = dataclasses.replace(open_run(original, folder), teacher=open_models(config, open_data(config)).teacher)
+    several = dataclasses.replace(open_run(original, folder), teacher=open_models(config, open_data(config))[1])
     found = measure_agreement(several)["disagreement"]
     assert found["teacher 1"]["teacher 2"] == 0.0
     assert jnp.isfinite(found["teacher 1"]["both heads"])

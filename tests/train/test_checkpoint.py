@@ -9,7 +9,7 @@ from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
 from deit_jax.train.checkpoint import Checkpoints
-from deit_jax.train.workdir import claim_workdir
+from deit_jax.train.run import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
 

@@ -12,14 +12,13 @@ import pytest
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import sources
-from deit_jax.distill.label_reader import BatchLabels
+from deit_jax.distill.label_reader import StoredLabels
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.distill.runs import train_run as train
 from deit_jax.errors import UserError
 from deit_jax.label import fill, make_header
-from deit_jax.student import make_student
 from deit_jax.train.checkpoint import is_healthy
 from deit_jax.train.log import read_log
+from deit_jax.train.loop import train_run as train
 
 STEPS = 44
 
@@ -41,19 +40,19 @@ def soft_digits(folder, bad_steps, monkeypatch):
 
     source, _ = sources.open_sources(c)
     known = {"teacher.name": c.teacher.name, "teacher.img_size": 16}
-    store = LabelStore.create(folder, make_header(c, source, make_student(c, 10), known), STEPS)
+    store = LabelStore.create(folder, make_header(c, source, 16, known), STEPS)
     index = np.tile(np.arange(10), (128, 1))
 
     def labels(batch, step):
         return {"index": index, "probability": np.full((128, 10), 0.1)}
 
-    read = BatchLabels.__call__
+    read = StoredLabels.__call__
 
     def read_badly(self, step, rows):
         entries = read(self, step, rows)
         return entries | {"teacher_probability": entries["teacher_probability"] * (np.nan if step in bad_steps else 1)}
 
-    monkeypatch.setattr(BatchLabels, "__call__", read_badly)
+    monkeypatch.setattr(StoredLabels, "__call__", read_badly)
     fill(store, labels, lambda start: (None for _ in range(STEPS)), STEPS)
     return c
 

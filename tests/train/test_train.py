@@ -15,14 +15,14 @@ from seeded import GOLDEN, checkpoint, images
 from deit_jax import models
 from deit_jax.config import default_config, resolve
 from deit_jax.data import loader
-from deit_jax.distill.runs import train_run as train
-from deit_jax.distill.teacher import stored_teacher
+from deit_jax.distill.teacher import stored_labels
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import soft_targets
 from deit_jax.models.layout import make_layout, place_params
 from deit_jax.runtime import sharding
-from deit_jax.student import Student, make_student
-from deit_jax.train.step import create_state, make_step, make_update, no_teacher
+from deit_jax.train.loop import train_run as train
+from deit_jax.train.run import Student, make_student
+from deit_jax.train.step import create_state, make_train_step
 from deit_jax.weights.names import Timm, entries
 from deit_jax.weights.orbax import find_step
 
@@ -47,12 +47,19 @@ def norms(params: dict) -> np.ndarray:
     return np.array([found[name] for name in GOLD["param_names"]])
 
 
+def given_targets(batch: dict, key, position, cfg, num_classes: int, shards) -> tuple:
+    """In place of the augmentation: images that are normalized already, and their targets."""
+    return batch["image"], batch["target"]
+
+
 def test_six_steps_of_hard_distillation_are_the_official_ones():
     config = resolve(default_config())
-    config.distill.kind, config.optimizer.ema_decay = "hard", 0.99
+    config.distill.kind, config.optimizer.ema_decay, config.steps = "hard", 0.99, 6
+    config.optimizer.schedule, config.optimizer.warmup_epochs = "constant", 0.0
+    config.batch_size = config.optimizer.lr_batch  # the learning rate is not scaled: 5e-4
     build = models.constructor(NAME)
     student = Student(build, models.abstract(build)[0], 224, 1000)
-    update = jax.jit(make_update(student, stored_teacher, config, lambda step: 5e-4))
+    step_fn = jax.jit(make_train_step(student, stored_labels, config, 6, augment=given_targets))
     state = create_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)))
 
     losses, first_moment = [], None
@@ -65,10 +72,10 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
             "target": soft_targets(jnp.asarray(labels), 1000, 0.1),
             "teacher": jnp.asarray(teacher),
         }
-        state, metrics = update(state, batch, [], jax.random.key(0))
+        state, metrics = step_fn(state, batch, [])
         losses.append(float(metrics["loss"]))
         if step == 0:  # Adam's first moment is then a tenth of the gradient
-            adam = next(s for s in state["opt"] if isinstance(s, optax.ScaleByAdamState))
+            adam = next(s for s in state.opt_state if isinstance(s, optax.ScaleByAdamState))
             first_moment = norms(adam.mu) / 0.1
 
     np.testing.assert_allclose(losses, GOLD["hard/losses"], rtol=1e-4)
@@ -76,8 +83,8 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     biases = np.array([name.endswith("qkv.bias") for name in GOLD["param_names"]])
     for ours, key in (
         (first_moment, "grad_norms"),
-        (norms(state["params"]), "param_norms"),
-        (norms(state["ema"]["params"]), "ema_norms"),
+        (norms(state.params), "param_norms"),
+        (norms(state.ema["params"]), "ema_norms"),
     ):
         np.testing.assert_allclose(ours[~biases], GOLD[f"hard/{key}"][~biases], rtol=1e-4, err_msg=key)
         np.testing.assert_allclose(ours[biases], GOLD[f"hard/{key}"][biases], rtol=1e-3, err_msg=key)
@@ -98,7 +105,7 @@ def small_config(name="deit_digits_distilled_patch4_16"):
 def run_steps(config, mesh, count=3):
     student, layout = make_student(config, 10), make_layout(mesh)
     rng = np.random.default_rng(0)
-    step = jax.jit(make_step(student.on(layout), no_teacher, config, 10))
+    step = jax.jit(make_train_step(student.on(layout), None, config, 10))
     state = jax.jit(lambda: create_state(student, config, seed=1))()
     state = jax.device_put(state, place_params(state, layout))
     for i in range(count):
@@ -121,7 +128,7 @@ def test_eight_devices_train_as_one(name, mesh):
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
     eight = run_steps(config, sharding.make_mesh(**mesh))
     np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-4)
-    for a, b in zip(jax.tree.leaves(one[0]["ema"]), jax.tree.leaves(eight[0]["ema"]), strict=True):
+    for a, b in zip(jax.tree.leaves(one[0].ema), jax.tree.leaves(eight[0].ema), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
@@ -143,24 +150,25 @@ def test_bfloat16_computes_but_keeps_float32_weights():
     exact = run_steps(small_config(), sharding.make_mesh(jax.devices()[:1]))[1]
     assert metrics["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert metrics["loss"] != exact["loss"]
-    assert {x.dtype for x in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_counts():
     config = small_config()
     student = make_student(config, 10)
-    update = jax.jit(make_update(student, no_teacher, config, lambda step: 1e-3))
+    config.optimizer.schedule, config.optimizer.warmup_epochs = "constant", 0.0
+    update = jax.jit(make_train_step(student, None, config, 10, augment=given_targets))
     state = create_state(student, config)
     batch = {"image": jnp.zeros((8, 16, 16, 3)), "target": jnp.full((8, 10), 0.1)}
     poisoned = {**batch, "target": batch["target"].at[0, 0].set(jnp.nan)}
-    after, metrics = update(state, poisoned, [], jax.random.key(0))
-    assert (metrics["nonfinite_in_row"], metrics["nonfinite_total"], after["step"]) == (1, 1, 1)
-    for name in ("params", "opt", "ema"):
-        for a, b in zip(jax.tree.leaves(state[name]), jax.tree.leaves(after[name]), strict=True):
+    after, metrics = update(state, poisoned, [])
+    assert (metrics["nonfinite_in_row"], metrics["nonfinite_total"], after.step) == (1, 1, 1)
+    for name in ("params", "opt_state", "ema"):
+        for a, b in zip(jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(after, name)), strict=True):
             np.testing.assert_array_equal(a, b)
-    healed, metrics = update(after, batch, [], jax.random.key(0))
+    healed, metrics = update(after, batch, [])
     assert (metrics["nonfinite_in_row"], metrics["nonfinite_total"]) == (0, 1)
-    assert not np.array_equal(healed["params"]["norm"]["scale"], after["params"]["norm"]["scale"])
+    assert not np.array_equal(healed.params["norm"]["scale"], after.params["norm"]["scale"])
 
 
 def logged(workdir) -> list[dict]:

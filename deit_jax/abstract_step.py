@@ -9,18 +9,19 @@ from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import batch
-from deit_jax.distill.teacher import make_teacher, teacher_models, teacher_of
+from deit_jax.distill.teacher import Teacher, live_teacher, make_teacher, teacher_models
 from deit_jax.models.layout import Layout
 from deit_jax.runtime.flops import count_flops
-from deit_jax.student import compute_dtype, make_student
-from deit_jax.train.step import Teacher, create_state, make_step
+from deit_jax.runtime.hardware import compute_dtype
+from deit_jax.train.run import make_student
+from deit_jax.train.step import TrainState, create_state, make_train_step
 
 
 class Step(NamedTuple):
     """A train step and the shapes of its arguments: step(state, batch, teacher's arrays)."""
 
     step: Callable
-    state: dict
+    state: TrainState
     batch: dict
     teacher_arrays: list
 
@@ -30,7 +31,7 @@ def abstract_batch(config: Config, img_size: int) -> dict[str, jax.ShapeDtypeStr
     return batch.abstract(batch.train_entries(img_size) | batch.teacher_entries(config), config.batch_size)
 
 
-def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teacher:
+def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teacher | None:
     """The teacher that a resolved config asks for, with shapes in place of its arrays; no weights are read.
 
     Args:
@@ -38,10 +39,12 @@ def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teac
         num_classes: of the data.
     """
     dtype = compute_dtype(config.teacher.dtype)
-    if not has_teacher(config) or config.distill.labels:
+    if not has_teacher(config):
+        return None
+    if config.distill.labels:
         return make_teacher(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
     members = teacher_models(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
-    return Teacher(teacher_of(config, members), [models.abstract(member.build)[1:] for member in members], members)
+    return Teacher(live_teacher(config, members), [models.abstract(member.build)[1:] for member in members], members)
 
 
 def abstract_step(config: Config, layout: Layout | None = None) -> Step:
@@ -54,9 +57,10 @@ def abstract_step(config: Config, layout: Layout | None = None) -> Step:
     student = student if layout is None else student.on(layout)
     teacher = abstract_teacher(config, img_size=student.img_size, num_classes=classes)
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
-    step = make_step(student, teacher.logits, config, per_epoch, shards=layout.batch_shards if layout else 1)
+    predict = teacher.predict if teacher else None
+    step = make_train_step(student, predict, config, per_epoch, shards=layout.batch_shards if layout else 1)
     state = jax.eval_shape(lambda: create_state(student, config))
-    return Step(step, state, abstract_batch(config, student.img_size), list(teacher.arrays))
+    return Step(step, state, abstract_batch(config, student.img_size), list(teacher.arrays) if teacher else [])
 
 
 def step_flops(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""A run before it begins: data compared across processes, the stream's positions, how to train a finished run on."""
+"""A run before it begins: its data, student, length and folder, and what is refused."""
 
 import hashlib
 
@@ -8,12 +8,18 @@ from helpers import folder_of_images
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data.base import file_names
-from deit_jax.distill.runs import open_run
 from deit_jax.errors import UserError
 from deit_jax.train.loop import is_due
-from deit_jax.train.setup import compare_fingerprints, open_data
+from deit_jax.train.run import (
+    absolute_paths,
+    claim_workdir,
+    compare_fingerprints,
+    make_student,
+    open_data,
+    open_run,
+    same_weights,
+)
 from deit_jax.train.stream import Stream
-from deit_jax.train.workdir import claim_workdir
 
 
 def digits(**changes):
@@ -47,7 +53,7 @@ def test_a_run_is_what_its_config_means(run):
     assert run.meta["weights"]["class_names"] == [str(i) for i in range(10)]
     assert run.meta["config"]["data"]["name"] == "digits"
     assert run.init.weights is None
-    assert run.teacher.models == ()
+    assert run.teacher is None
     assert run.workdir == run.folder
 
 
@@ -72,41 +78,63 @@ def test_what_is_due_every_epochs(run):
     assert [step for step in range(15) if is_due(run, 5, step)] == [14]
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "flags"),
-    [
-        ({"steps": 0, "epochs": 6}, {"steps": 0, "epochs": 10}, "--config.epochs=4"),
-        ({"steps": 14}, {"steps": 20}, "--config.steps=6"),
-        ({"steps": 14}, {"steps": 0, "epochs": 3}, "--config.epochs=3"),
-    ],
-)
-def test_a_finished_run_names_the_command_that_trains_it_on(tmp_path, before, after, flags):
-    folder = tmp_path / "run"
-    claim_workdir(folder, digits(**before), "data")
-    with pytest.raises(UserError, match="choose another --workdir"):
-        claim_workdir(folder, digits(**after), "data")
-    for step in (9, 66):
-        (folder / "checkpoints" / str(step)).mkdir(parents=True)
-    with pytest.raises(UserError) as error:
-        claim_workdir(folder, digits(**after), "data")
-    last = folder / "checkpoints" / "66"
-    assert f"--config.init={last} {flags} --workdir={folder}-longer" in str(error.value)
-    with pytest.raises(UserError, match="choose another --workdir"):
-        claim_workdir(folder, digits(**after, seed=1), "data")
-
-
-def test_a_teacher_trained_here_teaches_the_longer_run(tmp_path):
-    taught = {"distill.kind": "hard", "model.name": "deit_digits_distilled_patch4_16", "teacher.epochs": 2}
-    claim_workdir(tmp_path, digits(**taught), "data")
-    (tmp_path / "checkpoints" / "14").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"--config.teacher.init={tmp_path / 'teacher'} --config.teacher.epochs=0"):
-        claim_workdir(tmp_path, digits(**taught, steps=20), "data")
-
-
 def test_settings_that_change_no_weight_may_change(tmp_path):
     claim_workdir(tmp_path, digits(), "data")
     claim_workdir(tmp_path, digits(**{"accumulate": 2, "data.crop": 1.0, "log.every": 1}), "data")
     assert len(open_data(digits()).train) == 1438
+
+
+def student_of(name: str, **model):
+    config = default_config()
+    config.model.update(model, name=name)
+    return make_student(resolve(config), 10)
+
+
+def test_dropout_and_stochastic_depth_reach_every_model_that_has_them():
+    vit = student_of("deit_digits_patch4_16", drop_rate=0.1, drop_path_rate=0.3).build.keywords
+    net = student_of("efficientnet_b0", drop_rate=0.4).build.keywords
+    assert (vit["drop_rate"], vit["drop_path_rate"]) == (0.1, 0.3)
+    assert (net["drop_rate"], net["drop_path_rate"]) == (0.4, 0.1), "the recipe's, where none is set"
+
+
+@pytest.mark.parametrize("setting", ["drop_rate", "drop_path_rate"])
+def test_a_model_without_them_refuses_them(setting):
+    assert "drop_rate" not in student_of("regnety_digits").build.keywords
+    with pytest.raises(UserError, match=f"model.{setting} is 0.2, but regnety_digits has none: leave it out"):
+        student_of("regnety_digits", **{setting: 0.2})
+
+
+def test_relative_and_absolute_names_of_weights_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    there = str(tmp_path / "w.safetensors")
+    assert absolute_paths("w.safetensors,timm/x,") == f"{there},timm/x,"
+    assert same_weights("w.safetensors", there)
+    assert same_weights(f"{there},timm/x", "./w.safetensors,timm/x")
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("a", "b"), ("", "a"), ("a", "a,a")])
+def test_other_weights_are_others(ours, theirs):
+    assert not same_weights(ours, theirs)
+
+
+def test_a_run_that_began_from_a_file_resumes_once_that_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    claim_workdir("run", digits(init="w.safetensors"), "data")
+    (tmp_path / "w.safetensors").unlink()
+    claim_workdir("run", digits(init="w.safetensors"), "data")
+    with pytest.raises(UserError, match="holds a run of another config"):
+        claim_workdir("run", digits(init="v.safetensors"), "data")
+
+
+def test_a_longer_run_is_told_to_begin_from_the_weights_of_the_finished_one(tmp_path):
+    claim_workdir(tmp_path, digits(), "data")
+    with pytest.raises(UserError, match=f"another --workdir, and --config.init={tmp_path} to train on") as error:
+        claim_workdir(tmp_path, digits(steps=20), "data")
+    assert "(steps: 14 there, 20 now)" in str(error.value)
+    with pytest.raises(UserError, match=r"choose another --workdir$"):
+        claim_workdir(tmp_path, digits(steps=20, seed=1), "data")
 
 
 def test_files_that_are_gone_are_named(tmp_path):

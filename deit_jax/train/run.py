@@ -1,0 +1,419 @@
+"""What a run is, and how it is opened: data, student, teacher, length, devices and folder, each opened once.
+
+A command resolves its config into a `Run` and hands that on; nothing after it opens data or weights again. Whatever can
+be wrong with a run is found here, before anything is compiled or written.
+
+    WORKDIR/config.json      the settings the run began with, and the fingerprints of its data
+    WORKDIR/images.txt.gz    the image files it began with, to name those that are gone
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+
+from deit_jax import models
+from deit_jax.config import RECIPES, Config, differences, flat, validate
+from deit_jax.config.derived import has_teacher, teacher_config, trains_teacher, without_token
+from deit_jax.config.recipes import value_of
+from deit_jax.data import loader, sources
+from deit_jax.data.base import Source, file_names
+from deit_jax.distill.label_reader import StoredLabels, open_labels
+from deit_jax.distill.teacher import Teacher, make_teacher
+from deit_jax.errors import UserError
+from deit_jax.losses import OBJECTIVES
+from deit_jax.models.layout import Layout, make_layout, with_layout
+from deit_jax.runtime import atomic, hardware, sharding, storage
+from deit_jax.train.optimizer import num_steps
+from deit_jax.weights import fit_weights, load_weights, split_sources
+from deit_jax.weights.orbax import find_step
+
+
+class Data(NamedTuple):
+    """The images of a command, opened once for all of its runs."""
+
+    train: Source
+    evaluation: Source
+
+
+class Student(NamedTuple):
+    """The model that is trained.
+
+    Attributes:
+        build: its constructor, a function of `rngs`.
+        graphdef: its structure, to be merged with arrays.
+        img_size: height and width in pixels.
+        num_classes: number of classes per head.
+        layout: how its arrays and its computation are split over devices; None: not at all.
+    """
+
+    build: functools.partial
+    graphdef: nnx.GraphDef
+    img_size: int
+    num_classes: int
+    layout: Layout | None = None
+
+    def on(self, layout: Layout) -> "Student":
+        """The same student, its computation split over devices by `layout`."""
+        if layout.mesh.size == 1:
+            return self
+        model = nnx.merge(*models.abstract(self.build))
+        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)), layout=layout)
+
+
+class Normalization(TypedDict):
+    """Mean and standard deviation per channel of pixels in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Init(NamedTuple):
+    """Weights a run starts from.
+
+    Attributes:
+        weights: {"params", "batch_stats"} on the host, fitted to the student; None draws them from the seed.
+        notes: what was changed to fit, a line each.
+    """
+
+    weights: dict | None = None
+    notes: tuple[str, ...] = ()
+
+
+NO_INIT = Init()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config, resolved into what it means.
+
+    Attributes:
+        title: what the log calls the run.
+        config: resolved and valid.
+        folder: its workdir, which holds or will hold this run alone.
+        data: training and evaluation images.
+        student: the model, wherever its arrays are.
+        steps_per_epoch, total_steps: its length.
+        teacher: what the student is distilled from; None without distillation, or until its teacher is trained.
+        labels: the teacher's stored labels by step, or None.
+        init: what it starts from where `folder` holds no checkpoint.
+        lr_setting, command_folder: the setting of its learning rate and the --workdir (None: `folder`) in the command
+            that started it, for messages.
+    """
+
+    title: str
+    config: Config
+    folder: Path
+    data: Data
+    student: Student
+    steps_per_epoch: int
+    total_steps: int
+    teacher: Teacher | None = None
+    labels: StoredLabels | None = None
+    init: Init = NO_INIT
+    lr_setting: str = "optimizer.lr"
+    command_folder: Path | None = None
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The devices it runs on, and what is split over them."""
+        return make_layout(sharding.make_mesh(**self.config.mesh))
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices it runs on."""
+        return self.layout.mesh
+
+    @functools.cached_property
+    def sharded_student(self) -> Student:
+        """The student with its computation split over these devices."""
+        return self.student.on(self.layout)
+
+    @property
+    def workdir(self) -> Path:
+        """The --workdir of the command that started the run."""
+        return self.command_folder or self.folder
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and std (per channel) that the student's inputs are normalized with."""
+        return Normalization(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The JSON that describes the run in each of its checkpoints."""
+        sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
+        return {
+            "model": {"name": self.config.model.name, **sizes},
+            "weights": {**self.normalization, "class_names": list(self.data.train.class_names)},
+            "config": json.loads(self.config.to_json_best_effort()),
+        }
+
+
+def open_run(
+    config: Config,
+    workdir: str | Path,
+    data: Data | None = None,
+    *,
+    title: str = "student",
+    teacher_init: str = "",
+    **more: Any,
+) -> Run:
+    """Resolve a config into a run, with everything that can be wrong with it found before anything is written.
+
+    Args:
+        config: resolved and valid.
+        workdir: folder of the run, claimed for it last.
+        data: opened already; None opens it.
+        title: of the run in its log.
+        teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none.
+        more: other fields of `Run`.
+
+    Raises:
+        UserError: bad input.
+    """
+    data = data or open_data(config)
+    student, teacher = open_models(config, data, teacher_init)
+    begun = find_step(storage.as_path(workdir)) is not None  # then it needs no weights to start from
+    init = NO_INIT if begun else load_init(config, student, data.train.class_names)
+    per_epoch = loader.steps_per_epoch(config, data.train)
+    total = num_steps(config, per_epoch)
+    labels = open_labels(config, data.train, student.img_size, total) if has_teacher(config) else None
+    folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint, file_names(data.train))
+    return Run(title, config, folder, data, student, per_epoch, total, teacher, labels, init, **more)
+
+
+def open_models(config: Config, data: Data, teacher_init: str = "") -> tuple[Student, Teacher | None]:
+    """The student and its teacher; None without one, or where it is trained first. Arguments and errors: `open_run`."""
+    student = make_student(config, data.train.num_classes)
+    if trains_teacher(config) and not teacher_init:
+        check_teacher_training(config, data.train.num_classes)
+        return student, None
+    return student, open_teacher(config, student, data, teacher_init)
+
+
+def open_data(config: Config) -> Data:
+    """The training and evaluation images of a resolved config. Process 0 prints what they are.
+
+    Raises:
+        UserError: missing data; on every process, where several of them see different images.
+    """
+    data = Data(*sources.open_sources(config))
+    if jax.process_index() == 0:
+        print("\n".join(sources.summary(*data)), flush=True)
+    if jax.process_count() > 1:
+        ours = [np.frombuffer(hashlib.sha256(x.fingerprint.encode()).digest(), np.uint8) for x in data]
+        compare_fingerprints(np.asarray(multihost_utils.process_allgather(np.stack(ours))))
+    return data
+
+
+def compare_fingerprints(gathered: UInt8[np.ndarray, "processes 2 32"]) -> None:
+    """Raise UserError naming the processes whose images differ from process 0's.
+
+    gathered: digests of each process's training and evaluation images.
+    """
+    for which, name in enumerate(("training", "evaluation")):
+        others = [str(p) for p in range(len(gathered)) if (gathered[p, which] != gathered[0, which]).any()]
+        if others:
+            raise UserError(
+                f"process{'es' if len(others) > 1 else ''} {', '.join(others)} of {len(gathered)} see other {name}"
+                " images than process 0: data.root must hold the same files on every host"
+            )
+
+
+def make_student(config: Config, num_classes: int) -> Student:
+    """The model that `config.model` describes, for data of `num_classes`.
+
+    Raises:
+        UserError: settings that do not make a model, or a model that does not fit the objective.
+    """
+    m, platform = config.model, jax.default_backend()
+    module, defaults = models.find(m.name)
+    options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
+    options["dtype"] = hardware.compute_dtype(m.dtype)
+    if issubclass(module, models.vit.ViT):
+        options |= {name: hardware.best(name, m[name], platform) for name in ("attention", "scan_unroll")}
+        options["remat"] = m.remat
+    options |= dropout_options(config, module)
+    if OBJECTIVES[config.distill.kind].two_heads and not defaults.get("distilled"):
+        raise UserError(
+            f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
+        )
+    build = models.constructor(m.name, **options)
+    return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
+
+
+def dropout_options(config: Config, module: type[nnx.Module]) -> dict[str, float]:
+    """The module's arguments for `model.drop_rate` and `model.drop_path_rate`.
+
+    Raises UserError where one of them is set and the module has none (a RegNet); the recipe's value is ignored there.
+    """
+    taken, options = inspect.signature(module.__init__).parameters, {}
+    for name in ("drop_rate", "drop_path_rate"):
+        value, path = config.model[name], f"model.{name}"
+        by_recipe = path in RECIPES[config.recipe] and value == value_of(config.recipe, path, config.distill.kind)
+        if name in taken:
+            options[name] = value
+        elif value and not by_recipe:
+            raise UserError(f"{path} is {value}, but {config.model.name} has none: leave it out")
+    return options
+
+
+def open_teacher(config: Config, student: Student, data: Data, init: str = "") -> Teacher | None:
+    """The teacher that `config` asks for, live or stored; None without one. init: see `open_run`'s teacher_init."""
+    if not has_teacher(config):
+        return None
+    return make_teacher(
+        config,
+        init,
+        img_size=student.img_size,
+        num_classes=student.num_classes,
+        class_names=data.train.class_names,
+        dtype=hardware.compute_dtype(config.teacher.dtype),
+    )
+
+
+def check_teacher_training(config: Config, num_classes: int) -> None:
+    """Raise UserError for a teacher that cannot be trained on the student's data."""
+    if config.teacher.init:
+        raise UserError("teacher.init and teacher.epochs are both given: use the weights, or train the teacher here")
+    teacher = teacher_config(config)
+    if "_distilled" in teacher.model.name:
+        raise UserError(
+            f"teacher {teacher.model.name} would be trained without a teacher of its own:"
+            f" use {without_token(teacher.model.name)}"
+        )
+    validate(teacher)
+    make_student(teacher, num_classes)
+
+
+def load_init(config: Config, student: Student, class_names: Sequence[str] | None = None) -> Init:
+    """The weights that `config.init` names, fitted to the student. Raises UserError where they do not fit.
+
+    class_names: of the data, by label; the heads' outputs are brought into their order.
+    """
+    if not config.init:
+        return NO_INIT
+    weights = load_weights(config.init, name=config.model.name)
+    params, batch_stats, notes = fit_weights(weights, student.build, class_names=class_names)
+    ours = tuple(config.augment.mean), tuple(config.augment.std)
+    if ours != (weights.mean, weights.std):
+        notes.append(
+            f"images are normalized with mean {ours[0]}, std {ours[1]}: the weights were trained with {weights.mean},"
+            f" {weights.std} (--config.augment.mean=, --config.augment.std=)"
+        )
+    return Init({"params": params, "batch_stats": batch_stats}, tuple(notes))
+
+
+FILES = "images.txt.gz"
+WEIGHT_SETTINGS = ("init", "teacher.init")  # their values may be files and folders
+
+
+def claim_workdir(
+    workdir: str | os.PathLike,
+    config: Config,
+    fingerprint: str,
+    eval_fingerprint: str = "",
+    files: Sequence[str] = (),
+) -> Path:
+    """Make the folder of a run, or check that the run it holds is this one. Returns its path.
+
+    Args:
+        workdir: the folder.
+        config: resolved.
+        fingerprint, eval_fingerprint: of the training and evaluation images ("": not compared).
+        files: that the training images are read from; a later start names those that are gone.
+
+    Raises:
+        UserError: the folder cannot be written, or holds a run of other settings or data; it is left unchanged then.
+    """
+    folder = storage.as_path(workdir)
+    try:
+        atomic.check_writable(folder)
+    except UserError as error:
+        raise UserError(f"workdir: {error}, or choose another --workdir") from error
+    record = folder / "config.json"
+    ours = json.loads(json.dumps(flat(config)))
+    if record.exists():
+        check_record(record, ours, fingerprint, eval_fingerprint, files)
+    elif jax.process_index() == 0:
+        if files:
+            names = "\0".join(files).encode("utf-8", "surrogateescape")
+            atomic.write_bytes(folder / FILES, gzip.compress(names, 1))
+        located = {key: absolute_paths(ours[key]) for key in WEIGHT_SETTINGS}
+        fingerprints = {"data.fingerprint": fingerprint, "data.eval_fingerprint": eval_fingerprint}
+        atomic.write_json(record, ours | located | fingerprints)
+    return folder
+
+
+def check_record(
+    record: Path, ours: dict[str, Any], fingerprint: str, eval_fingerprint: str, files: Sequence[str]
+) -> None:
+    """Raise UserError where a run's config.json is of other settings or data than ours. Arguments: `claim_workdir`."""
+    workdir = record.parent
+    try:
+        theirs = json.loads(record.read_text())
+        seen, evaluated = theirs.pop("data.fingerprint"), theirs.pop("data.eval_fingerprint")
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(
+            f"workdir {workdir} holds a config.json that does not record a run: choose another --workdir"
+        ) from None
+    changed = [k for k in differences(ours, theirs) if k not in WEIGHT_SETTINGS or not same_weights(ours[k], theirs[k])]
+    if changed:
+        shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])
+        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+        fix = "choose another --workdir"
+        if not set(changed) - {"epochs", "steps"}:
+            fix += f", and --config.init={workdir} to train on from these weights with a schedule of its own"
+        raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {fix}")
+    if seen != fingerprint:
+        raise UserError(
+            f"the training data changed since the run in {workdir} began{missing_files(workdir, files)}: put back"
+            " what it was, or begin a new folder with another --workdir"
+        )
+    same_limit = theirs.get("evaluate.limit") == ours["evaluate.limit"]
+    if evaluated and eval_fingerprint and same_limit and evaluated != eval_fingerprint:
+        raise UserError(
+            f"the evaluation data changed since the run in {workdir} began, so that its scores would be of other"
+            " images: restore it, or choose another --workdir"
+        )
+
+
+def missing_files(folder: Path, files: Sequence[str]) -> str:
+    """The files a run began with that are gone, as part of a message: " (2 of its files are gone: a.png, b.png)".
+
+    folder: the run's. files: those of today. "" where none is gone, or the run's are not recorded.
+    """
+    record = folder / FILES
+    if not record.exists():
+        return ""
+    began = gzip.decompress(record.read_bytes()).decode("utf-8", "surrogateescape").split("\0")
+    gone = sorted(set(began) - set(files))
+    return f" ({len(gone)} of its files are gone: {', '.join(gone[:3])}{', …' * (len(gone) > 3)})" if gone else ""
+
+
+def absolute_paths(setting: str) -> str:
+    """A setting that names weights, comma-separated, with the files and folders of this machine as absolute paths."""
+    parts = [(part, storage.as_path(part)) for part in split_sources(setting)]
+    return ",".join(str(path.absolute()) if part and path.exists() else part for part, path in parts)
+
+
+def same_weights(ours: str, theirs: str) -> bool:
+    """Whether two settings name the same weights, one by relative and one by absolute paths; they may be gone since."""
+    if not ours or not theirs:
+        return ours == theirs
+    a, b = ([storage.as_path(part) for part in split_sources(text)] for text in (ours, theirs))
+    return a == b
