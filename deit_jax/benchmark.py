@@ -47,7 +47,7 @@ def timing(seconds: list[float]) -> Timing:
     return Timing(min(seconds), statistics.median(seconds), max(seconds))
 
 
-def stretch(call: Callable[[], Any], count: int) -> float:
+def time_once(call: Callable[[], Any], count: int) -> float:
     """Seconds per call, of `count` calls in a row whose results are awaited once, at the end."""
     out, begun = None, time.perf_counter()
     for _ in range(count):
@@ -59,15 +59,15 @@ def stretch(call: Callable[[], Any], count: int) -> float:
 def calls_within(call: Callable[[], Any], seconds: float = STRETCH) -> int:
     """How many calls make a stretch of that many seconds, by process 0's clock: a call may wait for all processes, so
     that all must make as many. The first call, which compiles, is not counted."""
-    stretch(call, 1)
-    one = stretch(call, 2)
+    time_once(call, 1)
+    one = time_once(call, 2)
     return from_process_0(lambda: max(1, round(seconds / max(one, 1e-6))))
 
 
 def time_calls(call: Callable[[], Any], samples: int = SAMPLES, seconds: float = STRETCH) -> Timing:
     """Time a function that returns arrays of the device."""
     count = calls_within(call, seconds)
-    return timing([stretch(call, count) for _ in range(samples)])
+    return timing([time_once(call, count) for _ in range(samples)])
 
 
 def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ def measure_input(config: Config, source: "Source", size: int) -> Input:
     return Input(time_input(single, source, size), time_input(config, source, size), threads)
 
 
-def share_of_waiting(workload: Workload, source: "Source", seconds: float = 10.0) -> float:
+def input_wait_fraction(workload: Workload, source: "Source", seconds: float = 10.0) -> float:
     """The share of its time that a training loop fed from `source` waits for its next batch (0..1).
 
     seconds: about so long it trains; as many steps on all processes.
@@ -230,7 +230,7 @@ def benchmark(config: Config) -> dict[str, Any]:
         why_not = "with stored labels the stream is that of the run they were made for"
     elif source is not None:
         result["input"] = measure_input(config, source, work.student.img_size)
-        result["waiting"] = share_of_waiting(work, source)
+        result["waiting"] = input_wait_fraction(work, source)
     for name in ("augment", "forward", "train"):
         result[name] = time_calls(getattr(work, name))
     known = hardware.accelerator(jax.devices()[0].device_kind)
@@ -243,7 +243,7 @@ def benchmark(config: Config) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any], config: Config, work: Workload, why_not: str) -> str:
-    """A benchmark, for people."""
+    """Format the benchmark for the console."""
     device, cores = f"{jax.device_count()} x {jax.devices()[0].device_kind}", hardware.cores()
     lines = [
         f"{config.model.name}, {work.student.img_size} px, batch {config.batch_size} on {device}, {cores} CPU cores;"

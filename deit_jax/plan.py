@@ -137,9 +137,9 @@ def plan(config: Config, topology: str = "") -> Plan | None:
             f"{config.model.name}, batch {config.batch_size} on {len(devices)} x {devices[0].device_kind}: the compiler"
         )
         show("finds no way to place the step in a device's memory")
-    show(f"\ndoes not fit: {memory_of(needed, available)} per device. What would make it fit:")
+    show(f"\ndoes not fit: {format_memory(needed, available)} per device. What would make it fit:")
     for changes in ways_to_fit(config, len(devices)):
-        show(f"  {flags(changes):58} {memory_of(*try_change(config, changes, devices))}", flush=True)
+        show(f"  {flags(changes):58} {format_memory(*try_change(config, changes, devices))}", flush=True)
     return result
 
 
@@ -184,7 +184,7 @@ def flags(changes: dict[str, Any]) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in changes.items())
 
 
-def memory_of(needed: float | None, available: float | None) -> str:
+def format_memory(needed: float | None, available: float | None) -> str:
     """ "21.50 GiB of 16.00 GiB" and whether that fits."""
     if needed is None:
         return "more than the device has"
@@ -194,7 +194,7 @@ def memory_of(needed: float | None, available: float | None) -> str:
 
 
 def describe(p: Plan, config: Config) -> str:
-    """A plan, for people."""
+    """Format the plan for the console."""
     teacher = f", teacher {config.teacher.name} {p.teacher_parameters:,}" if p.teacher_parameters else ""
     mesh = " x ".join(f"{n} {axis}" for axis, n in mesh_sizes(p.devices, **config.mesh).items() if n > 1)
     lines = [
@@ -206,7 +206,7 @@ def describe(p: Plan, config: Config) -> str:
         f"  arguments (state, batch, teacher)  {amount(p.arguments)}",
         f"  temporaries (activations)          {amount(p.temporaries)}",
         f"  outputs beyond the old state       {amount(p.outputs)}",
-        f"  together                           {memory_of(p.needed, p.available)}",
+        f"  together                           {format_memory(p.needed, p.available)}",
         "",
         f"arithmetic: {p.flops / 1e9:,.1f} GFLOP per step, {p.flops / config.batch_size / 1e9:,.2f} per image",
     ]

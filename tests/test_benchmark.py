@@ -61,7 +61,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(benchmark, "SAMPLES", 2)
     monkeypatch.setattr(benchmark.time_calls, "__defaults__", (2, 0.05))
     monkeypatch.setattr(benchmark.time_input, "__defaults__", (0.2,))
-    monkeypatch.setattr(benchmark.share_of_waiting, "__defaults__", (0.5,))
+    monkeypatch.setattr(benchmark.input_wait_fraction, "__defaults__", (0.5,))
 
 
 def test_a_whole_benchmark(quick, monkeypatch, capsys):

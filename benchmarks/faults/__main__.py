@@ -29,7 +29,7 @@ import matplotlib.backends.backend_agg
 import matplotlib.pyplot  # noqa: F401
 import sklearn.datasets  # noqa: F401  what starts would import otherwise, three seconds each
 
-from benchmarks.faults import disks, hostile, kills, processes, table
+from benchmarks.faults import disks, kills, processes, table
 from benchmarks.faults.starts import crashed
 from deit_jax.errors import UserError
 
@@ -40,7 +40,6 @@ ROWS: dict[str, tuple[Callable, int]] = {
     "damaged": (disks.damaged, 100),
     "flips": (disks.flips, 200),
     "full": (disks.full, 20),
-    "hostile": (hostile.hostile, 100),
     "doubles": (processes.doubles, 20),
     "signals": (processes.signals, 40),
 }

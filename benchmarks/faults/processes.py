@@ -71,7 +71,7 @@ def doubles(count: int, folder: Path, rng: random.Random) -> Outcome:
 
 
 def signals(count: int, folder: Path, rng: random.Random) -> Outcome:
-    """SIGTERM or SIGINT at a random moment: one line, exit code 130; the finished run compared bit for bit."""
+    """SIGTERM or SIGINT at a random moment: exit code 130 in training; the finished run compared bit for bit."""
     outcome, slowest, places = Outcome(), 0.0, collections.Counter()
     cases = [
         (small_run, state_bits, {"start-up": 3.0}, 3),
@@ -99,8 +99,11 @@ def signals(count: int, folder: Path, rng: random.Random) -> Outcome:
                 code = start.wait(SOON)
                 slowest = max(slowest, time.monotonic() - begun)
                 lines = start.lines()
-                plain = code in (0, 130) and not any("Traceback" in line for line in lines)
-                plain &= code == 0 or any("stopped" in line or "resumes from there" in line for line in lines[-2:])
+                early = start.place() in ("start-up", "report") and code == -signal.SIGTERM  # the default effect
+                plain = (early or code in (0, 130)) and not any("Traceback" in line for line in lines)
+                plain &= (
+                    early or code == 0 or any("stopped" in line or "resumes from there" in line for line in lines[-2:])
+                )
                 start.kill()
                 outcome.add(plain, f"{mode}, {start.place()}: exit code {code}: {lines[-3:]}")
             code = Start(work(run), folder / "run.log").wait()
