@@ -92,17 +92,27 @@ def pytest_cmdline_main(config):
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory) -> Path:
-    """The folder of the first command, one epoch long: made once for all test processes, a copy of its own for each."""
+def whole_run(tmp_path_factory) -> Path:
+    """The folder of `helpers.whole_config`, trained and reported: made once for all test processes; nobody may change
+    it."""
     from filelock import FileLock
-    from helpers import make_digits_run
+    from helpers import make_whole_run
 
     base = tmp_path_factory.getbasetemp()
-    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_run"
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole_run"
     with FileLock(f"{made}.lock"):
-        if not (made / "results.json").exists():
-            make_digits_run(made)
-    return Path(shutil.copytree(made, base / "digits_run_copy"))
+        if not (made / "opened.json").exists():
+            make_whole_run(made)
+    return made
+
+
+@pytest.fixture
+def own_run(whole_run, tmp_path) -> Path:
+    """A copy of `whole_run`, on one device, to be changed."""
+    from helpers import one_device
+
+    with one_device():
+        yield shutil.copytree(whole_run, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from flax import nnx
 from PIL import Image
 
 from deit_jax import __main__, models
-from deit_jax.config import resolve
+from deit_jax.config import Config, default_config, resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
 from deit_jax.experiment import run
@@ -27,6 +27,42 @@ from deit_jax.weights.names import Timm, entries
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden"
 SMALL = "deit_digits_distilled_patch4_16"
+
+# the smallest that still has several blocks and heads: what most tests train, in half the time of the digits models
+TINY, TINY_PLAIN = "deit_test_distilled_patch4_16", "deit_test_patch4_16"
+SIZES = {"embed_dim": 48, "num_heads": 3, "depth": 2, "patch_size": 4, "img_size": 16}
+models.vit.CONFIGS.update({name: SIZES | {"distilled": name == TINY} for name in (TINY, TINY_PLAIN)})
+
+# XLA as users have it, against `compiling` and the flags of conftest.py: `jax.jit(…, compiler_options=AS_USERS)`
+AS_USERS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+
+
+def tiny_config(**changes) -> Config:
+    """Two epochs of 22 steps on digits, of a student with two heads; `changes` by dotted names, as in `**{"data.limit":
+    128}`."""
+    c = default_config()
+    c.data.name, c.model.name, c.batch_size, c.epochs = "digits", TINY, 64, 2
+    c.augment.policy, c.augment.repeats = "none", 1  # RandAugment takes longest to compile
+    c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 8e-3, "step", 1.0
+    c.optimizer.ema_decay, c.log.every, c.log.tensorboard = 0.9, 5, False
+    c.update_from_flattened_dict(changes)
+    return resolve(c)
+
+
+def whole_config(**changes) -> Config:
+    """Of the `whole_run` fixture: a teacher, a plain and a distilled student that learn something, unmixed images."""
+    unmixed = {"flip": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "crop_scale": (0.9, 1.0)}
+    teacher = {"name": TINY_PLAIN, "epochs": 5, "lr": 3.2e-2}
+    settings = {
+        "batch_size": 32, "epochs": 6, "optimizer.lr": 3.2e-2, "train_baseline": True, "distill.kind": "hard",
+        "data.crop": 1.0, "evaluate.every": 99, "checkpoint.every": 99, "log.tensorboard": True,
+    }  # fmt: skip
+    settings |= {f"augment.{k}": v for k, v in unmixed.items()} | {f"teacher.{k}": v for k, v in teacher.items()}
+    return tiny_config(**settings | changes)
 
 
 @contextlib.contextmanager
@@ -52,29 +88,21 @@ def compiling(*, optimized: bool) -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
-def digits_config():
-    """The first command's config, one epoch long, as it is resolved for the `digits_run` fixture."""
-    from configs.digits import get_config
-
-    config = get_config()
-    config.epochs, config.teacher.epochs, config.log.every = 1, 1, 5
-    return resolve(config)
-
-
-def make_digits_run(folder: Path) -> None:
-    """Run the first command on one device; `opened.json` lists what it opened, in order."""
+def make_whole_run(folder: Path) -> None:
+    """Train `whole_config` on one device; `opened.json` lists what was opened, in order."""
     opened = []
     with one_device(), compiling(optimized=True), pytest.MonkeyPatch.context() as patch:
         for module, name in ((sources, "open_sources"), (teacher, "load_weights")):
             original = getattr(module, name)
             patch.setattr(module, name, lambda *a, o=original, n=name, **k: (opened.append(n), o(*a, **k))[1])
-        run(digits_config(), folder)
+        run(whole_config(), folder)
     (folder / "opened.json").write_text(json.dumps(opened))
 
 
 def run_jitted(model: nnx.Module, images):
-    """What a model returns, compiled as one: eager calls compile each operation by itself, which takes longer."""
-    return nnx.jit(lambda model, images: model(images))(model, images)
+    """What a model returns, compiled as one, as for users: eager calls compile each operation by itself."""
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state, images: nnx.merge(graphdef, state)(images), compiler_options=AS_USERS)(state, images)
 
 
 def relative(ours, theirs) -> float:

@@ -1,12 +1,14 @@
 """Training at 16 px, fine-tuning at 32 px, evaluation of both: the chain, on digits."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import one_device
+from helpers import one_device, whole_config
 
-from deit_jax.config import default_config, flat, resolve
+from deit_jax.config import default_config, flat
 from deit_jax.config.derived import stages
 from deit_jax.errors import UserError
 from deit_jax.experiment import chain
@@ -16,25 +18,17 @@ from deit_jax.weights.orbax import read_weights
 pytestmark = pytest.mark.long_runs
 
 
-def digits(**changes):
-    from configs.digits import get_config
-
-    c = get_config()
-    c.epochs, c.teacher.epochs, c.train_baseline, c.evaluate.every, c.checkpoint.every = 7, 6, False, 99, 99
-    c.optimizer.ema_decay, c.optimizer.warmup_epochs, c.log.tensorboard = 0.0, 1.0, False
-    c.teacher.name = "deit_digits_patch4_16"  # quicker than a RegNet
-    c.optimizer.lr = c.teacher.lr = 1.6e-2
-    c.batch_size, f = 32, c.finetune
-    f.epochs, f.img_size, f.batch_size, f.lr, f.warmup_epochs, f.weight_decay = 1, 32, 64, 4e-3, 0.3, 1e-8
-    c.update_from_flattened_dict(changes)
-    return resolve(c)
+def chain_config(**changes):
+    finetune = {"epochs": 2, "img_size": 32, "batch_size": 32, "lr": 8e-3, "warmup_epochs": 0.3, "weight_decay": 1e-8}
+    return whole_config(**{f"finetune.{k}": v for k, v in finetune.items()} | {"train_baseline": False} | changes)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
+def finished(whole_run, tmp_path_factory):
+    """The chain's folder and results; its first stage was trained before, as any finished run may be."""
+    folder = Path(shutil.copytree(whole_run, tmp_path_factory.mktemp("chain") / "run"))
     with one_device():
-        return folder, chain(digits(), folder)
+        return folder, chain(chain_config(), folder)
 
 
 def test_both_stages_run_and_are_reported(finished, capsys):
@@ -57,8 +51,8 @@ def test_fine_tuning_goes_on_from_what_was_learned(finished):
     """Larger images, the same weights but for the position embedding: it starts where the training ended."""
     folder, results = finished
     before, after = (read_weights(f)[1]["params"] for f in (folder, folder / "finetune"))
-    assert before["pos_embed"].shape == (1, 18, 96)
-    assert after["pos_embed"].shape == (1, 66, 96)
+    assert before["pos_embed"].shape == (1, 18, 48)
+    assert after["pos_embed"].shape == (1, 66, 48)
     resized = np.asarray(resize_pos_embed(before["pos_embed"], (8, 8), prefix_tokens=2))
     alike = np.corrcoef(resized[0, 2:].ravel(), after["pos_embed"][0, 2:].ravel())[0, 1]
     assert alike > 0.7
@@ -71,14 +65,14 @@ def test_fine_tuning_goes_on_from_what_was_learned(finished):
 def test_the_same_command_finds_everything_done(finished, capsys):
     folder, results = finished
     with one_device():
-        again = chain(digits(), folder)
+        again = chain(chain_config(), folder)
     assert again["finetune"]["student"] == results["finetune"]["student"]
     assert capsys.readouterr().out.count("complete, evaluating again") == 3
 
 
 def test_the_training_is_that_of_a_run_without_fine_tuning(tmp_path):
-    first, then = stages(digits(), tmp_path)
-    plain = digits(**{f"finetune.{k}": v for k, v in default_config().finetune.items()})
+    first, then = stages(chain_config(), tmp_path)
+    plain = chain_config(**{f"finetune.{k}": v for k, v in default_config().finetune.items()})
     assert flat(first) == flat(plain), "a finished run can be fine-tuned later"
     assert first.finetune.epochs == then.finetune.epochs == 0
     assert then.init == str(tmp_path)
@@ -97,7 +91,7 @@ def test_the_training_is_that_of_a_run_without_fine_tuning(tmp_path):
 )
 def test_what_is_wrong_with_the_second_stage_is_said_before_the_first(tmp_path, changes, message):
     with pytest.raises(UserError) as error:
-        chain(digits(**changes), tmp_path / "run")
+        chain(chain_config(**changes), tmp_path / "run")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

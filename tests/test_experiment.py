@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import digits_config, one_device
+from helpers import TINY, TINY_PLAIN, whole_config
 from PIL import Image
 
 from configs.cifar10 import get_config
@@ -19,16 +19,15 @@ from deit_jax.experiment import run
 
 
 @pytest.fixture
-def finished(digits_run):
-    """Its folder and results, with one device as it had."""
-    results = json.loads((digits_run / "results.json").read_text())
+def finished(own_run):
+    """A run's folder and results."""
+    results = json.loads((own_run / "results.json").read_text())
     results.pop("seconds")
-    with one_device():
-        yield digits_run, results
+    return own_run, results
 
 
-def test_data_and_teacher_are_opened_once(digits_run):
-    assert json.loads((digits_run / "opened.json").read_text()) == ["open_sources", "load_weights"]
+def test_data_and_teacher_are_opened_once(whole_run):
+    assert json.loads((whole_run / "opened.json").read_text()) == ["open_sources", "load_weights"]
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -37,7 +36,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert set(results["student"]["params"]["heads"]) == {"cls", "dist", "fused_logits", "fused_probabilities"}
     assert set(results["plain"]["params"]["heads"]) == {"cls"}
     report = (folder / "report.md").read_text()
-    for name in ("regnety_digits", "deit_digits_patch4_16, no teacher", "deit_digits_distilled_patch4_16, hard"):
+    for name in (TINY_PLAIN, f"{TINY_PLAIN}, no teacher", f"{TINY}, hard"):
         assert name in report
     for value in (r["top1"] for r in results["student"]["params"]["heads"].values()):
         assert f"{value:.2f}" in report
@@ -64,7 +63,7 @@ def test_a_finished_run_is_only_evaluated_again(finished, capsys, monkeypatch):
     folder, results = finished
     (folder / "results.json").write_text('{"teacher": {"par')
     monkeypatch.setattr(plots, "attention", lambda *_: (_ for _ in ()).throw(ValueError("Expected \\\\frac\n^")))
-    assert run(digits_config(), folder) == results
+    assert run(whole_config(), folder) == results
     said = capsys.readouterr().out
     assert said.count("complete, evaluating again") == 3
     line = "attention.png could not be made: ValueError: Expected \\\\frac ^"
@@ -111,11 +110,11 @@ def test_evaluation_of_one_set_of_weights_describes_its_classes(finished, tmp_pa
 
 
 def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():
-    config = digits_config()
+    config = whole_config()
     teacher, plain = teacher_config(config), plain_config(config)
-    assert (teacher.model.name, teacher.distill.kind, teacher.teacher.epochs) == ("regnety_digits", "none", 0)
+    assert (teacher.model.name, teacher.distill.kind, teacher.teacher.epochs) == (TINY_PLAIN, "none", 0)
     assert teacher.optimizer.lr == config.teacher.lr
-    assert (plain.model.name, plain.distill.kind) == ("deit_digits_patch4_16", "none")
+    assert (plain.model.name, plain.distill.kind) == (TINY_PLAIN, "none")
     for derived in (teacher, plain):
         assert derived.data == config.data
         assert derived.seed == config.seed
@@ -131,7 +130,7 @@ def test_a_light_teacher_sees_crops_and_flips_alone():
 
 
 def test_a_teacher_is_given_or_trained_not_both(tmp_path):
-    config = digits_config()
+    config = whole_config()
     config.teacher.init = "somewhere"
     with pytest.raises(UserError, match="teacher.init and teacher.epochs are both given"):
         run(config, tmp_path)
@@ -139,7 +138,7 @@ def test_a_teacher_is_given_or_trained_not_both(tmp_path):
 
 @pytest.mark.parametrize(("setting", "message"), [("teacher.init", "nowhere"), ("init", "nowhere")])
 def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, message):
-    config = digits_config()
+    config = whole_config()
     config.teacher.epochs = 0 if setting == "teacher.init" else 1
     config.update_from_flattened_dict({setting: str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match=message):

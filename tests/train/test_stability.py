@@ -9,8 +9,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny_config
 
-from deit_jax.config import default_config, resolve
 from deit_jax.data import sources
 from deit_jax.distill.label_reader import StoredLabels
 from deit_jax.distill.label_store import LabelStore
@@ -27,17 +27,14 @@ pytestmark = [pytest.mark.usefixtures("single"), pytest.mark.long_runs]
 
 def soft_digits(folder, bad_steps, monkeypatch):
     """The config of a soft distillation whose labels, written to `folder`, are read as NaN at `bad_steps`."""
-    c = default_config()
-    c.data.name, c.batch_size, c.steps = "digits", 128, STEPS
-    c.model.name = "deit_digits_distilled_patch4_16"
-    c.distill.kind, c.distill.alpha, c.distill.tau, c.distill.normalization = "soft", 0.5, 3.0, "paper"
-    c.distill.labels, c.label.k, c.label.dtype = str(folder), 10, "float32"
-    c.augment.policy, c.augment.repeats, c.optimizer.ema_decay = "none", 1, 0.0
-    c.optimizer.lr_update, c.optimizer.warmup_epochs = "step", 1.0
-    c.evaluate.every, c.log.every, c.log.tensorboard = 100, 1, False
-    c.stability.patience, c.stability.rollbacks = 3, 2
-    c = resolve(c)
-
+    c = tiny_config(
+        **{
+            "batch_size": 128, "steps": STEPS, "optimizer.ema_decay": 0.0, "evaluate.every": 100, "log.every": 1,
+            "distill.kind": "soft", "distill.alpha": 0.5, "distill.tau": 3.0, "distill.normalization": "paper",
+            "distill.labels": str(folder), "label.k": 10, "label.dtype": "float32",
+            "stability.patience": 3, "stability.rollbacks": 2, "optimizer.lr": 5e-4,
+        }
+    )  # fmt: skip
     source, _ = sources.open_sources(c)
     known = {"teacher.name": c.teacher.name, "teacher.img_size": 16}
     store = LabelStore.create(folder, make_header(c, source, 16, known), STEPS)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import folder_of_images
+from helpers import AS_USERS, TINY, TINY_PLAIN, folder_of_images, tiny_config
 from seeded import GOLDEN, checkpoint, images
 
 from deit_jax import models
@@ -59,7 +59,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     config.batch_size = config.optimizer.lr_batch  # the learning rate is not scaled: 5e-4
     build = models.constructor(NAME)
     student = Student(build, models.abstract(build)[0], 224, 1000)
-    step_fn = jax.jit(make_train_step(student, stored_labels, config, 6, augment=given_targets))
+    step_fn = jax.jit(make_train_step(student, stored_labels, config, 6, augment=given_targets), compiler_options=AS_USERS)
     state = create_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)))
 
     losses, first_moment = [], None
@@ -90,22 +90,10 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
         np.testing.assert_allclose(ours[biases], GOLD[f"hard/{key}"][biases], rtol=1e-3, err_msg=key)
 
 
-def small_config(name="deit_digits_distilled_patch4_16"):
-    config = default_config()
-    config.data.name = "digits"
-    config.batch_size, config.epochs = 64, 2
-    config.model.name = name
-    config.optimizer.lr, config.optimizer.lr_update, config.optimizer.warmup_epochs = 8e-3, "step", 1.0
-    config.optimizer.ema_decay = 0.9
-    config.augment.policy, config.augment.repeats = "none", 1
-    config.log.every, config.log.tensorboard = 5, False
-    return resolve(config)
-
-
 def run_steps(config, mesh, count=3):
     student, layout = make_student(config, 10), make_layout(mesh)
     rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(student.on(layout), None, config, 10))
+    step = jax.jit(make_train_step(student.on(layout), None, config, 10), compiler_options=AS_USERS)
     state = jax.jit(lambda: create_state(student, config, seed=1))()
     state = jax.device_put(state, place_params(state, layout))
     for i in range(count):
@@ -120,11 +108,10 @@ def run_steps(config, mesh, count=3):
     return state, {k: float(v) for k, v in metrics.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh"), [("deit_digits_distilled_patch4_16", {}), ("regnety_digits", {"fsdp": -1})]
-)  # every mesh, with a smaller ViT: tests/models/test_layout.py
+# every mesh: tests/models/test_layout.py
+@pytest.mark.parametrize(("name", "mesh"), [(TINY, {}), ("regnety_digits", {"fsdp": -1})])
 def test_eight_devices_train_as_one(name, mesh):
-    config = small_config(name)
+    config = tiny_config(**{"model.name": name})
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
     eight = run_steps(config, sharding.make_mesh(**mesh))
     np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-4)
@@ -133,8 +120,7 @@ def test_eight_devices_train_as_one(name, mesh):
 
 
 def test_parts_of_a_batch_add_up_to_it():
-    config = small_config()
-    config.model.drop_path_rate = 0.0  # its draws differ by part
+    config = tiny_config(**{"model.drop_path_rate": 0.0})  # its draws differ by part
     mesh = sharding.make_mesh(jax.devices()[:2])
     whole = run_steps(config, mesh)
     config.accumulate = 4
@@ -144,17 +130,16 @@ def test_parts_of_a_batch_add_up_to_it():
 
 
 def test_bfloat16_computes_but_keeps_float32_weights():
-    config = small_config()
-    config.model.dtype = "bfloat16"
+    config = tiny_config(**{"model.dtype": "bfloat16"})
     state, metrics = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
-    exact = run_steps(small_config(), sharding.make_mesh(jax.devices()[:1]))[1]
+    exact = run_steps(tiny_config(), sharding.make_mesh(jax.devices()[:1]))[1]
     assert metrics["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert metrics["loss"] != exact["loss"]
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_counts():
-    config = small_config()
+    config = tiny_config()
     student = make_student(config, 10)
     config.optimizer.schedule, config.optimizer.warmup_epochs = "constant", 0.0
     update = jax.jit(make_train_step(student, None, config, 10, augment=given_targets))
@@ -178,11 +163,8 @@ def logged(workdir) -> list[dict]:
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
-    config = small_config()
-    config.data.limit, config.log.every = (
-        704,
-        3,
-    )  # 11 steps per epoch: saved within an interval of the log
+    # 11 steps per epoch: saved between two lines of the log
+    config = tiny_config(**{"data.limit": 704, "log.every": 3})
     whole = train(config, tmp_path / "whole")
 
     # a signal comes in the first evaluation, which comes after saving: the next start evaluates first
@@ -236,20 +218,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
 
 
 def test_a_workdir_of_another_run_is_left_alone(single, tmp_path):
-    config = small_config()
-    config.steps = 1
-    train(config, tmp_path)
+    train(tiny_config(steps=1), tmp_path)
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
-    other = small_config()
-    other.steps, other.optimizer.lr = 1, 1e-3
+    other = tiny_config(**{"steps": 1, "optimizer.lr": 1e-3})
     with pytest.raises(UserError, match=r"another config \(optimizer.lr: 0.008 there, 0.001 now\)"):
         train(other, tmp_path)
     assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
 
 
 def test_runtime_settings_may_change_between_a_run_and_its_continuation(single, tmp_path):
-    config = small_config()
-    config.steps = 1
+    config = tiny_config(steps=1)
     first = train(config, tmp_path)
     config.log.every, config.data.prefetch = 1, 2
     assert train(config, tmp_path) == first
@@ -259,8 +237,7 @@ def test_unreadable_training_images_are_replaced_and_counted(single, tmp_path, c
     data = folder_of_images(tmp_path / "data" / "train", images=16)
     folder_of_images(tmp_path / "data" / "val", images=4)
     (data / "class0" / "3.png").write_bytes(b"no image")
-    config = small_config("deit_digits_patch4_16")
-    config.data.root, config.batch_size, config.epochs, config.log.every = str(data.parent), 16, 2, 1
+    config = tiny_config(**{"model.name": TINY_PLAIN, "data.root": str(data.parent), "batch_size": 16, "log.every": 1})
     train(config, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert max(r.get("broken_images", 0) for r in records) == 2  # once an epoch
