@@ -1,5 +1,6 @@
 """Every test sees eight simulated devices, so that what works on one also works on many; what is compiled is kept, and
-compiled with less optimization: compiling is most of what the suite does. `.ci/run` trains once as a user would."""
+compiled with less optimization: compiling is most of what the suite does. Models, losses and the train step are
+compiled as for users (`helpers.AS_USERS`), and `.ci/run` trains once as a user would."""
 
 import os
 import shutil
@@ -34,9 +35,16 @@ jaxtyping.install_import_hook([f"deit_jax.{room}" for room in CHECKED], TYPECHEC
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+# by CPU seconds, most first, added up from `--durations=0`: the rest of the suite is short files, which even out
+LONGEST = (
+    *("test_processes", "test_main", "test_chain", "test_ablation", "test_efficientnet", "test_train", "test_label"),
+    *("test_models", "test_layout", "test_meshes", "test_files", "test_pipeline", "test_stability", "test_policies"),
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Files of long runs come first: at the end of the suite one would keep one process busy and the other waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("long_runs") is None)
+    """Long files come first: at the end of the suite one would keep one process busy and the other waiting."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
