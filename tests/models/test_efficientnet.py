@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import seeded
 from flax import nnx
-from helpers import import_timm, relative, run_jitted, state_of
+from helpers import AS_USERS, import_timm, relative, run_jitted, state_of
 from safetensors.numpy import load_file, save_file
 
 import deit_jax
@@ -275,7 +275,9 @@ def test_linen_has_the_same_model():
     assert set(variables) == {"params", "batch_stats"}
     graphdef, _, _ = models.abstract(small(TF_B0))
     ours = nnx.merge(graphdef, variables["params"], variables["batch_stats"])
-    np.testing.assert_allclose(jax.jit(model.apply)(variables, images), run_jitted(ours, images), atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(model.apply, compiler_options=AS_USERS)(variables, images), run_jitted(ours, images), atol=1e-6
+    )
 
 
 def test_features_are_a_thirty_second_of_the_image():
