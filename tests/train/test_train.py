@@ -59,7 +59,8 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     config.batch_size = config.optimizer.lr_batch  # the learning rate is not scaled: 5e-4
     build = models.constructor(NAME)
     student = Student(build, models.abstract(build)[0], 224, 1000)
-    step_fn = jax.jit(make_train_step(student, stored_labels, config, 6, augment=given_targets), compiler_options=AS_USERS)
+    step_fn = make_train_step(student, stored_labels, config, 6, augment=given_targets)
+    step_fn = jax.jit(step_fn, compiler_options=AS_USERS)
     state = create_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)))
 
     losses, first_moment = [], None
