@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from deit_jax.classes import imagenet
 from deit_jax.command import command
 from deit_jax.config.settings import INTERPOLATIONS
-from deit_jax.data.files import EXTENSIONS, FolderTree, list_images
 from deit_jax.data.images import eval_image
+from deit_jax.data.listing import EXTENSIONS, list_images
 from deit_jax.errors import UserError, printable
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_classifier
@@ -64,10 +64,10 @@ def find_images(paths: Sequence[str]) -> list[str]:
         if not Path(path).is_dir():
             found.append(path)
             continue
-        inside = list_images(FolderTree(path)).images
+        inside = list_images(path).images
         if not inside:
             raise UserError(f"folder {path} holds no images: give one with {', '.join(sorted(EXTENSIONS)[:4])} … files")
-        found += [inside[name] for name in sorted(inside)]
+        found += [str(Path(path, name)) for name in sorted(inside)]
     return found
 
 

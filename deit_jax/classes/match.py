@@ -1,6 +1,7 @@
 """Which output of a model stands for which class of a dataset: by what the classes are called, never by position."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ class ClassMap:
     Attributes:
         outputs: per class of the data, the index of the model's logit.
         num_outputs: logits that the model has.
-        how: what the classes were matched by, for people.
+        how: what the classes were matched by.
     """
 
     outputs: Int32[np.ndarray, " classes"]
@@ -65,8 +66,8 @@ def match_classes(
     """Map each class of the data to the model's logit.
 
     Tried in this order, each for all names together: the model's own class names; ImageNet's classes, each list
-    being WordNet ids, WordNet's names or (of the whole 1000) numbers; numbers 0 … n - 1 as logits; and position,
-    for a model that does not know its classes' names and data of as many classes.
+    being WordNet ids or WordNet's names, or numbers of a model of all 1000; and for a model whose classes have no names
+    (LABEL_0, LABEL_1, … are none) numbers as logits, or position where there are as many classes.
 
     Args:
         data_names: class names of the data by label, all different.
@@ -82,15 +83,16 @@ def match_classes(
     if model_names is not None and num_outputs not in (None, len(model_names)):
         raise UserError(f"{model} have {num_outputs} classes but names for {len(model_names)}: one of the two is wrong")
     count = len(model_names) if model_names is not None else num_outputs
+    if model_names is not None and list(model_names) == [f"LABEL_{i}" for i in range(len(model_names))]:
+        model_names = None
     if not count:
         raise UserError(f"{model} have no classes to match with those of {data}")
     found = (
         _by_name(data_names, model_names)
-        or _by_imagenet(data_names, model_names, count)
-        or _by_number(data_names, count)
-        or _by_position(data_names, model_names, count)
+        or _by_imagenet(data_names, model_names, count, data)
+        or (model_names is None and (_by_number(data_names, count) or _by_position(data_names, count)))
     )
-    if found is None:
+    if not found:
         raise UserError(_complaint(data_names, model_names, count, data, model))
     outputs, how = found
     mapped = ClassMap(np.array(outputs, np.int32), count, how)
@@ -109,7 +111,7 @@ Matched = tuple[list[int], str]
 
 def _by_name(data_names: Sequence[str], model_names: Sequence[str] | None) -> Matched | None:
     """By the model's own names, as written, else without regard to case, hyphens and underscores."""
-    for form in (str, imagenet.plain):
+    for form in (lambda name: unicodedata.normalize("NFC", name), imagenet.plain):
         number = {form(name): i for i, name in enumerate(model_names or [])}
         if model_names is None or len(number) < len(model_names):
             continue  # not known, or not told apart in this form
@@ -119,17 +121,36 @@ def _by_name(data_names: Sequence[str], model_names: Sequence[str] | None) -> Ma
     return None
 
 
-def _by_imagenet(data_names: Sequence[str], model_names: Sequence[str] | None, count: int) -> Matched | None:
-    ours = _imagenet_numbers(data_names)
+def _by_imagenet(data_names: Sequence[str], model_names: Sequence[str] | None, count: int, data: str) -> Matched | None:
+    """By ImageNet's classes. Raises UserError for a name that two of them have."""
     if model_names is None:
         theirs = (list(range(count)), "") if count == IMAGENET_CLASSES else None
     else:
         theirs = _imagenet_numbers(model_names)
-    if ours is None or theirs is None:
+    if theirs is None:
+        return None
+    ours = _imagenet_numbers(data_names)
+    if ours is None and count == IMAGENET_CLASSES and all(map(_is_number, data_names)):
+        ours = [int(name) for name in data_names], "ImageNet's class numbers"
+    if len(data_names) < IMAGENET_CLASSES:
+        _check_ambiguous(data_names, ours[0] if ours else [], data)
+    if ours is None:
         return None
     logit = {number: i for i, number in enumerate(theirs[0])}
     outputs = _each_once(logit.get(number) for number in ours[0])
     return None if outputs is None else (outputs, ours[1])
+
+
+def _check_ambiguous(names: Sequence[str], numbers: Sequence[int], data: str) -> None:
+    """Raise UserError for a name of two of ImageNet's classes, unless the other classes of the name occur as well."""
+    candidates = [imagenet.numbers_of(name) for name in names]
+    if not all(candidates):
+        return
+    for name, found in zip(names, candidates, strict=True):
+        if len(found) > 1 and len(set(found) - set(numbers)) > 0:
+            table = imagenet.table()
+            classes = " and ".join(f"{table[i][0]} ({', '.join(table[i][1])}; output {i})" for i in found)
+            raise UserError(f"class '{name}' of {data} may be {classes} of ImageNet: name it by the WordNet id")
 
 
 def _imagenet_numbers(names: Sequence[str]) -> Matched | None:
@@ -156,8 +177,8 @@ def _by_number(data_names: Sequence[str], count: int) -> Matched | None:
     return None if outputs is None or max(outputs) >= count else (outputs, "class numbers")
 
 
-def _by_position(data_names: Sequence[str], model_names: Sequence[str] | None, count: int) -> Matched | None:
-    if model_names is not None or len(data_names) != count:
+def _by_position(data_names: Sequence[str], count: int) -> Matched | None:
+    if len(data_names) != count or all(map(_is_number, data_names)):  # numbers would be outputs
         return None
     return list(range(count)), "position (the weights do not name their classes)"
 
@@ -198,5 +219,6 @@ def _complaint(data_names: Sequence[str], model_names: Sequence[str] | None, cou
         return f"two classes of {data} are the same class of {model}: {_three(data_names)}: put their images together"
     return (
         f"{len(unmatched)} of the {len(data_names)} classes of {data} are not classes of {model}: {_three(unmatched)}"
-        f"{nearest(unmatched[0], known)}; they know {_three(known)}: name the classes as the weights do"
+        f"{nearest(unmatched[0], known)}; {data} has {_three(data_names)}, {model} have {_three(known)}: name the"
+        " classes as the weights do"
     )

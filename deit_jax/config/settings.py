@@ -175,7 +175,8 @@ class Data(Group):
     root: str = setting("", "folder of class folders, table of path,label, shards, or TFDS data_dir", resumable=True)
     train_split: str = setting("train", "folder or TFDS split to train on")
     eval_split: str = setting("", "split to evaluate on; '': the one that exists; holdout: held-out images")
-    holdout: float = setting(0.1, "fraction of the images held out where the data has no evaluation split")
+    holdout: float = setting(0.1, "fraction of the images held out where the data has no evaluation split; 0: none")
+    layout: str = setting("auto", "classes: the folders of root are classes, whatever they hold", ("auto", "classes"))
     limit: int = setting(0, "train on this many images, drawn by seed; 0: all")
     drop_last: bool = setting(True, "drop a pass's last, partial batch; False: fill it with the pass's first images")
     resize: str = setting(

@@ -15,7 +15,7 @@ from deit_jax.errors import UserError, printable
 # cached_property; but a type checker takes that for another kind of attribute than a property, which a source has.
 cached = property if TYPE_CHECKING else functools.cached_property
 
-# The held-out share does not follow config.seed: runs with other seeds are measured on the same images, and a teacher
+# The held-out images do not follow config.seed: runs with other seeds are measured on the same images, and a teacher
 # trained with another seed has not seen them.
 HOLDOUT_SEED = 0
 
@@ -26,11 +26,11 @@ class Source(Protocol):
 
     num_classes: int
     class_names: list[str]
-    title: str  # where the images are, for people
+    title: str  # where the images are, to print
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was passed over or assumed, for people."""
+        """What was passed over or assumed: lines to print."""
         ...
 
     @property
@@ -50,7 +50,8 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
 
     Args:
       labels: of the images, int (n,); all alike where they are not known.
-      share: of the images that is held out. 1 holds everything out.
+      share: fraction of the images that is held out. 1 holds everything out; 0 nothing: evaluation then takes the
+        training images.
 
     Returns:
       (training part, or None where everything is held out; held-out part). Each class keeps an image to train on.
@@ -60,6 +61,9 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
     """
     if share >= 1:
         return None, source
+    if share <= 0:
+        title = f"{source.title}, the training images themselves: none are held out"
+        return source, Subset(source, np.arange(len(source)), title=title, notes=())
     if len(source) < 2:
         raise UserError(f"there is only 1 image in {source.title}: holding one out for evaluation needs at least 2")
     held = _leave_one(order.spread(labels, share, HOLDOUT_SEED), labels)

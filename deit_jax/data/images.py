@@ -13,6 +13,7 @@ from deit_jax.data.decode import Box, Encoded, check_size, decode, decode_boxes
 __all__ = ["Box", "Encoded", "decode", "decode_boxes", "draw_crop", "eval_image", "fast_resize", "random_resized_crop"]
 
 LARGE = 1 << 24  # pixels of a resized image above which only the part that is kept is computed
+SUPPORT = 3  # pixels on each side that PIL's widest filter, lanczos, looks at when it enlarges
 _local = threading.local()  # a resizer keeps buffers, so each thread has its own
 
 
@@ -66,56 +67,15 @@ def eval_image(
         new_height, new_width = short, int(short * width / height)
     half = round if fit == "short" else math.floor  # round is half to even, as torchvision
     top, left = half((new_height - size) / 2), half((new_width - size) / 2)
-    if new_height * new_width > LARGE and short > min(height, width) and interpolation == "bicubic":
-        return _centre_of_strip(pixels, new_height, new_width, top, left, size)
+    if new_height * new_width > LARGE and short > min(height, width):  # only the part that is kept is computed
+        x, y = width / new_width, height / new_height
+        first, last = max(0, int(top * y) - SUPPORT), min(height, int((top + size) * y) + SUPPORT + 1)
+        kept, kind = Image.fromarray(pixels[first:last]), Image.Resampling[interpolation.upper()]
+        kept = kept.resize((size, last - first), kind, box=(left * x, 0, (left + size) * x, last - first))
+        return np.asarray(kept.resize((size, size), kind, box=(0, top * y - first, size, (top + size) * y - first)))
     check_size(new_height, new_width)
     pixels = resize(pixels, new_height, new_width, interpolation)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
-
-
-def _centre_of_strip(pixels: np.ndarray, new_height: int, new_width: int, top: int, left: int, size: int) -> np.ndarray:
-    """`resize(pixels, new_height, new_width)[top : top + size, left : left + size]` of an image that is enlarged,
-    without the rest, in memory for the rows or columns that are kept.
-
-    PIL resizes an enlarged image along its rows first, then along its columns.
-    """
-    height, width = pixels.shape[:2]
-    if width <= height:
-        first, weights = _window(height, new_height, top, size)
-        rows = pixels[first[0] : first[-1] + weights.shape[1]]
-        rows = resize(rows, len(rows), new_width)[:, left : left + size]
-        return _weighted(rows, first - first[0], weights)
-    first, weights = _window(width, new_width, left, size)
-    columns = _weighted(pixels.swapaxes(0, 1), first, weights).swapaxes(0, 1)
-    return np.ascontiguousarray(resize(np.ascontiguousarray(columns), new_height, size)[top : top + size])
-
-
-def _window(length: int, new_length: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """PIL's bicubic weights for pixels start … start + count of an axis enlarged from `length` to `new_length`.
-
-    Returns the first source pixel of each, int (count,), and its weights in units of 2^-22, int64 (count, 4 or 5).
-    """
-    scale = length / new_length
-    centre = (np.arange(start, start + count) + 0.5) * scale
-    low = np.maximum((centre - 2 + 0.5).astype(np.int64), 0)
-    high = np.minimum((centre + 2 + 0.5).astype(np.int64), length)
-    taps = int((high - low).max())
-    first = np.minimum(low, length - taps)
-    at = first[:, None] + np.arange(taps)
-    x = np.abs(at - centre[:, None] + 0.5)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    weights = np.where((at >= low[:, None]) & (at < high[:, None]), weights, 0.0)
-    weights = weights / weights.sum(1, keepdims=True)
-    return first, np.trunc(weights * (1 << 22) + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
-
-
-def _weighted(rows: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums of rows: uint8 (n, m, 3) → (count, m, 3)."""
-    taken = rows[first[:, None] + np.arange(weights.shape[1])].astype(np.int64)  # (count, taps, m, 3)
-    total = np.einsum("ct,ctmx->cmx", weights, taken) + (1 << 21)
-    return np.clip(total >> 22, 0, 255).astype(np.uint8)
 
 
 def draw_crop(rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Box:

@@ -1,4 +1,4 @@
-"""Which view stands where: the order of an epoch and the layout of a batch, as pure functions of numbers."""
+"""The order of an epoch's views and of a batch's rows, as pure functions of numbers."""
 
 import functools
 
@@ -20,8 +20,8 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def layout(batch: int, mix_group: int) -> np.ndarray:
-    """Which of a batch's consecutive views stands in each row, int64 (batch,).
+def row_order(batch: int, mix_group: int) -> np.ndarray:
+    """The permutation that assigns consecutive views to the rows of a batch, int64 (batch,).
 
     View j goes to group j mod groups, as the release deals views to its GPUs, which sends copies of an image to
     different groups. Inside a group (G rows, row i is mixed with row G-1-i) the second half stands in reverse, so
@@ -44,10 +44,10 @@ def batch_views(
 
     An epoch is `epoch_steps` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each image
     stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views. Where the last
-    batch reaches past the end of the order, it continues from its beginning, with views of their own.
+    batch reaches past the end of the order, it wraps around; the wrapped views count as further repeats.
     """
     epoch, position = divmod(step, epoch_steps(length, batch, drop_last))
-    places = position * batch + layout(batch, mix_group)
+    places = position * batch + row_order(batch, mix_group)
     again, image = np.divmod(places // repeats, length)
     return epoch, epoch_order(seed, epoch, length)[image], places % repeats + again * repeats
 
@@ -57,9 +57,9 @@ def epoch_steps(length: int, batch: int, drop_last: bool = True) -> int:
     return length // batch if drop_last else -(-length // batch)
 
 
-def spread(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Sorted positions of a random `share` of the labels, spread evenly over the classes; at least one, never all."""
-    count = min(max(round(len(labels) * share), 1), len(labels) - 1)
+def spread(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Sorted positions of a random fraction of the labels, spread evenly over the classes; at least one, never all."""
+    count = min(max(round(len(labels) * fraction), 1), len(labels) - 1)
     shuffled = generator(seed, "subset").permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return np.sort(by_class[((np.arange(count) + 0.5) * len(labels) / count).astype(np.int64)])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, cached, hold_out
-from deit_jax.data.layout import check_named, choose_splits
+from deit_jax.data.folder_layout import check_named, choose_splits
 from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import storage
 
@@ -103,7 +103,7 @@ def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What array_record wants to know of a file, so that it need not open all of them to count."""
+    """array_record's description of a file, so that it need not open all of them to count."""
 
     filename: str
     skip: int

@@ -15,11 +15,11 @@ from deit_jax.data.base import (
     limit_images,
     summary,
 )
-from deit_jax.data.files import UNPACK, is_tar_name
+from deit_jax.data.folder_layout import EXPECTED_LAYOUT
 from deit_jax.data.folders import open_folder, scan_folder
-from deit_jax.data.layout import RIGHT
+from deit_jax.data.listing import TAR_HINT, is_tar_name
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
 
 __all__ = [
@@ -56,7 +56,8 @@ def open_sources(config: Config) -> tuple[Source, Source]:
         )
     if train.num_classes < 2:
         raise UserError(
-            f"{train.title} holds a single class, {train.class_names[0]}: a classifier needs two or more; {RIGHT}"
+            f"{train.title} holds a single class, {train.class_names[0]}: a classifier needs two or more;"
+            f" {EXPECTED_LAYOUT}"
         )
     _check_classes(config, train)
     limit = config.data.limit
@@ -97,7 +98,23 @@ def find_sources(config: Config) -> tuple[Source | None, Source]:
             source = source.source
         if isinstance(source, FileSource):
             source.by_content = config.data.check == "content"
+    if train is not None:
+        _check_every_class_is_trained(train)
     return train, evaluation
+
+
+def _check_every_class_is_trained(train: Source) -> None:
+    """Raise UserError for a class without a training image, where labels are known without reading the images: of
+    TFDS's they are not."""
+    labels = getattr(train, "labels", None)
+    lacking = [] if labels is None else np.setdiff1d(np.arange(train.num_classes), labels)
+    if len(lacking):
+        names = [train.class_names[label] for label in lacking]
+        known = [name for name in train.class_names if name not in names]
+        raise UserError(
+            f"{names[0]} is a class the training images lack{nearest(names[0], known)} ({train.title};"
+            f" {len(names)} such): remove its images, or add some to train on"
+        )
 
 
 def check_root(given: str) -> None:
@@ -110,7 +127,7 @@ def check_root(given: str) -> None:
         return
     if not is_table(root):
         right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
-        raise UserError(f"data.root {given} is not a folder: {UNPACK if is_tar_name(root) else right}")
+        raise UserError(f"data.root {given} is not a folder: {TAR_HINT if is_tar_name(root) else right}")
     if not root.is_file():
         raise UserError(f"data.root {given} is not there, or not a file: give a table of path,label")
 
@@ -130,7 +147,7 @@ def _find(config: Config) -> tuple[Source | None, Source]:
         return shards.open_shards(root, **splits)
     if root is None or tfds_source.is_data_dir(root, data.name):
         return tfds_source.open_tfds(data.name, root, **splits)
-    return open_folder(str(root), **splits)
+    return open_folder(str(root), **splits, layout=data.layout)
 
 
 def _check_classes(config: Config, source: Source) -> None:

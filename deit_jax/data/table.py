@@ -1,12 +1,11 @@
 """Tables of image files: .csv and .tsv."""
 
-import codecs
 import concurrent.futures
 import csv
-import io
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +14,16 @@ import numpy as np
 
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
-from deit_jax.data.layout import TRAIN, check_named, choose_splits
-from deit_jax.errors import UserError, nearest
+from deit_jax.data.folder_layout import TRAIN, check_named, choose_splits
+from deit_jax.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 HEADINGS = {  # column: how a first line may call it
-    "path": "path file filename file_name filepath file_path image image_path img".split(),
-    "label": "label class class_name classname target category".split(),
+    "path": "path file filename file_name filepath file_path image image_path img name imageid".split(),
+    "label": "label class class_name classname target category predictionstring".split(),
     "split": "split subset set".split(),
 }
 MAX_LABEL = 255  # characters
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 class Row(NamedTuple):
@@ -42,13 +40,7 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in DELIMITERS
 
 
-def open_csv(
-    path: str,
-    *,
-    train_split: str,
-    eval_split: str,
-    holdout: float,
-) -> tuple[Source | None, Source]:
+def open_csv(path: str, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
     """The images of a table with one per line: `path,label` or `path,label,split`.
 
     Paths are relative to the table's folder. A first line that names the columns is a heading; columns of other names
@@ -56,7 +48,7 @@ def open_csv(
     order. Splits and `holdout` as `folders.open_folder`.
 
     Raises:
-      UserError: naming the line, for what is not such a table, and for files that are not there.
+      UserError: naming the line, for what is not such a table, and for files that do not exist.
     """
     rows = read_rows(path)
     known_splits = {row.split or TRAIN for row in rows}
@@ -73,21 +65,14 @@ def open_csv(
         f"split {name} ({sum((row.split or TRAIN) == name for row in rows)} images)"
         for name in sorted(known_splits - set(parts))
     ]
-    first = next(iter(parts.values()))  # the training images, where there are some
-    names = classes_of((row.label for row in first), path)
+    names = sort_classes({row.label for part in parts.values() for row in part})
     number = {name: label for label, name in enumerate(names)}
-    for row in (row for part in parts.values() for row in part):
-        if row.label not in number:
-            hint = nearest(row.label, number)
-            raise UserError(f"{path}, line {row.line}: '{row.label}' is a class the training images lack{hint}")
-    _check_files(path, [row for part in parts.values() for row in part])
     notes = not_used(unused) + _named_by_numbers(names)
 
     def source(split: str) -> FileSource:
         labels = np.array([number[row.label] for row in parts[split]], np.int32)
         title = path if len(known_splits) == 1 else f"{path}, split {split}"
-        paths = [row.path for row in parts[split]]
-        return FileSource(Path(path).parent, paths, labels, names, title=title, notes=notes)
+        return FileSource(Path(path).parent, _find_files(path, parts[split]), labels, names, title=title, notes=notes)
 
     train = source(train_name) if train_name is not None else None
     if eval_name is not None:
@@ -96,62 +81,82 @@ def open_csv(
     return hold_out(train, train.labels, holdout)
 
 
-def classes_of(labels: Iterable[str], path: str) -> list[str]:
-    """The class names of a table's labels, by label. Raises UserError for numbers that cannot be told apart or that
-    mark images without a class."""
-    present = set(labels)
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in present):
-        negative = sorted(label for label in present if label.startswith("-"))
-        if negative:
-            raise UserError(f"{path} has the label {negative[0]}: leave images without a class out, or name classes")
-        by_value: dict[int, str] = {}
-        for label in sorted(present):
-            other = by_value.setdefault(int(label), label)
-            if other != label:
-                raise UserError(f"{path} has the labels '{other}' and '{label}', the same number: write it in one way")
-    return sort_classes(present)
+def plain_labels(labels: Iterable[str], path: str) -> dict[str, str]:
+    """The class name that each label of a table stands for: NFC, and whole numbers without their decimals (pandas
+    writes 1.0). Raises UserError for numbers that are written in two ways, and for what marks images without a class.
+    """
+    names = {label: unicodedata.normalize("NFC", label) for label in labels}
+    missing = sorted(name for name in names if name.lower() in ("nan", "<na>"))
+    if missing:
+        raise UserError(f"{path} has the label {missing[0]}, a missing value: leave images without a class out")
+    if not all(re.fullmatch(r"-?[0-9]+(\.0*)?", name) for name in names):
+        return names
+    names = {label: label.partition(".")[0] for label in names}
+    negative = sorted(name for name in names.values() if name.startswith("-"))
+    if negative:
+        raise UserError(f"{path} has the label {negative[0]}: leave images without a class out, or name classes")
+    by_value: dict[int, str] = {}
+    for name in sorted(set(names.values())):
+        other = by_value.setdefault(int(name), name)
+        if other != name:
+            raise UserError(f"{path} has the labels '{other}' and '{name}', the same number: write it in one way")
+    return names
 
 
 def _named_by_numbers(names: Sequence[str]) -> list[str]:
-    """What is said of labels that are numbers but not 0 … n - 1; [] for others."""
+    """The note about labels that are numbers but not 0 … n - 1; [] for others."""
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     if not numbers or list(names) == [str(i) for i in range(len(names))]:
         return []
     return [f"labels that are not 0 … n - 1 are names in numeric order: {', '.join(names[:3])} … are classes 0, 1, 2 …"]
 
 
-def _check_files(path: str, rows: Sequence[Row]) -> None:
-    """Raise UserError, naming the first line, where files are not there or not files."""
+def _find_files(path: str, rows: Sequence[Row]) -> list[str]:
+    """The rows' paths as the disk spells them. Raises UserError, naming the first line whose file cannot be read."""
     folder = Path(path).parent
 
-    def wrong(row: Row) -> str:
-        try:
-            mode = os.stat(os.path.join(folder, row.path)).st_mode
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            return getattr(error, "strerror", None) or str(error)
-        return "" if stat.S_ISREG(mode) else "it is not a file"
+    def find(row: Row) -> tuple[str, str]:
+        problem = ""
+        for spelled in dict.fromkeys([row.path, *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD"))]):
+            try:
+                regular = stat.S_ISREG(os.stat(os.path.join(folder, spelled)).st_mode)
+                return spelled, "" if regular else "it is not a file"
+            except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+                problem = problem or getattr(error, "strerror", None) or str(error)
+        return row.path, problem
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        complaints = list(pool.map(wrong, rows))
-    bad = [i for i, complaint in enumerate(complaints) if complaint]
+        found = list(pool.map(find, rows))
+    bad = [i for i, (_, problem) in enumerate(found) if problem]
     if bad:
         row, more = rows[bad[0]], f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UserError(
-            f"{path}, line {row.line} names {row.path}, which cannot be read ({complaints[bad[0]]}){more}: paths are"
+            f"{path}, line {row.line} names {row.path}, which cannot be read ({found[bad[0]][1]}){more}: paths are"
             " taken from the table's own folder"
         )
+    return [spelled for spelled, _ in found]
 
 
-def read_rows(path: str) -> list[Row]:
-    """The lines of a table. Raises UserError naming a line that is not path,label or path,label,split."""
+def read_rows(path: str | os.PathLike) -> list[Row]:
+    """The lines of a table, labels as `plain_labels`. Raises UserError naming a line that is not path,label or
+    path,label,split."""
     delimiter = DELIMITERS[Path(path).suffix.lower()]
     form = f"path{delimiter}label".expandtabs(1)
     try:
-        lines = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
-        cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))]
+        if not Path(path).is_file():
+            raise UserError(f"{path} is not a file: give a table of path,label")
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, delimiter=delimiter)
+            cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not text in UTF-8 (byte 0x{error.object[error.start]:02x}): save the table as UTF-8"
+        ) from error
     except csv.Error as error:
         raise UserError(f"{path} is not a table ({error}): each line must be {form}") from error
-    columns = _heading(cells[0][1]) if cells else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a table of path,label") from error
+    columns = _heading(cells[0][1], path) if cells else None
     if columns:
         cells = cells[1:]
     if not cells:
@@ -168,38 +173,22 @@ def read_rows(path: str) -> list[Row]:
         if len(picked[1]) > MAX_LABEL:
             raise UserError(f"{path}, line {number} has a label of {len(picked[1])} characters: it must be {form}")
         rows.append(Row(number, *picked, *[""] * (3 - len(picked))))
-    return rows
+    names = plain_labels({row.label for row in rows}, os.fspath(path))
+    return [row._replace(label=names[row.label]) for row in rows]
 
 
-def _heading(cells: list[str]) -> list[int] | None:
-    """Where the columns path, label and, if there is one, split are; None where a first line is not a heading."""
+def _heading(cells: list[str], path: str | os.PathLike) -> list[int] | None:
+    """Where the columns path, label and, if there is one, split are; None where a first line is not a heading. Raises
+    UserError for a heading without a label, as one-hot tables have."""
     lowered = [cell.lower() for cell in cells]
     found = {
         column: next((i for i, cell in enumerate(lowered) if cell in names), None) for column, names in HEADINGS.items()
     }
-    if found["path"] is None or found["label"] is None:
-        return [0, 1, 2][: len(cells)] if lowered and lowered[0] == "path" else None
-    return [i for i in found.values() if i is not None]
-
-
-def _text(path: str) -> str:
-    """A table's text: UTF-8, or UTF-16 with its mark. Raises UserError for other encodings."""
-    try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path} is not a regular file: give a table of path,label")
-            data = file.read(4096)
-            if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise UserError(f"{path} is not text in UTF-8 (it holds zero bytes): save it as UTF-8")
-            data += file.read()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a table of path,label") from error
-    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+    if found["path"] is None:
+        return None
+    if found["label"] is None:
         raise UserError(
-            f"{path}, line {line} is not text in {encoding.removesuffix('-sig').upper()} (byte"
-            f" 0x{data[error.start]:02x}): save the table as UTF-8"
-        ) from error
+            f"{path} has the columns {', '.join(cells[:4])}{' …' * (len(cells) > 4)}, none of which is called label:"
+            " name it so (of a table with a column per class, make one of path,label)"
+        )
+    return [i for i in found.values() if i is not None]

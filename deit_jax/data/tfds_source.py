@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, cached, hold_out
-from deit_jax.data.layout import EVAL_SPLITS, HOLDOUT
+from deit_jax.data.folder_layout import EVAL_SPLITS, HOLDOUT
 from deit_jax.errors import UserError, first_line, nearest
 
 NAMES = (

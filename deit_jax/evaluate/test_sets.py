@@ -18,10 +18,10 @@ import numpy as np
 from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
-from deit_jax.data.files import EXTENSIONS, UNPACK, is_tar_name
+from deit_jax.data.folder_layout import EVAL_SPLITS, TEST, VALIDATION, split_in, split_of, splits_by_word
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
-from deit_jax.data.layout import EVAL_SPLITS, TRAIN, split_of
+from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
 from deit_jax.data.sources import open_digits
 from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
@@ -52,11 +52,15 @@ class Spec(NamedTuple):
     root: Path | None
     labels: str = ""
     split: str = ""
+    layout: str = "auto"
 
 
 def parse_spec(text: str) -> Spec:
-    """The parts of `[NAME=]ROOT[,labels=FILE][,split=NAME]`. Raises UserError where there is no such folder."""
-    where, *options = re.split(r",(?=(?:labels|split)=)", text)
+    """The parts of `[NAME=]ROOT[,labels=FILE][,split=NAME][,layout=classes]`; another comma is part of a path.
+
+    Raises UserError where there is no such folder.
+    """
+    where, *options = re.split(r",(?=(?:labels|split|layout)=)", text)
     given = dict(option.split("=", 1) for option in options)
     name, equals, root = where.partition("=")
     if not equals or name.startswith(("/", ".", "~")):
@@ -92,33 +96,33 @@ def _open_root(spec: Spec) -> EvalSet:
         source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
         return EvalSet(spec.name, source)
     if not root.is_dir():
-        right = UNPACK if is_tar_name(root) else "give one, or a .csv table of path,label"
+        right = TAR_HINT if is_tar_name(root) else "give one, or a .csv table of path,label"
         raise UserError(f"--data {root} is not a folder: {right}")
     if shards.is_shards(root):
         return EvalSet(spec.name, shards.open_shards(root, train_split="train", eval_split=spec.split, holdout=1.0)[1])
     if tfds_source.is_data_dir(root, spec.name):
         return EvalSet(spec.name, tfds_source.open_eval_split(spec.name, root, spec.split))
-    folder = _split_folder(root, spec.split)
-    flat = sorted(entry.name for entry in os.scandir(folder) if _is_image(entry))
+    folder = _split_folder(root, spec)
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name))
+    flat = [name for name in names if is_image_name(name)]
     if spec.labels or flat:
         return _with_labels(spec, folder, flat)
     return EvalSet(spec.name, scan_folder(folder)[0])
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    ending = os.path.splitext(entry.name)[1].lower()
-    return not entry.name.startswith(".") and ending in EXTENSIONS and entry.is_file()
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    """The folder of the split to evaluate on: `split`, else validation, val or test, else root itself."""
-    folders = [entry.name for entry in root.iterdir() if entry.is_dir()]
-    if split:
-        if split not in folders:
-            raise UserError(f"split '{split}' is not a folder of {root}{nearest(split, folders)}")
-        return root / split
-    found = [name for split in EVAL_SPLITS for name in sorted(folders) if name.lower() == split]
-    if not found and any(split_of(name) == TRAIN for name in folders):
+def _split_folder(root: Path, spec: Spec) -> Path:
+    """The folder of the split to evaluate on: `spec.split`, else validation, val or test, else root itself."""
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    if spec.split:
+        if spec.split not in folders:
+            raise UserError(f"split '{spec.split}' is not a folder of {root}{nearest(spec.split, folders)}")
+        return root / spec.split
+    splits = [name for name in folders if split_of(name)]
+    if not splits and spec.layout == "auto" and not spec.labels:
+        splits = splits_by_word(list_images(root), str(root))
+    found = [name for kind in (VALIDATION, TEST) for name in splits if split_in(name) == kind]
+    found = [name for split in EVAL_SPLITS for name in found if name.lower() == split] or found
+    if splits and not found:
         raise UserError(f"{root} has a folder of training images but none to evaluate on: add split=train to use it")
     return root / found[0] if found else root
 
@@ -131,8 +135,8 @@ def _with_labels(spec: Spec, folder: Path, flat: list[str]) -> EvalSet:
             f"{folder} holds images but no class folders: add labels=FILE to --data, a .csv of name,class, ReaL's"
             " real.json or ImageNet's development kit"
         )
-    paths = flat or [os.fsdecode(name) for name in scan_folder(folder)[0].names]
-    labels = read_label_file(file, [os.path.basename(path) for path in paths])
+    paths = flat or sorted(list_images(folder).images)
+    labels = read_label_file(file, paths)
     source = LabelledFiles(folder, paths, labels)
     note = f"labels of {file}" + (f", {source.left_out} images without a right class left out" * bool(source.left_out))
     if labels.missing:
@@ -151,8 +155,7 @@ class LabelledFiles(FileSource):
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], labels: FileLabels):
-        of = lambda path: labels.by_name.get(os.path.basename(path), labels.by_name.get(Path(path).stem, []))
-        right = {path: of(path) for path in paths}
+        right = {path: labels.by_name[labels.of_image[path]] for path in paths}
         kept = [path for path in paths if right[path]]
         if not kept:
             raise UserError(f"no image of {folder} has a right class")

@@ -341,7 +341,7 @@ def test_an_image_too_large_is_refused_before_memory_is_taken():
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("width", "height"), [(2, 90), (90, 2), (3, 200), (200, 7), (31, 33), (1, 500), (500, 1)])
+@pytest.mark.parametrize(("width", "height"), [(2, 90), (90, 2), (3, 200), (200, 7), (1, 500), (500, 1)])
 @pytest.mark.parametrize("size", [32, 33])
 def test_a_strip_is_cropped_before_it_is_resized_to_the_same_bytes(width, height, size, monkeypatch):
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)

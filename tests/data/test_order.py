@@ -31,7 +31,7 @@ def test_copies_of_an_image_are_never_mixed_with_each_other(batch, repeats):
 
 @pytest.mark.parametrize("batch", [1024, 100, 9, 1, 67, 134, 509])
 def test_layout_is_a_permutation(batch):
-    np.testing.assert_array_equal(np.sort(order.layout(batch, 64)), np.arange(batch))
+    np.testing.assert_array_equal(np.sort(order.row_order(batch, 64)), np.arange(batch))
 
 
 def test_views_are_dealt_to_groups_in_turn():

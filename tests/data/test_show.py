@@ -35,17 +35,6 @@ def test_captions_name_both_images_of_a_mixture():
     assert show.caption(np.full(100, 0.01), names) == "-"
 
 
-def test_sheet_places_every_image():
-    images = np.stack([np.full((20, 20, 3), 10 * i, np.uint8) for i in range(11)])
-    sheet = np.asarray(show.contact_sheet(images, ["a"] * 11))
-    side = show.SIDE // 20 * 20
-    for number in range(11):
-        row, column = divmod(number, show.COLUMNS)
-        top = show.GAP + row * (side + show.LINE + show.GAP)
-        left = show.GAP + column * (side + show.GAP)
-        assert (sheet[top : top + side, left : left + side] == 10 * number).all()
-
-
 def test_command_writes_a_picture_and_one_line_for_bad_input(tmp_path):
     output = tmp_path / "sheet.png"
     done = main("--mode=show", "--config=configs/digits.py", f"--output={output}")

@@ -455,6 +455,16 @@ def test_doctor_finds_broken_and_repeated_files(split_folder):
     assert "2 files occur more than once, 1 of them in different classes, 1 both in training and evaluation" in text
 
 
+def test_doctor_lists_what_training_would_refuse(tmp_path):
+    for name in ("ant", "bee"):
+        write(tmp_path / "set" / name / "1.jpg", picture(ord(name[0])))
+    done = tool("data.tools.doctor", tmp_path / "set")
+    assert done.code == 0
+    assert [line.split() for line in done.out.splitlines()[1:4]] == [["0", "ant", "1"], ["1", "bee", "1"], ["all", "2"]]
+    assert "0 unreadable images" in done.out
+    assert "training would refuse it: each class in" in done.out
+
+
 def test_the_tools_on_the_command_line(split_folder, tmp_path):
     target = tmp_path / "shards"
     done = tool("data.tools.prepare", split_folder, target)

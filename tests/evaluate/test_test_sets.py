@@ -48,7 +48,7 @@ def test_every_image_of_a_folder_is_taken(tmp_path):
 
 
 def every_label(folder: Path) -> str:
-    return "".join(f"{i}.png,ant\n" for i in range(7))
+    return "".join(f"{path.relative_to(folder)},ant\n" for path in folder.glob("c*/*.png"))
 
 
 def write(path: Path, text: str) -> Path:
@@ -61,8 +61,8 @@ def write(path: Path, text: str) -> Path:
     [
         ("l.csv", "a.png,x\nb.png,y\n", "1 images have no label in .*l.csv: c.png"),
         ("l.csv", "a.png,x,1\n", "'a.png,x,1' is not name,class"),
-        ("l.txt", "x\ny\n", "2 entries for 3 images, whose names do not tell which is which"),
-        ("l.txt", "1\n2\n3\n", "numbers of ImageNet's development kit, whose meta.mat is not beside them"),
+        ("l.txt", "x\ny\n", "its ending is not .csv, .tsv or .json"),
+        ("l.csv", "a.png,x\na.png,y\nb.png,y\nc.png,x\n", "line 2: a.png has two labels, x and y"),
         ("l.json", "[[1], [2]]", "2 entries for 3 images"),
         ("l.json", "[[1], [2], [1000]]", "class numbers from 0 to 999"),
         ("l.json", "{}", "not a list of lists"),
@@ -138,3 +138,39 @@ def test_the_limit_of_evaluation_leaves_training_alone():
     assert (len(train), len(evaluation)) == (1438, 50)
     labels = [evaluation[i]["label"] for i in range(50)]
     assert set(np.bincount(labels)) <= {4, 5, 6}
+
+
+def test_labels_belong_to_paths(tmp_path):
+    for site in ("siteA", "siteB"):
+        for i in range(2):
+            oracle.save_image(tmp_path / "set" / site / f"{i}.png", i)
+
+    def labels(text):
+        table = write(tmp_path / "t.csv", text)
+        (one,) = open_eval_sets(f"v={tmp_path / 'set'},labels={table}")
+        names = [one.source[i]["name"].removeprefix(f"{tmp_path}/set/") for i in range(4)]
+        return {name: one.source.class_names[one.source[i]["label"]] for i, name in enumerate(names)}
+
+    right = {"siteA/0.png": "cat", "siteA/1.png": "cat", "siteB/0.png": "dog", "siteB/1.png": "dog"}
+    rows = "".join(f"{path},{label}\n" for path, label in right.items())
+    assert labels(rows) == labels(rows.replace("site", "other/set/site")) == labels(rows.replace(".png", "")) == right
+    with pytest.raises(UserError, match="has 0.png, which may be siteA/0.png or siteB/0.png: write paths"):
+        labels("0.png,cat\n1.png,dog\n")
+
+
+def test_a_comma_in_a_path_is_part_of_it(tmp_path):
+    for name in ("ant", "bee"):
+        oracle.save_image(tmp_path / "a,b" / name / "0.png", 0)
+    assert parse_spec(f"v={tmp_path}/a,b") == Spec("v", tmp_path / "a,b")
+    assert len(open_eval_sets(f"{tmp_path}/a,b")[0].source) == 2
+
+
+def test_splits_named_by_a_word(tmp_path):
+    for split in ("photos_train", "photos_test"):
+        for name in ("a", "b"):
+            oracle.save_image(tmp_path / split / name / "0.png", 0)
+    (one,) = open_eval_sets(str(tmp_path))
+    assert (one.source.class_names, len(one.source)) == (["a", "b"], 2)
+    assert "/photos_test/" in one.source[0]["name"]
+    (whole,) = open_eval_sets(f"{tmp_path},layout=classes")
+    assert whole.source.class_names == ["photos_test", "photos_train"]

@@ -17,9 +17,9 @@ import numpy as np
 from deit_jax.command import command
 from deit_jax.config import default_config
 from deit_jax.data import decode
-from deit_jax.data.base import Source, summary
-from deit_jax.data.sources import find_sources
-from deit_jax.errors import printable
+from deit_jax.data.base import Source, Subset, summary
+from deit_jax.data.sources import find_sources, open_sources
+from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import track
 
@@ -34,16 +34,16 @@ class Findings:
       counts: images per class, int (classes,), by split.
       broken: what is said of each image that cannot be read.
       duplicates: groups of files with the same bytes.
-      turned: images with an EXIF orientation that is not upright.
-      deep: images with 16 bits of grey.
+      rotated: images with an EXIF orientation that is not upright.
+      is_16_bit: images with 16 bits of grey.
     """
 
     class_names: list[str]
     counts: dict[str, np.ndarray]
     broken: list[str] = dataclasses.field(default_factory=list)
     duplicates: list[Copies] = dataclasses.field(default_factory=list)
-    turned: int = 0
-    deep: int = 0
+    rotated: int = 0
+    is_16_bit: int = 0
 
     @property
     def contradictions(self) -> list[Copies]:
@@ -54,7 +54,7 @@ class Findings:
         return [group for group in self.duplicates if len({split for split, _, _ in group}) > 1]
 
 
-class Look(NamedTuple):
+class Inspection(NamedTuple):
     """What was seen of one image; `complaint` is "" where it can be read."""
 
     split: str
@@ -62,27 +62,27 @@ class Look(NamedTuple):
     label: int
     digest: bytes = b""
     complaint: str = ""
-    turned: bool = False
-    deep: bool = False
+    rotated: bool = False
+    is_16_bit: bool = False
 
 
-def look(source: Source, split: str, index: int) -> Look:
+def inspect_image(source: Source, split: str, index: int) -> Inspection:
     """Read and decode one image."""
     try:
         sample = source[index]
     except OSError as error:
-        return Look(split, f"{split} image {index}", -1, complaint=str(error))
+        return Inspection(split, f"{split} image {index}", -1, complaint=str(error))
     image, name, label = sample["image"], sample["name"], sample["label"]
     digest = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
     if not 0 <= label < source.num_classes:
-        return Look(split, name, -1, digest, f"label {label} of {source.num_classes} classes")
+        return Inspection(split, name, -1, digest, f"label {label} of {source.num_classes} classes")
     try:
         mode = decode.read_header(image)
         decode.decode(image)
     except OSError as error:
-        return Look(split, name, label, digest, str(error))
-    turned = decode.orientation(image) != decode.UPRIGHT
-    return Look(split, name, label, digest, turned=turned, deep=mode.startswith("I"))
+        return Inspection(split, name, label, digest, str(error))
+    rotated = decode.orientation(image) != decode.UPRIGHT
+    return Inspection(split, name, label, digest, rotated=rotated, is_16_bit=mode.startswith("I"))
 
 
 def examine(splits: dict[str, Source]) -> Findings:
@@ -94,15 +94,15 @@ def examine(splits: dict[str, Source]) -> Findings:
     same: dict[bytes, Copies] = collections.defaultdict(list)
     jobs = [(source, split, index) for split, source in splits.items() for index in range(len(source))]
     with ThreadPoolExecutor(min(16, hardware.cores())) as pool:
-        for seen in track(pool.map(lambda job: look(*job), jobs), "images", len(jobs)):
+        for seen in track(pool.map(lambda job: inspect_image(*job), jobs), "images", len(jobs)):
             if seen.label >= 0:
                 found.counts[seen.split][seen.label] += 1
             if seen.complaint:
                 found.broken.append(f"{seen.name} ({seen.complaint})")
             if seen.digest:
                 same[seen.digest].append((seen.split, seen.name, seen.label))
-            found.turned += seen.turned
-            found.deep += seen.deep
+            found.rotated += seen.rotated
+            found.is_16_bit += seen.is_16_bit
     found.duplicates = [group for group in same.values() if len(group) > 1]
     return found
 
@@ -113,7 +113,7 @@ def counted(number: int, one: str, several: str) -> str:
 
 
 def report(found: Findings) -> str:
-    """The findings, for people."""
+    """The findings as text."""
     splits, names = list(found.counts), [printable(name) for name in found.class_names]
     width = max(map(len, [*names, "class"]))
     lines = [f"{'':>6} {'class':<{width}}" + "".join(f"{split:>12}" for split in splits)]
@@ -126,11 +126,11 @@ def report(found: Findings) -> str:
             lines.append(f"{counted(empty, 'class has', 'classes have')} no image in {split}")
     lines.append(counted(len(found.broken), "unreadable image", "unreadable images"))
     lines += [f"  {printable(name)}" for name in found.broken]
-    if found.turned:
-        photos = counted(found.turned, "photo is", "photos are")
+    if found.rotated:
+        photos = counted(found.rotated, "photo is", "photos are")
         lines.append(f"{photos} stored turned (EXIF): --config.data.exif=true turns them upright")
-    if found.deep:
-        images = counted(found.deep, "grey image of 16 bits is", "grey images of 16 bits are")
+    if found.is_16_bit:
+        images = counted(found.is_16_bit, "grey image of 16 bits is", "grey images of 16 bits are")
         lines.append(f"{images} scaled to 8")
     lines.append(
         f"{counted(len(found.duplicates), 'file occurs', 'files occur')} more than once, {len(found.contradictions)} of"
@@ -148,15 +148,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", default="imagenet2012", help="dataset, where ROOT is a TFDS data_dir")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="")
+    parser.add_argument("--layout", default="auto", choices=("auto", "classes"), help="as data.layout")
     flags = parser.parse_args(arguments)
     config = default_config()
-    for name in ("root", "name", "train_split", "eval_split"):
+    for name in ("root", "name", "train_split", "eval_split", "layout"):
         config.data[name] = getattr(flags, name)
+    try:
+        for line in summary(*open_sources(config)):
+            print(line)
+        refusal = ""
+    except UserError as error:
+        refusal = str(error)
+    config.data.holdout = 0.0  # every image belongs to its own split
     train, evaluation = find_sources(config)
-    for line in summary(train, evaluation):
-        print(line)
-    found = examine({"train": train, "evaluation": evaluation} if train else {"evaluation": evaluation})
+    splits = {"train": train, "evaluation": evaluation}
+    if isinstance(evaluation, Subset) and evaluation.source is train:
+        del splits["evaluation"]
+    found = examine({split: source for split, source in splits.items() if source is not None})
     print(report(found))
+    if refusal:
+        print(f"training would refuse it: {refusal}")
     return 1 if found.broken or found.contradictions else 0
 
 

@@ -1,19 +1,18 @@
 """Turn an image folder or tar files into ArrayRecord shards: `deit-jax prepare SRC DST`.
 
-SRC is a folder of images by class (with or without split folders), a tar file of one (.tar, .tar.gz, …), or a folder of
-tar files as ImageNet comes: ILSVRC2012_img_train.tar (a .tar per class) and ILSVRC2012_img_val.tar, whose classes are
-read from ILSVRC2012_devkit_t12.tar.gz beside them or from --labels. After an interruption the same command
-resumes; images are copied byte for byte.
+SRC is a folder of images by class (with or without split folders), a .tar file of one, .tar files of a WebDataset
+(key.jpg with key.cls or key.json), or a folder of .tar files as ImageNet comes: ILSVRC2012_img_train.tar (a .tar per
+class) and ILSVRC2012_img_val.tar, whose classes are read from ILSVRC2012_devkit_t12.tar.gz beside them or from
+--labels. After an interruption the same command resumes; images are copied byte for byte.
 """
 
 import argparse
-import csv
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,16 @@ from typing import Any
 from deit_jax.classes.match import sort_classes
 from deit_jax.command import command
 from deit_jax.data import shards
-from deit_jax.data.files import FolderTree, Listing, class_text, is_tar_name, list_images
-from deit_jax.data.label_files import DEVKIT, read_devkit
-from deit_jax.data.layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_of
-from deit_jax.data.tools.tars import Span, TarTree, unpacked
-from deit_jax.errors import UserError
+from deit_jax.data.folder_layout import SPLIT_NAMES, TRAIN, VALIDATION, read_layout, split_in, split_of
+from deit_jax.data.label_files import DEVKIT, read_devkit, read_labels
+from deit_jax.data.listing import LABELS, Listing, Span, class_text, is_tar_name, list_images, list_tar
+from deit_jax.data.table import plain_labels
+from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import atomic
 from deit_jax.runtime.progress import track
 
 PLAIN_NAMES = ("train", "validation", "val", "test")  # of splits, kept; others become the first of their kind
+JSON_LABELS = ("label", "cls", "class", "class_name")  # of a WebDataset's .json, the first that is there
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -43,21 +43,15 @@ class Item:
     size: int
 
 
-def prepare(source: str | Path, target: str | Path, *, shard_megabytes: int = 256, labels: str = "") -> dict[str, Any]:
+def prepare(
+    source: str | Path, target: str | Path, *, shard_megabytes: int = 256, labels: str = "", layout: str = "auto"
+) -> dict[str, Any]:
     """Write shards and their index to `target`; finished shards are kept. Returns the index.
 
     Raises UserError for a source without images, a target begun from other images, tar files without classes.
     """
     target = Path(target)
-    try:
-        splits = find_images(Path(source), target, labels)
-        return _prepare(source, target, splits, shard_megabytes)
-    finally:
-        for copy in target.glob("*.unpacked"):
-            copy.unlink()
-
-
-def _prepare(source: str | Path, target: Path, splits: dict[str, list["Item"]], shard_megabytes: int) -> dict[str, Any]:
+    splits = find_images(Path(source), labels, layout)
     classes = sort_classes({item.label for items in splits.values() for item in items})
     plan = {split: cut(items, shard_megabytes << 20) for split, items in splits.items()}
     identity = [[split, [[(i.label, i.name, i.size) for i in part] for part in parts]] for split, parts in plan.items()]
@@ -78,7 +72,7 @@ def _prepare(source: str | Path, target: Path, splits: dict[str, list["Item"]], 
         index = earlier
     try:
         target.mkdir(parents=True, exist_ok=True)
-        number = {label: i for i, label in enumerate(index["classes"])}  # as begun, in an order of those days
+        number = {label: i for i, label in enumerate(index["classes"])}
         _write_missing(target, plan, number, index)
     except OSError as error:
         raise UserError(f"cannot write to {target} or read {source}: {error}") from error
@@ -157,15 +151,12 @@ def cut(items: list[Item], limit: int) -> list[list[Item]]:
     return [items[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def find_images(source: Path, target: Path, labels: str = "") -> dict[str, list[Item]]:
-    """Per split, the images of a folder, a tar file or a folder of tar files, sorted by class and name.
-
-    target: where compressed tar files are unpacked to.
-    """
+def find_images(source: Path, labels: str = "", layout: str = "auto") -> dict[str, list[Item]]:
+    """Per split, the images of a folder, a tar file or a folder of tar files, sorted by class and name."""
     if source.is_dir():
         tars = sorted(path for path in source.iterdir() if is_tar_name(path) and path.name != DEVKIT and path.is_file())
         if not tars:
-            return _items(list_images(FolderTree(source)), str(source))
+            return _items(list_images(source), source, layout)
     elif source.is_file() and is_tar_name(source):
         tars = [source]
     else:
@@ -173,10 +164,15 @@ def find_images(source: Path, target: Path, labels: str = "") -> dict[str, list[
     known: dict[str, str] = {}
     whole = Listing()
     for tar in tars:
-        listing = _descended(list_images(TarTree(unpacked(tar, target))))
-        split = _split_in_name(tar)
+        listing, split = list_tar(tar), split_in(tar.name)
+        if split == VALIDATION:
+            split = "validation"
+        if any(path.endswith(".cls") for path in listing.labels) or _has_json_labels(listing):
+            listing = _web_dataset(listing, tar)
+        else:
+            listing = _descended(listing)
         if listing.images and all("/" not in path for path in listing.images):
-            known = known or read_labels(source if source.is_dir() else source.parent, labels)
+            known = known or _flat_labels(source if source.is_dir() else source.parent, labels)
             listing = _labelled(listing, known, tar)
             split = split or TRAIN
         elif any(split_of(path) for path in listing.folders if "/" not in path):
@@ -190,45 +186,84 @@ def find_images(source: Path, target: Path, labels: str = "") -> dict[str, list[
             whole.skipped[kind] = before + count, earlier
     if not whole.images:
         raise UserError(f"the .tar files of {source} hold no image")
-    return _items(whole, str(source))
+    return _items(whole, source, layout)
 
 
-def _items(listing: Listing, where: str) -> dict[str, list[Item]]:
-    """Per split, the images of a listing. Prints what is passed over."""
-    layout = read_layout(listing, where)
+def _key(path: str) -> str:
+    """What WebDataset calls a sample: the path up to the first dot of the file's name."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.split(".", 1)[0]
+
+
+def _has_json_labels(listing: Listing) -> bool:
+    keys = {_key(path) for path in listing.labels}
+    return bool(listing.images) and all(_key(path) in keys for path in listing.images)
+
+
+def _web_dataset(listing: Listing, tar: Path) -> Listing:
+    """The images of a WebDataset tar in folders of their classes. Raises UserError for an image without a label."""
+    labels: dict[str, str] = {}
+    for path in sorted(listing.labels, key=lambda path: path.endswith(".cls")):  # .cls counts where there are both
+        span = listing.labels[path]
+        assert span is not None
+        text = span.read().decode("utf-8", "replace").strip()
+        if path.endswith(".json"):
+            with contextlib.suppress(ValueError, AttributeError):
+                entry = json.loads(text)
+                text = str(next((entry[name] for name in JSON_LABELS if name in entry), ""))
+        labels[_key(path)] = text
+    missing = [path for path in listing.images if not labels.get(_key(path))]
+    if missing:
+        raise UserError(
+            f"{tar} holds {missing[0]} without a label ({_key(missing[0])}.cls, or .json with one of"
+            f" {', '.join(JSON_LABELS)}): add it, or leave the image out"
+        )
+    names = plain_labels(set(labels.values()), str(tar))
+    bad = next((name for name in names.values() if "/" in name), None)
+    if bad is not None:
+        raise UserError(f"{tar} has the class '{bad}': a class name holds no '/'")
+    images = {f"{names[labels[_key(path)]]}/{tar.stem}/{path}": span for path, span in listing.images.items()}
+    kept = {ending: found for ending, found in listing.skipped.items() if ending not in LABELS}
+    return Listing(images, {}, {path.split("/", 1)[0] for path in images}, kept)
+
+
+def _items(listing: Listing, root: Path, layout: str) -> dict[str, list[Item]]:
+    """Per split, the images of a listing. Prints what is passed over. Raises UserError for a class without a training
+    image."""
+    where = str(root)
+    read = read_layout(listing, where, layout=layout)
     found: dict[str, list[Item]] = {}
-    for split, classes in layout.splits.items():
+    for split, classes in read.splits.items():
         name = split if split in PLAIN_NAMES else _plain(split or TRAIN)
         if name in found:
-            raise UserError(f"{where} has two folders of the {split_of(split)} split: put their images together")
+            raise UserError(f"{where} has two folders of the {split_in(split)} split: put their images together")
         found[name] = sorted(
-            Item(class_text(label), path.removeprefix(f"{split}/" if split else ""), *_span(listing.images[path]))
+            Item(class_text(label), path.removeprefix(f"{split}/" if split else ""), *_span(listing, root, path))
             for label, paths in classes.items()
             for path in paths
         )
-    for line in layout.unused(list(layout.splits)) + listing.describe_skipped():
+    for line in read.unused(list(read.splits)) + listing.describe_skipped():
         print(f"not used: {line}")
+    trained = {item.label for item in found.get("train", [])}
+    lacking = sorted({item.label for items in found.values() for item in items} - trained)
+    if trained and lacking:
+        raise UserError(
+            f"{lacking[0]} is a class the training images lack{nearest(lacking[0], trained)} ({where}; {len(lacking)}"
+            " such): remove its images, or add some to train on"
+        )
     return found
 
 
-def _span(where: str | Span) -> Span:
+def _span(listing: Listing, root: Path, path: str) -> Span:
+    where = os.path.join(root, path)
     try:
-        return where if isinstance(where, Span) else Span(where, 0, os.stat(where).st_size)
+        return listing.images[path] or Span(where, 0, os.stat(where).st_size)
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror}): restore it") from error
 
 
 def _plain(split: str) -> str:
-    return next(name for name, kind in SPLIT_NAMES.items() if kind == split_of(split))
-
-
-def _split_in_name(tar: Path) -> str:
-    """The split that a tar file's name tells, as ILSVRC2012_img_val.tar; "" where it tells none."""
-    for word in re.split(r"[^a-z]+", tar.name.lower()):
-        split = split_of(word.removesuffix("set").removesuffix("s"))
-        if split:
-            return {VALIDATION: "validation"}.get(split, split)
-    return ""
+    return next(name for name, kind in SPLIT_NAMES.items() if kind == split_in(split))
 
 
 def _descended(listing: Listing) -> Listing:
@@ -242,6 +277,7 @@ def _descended(listing: Listing) -> Listing:
         prefix = f"{name}/"
         listing = Listing(
             {path.removeprefix(prefix): span for path, span in listing.images.items()},
+            {},
             {path.removeprefix(prefix) for path in listing.folders if path != name},
             listing.skipped,
         )
@@ -253,17 +289,13 @@ def _labelled(listing: Listing, known: dict[str, str], tar: Path) -> Listing:
         if name not in known:
             raise UserError(f"{tar} holds {name}, whose class is not listed: add it to --labels")
     images = {f"{known[name]}/{name}": span for name, span in listing.images.items()}
-    return Listing(images, {path.split("/", 1)[0] for path in images}, listing.skipped)
+    return Listing(images, {}, {path.split("/", 1)[0] for path in images}, listing.skipped)
 
 
-def read_labels(folder: Path, table: str) -> dict[str, str]:
+def _flat_labels(folder: Path, table: str) -> dict[str, str]:
     """{image name: class} from a table of name,class lines, or from ImageNet's development kit in `folder`."""
     if table:
-        try:
-            with open(table, newline="", encoding="utf-8-sig") as file:
-                return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) == 2}
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"--labels {table} cannot be read ({error}): give a UTF-8 table of name,class") from error
+        return read_labels(Path(table))
     if not (folder / DEVKIT).is_file():
         raise UserError(f"images without a class folder need {DEVKIT} beside them, or --labels=TABLE of name,class")
     return {f"ILSVRC2012_val_{i:08}.JPEG": label for i, label in enumerate(read_devkit(folder / DEVKIT), 1)}
@@ -278,8 +310,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--shard_megabytes", type=int, default=256)
     parser.add_argument("--labels", default="", help="table of name,class for images without a class folder")
+    parser.add_argument("--layout", default="auto", choices=("auto", "classes"), help="as data.layout")
     flags = parser.parse_args(arguments)
-    index = prepare(flags.source, flags.target, shard_megabytes=flags.shard_megabytes, labels=flags.labels)
+    index = prepare(
+        flags.source,
+        flags.target,
+        shard_megabytes=flags.shard_megabytes,
+        labels=flags.labels,
+        layout=flags.layout,
+    )
     for split, written in index["splits"].items():
         records = sum(shard["records"] for shard in written)
         print(f"{split}: {records} images in {len(written)} shards, {len(index['classes'])} classes")

@@ -6,13 +6,11 @@ The images of one step's batch, cropped, augmented and mixed, with the classes t
 """
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from deit_jax.config import Config
 from deit_jax.errors import printable
 
 COUNT, COLUMNS = 32, 8
-SIDE, GAP, LINE = 160, 6, 15  # pixels
 
 
 def augmented(config: Config, step: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -40,35 +38,18 @@ def augmented(config: Config, step: int = 0) -> tuple[np.ndarray, np.ndarray, li
 
 
 def caption(target: np.ndarray, names: list[str]) -> str:
-    """The classes of a target (classes,) that stand out of the smoothing, the larger share first."""
+    """The classes of a target (classes,) that stand out of the smoothing, the larger fraction first."""
     floor = np.median(target) + 0.02
     chosen = [label for label in np.argsort(-target)[:2] if target[label] > floor]
     parts = [f"{printable(names[label])[:12]}: {target[label]:.2f}" for label in chosen]
     return " + ".join(parts) or "-"
 
 
-def contact_sheet(images: np.ndarray, captions: list[str]) -> Image.Image:
-    """Images uint8 (n, size, size, 3) side by side, small ones enlarged pixel by pixel."""
-    scale = max(1, SIDE // images.shape[1])
-    side = images.shape[1] * scale
-    columns = min(COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (side + GAP) + GAP, rows * (side + LINE + GAP) + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for number, (image, text) in enumerate(zip(images, captions, strict=True)):
-        row, column = divmod(number, columns)
-        left, top = GAP + column * (side + GAP), GAP + row * (side + LINE + GAP)
-        tile = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(tile, (left, top))
-        while text and draw.textlength(text, font=font) > side:
-            text = text[:-1]
-        draw.text((left, top + side + 1), text, fill="#333333", font=font)
-    return sheet
-
-
 def show(config: Config, output: str, step: int = 0) -> None:
     """`--mode=show`: draw one batch of a resolved config into the picture `output`."""
+    from deit_jax.plots import contact_sheet
+
     images, targets, names = augmented(config, step)
     captions = [caption(target, names) for target in targets[:COUNT]]
-    contact_sheet(images[:COUNT], captions).save(output)
+    contact_sheet(output, list(images[:COUNT]), captions, columns=COLUMNS)
     print(f"{min(COUNT, len(images))} of {len(images)} images of step {step}: {output}")
