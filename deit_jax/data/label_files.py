@@ -109,7 +109,8 @@ def read_labels(path: Path) -> dict[str, str]:
     for row in read_rows(path):
         if row.split:
             raise ValueError(f"'{row.path},{row.label},{row.split}' is not name,class")
-        label = row.label.split()[0] if path.name.startswith("LOC_") else row.label  # Kaggle's: "n01751748 111 108 …"
+        boxes = re.match(r"(n\d{8})( \d+){4}", row.label)  # Kaggle's "n01751748 111 108 230 366 …"
+        label = boxes[1] if boxes else row.label
         if found.setdefault(row.path, label) != label:
             raise UserError(f"{path}, line {row.line}: {row.path} has two labels, {found[row.path]} and {label}")
     return found

@@ -23,7 +23,7 @@ HEADINGS = {  # column: how a first line may call it
     "label": "label class class_name classname target category predictionstring".split(),
     "split": "split subset set".split(),
 }
-MAX_LABEL = 255  # characters
+MAX_LABEL = 4000  # characters
 
 
 class Row(NamedTuple):

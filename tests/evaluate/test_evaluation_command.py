@@ -80,8 +80,6 @@ def make_layouts(root) -> dict[str, str]:
             csv.writer(file).writerows(lines)
     with open(root / "flat" / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *((name, SHOWN[i]) for i, (name, _) in enumerate(rows))])
-    (root / "caffe.txt").write_text("".join(f"{name} {SHOWN[i]}\n" for i, (name, _) in enumerate(rows)))
-    (root / "order.txt").write_text("".join(f"{synset}\n" for _, synset in rows))
     return {
         "v2": f"{root}/v2",
         "split": f"{root}/synsets",
@@ -92,8 +90,6 @@ def make_layouts(root) -> dict[str, str]:
         "beside": f"{root}/beside/val",
         "csv": f"{root}/flat,labels={root}/names.csv",
         "kaggle": f"{root}/flat,labels={root}/kaggle.csv",
-        "caffe": f"{root}/flat,labels={root}/caffe.txt",
-        "order": f"{root}/flat,labels={root}/order.txt",
         "table": f"{root}/flat/table.csv",
     }
 
