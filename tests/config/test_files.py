@@ -206,6 +206,7 @@ def test_differences_between_paper_and_release_are_told():
     assert "optimizer.lr_update = epoch, as released (paper: step)" in released
     assert "distill.normalization = released, as released (paper: paper)" in released
     differing = {k for k, v in RECIPES["released"].items() if RECIPES["paper"][k] != v}
+    differing |= {"distill.alpha", "distill.tau"}  # of soft distillation
     assert {line.split(" = ")[0] for line in released} == differing
 
     config.recipe = "paper"

@@ -94,7 +94,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
 def run_steps(config, mesh, count=3):
     student, layout = make_student(config, 10), make_layout(mesh)
     rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(student.on(layout), None, config, 10), compiler_options=AS_USERS)
+    step = jax.jit(make_train_step(student.on(layout), None, config, 10))
     state = jax.jit(lambda: create_state(student, config, seed=1))()
     state = jax.device_put(state, place_params(state, layout))
     for i in range(count):
