@@ -117,7 +117,7 @@ def test_a_broken_orbax_folder(tmp_path, small):
 
 
 def test_each_tensor_is_read_once_and_memory_stays_within_twice_the_size(tmp_path, monkeypatch):
-    """What loading costs (its seconds: benchmarks/load_weights.py)."""
+    """What loading costs."""
     _, params, batch_stats = models.abstract(models.constructor("deit_tiny_distilled_patch16_224"))
     shapes = {e.key: e.shape for e in entries({"params": params, "batch_stats": batch_stats}, Timm())}
     path = tmp_path / "deit_tiny_distilled_patch16_224.safetensors"
