@@ -57,7 +57,9 @@ def opened(store: Path, **changes):
     """What a training run does with a store before it compiles."""
     config = digits(**{"distill.labels": str(store), **changes})
     source, _ = sources.open_sources(config)
-    return open_labels(config, source, 16, num_steps(config, loader.steps_per_epoch(config, source)))
+    return open_labels(
+        config, source, config.model.img_size or 16, num_steps(config, loader.steps_per_epoch(config, source))
+    )
 
 
 def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
@@ -191,13 +193,12 @@ def test_settings_that_shape_no_image_are_free(store):
 
 def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
     """A new setting of `augment` or `data` has to be placed: in the identity, or among those that shape no pixel."""
-    # at their defaults these are left out, as in stores from before the settings
-    config = digits(**{"data.exif": True, "data.drop_last": False})
+    config = digits()
     source, _ = sources.open_sources(config)
     known = set(image_identity(config, source, 16))
     free = {"augment.label_smoothing"} | {
         f"data.{name}"
-        for name in "name root train_split eval_split holdout limit crop check".split()  # the fingerprint's
+        for name in "name root layout train_split eval_split holdout limit crop check".split()  # the fingerprint's
     }
     shaping = {
         name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.resumable
@@ -320,21 +321,16 @@ def top_k(logits, k: int, tau: float) -> dict:
     return {"teacher": index, "teacher_probability": values}
 
 
-def images(batch: int):
-    """Those that a teacher of stored answers takes and does not look at."""
-    return jnp.zeros((batch, 2, 2, 3))
-
-
 def test_all_probabilities_make_the_live_teacher():
     logits = 3 * jax.random.normal(jax.random.key(0), (6, 10))
-    stored = stored_distribution(10, 3.0)([], top_k(logits, 10, 3.0), images(6))
+    stored = stored_distribution(10, 3.0)([], top_k(logits, 10, 3.0))
     np.testing.assert_allclose(jax.nn.softmax(stored / 3), jax.nn.softmax(logits / 3), rtol=1e-5)
 
 
 def test_the_rest_of_the_probability_is_spread_over_the_other_classes():
     logits = 2 * jax.random.normal(jax.random.key(1), (4, 10))
     batch = top_k(logits, 3, 2.0)
-    p = np.asarray(jax.nn.softmax(stored_distribution(10, 2.0)([], batch, images(4)) / 2))
+    p = np.asarray(jax.nn.softmax(stored_distribution(10, 2.0)([], batch) / 2))
     np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
     known = np.take_along_axis(p, np.asarray(batch["teacher"]), 1)
     np.testing.assert_allclose(known, batch["teacher_probability"], rtol=1e-5)
@@ -344,7 +340,7 @@ def test_the_rest_of_the_probability_is_spread_over_the_other_classes():
 
 def test_a_certain_teacher_gives_a_finite_loss_and_gradient():
     batch = {"teacher": jnp.asarray([[2, 0], [1, 3]]), "teacher_probability": jnp.asarray([[1.0, 0.0], [0.75, 0.25]])}
-    teacher = stored_distribution(4, 1.0)([], batch, images(2))
+    teacher = stored_distribution(4, 1.0)([], batch)
     assert (np.asarray(teacher) == -np.inf).sum() == 5
 
     def loss(student):
