@@ -131,7 +131,7 @@ class Photos:
         return made
 
     def trainer(self, lr: float, head_lr_scale: float, steps: int) -> Callable:
-        """(seed, augmented batches) → top-1 of the trained and of the averaged weights in percent."""
+        """(seed, augmented batches) → top-1 of the trained weights and of the EMA in percent."""
         config = self.config.copy_and_resolve_references()
         config.optimizer.lr, config.optimizer.head_lr_scale, config.steps = lr, head_lr_scale, steps
         given = lambda batch, *_: (batch["image"], batch["target"])  # augmented once for all learning rates
@@ -180,7 +180,7 @@ def default_run(size: int, photos: Photos, argument: str) -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]]) -> list[str]:
-    """A table per size and length: rates down, factors across; the averaged weights, mean over the seeds (lowest ..
+    """A table per size and length: rates down, factors across; the EMA, mean over the seeds (lowest ..
     highest)."""
     lines = []
     runs = [row for row in rows if "default" not in row]

@@ -141,7 +141,7 @@ def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> d
 def report(
     ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float = TOLERANCE, *, every: bool = False
 ) -> str:
-    """What `differences` found, for people: the first layer beyond `tolerance`, or that none is."""
+    """What `differences` found, as text: the first layer beyond `tolerance`, or that none is."""
     errors = differences(ours, theirs)
     if not errors:
         return f"no layer has the same name on both sides (ours: {', '.join(list(ours)[:3])}, …)"

@@ -79,7 +79,7 @@ def counted(start: int):
 
 
 def decide(batch, step):
-    """A 'teacher' whose decision follows from the step and the row."""
+    """A 'teacher' whose prediction follows from the step and the row."""
     assert (batch == step).all()
     return {"label": (np.arange(len(batch)) + step) % 10}
 

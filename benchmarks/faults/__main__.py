@@ -2,8 +2,9 @@
 
     python -m benchmarks.faults [--only=ROW,ROW] [--ROW=COUNT …] [--folder=DIR] [--output=FILE.json] [--seed=0]
 
-Without counts it runs what docs/reliability.md reports. Rows can be run one after the other, or again, with the same
---output: it holds each row's newest figures, and the table that is printed at the end shows all of them.
+Without counts it runs each row as often as ROWS says; docs/reliability.md has the promises. Rows can be run one after
+the other, or again, with the same --output: it holds each row's newest figures, and the table that is printed at the
+end shows all of them.
 
 A start is a fork of a process that has imported everything and touched no device, with a compilation cache of its own.
 Full disks need the right to mount a tmpfs.

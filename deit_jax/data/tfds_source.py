@@ -43,7 +43,7 @@ def open_tfds(
         return train, TfdsSource(builder, eval_split or found[0])
     if train is None:
         raise UserError(f"{name} has no split to train or evaluate on: it has {', '.join(known)}")
-    # The labels would have to be read from every record, so the held-out share is drawn without regard to classes.
+    # The labels would have to be read from every record, so the held-out part is drawn without regard to classes.
     return hold_out(train, np.zeros(len(train), np.int32), holdout)
 
 

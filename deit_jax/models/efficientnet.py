@@ -183,7 +183,7 @@ class EfficientNet(nnx.Module):
         tf_style: padding and batch normalization as in TensorFlow, see the top of this file.
         dtype: compute type. Parameters, statistics and the head are float32.
         img_size: height and width in pixels it is made for; a ConvNet takes any.
-        crop: share of the resized image's short side that evaluation keeps at `img_size`.
+        crop: fraction of the resized image's short side that evaluation keeps at `img_size`.
 
     In training mode batch statistics are used and the running ones (nnx.BatchStat) updated in place.
     """

@@ -1,4 +1,4 @@
-"""AdamW (and SGD) as DeiT uses it: which parameters decay, the learning rate at each step, the averaged weights."""
+"""AdamW (and SGD) as DeiT uses it: which parameters decay, the learning rate at each step, the EMA."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Integer
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
 from deit_jax.weights.names import HEADS
 
-HELD_BY_AVERAGE = 0.1  # share of the first weights in the final average above which a run says so
+HELD_BY_AVERAGE = 0.1  # fraction of the first weights in the final EMA above which a run prints it
 
 
 def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
@@ -134,7 +134,7 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
 
 
 def ema_decay_at(config: Config, step: Integer[Array, ""] | int) -> Float[Array, ""] | float:
-    """The decay of the averaged weights in update `step` (0, 1, …).
+    """The decay of the EMA in update `step` (0, 1, …).
 
     With `optimizer.ema_warmup` it rises as (1 + step) / (10 + step) up to `optimizer.ema_decay` (TensorFlow's
     ExponentialMovingAverage with `num_updates`): a short run then averages about its last tenth, not its first weights.
@@ -144,7 +144,7 @@ def ema_decay_at(config: Config, step: Integer[Array, ""] | int) -> Float[Array,
 
 
 def describe_averaging(config: Config, total_steps: int) -> list[str]:
-    """A line where the averaged weights will still hold more than a tenth of the first ones after the run, else []."""
+    """A line if the EMA will still hold more than a tenth of the first weights after the run, else []."""
     o = config.optimizer
     if not o.ema_decay:
         return []

@@ -75,7 +75,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     """(meta, {"params", "batch_stats"}) of a checkpoint, as numpy arrays on this host.
 
     folder: a workdir, its `checkpoints`, one step, or a weights-only folder of `deit_jax.convert`. weights: "params",
-    or "ema" for the averaged ones. Of a workdir, the best intact step. Raises UserError where there is none.
+    or "ema" for the EMA. Of a workdir, the best intact step. Raises UserError where there is none.
     """
     step = intact_step(folder, weights)
     handler = ocp.PyTreeCheckpointHandler()

@@ -27,7 +27,7 @@ def is_pickle(path: Path) -> bool:
 def open_pickle(path: Path, weights: str = "params") -> Tensors:
     """The tensors of a PyTorch file, bare or in a training script's wrapper.
 
-    weights: "params", or "ema" for the averaged ones that lie beside them. Code in the file is refused, never run;
+    weights: "params", or "ema" for the EMA that lies beside them. Code in the file is refused, never run;
     settings beside the tensors (`argparse.Namespace`, paths, numpy's numbers) are read as the data they are. Raises
     UserError where the file is damaged or holds something else.
     """

@@ -22,7 +22,7 @@ def is_weight_file(path: Path) -> bool:
 def open_file(path: Path, weights: str = "params") -> Tensors:
     """The tensors of a weight file.
 
-    weights: "params", or "ema" for the averaged weights of a training script's file. Raises UserError where it is
+    weights: "params", or "ema" for the EMA of a training script's file. Raises UserError where it is
     another kind of file, or damaged.
     """
     if not is_weight_file(path):

@@ -1,4 +1,4 @@
-"""The report's table of different decisions, the tokens' cosine and the teacher's cost."""
+"""The report's table of different predictions, the tokens' cosine and the teacher's cost."""
 
 import dataclasses
 import json
