@@ -99,5 +99,5 @@ def test_labels_of_two_processes_are_those_of_one(runs):
     store_labels(folder / "alone", folder / "labels of one")
     two, one = LabelStore(folder / "labels"), LabelStore(folder / "labels of one")
     assert two.header == one.header
-    same = [two.read(step)["decision"] == one.read(step)["decision"] for step in range(72)]
+    same = [two.read(step)["label"] == one.read(step)["label"] for step in range(72)]
     assert np.mean(same) > 0.999

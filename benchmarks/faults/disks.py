@@ -66,7 +66,7 @@ def flips(count: int, folder: Path, rng: random.Random) -> Outcome:
     labels = folder / "labels"
     Start(toys.toy_labels(labels, 3), folder / "labels.log").wait()
     step = folder / f"whole/checkpoints/{STEPS}"
-    files = [*summed_files(step), step / integrity.SUMS, *labels.glob("decision/c/*/0")]
+    files = [*summed_files(step), step / integrity.SUMS, *labels.glob("label/c/*/0")]
 
     def trials() -> Outcome:
         outcome, where = Outcome(), collections.Counter()

@@ -42,7 +42,7 @@ def small_labels(workdir: Path, environment: dict[str, str] | None = None) -> Ca
 def stored_labels(folder: Path) -> dict[str, bytes]:
     """The labels of a finished store."""
     store = LabelStore(folder)
-    return {"labels": store.read_steps(0, store.array("decision").shape[0])["decision"].tobytes()}
+    return {"labels": store.read_steps(0, store.array("label").shape[0])["label"].tobytes()}
 
 
 def fresh(whole: Path, run: Path) -> None:

@@ -68,7 +68,7 @@ def toy_labels(folder: Path, chunks: int = CHUNKS) -> Callable[[], None]:
             at("step")
             rows = np.random.default_rng(chunk).integers(0, 1000, (CHUNK, 512)).astype(np.uint16)
             at("label write")
-            for write in store.write(chunk, {"decision": rows}):
+            for write in store.write(chunk, {"label": rows}):
                 write.result()
 
     return work
@@ -77,5 +77,5 @@ def toy_labels(folder: Path, chunks: int = CHUNKS) -> Callable[[], None]:
 def label_bits(folder: Path) -> dict[str, Any]:
     """The content of a toy store, and its files."""
     store = LabelStore(folder)
-    labels = store.read_steps(0, store.array("decision").shape[0])["decision"].tobytes()
+    labels = store.read_steps(0, store.array("label").shape[0])["label"].tobytes()
     return {"labels": labels, "damaged": store.damaged()}
