@@ -41,7 +41,7 @@ from deit_jax.train.loop import train_run
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.run import Data, load_init, make_student, open_data
 from deit_jax.train.step import create_state, make_train_step
-from deit_jax.weights.normalization import adopt_normalization
+from deit_jax.weights.load import adopt_normalization
 
 MODEL = "deit_pico_patch4_12"
 KEYS = ("size", "steps", "lr", "head_lr_scale", "seed")

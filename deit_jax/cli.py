@@ -208,7 +208,7 @@ def with_normalization(config: Config, workdir: str, overrides: dict) -> Config:
     if not config.init:
         return config
     from deit_jax.data.sources import check_root
-    from deit_jax.weights.normalization import adopt_normalization
+    from deit_jax.weights.load import adopt_normalization
 
     check_root(config.data.root)  # before weights are read, which may come from a hub
     adopted = adopt_normalization(config, workdir, overrides)

@@ -16,8 +16,7 @@ from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 from deit_jax.weights import load_weights
-from deit_jax.weights.huggingface import DISTILLED, PLAIN, save_huggingface
-from deit_jax.weights.write import save_orbax, save_timm, tensors
+from deit_jax.weights.write import DISTILLED, PLAIN, save_huggingface, save_orbax, save_timm, tensors
 
 __all__ = ["DISTILLED", "PLAIN", "convert", "save_huggingface", "save_orbax", "save_timm", "tensors"]
 

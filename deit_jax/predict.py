@@ -33,7 +33,7 @@ from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_class
 from deit_jax.evaluate.inference import Batch, Logits, infer
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.weights import load_weights
-from deit_jax.weights.view import View
+from deit_jax.weights.load import View
 
 MAX_DRAWN = 16  # images of an attention picture
 BATCH = 32  # images per forward pass

@@ -14,6 +14,7 @@ import deit_jax
 from deit_jax import convert, models
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
+from deit_jax.weights.integrity import write_sums
 from deit_jax.weights.metadata import Metadata, to_header
 
 LOGITS = np.load(GOLDEN / "models.npz")
@@ -132,18 +133,18 @@ def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expec
 def test_a_model_of_ours_becomes_timms(tmp_path):
     build = models.constructor("regnety_digits", num_classes=10)
     params, batch_stats = models.init_arrays(build, jax.random.key(0))
-    weights = load_file_of(tmp_path, "regnety_digits")
-    weights.tree, weights.counters = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats}), None
-    convert.save_timm(weights, tmp_path / "ours.safetensors")
-    content = load_file(tmp_path / "ours.safetensors")
+    save_file(state_of("regnety_digits", num_classes=10), tmp_path / "regnety_digits.safetensors")
+    weights = load_weights(tmp_path / "regnety_digits.safetensors")
+    weights.tree = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats})
+    convert.save_orbax(weights, tmp_path / "run")
+    meta = json.loads((tmp_path / "run/meta/metadata").read_text())
+    del meta["weights"]["counters"]  # a run keeps none
+    (tmp_path / "run/meta/metadata").write_text(json.dumps(meta))
+    write_sums(tmp_path / "run")
+    content = load_file(convert.convert(tmp_path / "run", tmp_path / "ours.safetensors"))
     assert content["stem.bn.num_batches_tracked"] == 0
     assert content["stem.bn.num_batches_tracked"].dtype == np.int64
     np.testing.assert_array_equal(content["stem.conv.weight"], params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1))
-
-
-def load_file_of(tmp_path, name):
-    save_file(state_of(name, num_classes=10), tmp_path / f"{name}.safetensors")
-    return load_weights(tmp_path / f"{name}.safetensors")
 
 
 def test_command_line(tmp_path, small, capsys):

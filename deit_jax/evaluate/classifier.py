@@ -22,8 +22,8 @@ from deit_jax.runtime import sharding, storage
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.progress import track
 from deit_jax.weights import Weights, fit_weights, load_weights
+from deit_jax.weights.load import View, view_of
 from deit_jax.weights.orbax import find_step
-from deit_jax.weights.view import View, view_of
 
 WEIGHT_SETS = ("params", "ema")
 

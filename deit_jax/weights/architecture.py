@@ -83,7 +83,6 @@ def architecture_of(
     shape = lambda key: shapes.get(naming.split(key)[0], ())
     heads = [shape(key)[0] for key in HEAD_KEYS[module.__name__] if shape(key)]
     config["num_classes"] = heads[0] if heads else 0
-    config.pop("no_embed_class", None)
     if module is vit.ViT:
         full = all_arguments(module, config)
         if isinstance(naming, HuggingFace) and naming.head == "classifier" and heads and full["distilled"]:
@@ -94,12 +93,7 @@ def architecture_of(
             )
         if len(shape("pos_embed")) == 3 and bool(shape("dist_token")) == full["distilled"]:
             patches, own = shape("pos_embed")[1] - 1 - full["distilled"], metadata.arguments.get("img_size")
-            config["img_size"] = fitting_size(patches, full["patch_size"], [own, img_size, full["img_size"]], source)
-            if own and own != config["img_size"]:
-                metadata.notes.append(
-                    f"its configuration has image size {own}: it is not used, the position embedding has {patches}"
-                    f" patches of {full['patch_size']} pixels"
-                )
+            config["img_size"] = own or fitting_size(patches, full["patch_size"], [img_size, full["img_size"]], source)
     return Architecture(registry_name(module, config, name), module, config)
 
 
@@ -143,42 +137,25 @@ def fitting_size(patches: int, patch: int, sizes: list, source: str) -> int | tu
 
 
 def unnamed(shapes: Shapes, naming: Naming, source: str) -> str:
-    """The error for weights of which nothing says what model they are."""
-    fits = [name for name in models.list_models() if may_be(shapes, naming, name)]
-    if not fits:
+    """The error for weights of which nothing says what model they are: it names the models that may be meant."""
+    shape = lambda key: shapes.get(naming.split(key)[0])
+    family = regnet.RegNet if "stem.conv.weight" in shapes else efficientnet.EfficientNet
+    names = list(models.FAMILIES[family]) if {"stem.conv.weight", "conv_stem.weight"} & set(shapes) else []
+    if width := shape("blocks.0.norm1.weight"):
+        configs = {name: all_arguments(vit.ViT, config) for name, config in vit.CONFIGS.items()}
+        plain = lambda c: ((c["embed_dim"],), c["depth"], c["patch_size"], c["distilled"])
+        depth = sum(shape(f"blocks.{i}.norm1.weight") is not None for i in range(len(shapes)))
+        patch, distilled = (shape("patch_embed.proj.weight") or (0,))[-1], shape("dist_token") is not None
+        names = [name for name, config in configs.items() if plain(config) == (width, depth, patch, distilled)]
+    if not names:
         held = listed(list(shapes)[:3]) or "nothing"
         return (
             f"{source} has an unknown layout (it holds {held}, …): it is none of the models of deit_jax.list_models()"
         )
     return (
         f"{source} does not say which model it is: name it, by name=, as NAME.safetensors or in a config.json beside it"
-        f' ({{"architecture": NAME}}); its tensors allow {", ".join(fits)}'
+        f' ({{"architecture": NAME}}); its tensors allow {", ".join(sorted(names))}'
     )
-
-
-def may_be(shapes: Shapes, naming: Naming, name: str) -> bool:
-    """Whether the last tensors of each stage are those of the registered model `name`."""
-    module, config = models.find(name)
-    config = all_arguments(module, config)
-    shape = lambda key: shapes.get(naming.split(key)[0])
-    if module is vit.ViT:
-        width, depth, patch = config["embed_dim"], config["depth"], config["patch_size"]
-        return (
-            shape(f"blocks.{depth - 1}.norm1.weight") == (width,)
-            and shape(f"blocks.{depth}.norm1.weight") is None
-            and shape("patch_embed.proj.weight") == (width, 3, patch, patch)
-            and (shape("dist_token") is not None) == config["distilled"]
-        )
-    if isinstance(naming, HuggingFace):
-        return False
-    if module is regnet.RegNet:
-        family = {key: config[key] for key in ("w0", "wa", "wm", "depth", "group_width")}
-        ends = [(f"s{i}.b{{}}.conv1.bn.weight", w, d) for i, (w, d, _) in enumerate(regnet.stage_widths(**family), 1)]
-        stem = shape("stem.conv.weight") is not None
-        return stem and all(shape(key.format(d)) == (w,) and shape(key.format(d + 1)) is None for key, w, d in ends)
-    scaled = efficientnet.scaled_stages(config["width_coefficient"], config["depth_coefficient"])
-    ends = [(f"blocks.{i}.{depth - 1}.bn{3 if i else 2}.weight", width) for i, (*_, width, depth) in enumerate(scaled)]
-    return all(shape(key) == (width,) for key, width in ends) and shape(f"blocks.6.{scaled[-1][-1]}.bn3.weight") is None
 
 
 def check_keys(found: Shapes, needed: Shapes, source: str, what: str) -> None:

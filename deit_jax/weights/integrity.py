@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
 
 SUMS = "checksums.json"
@@ -109,14 +108,3 @@ def set_aside(step: Path) -> Path:
         return step.rename(place)
     except OSError as error:
         raise atomic.write_error(place, error) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint. Raises UserError that names the file if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object: the checkpoint is damaged")
-    return found

@@ -22,6 +22,7 @@ FIXED: dict[str, dict[str, tuple]] = {
         "global_pool": ("token",), "act_layer": ("gelu",), "qkv_bias": (True,), "class_token": (True,),
         "pre_norm": (False,), "fc_norm": (False,), "final_norm": (True,), "qk_norm": (False,), "reg_tokens": (0,),
         "pos_embed": ("learn",), "dynamic_img_pad": (False,), "in_chans": (3,),
+        "no_embed_class": (False,),
     },
     "RegNet": {"global_pool": ("avg",), "act_layer": ("relu",), "output_stride": (32,), "in_chans": (3,)},
     "EfficientNet": {"global_pool": ("avg",), "act_layer": ("silu", "swish"), "in_chans": (3,)},
@@ -61,11 +62,12 @@ def read_configuration(folder: Path) -> Metadata:
     Raises UserError for entries that cannot be, and for models that are not implemented.
     """
     path = folder / "config.json"
-    config = read_object(path)
+    config = read_object(path) if path.exists() else {}
     with reading(str(path)):
         found = from_timm(config, str(path)) | from_hugging_face(config, str(path))
     path = folder / "preprocessor_config.json"
-    if processor := read_object(path):
+    if path.exists():
+        processor = read_object(path)
         kind = {"vit": "ViT", "deit": "DeiT"}.get(config.get("model_type", ""), "")
         with reading(str(path)):
             found = found | from_processor(processor, str(path), kind)

@@ -1,28 +1,29 @@
 """Weights from anywhere, in our names and layout: `load_weights`."""
 
 import dataclasses
+import json
 import logging
 import os
-import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
-from deit_jax.errors import UserError, first_line, printable
+from deit_jax.errors import UserError, printable
 from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
 from deit_jax.weights.library_configs import read_configuration
 from deit_jax.weights.metadata import Metadata, from_checkpoint, from_header, given_size, reading
-from deit_jax.weights.names import COUNTER, HEADS, Naming, Timm, counter_keys, entries, naming_of
-from deit_jax.weights.tensors import Tensors
-from deit_jax.weights.weight_files import open_file, weight_file
+from deit_jax.weights.names import COUNTER, HEADS, Naming, counter_keys, entries, naming_of
+from deit_jax.weights.weight_files import Tensors, open_file, weight_file
 
 log = logging.getLogger("deit_jax")
+CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command say
 
 
 @dataclasses.dataclass
@@ -52,7 +53,7 @@ class Weights:
     fit: str = ""
     interpolation: str = ""
     class_names: list[str] | None = None
-    counters: dict[str, int] | None = None
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
     header: dict[str, str] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -94,10 +95,19 @@ def load_weights(
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
     try:
-        file = find_file(path)
+        tensors, metadata = open_source(path, weights)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check that it exists and may be read") from error
-    loaded = read_file(file, path, weights, name, img_size) if file else read_orbax(path, weights)
+    naming = naming_of(tensors.shapes)
+    with reading(path):
+        found = architecture_of(tensors.shapes, naming, metadata, path, name=name, img_size=img_size)
+        tree = allocate(found, tensors.shapes, naming, path)
+    for entry in entries(tree, naming):
+        entry.view(tree)[...] = tensors.read(entry.key)
+    check_finite(tree, naming, path)
+    counters = {key: int(tensors.read(key)) for key in tensors.shapes if key.endswith(COUNTER)}
+    loaded = Weights(path, found, tree, counters=counters, header=tensors.header, notes=tensors.notes)
+    apply_metadata(loaded, metadata)
     for note in loaded.notes:
         log.warning("%s: %s", printable(path), printable(note))
     return loaded
@@ -130,7 +140,7 @@ def find_file(source: str) -> Path | None:
 
 
 def read_metadata(source: str) -> Metadata:
-    """The metadata of weights, with what their model was published with; no array is read. Errors as `load_weights`."""
+    """The metadata of weights; no array is read. Errors as `load_weights`."""
     file = find_file(source)
     if file is None:
         from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
@@ -146,42 +156,24 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
     stated = metadata.name or tensors.name
     hints = [stated] if stated else [source.rstrip("/"), file.name, file.absolute().parent.name]
     metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, hints)), "")
-    mean, std = published_pixels(metadata.name, hints[0])
-    metadata.mean, metadata.std = metadata.mean or mean, metadata.std or std
     return metadata
 
 
-def published_pixels(name: str, file: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and deviation that the published weights of model `name` were trained with: ImageNet's, but for the
-    EfficientNets that timm tags `ap` (AdvProp) or `ra4`, whose pixels lay in -1..1. (None, None) for plain ViTs, which
-    were published with either. file: the file's own name, with its tag."""
-    if "efficientnet" in name and re.search(r"b\d[._-](ap|ra4)(?![a-z0-9])", file):
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    return (None, None) if name.startswith("vit_") or not name else (IMAGENET_MEAN, IMAGENET_STD)
+def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
+    """The tensors of a file or an Orbax folder, and the metadata stored beside them."""
+    if file := find_file(source):
+        tensors = open_file(file, weights)
+        return tensors, file_metadata(file, source, tensors)
+    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
-
-def read_file(path: Path, source: str, weights: str, name: str, img_size: Any) -> Weights:
-    """The weights of one file, with the configuration that lies beside it."""
-    tensors = open_file(path, weights)
-    metadata, naming = file_metadata(path, source, tensors), naming_of(tensors.shapes)
-    if metadata.arguments.get("no_embed_class"):
-        tensors = cover_tokens(tensors)
-    with reading(source):
-        found = architecture_of(tensors.shapes, naming, metadata, source, name=name, img_size=img_size)
-        tree = allocate(found, tensors.shapes, naming, source)
-    for entry in entries(tree, naming):
-        entry.view(tree)[...] = tensors.read(entry.key)
-    check_finite(tree, naming, source)
-    counters = {key: int(tensors.read(key)) for key in tensors.shapes if key.endswith(COUNTER)}
-    loaded = Weights(source, found, tree, counters=counters, header=tensors.header, notes=tensors.notes)
-    apply_metadata(loaded, metadata)
-    return loaded
+    tensors, meta = orbax.open_checkpoint(source, weights)
+    return tensors, from_checkpoint(meta, source)
 
 
 def apply_metadata(weights: Weights, metadata: Metadata) -> None:
     """Fill in the evaluation view and class names, and note what is not used or had to be assumed."""
-    weights.notes = [*metadata.notes, *weights.notes]
-    if not (metadata.mean and metadata.std):
+    # DeiT and RegNetY were published with ImageNet's, plain ViTs and EfficientNets with either of two
+    if not ((metadata.mean and metadata.std) or (metadata.name or weights.name).startswith(("deit", "regnet"))):
         weights.notes.append(
             f"assumed, for nothing says otherwise: pixel mean {weights.mean}, deviation {weights.std} (a config.json"
             " beside the weights can, see docs/weights.md)"
@@ -195,20 +187,6 @@ def apply_metadata(weights: Weights, metadata: Metadata) -> None:
         weights.notes.append(f"its {len(names)} class names are not used: the head has {weights.num_classes} outputs")
     elif weights.num_classes:
         weights.class_names = names
-
-
-def cover_tokens(tensors: Tensors) -> Tensors:
-    """Weights of timm's `no_embed_class`, whose position embedding covers the patches alone, with zeros as the other
-    tokens' positions, which makes the same model."""
-    prefix, shape = 1 + ("dist_token" in tensors.shapes), tensors.shapes.get("pos_embed", ())
-    if len(shape) != 3:
-        return tensors
-    pad = lambda array: np.pad(array.astype(np.float32), ((0, 0), (prefix, 0), (0, 0)))
-    return dataclasses.replace(
-        tensors,
-        shapes={**tensors.shapes, "pos_embed": (shape[0], shape[1] + prefix, shape[2])},
-        read=lambda key: pad(tensors.read(key)) if key == "pos_embed" else tensors.read(key),
-    )
 
 
 def check_finite(tree: dict, naming: Naming, source: str) -> None:
@@ -235,29 +213,74 @@ def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> 
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
 
 
-def read_orbax(source: str, weights: str) -> Weights:
-    """The weights of an Orbax folder: our own names and layout."""
-    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
+class View(NamedTuple):
+    """What a model sees of an image.
 
-    orbax_log = logging.getLogger("absl")
-    level = orbax_log.level
-    orbax_log.setLevel(logging.ERROR)  # it warns that one item is not a whole checkpoint; one is all that is wanted
-    try:
-        meta, tree = orbax.read_weights(source, weights)
-    except UserError:
-        raise
-    except Exception as error:  # tensorstore, Orbax and the JSON reader each have their own
-        raise UserError(f"{source} is not a readable Orbax folder ({first_line(error)})") from error
-    finally:
-        orbax_log.setLevel(level)
-    metadata, written = from_checkpoint(meta, source), meta.get("weights", {})
-    shapes = {entry.key: entry.shape for entry in entries(tree, Timm())}
-    with reading(source):
-        found = architecture_of(shapes, Timm(), metadata, source)
-        allocate(found, shapes, Timm(), source)
-    check_finite(tree, Timm(), source)
-    loaded = Weights(
-        source, found, tree, counters=written.get("counters"), header=written.get("header", {"format": "pt"})
+    Attributes:
+        size: pixels per side.
+        crop: side of the centre crop / resized short side.
+        interpolation: of the resizing.
+        fit: how resizing and crop are done, as `eval_image` has it.
+        mean, std: normalization statistics of its pixels.
+    """
+
+    size: int
+    crop: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: str = "short"
+
+    def describe(self) -> str:
+        """The view in one line."""
+        squashed = ", squashed" if self.fit == "squash" else ""
+        return f"{self.size} px, crop {self.crop:g}{squashed}, {self.interpolation}, mean {self.mean}, std {self.std}"
+
+
+def view_of(weights: Weights, size: int, *, crop: float | None = None, interpolation: str | None = None) -> View:
+    """The view of `size` pixels per side that weights are meant for.
+
+    crop, interpolation: what is asked for; empty or 0: the weights' own, else the defaults.
+    """
+    return View(
+        size,
+        crop or weights.crop or CROP,
+        interpolation or weights.interpolation or INTERPOLATION,
+        weights.mean,
+        weights.std,
+        weights.fit or "short",
     )
-    apply_metadata(loaded, metadata)
-    return loaded
+
+
+def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[str] = ()):
+    """The config with `augment.mean` and `.std` of the weights that `config.init` names.
+
+    Args:
+        config: resolved.
+        workdir: of the run; one that has begun keeps what it began with, even if its first weights are gone.
+        explicit: names of the settings that the command line gives.
+
+    Returns `config` itself where it has no init or sets a mean or deviation, or the weights have none.
+    """
+    ours = tuple(config.augment.mean), tuple(config.augment.std)
+    is_set = ours != (IMAGENET_MEAN, IMAGENET_STD) or {"augment.mean", "augment.std"} & set(explicit)
+    if not config.init or is_set:
+        return config
+    theirs = recorded_normalization(workdir)
+    if theirs is None:
+        metadata = read_metadata(config.init)
+        theirs = (metadata.mean, metadata.std) if metadata.mean and metadata.std else None
+    if theirs in (None, ours):
+        return config
+    config = config.copy_and_resolve_references()
+    config.augment.mean, config.augment.std = theirs
+    return config
+
+
+def recorded_normalization(workdir: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation in the record of a run that has begun in `workdir`, else None."""
+    try:
+        recorded = json.loads((storage.as_path(workdir) / "config.json").read_text()) if workdir else {}
+        return tuple(recorded["augment.mean"]), tuple(recorded["augment.std"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none has begun; a damaged record is told where the folder is claimed

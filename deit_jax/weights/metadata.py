@@ -49,7 +49,6 @@ ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "num_heads": operator.index,
     "mlp_ratio": float,
     "norm_eps": float,
-    "no_embed_class": bool,
 }
 
 
@@ -66,7 +65,6 @@ class Metadata:
         fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
         interpolation: of the evaluation's resizing, a name of PIL's Image.Resampling in lower case.
         class_names: by output; also Hugging Face's {"0": name, …}.
-        notes: one line for each entry that is not followed.
 
     Raises ValueError or TypeError for values that cannot be.
     """
@@ -80,7 +78,6 @@ class Metadata:
     fit: str = ""
     interpolation: str | None = None
     class_names: list[str] | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.arguments = {key: ARGUMENTS.get(key, lambda x: x)(value) for key, value in self.arguments.items()}
@@ -103,7 +100,6 @@ class Metadata:
         """The entries of both, `self` winning."""
         merged = {key: value or getattr(other, key) for key, value in vars(self).items()}
         merged["arguments"] = other.arguments | self.arguments
-        merged["notes"] = self.notes + other.notes
         return Metadata(**merged)
 
 
@@ -119,28 +115,25 @@ def reading(where: str) -> Iterator[None]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no such file. Raises UserError where it is anything else."""
-    if not path.exists():
-        return {}
+    """A JSON file's object. Raises UserError where it is missing or anything else."""
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable JSON file ({first_line(error)}): fix it, or remove it") from error
+        raise UserError(f"{path} is not a readable JSON file ({first_line(error)}): fix or restore it") from error
     return content
 
 
 def metadata_json(metadata: Metadata) -> dict[str, Any]:
     """The entries that are known, as `from_json` reads them."""
-    return {key: value for key, value in dataclasses.asdict(metadata).items() if value and key != "notes"}
+    return {key: value for key, value in dataclasses.asdict(metadata).items() if value}
 
 
 def from_json(content: Mapping[str, Any], where: str) -> Metadata:
     """Metadata that `metadata_json` wrote. Raises UserError where it has been changed to something else."""
-    known = {field.name for field in dataclasses.fields(Metadata)} - {"notes"}
     with reading(where):
-        return Metadata(**{key: value for key, value in content.items() if key in known})
+        return Metadata(**{key: content[key] for key in content.keys() & Metadata.__dataclass_fields__.keys()})
 
 
 def to_header(metadata: Metadata) -> dict[str, str]:

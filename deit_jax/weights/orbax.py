@@ -14,6 +14,9 @@ from etils import epath
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 from deit_jax.weights import integrity
+from deit_jax.weights.metadata import read_object
+from deit_jax.weights.names import Timm, counter_keys, entries
+from deit_jax.weights.weight_files import Tensors
 
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
 
@@ -60,15 +63,10 @@ def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
 
 def read_meta(step_folder: Path) -> dict[str, Any]:
     """The JSON beside a checkpoint's arrays: model, step, metrics, config. Raises UserError where it is damaged."""
-    meta = integrity.read_json(step_folder / "meta" / "metadata")
+    meta = read_object(step_folder / "meta" / "metadata")
     with contextlib.suppress(UserError):
-        meta["metrics"] = integrity.read_json(step_folder / SCORES)
+        meta["metrics"] = read_object(step_folder / SCORES)
     return meta
-
-
-def saved_shapes(item: Path) -> dict:
-    """The tree of one item of a checkpoint (STEP/params, …), as Orbax's metadata has it."""
-    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree
 
 
 def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[dict, dict]:
@@ -79,7 +77,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     """
     step = intact_step(folder, weights)
     handler = ocp.PyTreeCheckpointHandler()
-    shapes = saved_shapes(step / weights)
+    shapes = handler.metadata(epath.Path(step / weights)).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     arrays = handler.restore(
         epath.Path(step / weights), args=ocp.args.PyTreeRestore(item=shapes, restore_args=as_numpy)
@@ -87,9 +85,14 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     return read_meta(step), {"params": arrays["params"], "batch_stats": arrays.get("batch_stats", {})}
 
 
-def recorded_classes(workdir: str | Path | None) -> list[str] | None:
-    """The class names, by label, that a checkpoint of `workdir` records; None where there is none that can be read."""
-    step = find_step(storage.as_path(workdir)) if workdir is not None else None
-    with contextlib.suppress(UserError, KeyError, TypeError):
-        return list(read_meta(step)["weights"]["class_names"]) if step else None
-    return None
+def open_checkpoint(folder: str, weights: str) -> tuple[Tensors, dict[str, Any]]:
+    """(the arrays of a checkpoint under timm's names, its JSON); see `read_weights`."""
+    meta, tree = read_weights(folder, weights)
+    written = meta.get("weights", {})
+    counters = written.get("counters")
+    if counters is None:  # trained here; PyTorch's batch normalization counts from 0
+        counters = dict.fromkeys(counter_keys(tree), 0)
+    found = {entry.key: entry for entry in entries(tree, Timm())}
+    shapes = {key: entry.shape for key, entry in found.items()} | dict.fromkeys(counters, ())
+    read = lambda key: found[key].view(tree) if key in found else np.array(counters[key])
+    return Tensors(shapes, read, written.get("header", {"format": "pt"})), meta

@@ -1,14 +1,30 @@
-"""Weights into files: timm's safetensors, and Orbax folders like one step of a run's checkpoints."""
+"""Weights into files: timm's safetensors, Orbax folders like one step of a run's checkpoints, and folders that Hugging
+Face's `transformers` loads: model, configuration and image processor."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from deit_jax.errors import UserError
+from deit_jax.models import vit
 from deit_jax.runtime import atomic
 from deit_jax.weights import integrity
+from deit_jax.weights.architecture import all_arguments
 from deit_jax.weights.load import Weights
 from deit_jax.weights.metadata import HEADER_KEY, Metadata, metadata_json, to_header
-from deit_jax.weights.names import Naming, Timm, counter_keys, entries
+from deit_jax.weights.names import HuggingFace, Naming, Timm, entries
+
+DISTILLED = HuggingFace("deit.", "cls_classifier")
+ONE_HEAD = HuggingFace("deit.", "classifier")
+PLAIN = HuggingFace("vit.", "classifier")
+CLASSES = {
+    DISTILLED: "DeiTForImageClassificationWithTeacher",
+    ONE_HEAD: "DeiTForImageClassification",
+    PLAIN: "ViTForImageClassification",
+}
 
 
 def tensors(tree: dict, naming: Naming) -> dict[str, np.ndarray]:
@@ -49,10 +65,8 @@ def save_timm(weights: Weights, path: Path) -> None:
 
     The metadata goes into the header, which those libraries pass over.
     """
-    counters = weights.counters
-    if counters is None:  # trained here; PyTorch's batch normalization counts from 0
-        counters = dict.fromkeys(counter_keys(weights.tree), 0)
-    content = tensors(weights.tree, Timm()) | {key: np.array(count, np.int64) for key, count in counters.items()}
+    counters = {key: np.array(count, np.int64) for key, count in weights.counters.items()}
+    content = tensors(weights.tree, Timm()) | counters
     header = {key: value for key, value in (weights.header or {}).items() if key != HEADER_KEY}
     write_file(content, header | to_header(metadata_of(weights)), path)
 
@@ -75,3 +89,75 @@ def save_orbax(weights: Weights, path: Path) -> None:
         integrity.write_sums(path)
     except OSError as error:
         raise atomic.write_error(path, error) from error
+
+
+def save_huggingface(weights: Weights, path: Path) -> None:
+    """A folder that `transformers` loads, by `from_pretrained` of the class in CLASSES or by `pipeline`.
+
+    Raises UserError for a model that has no such form, and where the folder cannot be written.
+    """
+    if weights.architecture.module is not vit.ViT:
+        raise UserError(
+            f"{weights.source} is {weights.architecture.describe()}: only a ViT or DeiT becomes Hugging Face's"
+        )
+    config = all_arguments(vit.ViT, weights.architecture.config)
+    if not config["num_classes"]:
+        raise UserError(f"{weights.source} has no classification head, which Hugging Face's config.json needs")
+    naming = PLAIN if not config["distilled"] else DISTILLED if config["dist_head"] else ONE_HEAD
+    with atomic.replacing(path) as part:
+        part.mkdir()
+        (part / "config.json").write_text(json.dumps(model_config(weights, naming), indent=2) + "\n")
+        (part / "preprocessor_config.json").write_text(json.dumps(processor_config(weights), indent=2) + "\n")
+        write_file(tensors(weights.tree, naming), {"format": "pt"}, part / "model.safetensors")
+
+
+def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
+    """The config.json of transformers' ViT or DeiT."""
+    config = all_arguments(vit.ViT, weights.architecture.config)
+    names = weights.class_names or [f"LABEL_{i}" for i in range(config["num_classes"])]
+    return {
+        "architectures": [CLASSES[naming]],
+        "model_type": "deit" if config["distilled"] else "vit",
+        "hidden_size": config["embed_dim"],
+        "num_hidden_layers": config["depth"],
+        "num_attention_heads": config["num_heads"],
+        "intermediate_size": round(config["embed_dim"] * config["mlp_ratio"]),
+        "hidden_act": "gelu",
+        "layer_norm_eps": config["norm_eps"],  # transformers' default is 1e-12
+        "image_size": config["img_size"],
+        "patch_size": config["patch_size"],
+        "num_channels": 3,
+        "qkv_bias": True,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def processor_config(weights: Weights) -> dict[str, Any]:
+    """The preprocessor_config.json: the evaluation view of `deit_jax.eval_image` in transformers' terms.
+
+    BitImageProcessor resizes the short side and cuts the middle out; ViT's and DeiT's own processors squash the whole
+    image, as models of rectangular images need it.
+    """
+    size = weights.architecture.img_size
+    height, width = (size, size) if isinstance(size, int) else size
+    squash = weights.fit == "squash" or height != width
+    crop = weights.crop or (1.0 if squash else 0.875)
+    kind = "Bit" if not squash else "DeiT" if crop < 1 else "ViT"
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": int(height / crop), "width": int(width / crop)}
+        if squash
+        else {"shortest_edge": int(height / crop)},
+        "resample": Image.Resampling[(weights.interpolation or "bicubic").upper()].value,
+        "do_center_crop": kind != "ViT",
+        "crop_size": {"height": height, "width": width},
+        "crop_pct": crop,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(weights.mean),
+        "image_std": list(weights.std),
+    }

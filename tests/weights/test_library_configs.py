@@ -14,8 +14,8 @@ from deit_jax.augment import normalize
 from deit_jax.errors import UserError
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.library_configs import crop_of, from_processor
+from deit_jax.weights.load import view_of
 from deit_jax.weights.names import HuggingFace
-from deit_jax.weights.view import view_of
 from deit_jax.weights.write import tensors
 
 HALF = (0.5, 0.5, 0.5)

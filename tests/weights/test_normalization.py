@@ -6,7 +6,7 @@ from helpers import state_of
 from safetensors.numpy import save_file
 
 from deit_jax.config import default_config
-from deit_jax.weights.normalization import adopt_normalization
+from deit_jax.weights.load import adopt_normalization
 
 HALF = (0.5, 0.5, 0.5)
 PLAIN = "deit_digits_patch4_16"

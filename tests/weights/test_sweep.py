@@ -40,6 +40,7 @@ WRONG: dict[str, Callable[[State, dict], State]] = {
     "twice": lambda s, c: s | {f"backbone.{k}": v for k, v in s.items()},
     "half of a distilled model": lambda s, c: s | {"dist_token": np.zeros((1, 1, 64), np.float32)},
     "another activation": lambda s, c: c.update(hidden_act="relu") or s,
+    "a size that the positions do not have": lambda s, c: c.update(image_size=224) or s,
     "heads that do not divide": lambda s, c: c.update(num_attention_heads=5) or s,
     "a mean of two channels": lambda s, c: c.update(pretrained_cfg={"mean": [0.5, 0.5]}) or s,
     "a std of zero": lambda s, c: c.update(pretrained_cfg={"std": [0.0, 0.5, 0.5]}) or s,
@@ -86,17 +87,6 @@ def test_every_kind_beside_every_other(tmp_path, state, right, first):
                 load_weights(folder / f"{PLAIN}.safetensors")
             assert str(error.value).isprintable()
             assert len(str(error.value)) < 600
-
-
-def test_a_size_that_the_positions_do_not_have_is_told(tmp_path, state, right):
-    save_file(state, tmp_path / f"{PLAIN}.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"image_size": 224}))
-    found = load_weights(tmp_path / f"{PLAIN}.safetensors")
-    assert found.architecture.config["img_size"] == 12
-    assert found.notes == [
-        "its configuration has image size 224: it is not used, the position embedding has 9 patches of 4 pixels"
-    ]
-    jax.tree.map(np.testing.assert_array_equal, found.tree, right.tree)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, -1, -1000])
