@@ -16,14 +16,6 @@ NAMES = ["ant", "bee", "cat", "dog"]
 PLAIN = "deit_digits_patch4_16"
 
 
-@pytest.fixture
-def small(tmp_path):
-    """A small distilled model's file, and its state dict."""
-    state = state_of(SMALL, num_classes=10)
-    save_file(state, tmp_path / f"{SMALL}.safetensors")
-    return tmp_path / f"{SMALL}.safetensors", state
-
-
 def test_another_image_size_resizes_the_positions(small, caplog):
     path, state = small
     with caplog.at_level(logging.WARNING, "deit_jax"):

@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from helpers import SMALL, state_of
+from helpers import SMALL
 from safetensors.numpy import save_file
 
 from deit_jax.convert import DISTILLED, tensors
@@ -25,14 +25,6 @@ for name in sys.argv[1:]:
     except deit_jax.UserError as error:
         print("error", error)
 """
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A small distilled model's file, and its state dict."""
-    state = state_of(SMALL, num_classes=10)
-    save_file(state, tmp_path / f"{SMALL}.safetensors")
-    return tmp_path / f"{SMALL}.safetensors", state
 
 
 @pytest.mark.parametrize(

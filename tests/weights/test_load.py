@@ -21,14 +21,6 @@ from deit_jax.weights.weight_files import open_file
 PLAIN = "deit_digits_patch4_16"
 
 
-@pytest.fixture
-def small(tmp_path):
-    """A small distilled model's file, and its state dict."""
-    state = state_of(SMALL, num_classes=10)
-    save_file(state, tmp_path / f"{SMALL}.safetensors")
-    return tmp_path / f"{SMALL}.safetensors", state
-
-
 @pytest.mark.parametrize("modules", [False, True], ids=["hub files", "transformers 5"])
 @pytest.mark.parametrize("prefix", ["deit.", ""])
 def test_hugging_face_names_hold_the_same_model(tmp_path, small, modules, prefix):

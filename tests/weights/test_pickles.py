@@ -8,20 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import SMALL, state_of
-from safetensors.numpy import save_file
+from helpers import SMALL
 
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
 from deit_jax.weights.weight_files import choose_weights, model_name
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A small distilled model's file, and its state dict."""
-    state = state_of(SMALL, num_classes=10)
-    save_file(state, tmp_path / f"{SMALL}.safetensors")
-    return tmp_path / f"{SMALL}.safetensors", state
 
 
 def same(path, other, **options) -> None:
