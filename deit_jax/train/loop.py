@@ -3,7 +3,8 @@
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Data, Run, load_init, open_run
 from deit_jax.train.step import TrainState, create_state, make_train_step
-from deit_jax.train.stream import Stream
 
 PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
 STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
@@ -72,7 +72,7 @@ def train(run: Run) -> dict[str, dict]:
     Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it.
 
     Raises:
-        UserError: bad input, or a run that diverges again and again.
+        UserError: bad input, or a run that diverges again and again, or takes none of its steps.
         Interrupted: a signal came, and the state is saved.
     """
     config, total = run.config, run.total_steps
@@ -86,8 +86,8 @@ def train(run: Run) -> dict[str, dict]:
         step = int(state.step)
         log = begin_log(run, state, checkpoints)
         exits.callback(log.close)
-        stream = Stream(run, step + int(state.offset))
-        exits.callback(stream.close)
+        stream, broken = training_batches(run, step + int(state.offset)), 0
+        exits.callback(lambda: stream.close())  # the one that is open then
         if jax.process_index() == 0 and step < total:
             loader.check_headers(config, run.data.evaluation)
 
@@ -97,7 +97,7 @@ def train(run: Run) -> dict[str, dict]:
             if step == total or stop.requested:  # the next start evaluates first what was interrupted here
                 break
             with log.waiting():
-                batch = next(stream)
+                batch, broken = next(stream)
             state, metrics = program.step(state, sharding.place_batch(batch, run.mesh), program.teacher_arrays)
             step += 1
             stop.poll()
@@ -105,12 +105,13 @@ def train(run: Run) -> dict[str, dict]:
             if len(pending) > STEPS_AHEAD:
                 pending.popleft().block_until_ready()
 
-            values = log.step(step, metrics, broken=stream.broken)
+            values = log.step(step, metrics, broken=broken)
             if values and values["nonfinite_in_row"] >= config.stability.patience:
                 rollbacks += 1
                 state = roll_back(run, program, state, checkpoints, log, rollbacks)
                 step = int(state.step)
-                stream.seek(step + int(state.offset))
+                stream.close()
+                stream = training_batches(run, step + int(state.offset), broken)
             elif due(config.checkpoint.every, step):
                 save(run, state, checkpoints, log)
 
@@ -121,8 +122,40 @@ def train(run: Run) -> dict[str, dict]:
             at = "complete and saved"
         if step < total or results is None or stop.requested:
             raise Interrupted(f"{run.title}: {at}; the same command resumes from there")
+        if int(state.nonfinite["total"]) >= total:
+            raise UserError(
+                f"{run.title} has learned nothing: the loss or gradients of all {total} steps were not finite: check"
+                f" --config.augment.mean and --config.augment.std, or {lower_lr(run)}"
+            )
         log.end()
     return results
+
+
+def training_batches(run: Run, position: int, broken: int = 0) -> Generator[tuple[loader.Batch, int], None, None]:
+    """This process's rows of each training batch, endless, and the number of unreadable images so far.
+
+    After the run's last batch comes its first again: the data of a run that was rolled back is ahead of its step.
+
+    Args:
+        run: the run.
+        position: of the first batch, counted round the end of the run.
+        broken: unreadable images met before, each replaced by the next that can be read.
+    """
+    while True:
+        position %= run.total_steps
+        stream = loader.train_batches(
+            run.config,
+            run.data.train,
+            size=run.student.img_size,
+            start=position,
+            labels=run.labels,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(stream):
+            for batch in itertools.islice(stream, run.total_steps - position):
+                yield batch, broken + stream.broken.total()
+        position, broken = 0, broken + stream.broken.total()
 
 
 def is_due(run: Run, every: int, step: int) -> bool:
@@ -218,11 +251,9 @@ def roll_back(
     """
     step = int(state.step)
     if rollbacks > run.config.stability.rollbacks:
-        lower = f"{run.config.optimizer.lr / 4:g}"
         raise UserError(
             f"{run.title} diverges: {int(state.nonfinite['in_row'])} non-finite steps in a row at step {step}, after"
-            f" {rollbacks - 1} roll-backs: lower --config.{run.lr_setting}, in a new folder: the same command with"
-            f" --config.{run.lr_setting}={lower} --workdir={run.workdir}-lr{lower}"
+            f" {rollbacks - 1} roll-backs: {lower_lr(run)}"
         )
     to = checkpoints.last_good()
     if to is None:
@@ -234,6 +265,15 @@ def roll_back(
     back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
     log.rolled_back(step, to, losses=checkpoints.meta(to).get("interval_losses", []))
     return back
+
+
+def lower_lr(run: Run) -> str:
+    """How to begin a run again with a lower learning rate."""
+    lower = f"{run.config.optimizer.lr / 4:g}"
+    return (
+        f"lower --config.{run.lr_setting}, in a new folder: the same command with --config.{run.lr_setting}={lower}"
+        f" --workdir={run.workdir}-lr{lower}"
+    )
 
 
 def train_run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:

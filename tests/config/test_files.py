@@ -18,11 +18,10 @@ from deit_jax.errors import UserError
 from deit_jax.experiment import chain
 from deit_jax.runtime import sharding
 from deit_jax.train.log import Log, read_log
-from deit_jax.train.loop import make_program
+from deit_jax.train.loop import make_program, training_batches
 from deit_jax.train.loop import train_run as train
 from deit_jax.train.optimizer import make_optimizer
 from deit_jax.train.run import make_student, open_run
-from deit_jax.train.stream import Stream
 from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
 
@@ -115,8 +114,8 @@ def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tm
             assert np.isfinite(losses).all()
     else:
         run = open_run(config, tmp_path)
-        program, stream = make_program(run), Stream(run, 0)
-        batch = sharding.place_batch(next(stream), run.mesh)
+        program, stream = make_program(run), training_batches(run, 0)
+        batch = sharding.place_batch(next(stream)[0], run.mesh)
         state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, program.teacher_arrays)
         stream.close()
         assert (metrics["loss"].shape, run.total_steps) == ((), 2)

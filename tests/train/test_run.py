@@ -1,5 +1,6 @@
 """A run before it begins: its data, student, length and folder, and what is refused."""
 
+import contextlib
 import hashlib
 
 import numpy as np
@@ -9,7 +10,7 @@ from helpers import folder_of_images
 from deit_jax.config import default_config, resolve
 from deit_jax.data.base import file_names
 from deit_jax.errors import UserError
-from deit_jax.train.loop import is_due
+from deit_jax.train.loop import is_due, training_batches
 from deit_jax.train.run import (
     absolute_paths,
     claim_workdir,
@@ -19,7 +20,6 @@ from deit_jax.train.run import (
     open_run,
     same_weights,
 )
-from deit_jax.train.stream import Stream
 
 
 def digits(**changes):
@@ -63,14 +63,14 @@ def test_a_run_shares_data_that_is_open(run, tmp_path):
 
 
 def test_the_stream_goes_round_and_seeks(run):
-    stream = Stream(run, 12)
-    indices = [next(stream)["index"] for _ in range(4)]  # positions 12, 13, 0, 1
-    stream.seek(14 + 13)
-    np.testing.assert_array_equal(next(stream)["index"], indices[1])
-    np.testing.assert_array_equal(next(stream)["index"], indices[2])
-    stream.close()
+    with contextlib.closing(training_batches(run, 12)) as stream:
+        indices = [next(stream)[0]["index"] for _ in range(4)]  # positions 12, 13, 0, 1
+    with contextlib.closing(training_batches(run, 14 + 13, broken=2)) as stream:
+        for before in indices[1:3]:
+            batch, broken = next(stream)
+            np.testing.assert_array_equal(batch["index"], before)
+            assert broken == 2, "none more"
     assert not np.array_equal(indices[1], indices[2])
-    assert stream.broken == 0
 
 
 def test_what_is_due_every_epochs(run):

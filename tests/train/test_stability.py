@@ -91,6 +91,15 @@ def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path, monkeypatch)
     assert rolled == [(3, 0), (3, 0)], "before the first checkpoint it begins again"
 
 
+def test_a_run_without_one_finite_step_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "labels").mkdir()
+    config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
+    config.steps, config.stability.patience = 3, 100
+    with pytest.raises(UserError, match="all 3 steps were not finite: check --config.augment.mean") as error:
+        train(config, tmp_path / "run")
+    assert str(error.value).endswith(f"--config.optimizer.lr=0.000125 --workdir={tmp_path / 'run'}-lr0.000125")
+
+
 @pytest.mark.parametrize(
     ("weight", "in_row", "healthy"), [(1.0, 0, True), (1.0, 1, False), (np.nan, 0, False), (-1.9e27, 0, False)]
 )
