@@ -18,7 +18,7 @@ _PUBLIC = {  # name: where it is
     "load_model": "weights",
     "load_weights": "weights",
     "resize_pos_embed": "models.pos_embed",
-    "shard": "models.layout",
+    "shard": "runtime.sharding",
     "to_linen": "models.linen",
 }
 _ROOMS = (

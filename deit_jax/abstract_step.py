@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import batch
 from deit_jax.distill.teacher import Teacher, live_teacher, make_teacher, teacher_models
-from deit_jax.models.layout import Layout
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.train.run import make_student
@@ -47,18 +47,18 @@ def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teac
     return Teacher(live_teacher(config, members), [models.abstract(member.build)[1:] for member in members], members)
 
 
-def abstract_step(config: Config, layout: Layout | None = None) -> Step:
+def abstract_step(config: Config, mesh: Mesh | None = None) -> Step:
     """The train step of a resolved config on ImageNet's schedule.
 
-    layout: the devices it is compiled for; None: one device.
+    mesh: the devices it is compiled for; None: one device.
     """
     classes = config.model.num_classes or 1000
     student = make_student(config, classes)
-    student = student if layout is None else student.on(layout)
+    student = student if mesh is None else student.on(mesh)
     teacher = abstract_teacher(config, img_size=student.img_size, num_classes=classes)
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     predict = teacher.predict if teacher else None
-    step = make_train_step(student, predict, config, per_epoch, shards=layout.batch_shards if layout else 1)
+    step = make_train_step(student, predict, config, per_epoch, shards=mesh.size if mesh else 1)
     state = jax.eval_shape(lambda: create_state(student, config))
     return Step(step, state, abstract_batch(config, student.img_size), list(teacher.arrays) if teacher else [])
 

@@ -19,7 +19,6 @@ from deit_jax.config import Config, validate
 from deit_jax.data.batch import teacher_entries
 from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import head_logits
-from deit_jax.models.layout import make_layout, place_params
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
@@ -102,8 +101,7 @@ class Workload:
         config = config.copy_and_resolve_references()
         config.model.num_classes = config.model.num_classes or num_classes
         self.config, self.mesh = config, sharding.make_mesh(**config.mesh)
-        layout = make_layout(self.mesh)
-        self.student = make_student(config, config.model.num_classes).on(layout)
+        self.student = make_student(config, config.model.num_classes).on(self.mesh)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
         teacher = abstract_teacher(config, **sizes)
         members = teacher.models if teacher else ()
@@ -113,12 +111,12 @@ class Workload:
         )
         self.teacher_arrays = random_weights(1)
         shapes = jax.eval_shape(lambda: create_state(self.student, config))
-        places = place_params(shapes, layout)
+        places = sharding.param_shardings(shapes, self.mesh)
         self.state = jax.jit(lambda: create_state(self.student, config), out_shardings=places)()
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
 
         predict = teacher.predict if teacher else None
-        step = jax.jit(make_train_step(self.student, predict, config, 1000, layout.batch_shards), donate_argnums=0)
+        step = jax.jit(make_train_step(self.student, predict, config, 1000, self.mesh.size), donate_argnums=0)
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from deit_jax import models
 from deit_jax.abstract_step import abstract_step, step_flops
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
-from deit_jax.models.layout import make_layout, place_params
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
 from deit_jax.runtime.mesh import mesh_sizes
@@ -24,11 +23,10 @@ from deit_jax.train.optimizer import num_steps
 
 def compile_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Compiled, float]:
     """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
-    layout = make_layout(mesh)
-    step, state, batch, teacher_arrays = abstract_step(config, layout)
+    step, state, batch, teacher_arrays = abstract_step(config, mesh)
     place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)
     replicated = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)
-    places = place_params(state, layout)
+    places = sharding.param_shardings(state, mesh)
     state = place(state, places)
     batch = place(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
     teacher_arrays = place(teacher_arrays, replicated(teacher_arrays))
@@ -146,16 +144,16 @@ def plan(config: Config, topology: str = "") -> Plan | None:
 def ways_to_fit(config: Config, num_devices: int) -> list[dict[str, Any]]:
     """Changes of settings that save memory, {setting: value}, as far as they are valid here; the last one combines
     those that change neither the batch nor what is learned."""
-    batch, shards = config.batch_size, num_devices // max(1, config.mesh.tensor)
+    batch = config.batch_size
     ways: list[dict[str, Any]] = []
     if issubclass(models.find(config.model.name)[0], models.vit.ViT):
         ways += [{"model.remat": how} for how in ("dots", "full") if config.model.remat not in (how, "full")]
-    if batch % (2 * config.accumulate * shards) == 0:
+    if batch % (2 * config.accumulate * num_devices) == 0:
         ways.append({"accumulate": 2 * config.accumulate})
-    if shards > 1 and config.mesh.fsdp == 1:
+    if num_devices > 1 and config.mesh.fsdp == 1:
         ways.append({"mesh.fsdp": -1, "mesh.data": 1})
     free = [way for way in ways if way != {"model.remat": "dots"}]
-    if batch % (2 * shards * config.accumulate) == 0:
+    if batch % (2 * num_devices * config.accumulate) == 0:
         ways.append({"batch_size": batch // 2})
     if len(free) > 1:
         ways.append({name: value for way in free for name, value in way.items()})

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deit_jax.models.layout import make_layout, place_params
+from deit_jax.runtime.sharding import param_shardings
 
 
 def state(step: int, bad: int = 0) -> dict:
@@ -22,7 +22,7 @@ def state(step: int, bad: int = 0) -> dict:
 
 def shapes(mesh):
     tree = jax.eval_shape(lambda: state(0))
-    places = place_params(tree, make_layout(mesh, smallest=1))
+    places = param_shardings(tree, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
 

@@ -83,7 +83,7 @@ def small_config(**changes):
 
 def size_of(config) -> int:
     _, state, _, _ = plan.abstract_step(config)
-    return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 def test_a_plan_of_eight_devices(capsys):
@@ -123,7 +123,7 @@ def test_a_teacher_adds_its_forward_pass():
     _, state, _, _ = plan.abstract_step(teacher)
     images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.float32)
     forward = lambda params, batch_stats, images: nnx.merge(student.graphdef, params, batch_stats)(images)
-    assert plan.step_flops(config) - alone == count_flops(forward, state["params"], state["batch_stats"], images)
+    assert plan.step_flops(config) - alone == count_flops(forward, state.params, state.batch_stats, images)
 
 
 @pytest.mark.parametrize(("kind", "keys"), [("hard", {"teacher"}), ("soft", {"teacher", "teacher_probability"})])

@@ -68,8 +68,8 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
         raise UserError("steps and epochs are both 0: set --config.epochs or --config.steps")
     if config.data.crop == 0:
         raise UserError("data.crop is 0: give the fraction of the image to keep, 0.875 or 1.0")
-    if num_devices > 1:  # those along mesh.tensor share their images
-        num_devices //= mesh_sizes(num_devices, **config.mesh)["tensor"]
+    if num_devices > 1:
+        mesh_sizes(num_devices, **config.mesh)
     for path, parts in (("batch_size", config.accumulate), ("data.eval_batch_size", 1)):
         rows, unit = values[path], num_devices * parts
         if rows % unit:

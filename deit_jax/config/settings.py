@@ -231,13 +231,10 @@ class Stability(Group):
 
 class Mesh(Group):
     data: int = setting(
-        -1, "devices that split the batch and hold whole weights; -1: those that fsdp and tensor leave", resumable=True
+        -1, "devices that split the batch and hold whole weights; -1: those that fsdp leaves", resumable=True
     )
     fsdp: int = setting(
-        1, "devices that split the batch and store weights split, gathered block by block; -1: the rest", resumable=True
-    )
-    tensor: int = setting(
-        1, "devices that split heads and MLPs (tensor parallelism); a divisor of the heads", resumable=True
+        1, "devices that split the batch and store weights split, gathered layer by layer; -1: the rest", resumable=True
     )
 
 

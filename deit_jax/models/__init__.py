@@ -12,14 +12,14 @@ from jaxtyping import PRNGKeyArray
 from deit_jax.errors import UserError, nearest
 from deit_jax.models import efficientnet, regnet, vit
 from deit_jax.models.init_rngs import InitRngs
+from deit_jax.models.inputs import ImgSize, image_size
+from deit_jax.runtime.sharding import on_any_mesh
 
 FAMILIES = {
     vit.ViT: vit.CONFIGS,
     regnet.RegNet: regnet.CONFIGS,
     efficientnet.EfficientNet: efficientnet.CONFIGS,
 }
-
-ImgSize = int | tuple[int, int] | None  # pixels, (height, width), or the name's
 
 
 def list_models() -> list[str]:
@@ -38,16 +38,21 @@ def find(name: str) -> tuple[type[nnx.Module], dict]:
 
 
 def constructor(
-    name: str, *, num_classes: int | None = None, img_size: ImgSize = None, **overrides: Any
+    name: str, *, num_classes: int | None = None, img_size: ImgSize | None = None, **overrides: Any
 ) -> functools.partial:
     """A callable of `rngs` that builds the named model; arguments left at None keep the name's own."""
     module, config = find(name)
-    overrides |= {"num_classes": num_classes, "img_size": img_size}
-    return functools.partial(module, **(config | {k: v for k, v in overrides.items() if v is not None}))
+    overrides |= {"num_classes": num_classes, "img_size": None if img_size is None else image_size(img_size)}
+    return functools.partial(on_any_mesh(module), **(config | {k: v for k, v in overrides.items() if v is not None}))
 
 
 def create_model(
-    name: str, *, num_classes: int = 1000, img_size: ImgSize = None, rngs: nnx.Rngs | int = 0, **overrides: Any
+    name: str,
+    *,
+    num_classes: int = 1000,
+    img_size: ImgSize | None = None,
+    rngs: nnx.Rngs | int | PRNGKeyArray = 0,
+    **overrides: Any,
 ) -> nnx.Module:
     """A model with new random weights.
 
@@ -55,11 +60,11 @@ def create_model(
         name: one of `list_models()`, timm's names (`deit_base_distilled_patch16_224`, `regnety_160`).
         num_classes: of each head.
         img_size: pixels, or (height, width); None: the name's.
-        rngs: an nnx.Rngs or a seed.
+        rngs: an nnx.Rngs, a seed, or a key (`jax.random.key(0)`).
         overrides: any other argument of the module (`drop_path_rate`, `dtype`, `depth`, …).
     """
     build = constructor(name, num_classes=num_classes, img_size=img_size, **overrides)
-    return build(rngs=InitRngs(rngs) if isinstance(rngs, int) else rngs)
+    return build(rngs=rngs if isinstance(rngs, nnx.Rngs) else InitRngs(rngs))
 
 
 def abstract(build: functools.partial) -> tuple[nnx.GraphDef, dict, dict]:

@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import Features, conv_general_dilated
 from deit_jax.models.inputs import Images, check_images, training_key
-from deit_jax.models.layout import Layout, any_mesh, gathered
 from deit_jax.models.vit import dropout
 
 # Table 1, stages 2-8: MBConv's expansion, kernel, stride, output channels, layers
@@ -127,7 +126,7 @@ class MBConv(nnx.Module):
         y = jax.nn.silu(self.bn1(self.conv_pw(x), use_running_average=not train))
         y = jax.nn.silu(self.bn2(self.conv_dw(y), use_running_average=not train))
         y = self.bn3(self.conv_pwl(self.se(y)), use_running_average=not train)
-        return x + dropout(y, drop_path, key, (len(y), 1, 1, 1)) if self.has_shortcut else y
+        return x + dropout(y, drop_path, key, (y.shape[0], 1, 1, 1)) if self.has_shortcut else y
 
 
 class MBConv1(nnx.Module):
@@ -145,7 +144,7 @@ class MBConv1(nnx.Module):
     ) -> Features:
         y = jax.nn.silu(self.bn1(self.conv_dw(x), use_running_average=not train))
         y = self.bn2(self.conv_pw(self.se(y)), use_running_average=not train)
-        return x + dropout(y, drop_path, key, (len(y), 1, 1, 1)) if self.has_shortcut else y
+        return x + dropout(y, drop_path, key, (y.shape[0], 1, 1, 1)) if self.has_shortcut else y
 
 
 class Numbered(nnx.Module):
@@ -189,7 +188,6 @@ class EfficientNet(nnx.Module):
     """
 
     distilled = False
-    layout: Layout | None = None
 
     def __init__(
         self,
@@ -221,7 +219,6 @@ class EfficientNet(nnx.Module):
         self.conv_head, self.bn2 = conv(width_in, top, **common), norm(top, **common)
         self.classifier = nnx.Linear(top, num_classes, kernel_init=head_init, rngs=rngs)
 
-    @any_mesh
     def features(self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None) -> Features:
         """Activations after the last convolution, at a thirty-second of the images' size."""
         check_images(images)
@@ -233,8 +230,6 @@ class EfficientNet(nnx.Module):
             x = block(x, train=train, drop_path=self.drop_path_rate * i / len(blocks), key=own)
         return jax.nn.silu(self.bn2(self.conv_head(x), use_running_average=not train))
 
-    @any_mesh
-    @gathered()
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:

@@ -1,7 +1,12 @@
 """What every model requires of its images, checked before anything is compiled."""
 
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray, Shaped
 
@@ -9,9 +14,21 @@ from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 
 Images = Float[AnyArray, "batch height width 3"]  # normalized
+ImgSize = SupportsIndex | Sequence[SupportsIndex]  # pixels: one number for a square, or (height, width)
 
 # ImageNet-normalized pixels lie within -2.2..2.7; values far beyond were not normalized.
 LARGEST_PIXEL = 30.0
+
+
+def image_size(given: ImgSize) -> int | tuple[int, int]:
+    """Pixels per side, or (height, width) where they differ, in Python's own numbers. Raises UserError for others."""
+    try:
+        height, width = map(operator.index, given if isinstance(given, Sequence | np.ndarray) else (given, given))
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise UserError(f"img_size is {given!r:.60}: give pixels per side, or (height, width)")
+    return height if height == width else (height, width)
 
 
 def training_key(train: bool, key: PRNGKeyArray | None, *rates: float) -> PRNGKeyArray | None:

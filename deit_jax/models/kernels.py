@@ -1,10 +1,12 @@
 """Fast GELU and attention that keep little for the backward pass.
 
 What jax derives by itself keeps every intermediate of the forward pass, and the scan over the blocks copies all of that
-into arrays of all layers. Here GELU keeps its slope and attention its arguments; see docs/performance.md.
+into arrays of all layers. Here GELU saves its derivative for the backward pass and attention its arguments; see
+docs/performance.md.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -18,15 +20,13 @@ from deit_jax.errors import UserError, nearest
 P = 0.3275911
 A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
-ATTENTION = ("einsum", "recompute", "cudnn")
-
-Heads = Float[Array, "*batch_heads tokens head_dim"]  # queries, keys or values
+Heads = Float[Array, "batch heads tokens head_dim"]  # queries, keys or values
 
 
 @jax.custom_jvp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x Phi(x), the exact GELU (Hendrycks & Gimpel 2016), computed in float32 with an error below 1.5e-7 x."""
-    return value_and_slope(x)[0]
+    return value_and_derivative(x)[0]
 
 
 @gelu.defjvp
@@ -34,11 +34,11 @@ def gelu_derivative(
     primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Value and tangent of `gelu`."""
-    value, slope = value_and_slope(*primals)
-    return value, slope * tangents[0]
+    value, derivative = value_and_derivative(*primals)
+    return value, derivative * tangents[0]
 
 
-def value_and_slope(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+def value_and_derivative(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """(x Phi(x), Phi(x) + x phi(x)) of the standard normal's distribution and density: one exponential for both."""
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     exponential = jnp.exp(-0.5 * z * z)
@@ -48,13 +48,13 @@ def value_and_slope(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], 
         t = 1 / (1 + P / math.sqrt(2) * jnp.abs(z))
         tail = 0.5 * t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4])))) * exponential
         cdf = jnp.where(z < 0, tail, 1 - tail)
-    slope = cdf + z * exponential / math.sqrt(2 * math.pi)
-    return (z * cdf).astype(x.dtype), slope.astype(x.dtype)
+    derivative = cdf + z * exponential / math.sqrt(2 * math.pi)
+    return (z * cdf).astype(x.dtype), derivative.astype(x.dtype)
 
 
 def attention_weights(
-    q: Float[Array, "*batch_heads queries head_dim"], k: Float[Array, "*batch_heads tokens head_dim"]
-) -> Float[Array, "*batch_heads queries tokens"]:
+    q: Float[Array, "batch heads queries head_dim"], k: Float[Array, "batch heads tokens head_dim"]
+) -> Float[Array, "batch heads queries tokens"]:
     """softmax(q k^T / sqrt(d)) over the tokens; float32 at least: DeiT-B diverges with half-precision scores."""
     scores = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
@@ -71,57 +71,48 @@ def attention(q: Heads, k: Heads, v: Heads) -> Heads:
 attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
-@jax.custom_vjp
-def attention_custom_vjp(q: Heads, k: Heads, v: Heads) -> Heads:
-    """`attention_recomputed` for blocks under a checkpoint policy of their own, which would apply to a nested
-    jax.checkpoint too and keep the weights. Reverse mode only."""
-    return attention(q, k, v)
-
-
-attention_custom_vjp.defvjp(
-    lambda q, k, v: (attention(q, k, v), (q, k, v)),
-    lambda arguments, upstream: jax.vjp(attention, *arguments)[1](upstream),
-)
-
-
-def fused_attention(
-    q: Float[Array, "batch tokens heads head_dim"],
-    k: Float[Array, "batch tokens heads head_dim"],
-    v: Float[Array, "batch tokens heads head_dim"],
-    implementation: Literal["xla", "cudnn"] = "cudnn",
-) -> Float[Array, "batch tokens heads head_dim"]:
+def fused_attention(q: Heads, k: Heads, v: Heads, implementation: Literal["xla", "cudnn"] = "cudnn") -> Heads:
     """Attention by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
     scores are float32 inside.
 
     jax does not differentiate cuDNN's attention over an odd number of tokens (a plain ViT has 197): the sequence is
     padded by one masked token.
     """
-    batch, tokens = q.shape[:2]
-    if tokens % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    real = jnp.full(batch, tokens, jnp.int32)
+    batch, _, tokens, _ = q.shape
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # cuDNN has the tokens before the heads
+    lengths = None
+    if tokens % 2:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = jnp.full(batch, tokens, jnp.int32)
     out = jax.nn.dot_product_attention(
-        q, k, v, query_seq_lengths=real, key_value_seq_lengths=real, implementation=implementation
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
     )
-    return out[:, :tokens]
+    return out[:, :tokens].swapaxes(1, 2)
 
 
-def check_attention(how: str, dtype: DTypeLike, head_dim: int) -> None:
-    """Raise UserError for an attention that is not one of `ATTENTION`, and for cudnn on a device, compute type or head
-    size that it does not support."""
-    if how not in ATTENTION:
-        raise UserError(f"attention '{how}' is not known{nearest(how, ATTENTION)}: use {', '.join(ATTENTION)}")
-    if how == "cudnn" and not has_fused_attention(dtype, head_dim):
+ATTENTION = {"einsum": attention, "recompute": attention_recomputed, "cudnn": fused_attention}
+
+
+def find_attention(name: str, dtype: DTypeLike, head_dim: int) -> Callable[[Heads, Heads, Heads], Heads]:
+    """The attention of that name: (queries, keys, values) → weighted values, per head.
+
+    Raises UserError for an unknown name, and for cudnn on a device, compute type or head size that it does not support.
+    """
+    if name not in ATTENTION:
+        raise UserError(f"attention '{name}' is not known{nearest(name, ATTENTION)}: use {', '.join(ATTENTION)}")
+    if name == "cudnn" and not has_fused_attention(dtype, head_dim):
         raise UserError(
             f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
             f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use recompute"
         )
+    return ATTENTION[name]
 
 
 def has_fused_attention(dtype: DTypeLike, head_dim: int) -> bool:
     """Whether the default device can run `fused_attention` on this type and size of heads."""
-    if jax.default_backend() != "gpu" or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8 or head_dim > 128:
+    if jax.default_backend() != "gpu" or head_dim % 8 or head_dim > 128:
+        return False
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return False
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; AMD's is a name
     return capability[:1].isdigit() and float(capability) >= 8.0

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models.inputs import Images
-from deit_jax.models.layout import Layout, with_layout
 
 COLLECTIONS = ("params", "batch_stats")
 
@@ -23,7 +22,6 @@ class LinenModel(linen.Module):
 
     model_name: str
     arguments: Mapping[str, Any]
-    layout: Layout | None = None
 
     @linen.compact
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "batch classes"]:
@@ -42,8 +40,6 @@ class LinenModel(linen.Module):
         graphdef, *_ = models.abstract(build)
         trees = self.arrays(build)
         model = nnx.merge(graphdef, *trees)
-        if self.layout is not None:
-            with_layout(model, self.layout)
         draws = train and any(build.keywords.get(rate) for rate in ("drop_rate", "drop_path_rate"))
         key = self.make_rng("dropout") if draws and not self.is_initializing() else None
         out = getattr(model, method)(images, train=train, key=key)
@@ -76,7 +72,7 @@ class LinenModel(linen.Module):
 
 
 def to_linen(
-    name: str, *, num_classes: int | None = None, img_size: models.ImgSize = None, **overrides: Any
+    name: str, *, num_classes: int | None = None, img_size: models.ImgSize | None = None, **overrides: Any
 ) -> LinenModel:
     """A registry model as a Linen module, with `init` and `apply`, alone or inside another Linen module.
 

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import Features, conv_general_dilated
 from deit_jax.models.inputs import Images, check_images
-from deit_jax.models.layout import Layout, any_mesh, gathered
 
 # He initialization over the fan-out, as PyTorch counts it (output channels x window, groups ignored).
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -180,7 +179,6 @@ class RegNet(nnx.Module):
     """
 
     distilled = False
-    layout: Layout | None = None
 
     def __init__(
         self,
@@ -218,7 +216,6 @@ class RegNet(nnx.Module):
             width_in = width
         self.head = Head(width_in, num_classes, rngs=rngs)
 
-    @any_mesh
     def features(self, images: Images, *, train: bool = False) -> dict[str, Features]:
         """Activations after the stem and each stage: {"stem", "s1", …}, each (B, h, w, channels)."""
         check_images(images)
@@ -228,8 +225,6 @@ class RegNet(nnx.Module):
             seen[f"s{i}"] = x = getattr(self, f"s{i}")(x, train=train)
         return seen
 
-    @any_mesh
-    @gathered()
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:

@@ -14,15 +14,13 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
-from deit_jax.models.inputs import Images, check_images, training_key
-from deit_jax.models.layout import Layout, any_mesh, any_mesh_by, gathered, remat_policy
+from deit_jax.models.inputs import Images, ImgSize, check_images, image_size, training_key
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
 weight_init = nnx.initializers.normal(0.02)
@@ -59,25 +57,28 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
-class PatchEmbed(nnx.Module):
+class PatchEmbed(nnx.Conv):
     """Non-overlapping patches, each projected linearly: (B, H, W, 3) → (B, H/p x W/p, D), row by row."""
 
     def __init__(self, patch_size: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         fan_in = patch_size * patch_size * 3
         # PyTorch implements this as a Conv2d with its default init: uniform +-1/sqrt(fan_in), bias too
-        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(fan_in)
-        self.kernel = nnx.Param(uniform(rngs.params(), (patch_size, patch_size, 3, embed_dim)))
-        self.bias = nnx.Param(uniform(rngs.params(), (embed_dim,)))
-        self.patch_size, self.dtype = patch_size, dtype
+        uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1.0, 1.0) / math.sqrt(fan_in)
+        window = (patch_size, patch_size)
+        options = {"kernel_init": uniform, "bias_init": uniform, "conv_general_dilated": project_patches}
+        super().__init__(3, embed_dim, window, window, padding="VALID", dtype=dtype, rngs=rngs, **options)
 
-    def __call__(self, images: Images) -> Float[Array, "batch patches dim"]:
-        p = self.patch_size
-        patches = einops.rearrange(jnp.asarray(images), "b (h p) (w q) c -> (b h w) (p q c)", p=p, q=p).astype(
-            self.dtype
-        )
-        kernel = self.kernel[...].reshape(p * p * 3, -1).astype(self.dtype)
-        tokens = patches @ kernel + self.bias[...].astype(self.dtype)
-        return tokens.reshape(images.shape[0], -1, tokens.shape[-1])
+    def __call__(self, images: Images) -> Float[Array, "batch patches dim"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return einops.rearrange(super().__call__(jnp.asarray(images)), "b h w d -> b (h w) d")
+
+
+def project_patches(
+    images: Float[Array, "batch height width 3"], kernel: Float[Array, "p p 3 dim"], *_: Any, **__: Any
+) -> Float[Array, "batch rows columns dim"]:
+    """The convolution whose stride is its window, as a product of two matrices: the fast one on every platform."""
+    (batch, height, width), (p, dim) = images.shape[:3], kernel.shape[::3]
+    patches = einops.rearrange(images, "b (h p) (w q) c -> (b h w) (p q c)", p=p, q=p)
+    return (patches @ kernel.reshape(-1, dim)).reshape(batch, height // p, width // p, dim)
 
 
 def dense(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -91,73 +92,34 @@ class Attention(nnx.Module):
     best where the blocks are scanned; "cudnn", fused, on NVIDIA GPUs.
     """
 
-    layout: Layout | None = None
-
     def __init__(
         self,
         dim: int,
         num_heads: int,
         *,
-        drop_rate=0.0,
+        drop_rate: float = 0.0,
         dtype: DTypeLike = jnp.float32,
-        attention="recompute",
+        attention: str = "recompute",
         rngs: nnx.Rngs,
     ):
         if dim % num_heads:
             raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
+        self.attend = kernels.find_attention(attention, dtype, dim // num_heads)
         self.qkv = dense(dim, 3 * dim, dtype, rngs)
         self.proj = dense(dim, dim, dtype, rngs)
-        self.num_heads, self.drop_rate, self.attention = num_heads, drop_rate, attention
-        self.dtype = jnp.dtype(dtype)
+        self.num_heads, self.drop_rate = num_heads, drop_rate
 
-    def project_qkv(self, x: Float[Array, "batch tokens dim"], form: str = "k (b h) n d") -> Float[Array, "..."]:
-        """Queries, keys and values (k = 3); by default with the heads folded into the batch axis."""
-        qkv = self.qkv(x.reshape(-1, x.shape[-1]))  # 2-D operands: the fast product on every platform
-        return einops.rearrange(qkv, f"(b n) (k h d) -> {form}", b=x.shape[0], k=3, h=self.num_heads)
-
-    def project_qkv_sharded(
-        self, x: Float[Array, "batch tokens dim"], layout: Layout
-    ) -> Float[Array, "3 batch heads tokens head_dim"]:
-        """Queries, keys and values, each device computing its own heads.
-
-        The joint projection's outputs are [queries, keys, values], each by head: as a weight (dim, 3, heads, head_dim)
-        it can be split by heads.
-        """
-        heads, dim = layout.axes("heads"), x.shape[-1]
-        if self.num_heads % layout.count(heads):
-            raise UserError(
-                f"num_heads {self.num_heads} is not a multiple of the {layout.count(heads)} devices along"
-                f" {', '.join(heads)}: use a divisor of num_heads"
-            )
-        assert self.qkv.bias is not None
-        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
-        kernel = layout.constrain(kernel.reshape(dim, 3, self.num_heads, -1), P(None, None, heads))
-        bias = layout.constrain(bias.reshape(3, self.num_heads, -1), P(None, heads))
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        qkv = jnp.einsum("bnc,ckhd->kbhnd", x, kernel) + bias[:, None, :, None]
-        return layout.constrain(qkv, P(None, layout.axes("batch"), heads))
+    def project_qkv(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "3 batch heads tokens head_dim"]:
+        """Queries, keys and values."""
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x.reshape(-1, dim))  # 2-D operands: the fast product on every platform
+        return einops.rearrange(qkv, "(b n) (k h d) -> k b h n d", b=batch, n=tokens, k=3, h=self.num_heads)
 
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
-        kernels.check_attention(self.attention, self.dtype, x.shape[-1] // self.num_heads)
-        how = self.attention
-        recomputed = kernels.attention_recomputed if self.layout is None else kernels.attention_custom_vjp
-        plain = kernels.attention if how == "einsum" else recomputed
-        if self.layout is not None and self.layout.axes("heads"):
-            q, k, v = self.project_qkv_sharded(x, self.layout)
-            if how == "cudnn":
-                q, k, v = (einops.rearrange(array, "b h n d -> b n h d") for array in (q, k, v))
-                joined = einops.rearrange(kernels.fused_attention(q, k, v), "b n h d -> (b n) (h d)")
-            else:
-                joined = einops.rearrange(plain(q, k, v), "b h n d -> (b n) (h d)")
-        elif how == "cudnn":
-            heads = kernels.fused_attention(*self.project_qkv(x, "k b n h d"))
-            joined = einops.rearrange(heads, "b n h d -> (b n) (h d)")
-        else:
-            heads = plain(*self.project_qkv(x))
-            joined = einops.rearrange(heads, "(b h) n d -> (b n) (h d)", h=self.num_heads)
-        out = self.proj(joined).reshape(x.shape)
+        heads = self.attend(*self.project_qkv(x))
+        out = self.proj(einops.rearrange(heads, "b h n d -> (b n) (h d)")).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
 
@@ -192,28 +154,23 @@ class Block(nnx.Module):
     (stochastic depth, Huang et al. 2016). Without `key` it evaluates.
     """
 
-    layout: Layout | None = None
-
     def __init__(
         self,
         dim: int,
         num_heads: int,
         mlp_ratio: float = 4.0,
         *,
-        drop_rate=0.0,
-        norm_eps=1e-6,
+        drop_rate: float = 0.0,
+        norm_eps: float = 1e-6,
         dtype: DTypeLike = jnp.float32,
-        attention="recompute",
+        attention: str = "recompute",
         rngs: nnx.Rngs,
     ):
         self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
         self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
-        self.dtype = jnp.dtype(dtype)
 
-    @any_mesh
-    @gathered(cast=True)
     def __call__(
         self,
         x: Float[Array, "batch tokens dim"],
@@ -260,14 +217,10 @@ def run_blocks(
         seen = None
         if inspect:
             q, k, _ = block.attn.project_qkv(block.norm1(x))
-            weights = kernels.attention_weights(q[:, :inspect], k)
-            seen = einops.rearrange(weights, "(b h) p n -> b h p n", b=x.shape[0])
+            seen = kernels.attention_weights(q[:, :, :inspect], k)
         x = block(x, drop_path=rate, key=key)
         return x, (x, seen) if inspect else None
 
-    policy = remat_policy(nnx.merge(graphdef, stacked).layout)
-    if remat == "none" and policy is not None:
-        body = jax.checkpoint(body, policy=policy)
     return jax.lax.scan(REMAT[remat](body), x, (stacked, rates, keys), unroll=unroll)
 
 
@@ -291,12 +244,10 @@ class ViT(nnx.Module):
     Raises UserError where `img_size` is not a multiple of `patch_size`.
     """
 
-    layout: Layout | None = None
-
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 224,
+        img_size: ImgSize = 224,
         patch_size: int = 16,
         num_classes: int = 1000,
         embed_dim: int = 768,
@@ -314,7 +265,8 @@ class ViT(nnx.Module):
         scan_unroll: int = 1,
         rngs: nnx.Rngs,
     ):
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        size = image_size(img_size)
+        self.img_size = size if isinstance(size, tuple) else (size, size)
         for size in self.img_size:
             if size % patch_size or size <= 0:
                 below = max(1, size // patch_size) * patch_size
@@ -330,10 +282,10 @@ class ViT(nnx.Module):
 
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.patch_embed = PatchEmbed(patch_size, embed_dim, dtype=self.dtype, rngs=rngs)
-        self.cls_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim)))
+        self.cls_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
         if distilled:
-            self.dist_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim)))
-        self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim)))
+            self.dist_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
+        self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim), jnp.float32))
 
         def block(rngs):
             options = {"drop_rate": drop_rate, "norm_eps": norm_eps, "dtype": self.dtype, "attention": attention}
@@ -345,7 +297,6 @@ class ViT(nnx.Module):
         if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
 
-    @any_mesh
     def embed(self, images: Images) -> Float[Array, "batch tokens dim"]:
         """Patches behind the class (and distillation) token, position embedding added."""
         check_images(images, self.img_size)
@@ -371,8 +322,6 @@ class ViT(nnx.Module):
             inspect=inspect,
         )
 
-    @any_mesh
-    @gathered(skip="blocks")
     def heads(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
@@ -391,7 +340,6 @@ class ViT(nnx.Module):
         """Logits; a distilled model's are the mean of its heads' (as released; `fuse` has the paper's way)."""
         return fuse(*self.heads(images, train=train, key=key))
 
-    @any_mesh_by({"embed": 0, "blocks": 1, "attention": 1, "norm": 0})
     def inspect(self, images: Images) -> dict[str, Float[Array, "..."]]:
         """Intermediate activations, in evaluation mode.
 

@@ -16,7 +16,6 @@ from deit_jax.config.derived import teacher_config, trains_teacher
 from deit_jax.data import loader
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
-from deit_jax.models.layout import place_params
 from deit_jax.randomness import small_seed
 from deit_jax.runtime import sharding
 from deit_jax.runtime.progress import track
@@ -51,13 +50,13 @@ def make_program(run: Run) -> Program:
     """Place the state and the teacher on the run's mesh; nothing is compiled before its first call."""
     config, teacher = run.config, run.teacher
     shapes = jax.eval_shape(lambda: create_state(run.student, config))
-    state_sharding = place_params(shapes, run.layout)
+    state_sharding = sharding.param_shardings(shapes, run.mesh)
     abstract_state = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_sharding)
     initialize = jax.jit(
         lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
     )
     predict = teacher.predict if teacher else None
-    step = make_train_step(run.sharded_student, predict, config, run.steps_per_epoch, run.layout.batch_shards)
+    step = make_train_step(run.sharded_student, predict, config, run.steps_per_epoch, run.mesh.size)
     step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
     arrays = jax.device_put(list(teacher.arrays) if teacher else [], sharding.replicated(run.mesh))
     return Program(abstract_state, initialize, step, arrays)

@@ -35,7 +35,6 @@ from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, make_teacher
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
-from deit_jax.models.layout import Layout, make_layout, with_layout
 from deit_jax.runtime import atomic, hardware, sharding, storage
 from deit_jax.train.optimizer import num_steps
 from deit_jax.weights import fit_weights, load_weights, split_sources
@@ -57,21 +56,21 @@ class Student(NamedTuple):
         graphdef: its structure, to be merged with arrays.
         img_size: height and width in pixels.
         num_classes: number of classes per head.
-        layout: how its arrays and its computation are split over devices; None: not at all.
+        mesh: the devices its arrays are split over; None: one device.
     """
 
     build: functools.partial
     graphdef: nnx.GraphDef
     img_size: int
     num_classes: int
-    layout: Layout | None = None
+    mesh: Mesh | None = None
 
-    def on(self, layout: Layout) -> "Student":
-        """The same student, its computation split over devices by `layout`."""
-        if layout.mesh.size == 1:
+    def on(self, mesh: Mesh) -> "Student":
+        """The same student, which computes with arrays that are split over the devices of `mesh`."""
+        if mesh.size == 1:
             return self
         model = nnx.merge(*models.abstract(self.build))
-        return self._replace(graphdef=nnx.graphdef(with_layout(model, layout)), layout=layout)
+        return self._replace(graphdef=nnx.graphdef(sharding.gather_kernels(model, mesh)), mesh=mesh)
 
 
 class Normalization(TypedDict):
@@ -128,19 +127,14 @@ class Run:
     command_folder: Path | None = None
 
     @functools.cached_property
-    def layout(self) -> Layout:
-        """The devices it runs on, and what is split over them."""
-        return make_layout(sharding.make_mesh(**self.config.mesh))
-
-    @property
     def mesh(self) -> Mesh:
         """The devices it runs on."""
-        return self.layout.mesh
+        return sharding.make_mesh(**self.config.mesh)
 
     @functools.cached_property
     def sharded_student(self) -> Student:
         """The student with its computation split over these devices."""
-        return self.student.on(self.layout)
+        return self.student.on(self.mesh)
 
     @property
     def workdir(self) -> Path:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Integer, PRNGKeyArray, Shaped
 
 from deit_jax import models
@@ -16,8 +17,8 @@ from deit_jax.config import Config
 from deit_jax.data.batch import DeviceBatch
 from deit_jax.distill.teacher import TeacherFunction
 from deit_jax.losses import distillation_terms, teacher_agreement, weighted_sum
-from deit_jax.models.layout import Layout, pin_params
 from deit_jax.randomness import purpose_key, small_seed
+from deit_jax.runtime.sharding import constrain_params
 from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
 from deit_jax.train.run import Student
 
@@ -105,7 +106,7 @@ def make_train_step(
         metrics = terms | teacher_agreement(cls, dist, teacher_output)
         return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 
-    gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate, student.layout)
+    gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate, student.mesh)
 
     def train_step(state: TrainState, batch: DeviceBatch, teacher_arrays: Any) -> tuple[TrainState, Metrics]:
         position = (state.step + state.offset) % total
@@ -140,13 +141,13 @@ def make_train_step(
     return train_step
 
 
-def accumulate(grad_fn: Callable, microbatches: int, layout: Layout | None = None) -> Callable:
+def accumulate(grad_fn: Callable, microbatches: int, mesh: Mesh | None = None) -> Callable:
     """`grad_fn` over a batch cut into microbatches, computed one after the other to save memory.
 
     Args:
         grad_fn: (params, batch_stats, teacher's arrays, batch, key) → ((loss, (batch statistics, metrics)), gradient).
         microbatches: number of them; with 1 `grad_fn` itself is returned.
-        layout: the sum of the gradients is split over devices as it stores the parameters.
+        mesh: the devices over which the sum of the gradients is split as the parameters are; None: one device.
 
     Returns a function like `grad_fn`: loss, metrics and gradient are means over the microbatches.
     """
@@ -157,11 +158,11 @@ def accumulate(grad_fn: Callable, microbatches: int, layout: Layout | None = Non
         def add_microbatch(carry, microbatch):
             loss, batch_stats, grads = carry
             # else the compiler gathers split weights once, before the loop, and holds them whole through all of it
-            weights, loss = jax.lax.optimization_barrier((params, loss)) if layout else (params, loss)
+            weights, loss = jax.lax.optimization_barrier((params, loss)) if mesh else (params, loss)
             (micro_loss, (batch_stats, metrics)), micro_grads = grad_fn(
                 weights, batch_stats, teacher_arrays, *microbatch
             )
-            grads = pin_params(jax.tree.map(jnp.add, grads, micro_grads), layout)
+            grads = constrain_params(jax.tree.map(jnp.add, grads, micro_grads), mesh)
             return (loss + micro_loss, batch_stats, grads), metrics
 
         def split(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "parts rows ..."]:
@@ -169,7 +170,7 @@ def accumulate(grad_fn: Callable, microbatches: int, layout: Layout | None = Non
             return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
         parts = jax.tree.map(split, batch), jax.random.split(key, microbatches)
-        zeros = jnp.zeros(()), batch_stats, pin_params(jax.tree.map(jnp.zeros_like, params), layout)
+        zeros = jnp.zeros(()), batch_stats, constrain_params(jax.tree.map(jnp.zeros_like, params), mesh)
         (loss, batch_stats, grads), metrics = jax.lax.scan(add_microbatch, zeros, parts)
         loss, grads = jax.tree.map(lambda x: x / microbatches, (loss, grads))
         return (loss, (batch_stats, jax.tree.map(jnp.mean, metrics))), grads

@@ -13,6 +13,7 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models import efficientnet, regnet, vit
+from deit_jax.runtime.sharding import on_any_mesh
 from deit_jax.weights.metadata import Metadata
 from deit_jax.weights.names import HuggingFace, Naming
 
@@ -47,7 +48,8 @@ class Architecture:
 
     def constructor(self, **overrides) -> functools.partial:
         """A callable of `rngs`; arguments left at None keep the weights' own."""
-        return functools.partial(self.module, **(self.config | {k: v for k, v in overrides.items() if v is not None}))
+        arguments = self.config | {k: v for k, v in overrides.items() if v is not None}
+        return functools.partial(on_any_mesh(self.module), **arguments)
 
     def describe(self) -> str:
         """The model in a few words: "deit_tiny_patch16_224 (ViT of width 192, depth 12, patch 16)"."""

@@ -13,36 +13,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.errors import UserError, first_line
+from deit_jax.models.inputs import image_size
 
 HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `metadata_json` makes it
 MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are of pixels in 0..255
 
 
-def image_size(value: Any) -> int | tuple[int, int] | None:
-    """An image size: pixels per side, (height, width) where they differ, None where `value` is None."""
-    if value is None:
-        return None
-    height, width = map(operator.index, value if np.ndim(value) else (value, value))
-    if min(height, width) < 1:
-        raise ValueError(f"image size {value}")
-    return height if height == width else (height, width)
-
-
 def given_size(value: Any) -> int | tuple[int, int] | None:
-    """`image_size` of a caller's argument. Raises UserError where it is none."""
-    try:
-        return image_size(value)
-    except (TypeError, ValueError):
-        raise UserError(f"img_size is {value!r:.60}: give pixels per side, or (height, width)") from None
+    """`image_size` of an argument that may be None."""
+    return None if value is None else image_size(value)
 
 
 # of the arguments that configurations have, what makes them of a JSON value
 ARGUMENTS: dict[str, Callable[[Any], Any]] = {
-    "img_size": image_size,
+    "img_size": given_size,
     "patch_size": operator.index,
     "embed_dim": operator.index,
     "depth": operator.index,

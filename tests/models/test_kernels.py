@@ -7,21 +7,18 @@ import numpy as np
 import pytest
 import scipy.special
 from flax import nnx
-from jax.ad_checkpoint import print_saved_residuals
 
 import deit_jax
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
-from deit_jax.models.layout import make_layout, remat_policy, with_layout
-from deit_jax.models.vit import Attention, Block
-from deit_jax.runtime.sharding import make_mesh
+from deit_jax.models.vit import Attention
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
 
 def exact(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(GELU, its slope) in float64."""
+    """(GELU, its derivative) in float64."""
     cdf = 0.5 * scipy.special.erfc(-x / np.sqrt(2))
     return x * cdf, cdf + x * np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
 
@@ -29,21 +26,21 @@ def exact(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("dtype", "ulp"), [(jnp.float32, 2.5e-7), (jnp.bfloat16, 2**-8), (jnp.float16, 2**-11)])
 def test_gelu_is_the_exact_one(dtype, ulp):
     x = jnp.asarray(X, dtype)
-    value, slope = exact(np.asarray(x, np.float64))
+    value, derivative = exact(np.asarray(x, np.float64))
     assert kernels.gelu(x).dtype == dtype
     scale = np.maximum(np.abs(np.asarray(x, np.float64)), 1)
     assert (np.abs(np.asarray(kernels.gelu(x), np.float64) - value) / scale).max() < ulp
     ours = jax.vmap(jax.grad(kernels.gelu))(x)
     assert ours.dtype == dtype
-    assert (np.abs(np.asarray(ours, np.float64) - slope) / scale).max() < ulp
+    assert (np.abs(np.asarray(ours, np.float64) - derivative) / scale).max() < ulp
 
 
 def test_gelu_in_float64_is_that_exact():
     with jax.enable_x64(True):
         x = jnp.asarray(X, jnp.float64)
-        value, slope = exact(X)
+        value, derivative = exact(X)
         np.testing.assert_allclose(kernels.gelu(x), value, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(jax.vmap(jax.grad(kernels.gelu))(x), slope, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(jax.vmap(jax.grad(kernels.gelu))(x), derivative, rtol=1e-12, atol=1e-14)
 
 
 def test_gelu_stays_finite():
@@ -58,18 +55,14 @@ def draw(*shape, seed=0, scale=1.0, dtype=np.float32):
 
 
 def plain_attention(q, k, v):
-    scores = jnp.einsum("bqd,bkd->bqk", q, k, precision="highest") / q.shape[-1] ** 0.5
-    return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores, axis=-1), v, precision="highest")
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, precision="highest") / q.shape[-1] ** 0.5
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), v, precision="highest")
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
-@pytest.mark.parametrize(
-    "attention",
-    [kernels.attention, kernels.attention_recomputed, kernels.attention_custom_vjp],
-    ids=["kept", "recomputed", "custom_vjp"],
-)
+@pytest.mark.parametrize("attention", [kernels.attention, kernels.attention_recomputed], ids=["kept", "recomputed"])
 def test_attention_and_its_gradient(attention, scale):
-    q, k, v, upstream = (draw(6, 37, 64, seed=i, scale=scale) for i in range(4))
+    q, k, v, upstream = (draw(2, 3, 37, 64, seed=i, scale=scale) for i in range(4))
     ours, pull = jax.vjp(attention, q, k, v)
     theirs, plain_pull = jax.vjp(plain_attention, q, k, v)
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
@@ -77,19 +70,8 @@ def test_attention_and_its_gradient(attention, scale):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
-def test_a_block_that_gathers_keeps_no_attention_weights(capsys):
-    block = Block(64, 4, attention="recompute", rngs=nnx.Rngs(0))
-    with_layout(block, make_layout(make_mesh(fsdp=-1)))
-    graphdef, params = nnx.split(block)
-    run = jax.checkpoint(lambda params, x: nnx.merge(graphdef, params)(x), policy=remat_policy(block.layout))
-    print_saved_residuals(run, params, jax.ShapeDtypeStruct((8, 10, 64), np.float32))
-    kept = capsys.readouterr().out
-    assert "[80,256]" in kept  # GELU and its slope are
-    assert "[32,10,10]" not in kept
-
-
 def test_attention_scores_are_float32_whatever_the_type():
-    q, k = (draw(2, 9, 64, seed=i, scale=8.0, dtype=jnp.bfloat16) for i in range(2))
+    q, k = (draw(1, 2, 9, 64, seed=i, scale=8.0, dtype=jnp.bfloat16) for i in range(2))
     weights = kernels.attention_weights(q, k)
     assert weights.dtype == jnp.float32
     wide = kernels.attention_weights(q.astype(jnp.float32), k.astype(jnp.float32))
@@ -97,7 +79,7 @@ def test_attention_scores_are_float32_whatever_the_type():
 
 
 def test_attention_in_bfloat16_is_near_and_keeps_its_type():
-    q, k, v, upstream = (draw(6, 37, 64, seed=i) for i in range(4))
+    q, k, v, upstream = (draw(2, 3, 37, 64, seed=i) for i in range(4))
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     ours, pull = jax.vjp(kernels.attention_recomputed, *half)
     exact_, plain_pull = jax.vjp(plain_attention, q, k, v)
@@ -110,14 +92,13 @@ def test_attention_in_bfloat16_is_near_and_keeps_its_type():
 
 @pytest.mark.parametrize("tokens", [17, 18])
 def test_fused_attention_pads_odd_lengths_unseen(tokens):
-    q, k, v, upstream = (draw(2, tokens, 3, 64, seed=i) for i in range(4))
-    folded = lambda x: einops.rearrange(x, "b n h d -> (b h) n d")
+    q, k, v, upstream = (draw(2, 3, tokens, 64, seed=i) for i in range(4))
     # by jax's other implementation of the same call: cuDNN's needs its GPU
     ours, pull = jax.vjp(lambda q, k, v: kernels.fused_attention(q, k, v, implementation="xla"), q, k, v)
-    theirs, plain_pull = jax.vjp(plain_attention, *map(folded, (q, k, v)))
-    np.testing.assert_allclose(folded(ours), theirs, atol=1e-5)
-    for a, b in zip(pull(upstream), plain_pull(folded(upstream)), strict=True):
-        np.testing.assert_allclose(folded(a), b, atol=1e-5 * np.abs(b).max())
+    theirs, plain_pull = jax.vjp(plain_attention, q, k, v)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for a, b in zip(pull(upstream), plain_pull(upstream), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 class Plain(nnx.Module):
@@ -133,9 +114,9 @@ class Plain(nnx.Module):
         for i in range(m.depth):
             block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
             qkv = einops.rearrange(
-                block.attn.qkv(block.norm1(x)), "b n (k h d) -> k (b h) n d", k=3, h=block.attn.num_heads
+                block.attn.qkv(block.norm1(x)), "b n (k h d) -> k b h n d", k=3, h=block.attn.num_heads
             )
-            heads = einops.rearrange(plain_attention(*qkv), "(b h) n d -> b n (h d)", b=len(x))
+            heads = einops.rearrange(plain_attention(*qkv), "b h n d -> b n (h d)")
             x = x + block.attn.proj(heads)
             x = x + block.mlp.fc2(jax.nn.gelu(block.mlp.fc1(block.norm2(x)), approximate=False))
         return m.head(m.norm(x)[:, 0])
@@ -178,7 +159,7 @@ def kept_bytes(**options) -> int:
 
 
 def test_attention_weights_are_not_kept():
-    # per layer: its input, normalized halves, queries, keys and values, heads; GELU and its slope; and little else
+    # per layer: its input, normalized halves, queries, keys and values, heads; GELU and its derivative; and little else
     tokens, dim, depth = 8 * 197, 192, 12
     per_layer = 4 * tokens * (7 * dim + 3 * dim + 2 * 4 * dim)
     weights = 4 * 8 * 3 * 197**2
@@ -190,18 +171,16 @@ def test_attention_weights_are_not_kept():
 def test_attention_is_a_choice(how):
     attention, x = Attention(64, 2, attention=how, rngs=nnx.Rngs(0)), draw(3, 5, 64)
     heads = plain_attention(*attention.project_qkv(x))
-    joined = einops.rearrange(heads, "(b h) n d -> b n (h d)", h=2)
+    joined = einops.rearrange(heads, "b h n d -> b n (h d)")
     np.testing.assert_allclose(attention(x), attention.proj(joined), atol=1e-5)
     assert ("prevent_cse" in str(jax.make_jaxpr(attention)(x))) == (how == "recompute")
 
 
 def test_an_unknown_attention_is_named():
-    model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention="auto")  # of settings alone
-    with pytest.raises(UserError, match="attention 'auto' is not known: use einsum, recompute, cudnn"):
-        model(draw(2, 16, 16, 3))
+    with pytest.raises(UserError, match="attention 'auto' is not known: use einsum, recompute, cudnn"):  # of settings
+        deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention="auto")
 
 
 def test_cpu_has_no_fused_attention():
-    model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention="cudnn")
     with pytest.raises(UserError, match=r"needs an NVIDIA GPU.*here it is cpu, float32 and 32: use recompute"):
-        model(draw(2, 16, 16, 3))
+        deit_jax.create_model("deit_digits_patch4_16", num_classes=10, attention="cudnn")

@@ -16,16 +16,15 @@ from deit_jax.runtime.mesh import mesh_sizes
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": -1}, (1, 8, 1)),
-        ({"fsdp": 4}, (2, 4, 1)),
-        ({"fsdp": -1, "tensor": 2}, (1, 4, 2)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({}, (8, 1)),
+        ({"fsdp": -1}, (1, 8)),
+        ({"data": -1, "fsdp": 4}, (2, 4)),
+        ({"data": 2, "fsdp": -1}, (2, 4)),
     ],
 )
 def test_sizes(given, expected):
     mesh = sharding.make_mesh(**given)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp")
     assert mesh.devices.shape == expected
     assert mesh.devices.flatten().tolist() == jax.devices()
 
@@ -35,7 +34,6 @@ def test_sizes(given, expected):
     [
         ({"fsdp": 3}, "mesh.fsdp=3 .*does not make up 8 devices"),
         ({"data": 2, "fsdp": 2}, "does not make up 8 devices"),
-        ({"fsdp": -1, "tensor": -1}, "at most one is -1"),
         ({"fsdp": 0}, "from 1 on"),
         ({"data": -2}, "from 1 on"),
     ],
@@ -47,10 +45,10 @@ def test_sizes_that_are_not_a_mesh(given, message):
 
 def test_settings_are_checked_before_a_compile():
     config = resolve(default_config())
-    config.mesh.tensor, config.batch_size = 2, 4
-    validate(config, num_devices=8)  # four devices hold images, the others share them
+    config.mesh.fsdp, config.batch_size = 2, 8
+    validate(config, num_devices=8)
     config.batch_size = 6
-    with pytest.raises(UserError, match="6 is not divisible by 4 devices"):
+    with pytest.raises(UserError, match="6 is not divisible by 8 devices"):
         validate(config, num_devices=8)
     config.mesh.fsdp = 3
     with pytest.raises(UserError, match="does not make up 8 devices"):
@@ -80,7 +78,7 @@ CLUSTER = (
 )
 def test_processes_are_found_by_their_environment(environment, calls, monkeypatch):
     started = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **_: started.append(arguments))
     for name in CLUSTER:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -13,7 +13,7 @@ from deit_jax.train.run import claim_workdir
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
 
-@pytest.mark.parametrize("sizes", [{}, {"fsdp": -1}, {"fsdp": 2, "tensor": 2}], ids=["replicated", "fsdp", "all"])
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": -1}, {"fsdp": 2}], ids=["replicated", "fsdp", "both"])
 def test_round_trip_over_meshes(tmp_path, sizes):
     saved = Checkpoints(tmp_path)
     saved.save(jax.device_put(state(3), sharding.replicated(sharding.make_mesh(jax.devices()[:1]))), META)

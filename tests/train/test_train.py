@@ -18,7 +18,6 @@ from deit_jax.data import loader
 from deit_jax.distill.teacher import stored_labels
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import soft_targets
-from deit_jax.models.layout import make_layout, place_params
 from deit_jax.runtime import sharding
 from deit_jax.train.loop import train_run as train
 from deit_jax.train.run import Student, make_student
@@ -92,11 +91,11 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
 
 
 def run_steps(config, mesh, count=3):
-    student, layout = make_student(config, 10), make_layout(mesh)
+    student = make_student(config, 10)
     rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(student.on(layout), None, config, 10))
+    step = jax.jit(make_train_step(student.on(mesh), None, config, 10))
     state = jax.jit(lambda: create_state(student, config, seed=1))()
-    state = jax.device_put(state, place_params(state, layout))
+    state = jax.device_put(state, sharding.param_shardings(state, mesh))
     for i in range(count):
         batch = {
             "image": rng.integers(0, 256, (config.batch_size, 16, 16, 3), np.uint8),
@@ -109,7 +108,7 @@ def run_steps(config, mesh, count=3):
     return state, {k: float(v) for k, v in metrics.items()}
 
 
-# every mesh: tests/models/test_layout.py
+# every mesh: tests/runtime/test_fsdp.py
 @pytest.mark.parametrize(("name", "mesh"), [(TINY, {}), ("regnety_digits", {"fsdp": -1})])
 def test_eight_devices_train_as_one(name, mesh):
     config = tiny_config(**{"model.name": name})
