@@ -36,12 +36,12 @@ def test_a_timing_is_of_one_call():
 
 def test_the_workload_trains():
     work = benchmark.Workload(digits_config(), num_classes=10)
-    before = np.asarray(work.state["params"]["head"]["bias"])
+    before = np.asarray(work.state.params["head"]["bias"])
     for expected in (1, 2):
         metrics = work.train()
         assert np.isfinite(metrics["loss"])
-        assert work.state["step"] == expected
-    assert not np.array_equal(before, work.state["params"]["head"]["bias"])
+        assert work.state.step == expected
+    assert not np.array_equal(before, work.state.params["head"]["bias"])
     assert work.forward()["cls"].shape == (64, 10)
     images, targets = work.augment()
     assert (images.shape, targets.shape) == ((64, 16, 16, 3), (64, 10))
