@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ ImgSize = SupportsIndex | Sequence[SupportsIndex]  # pixels: one number for a sq
 LARGEST_PIXEL = 30.0
 
 
-def image_size(given: ImgSize) -> int | tuple[int, int]:
+def image_size(given: Any) -> int | tuple[int, int]:
     """Pixels per side, or (height, width) where they differ, in Python's own numbers. Raises UserError for others."""
     try:
-        height, width = map(operator.index, given if isinstance(given, Sequence | np.ndarray) else (given, given))
+        height, width = map(operator.index, given if np.ndim(given) else (given, given))
     except (TypeError, ValueError):
         height = width = 0
     if min(height, width) < 1:
