@@ -21,13 +21,13 @@ LARGEST_PIXEL = 30.0
 
 
 def image_size(given: Any) -> int | tuple[int, int]:
-    """Pixels per side, or (height, width) where they differ, in Python's own numbers. Raises UserError for others."""
+    """Pixels per side, or (height, width) where they differ, in Python's own numbers. Raises ValueError for others."""
     try:
         height, width = map(operator.index, given if np.ndim(given) else (given, given))
     except (TypeError, ValueError):
         height = width = 0
     if min(height, width) < 1:
-        raise UserError(f"img_size is {given!r:.60}: give pixels per side, or (height, width)")
+        raise ValueError(f"img_size is {given!r:.60}: give pixels per side, or (height, width)")
     return height if height == width else (height, width)
 
 

@@ -22,13 +22,16 @@ MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are
 
 
 def given_size(value: Any) -> int | tuple[int, int] | None:
-    """`image_size` of an argument that may be None."""
-    return None if value is None else image_size(value)
+    """`image_size` of a caller's argument, or None. Raises UserError where it is neither."""
+    try:
+        return None if value is None else image_size(value)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 # of the arguments that configurations have, what makes them of a JSON value
 ARGUMENTS: dict[str, Callable[[Any], Any]] = {
-    "img_size": given_size,
+    "img_size": image_size,
     "patch_size": operator.index,
     "embed_dim": operator.index,
     "depth": operator.index,
