@@ -178,7 +178,7 @@ def test_crops_give_the_processors_sizes_back():
         ({"num_hidden_layers": 3}, "unknown vit.encoder.layer.3."),
         ({"num_hidden_layers": 5}, "missing vit.encoder.layer.4."),
         ({"layer_norm_eps": -1}, "of another form than expected .layer_norm_eps -1"),
-        ({"image_size": [16, 16, 3]}, "config.json has an entry of another form than expected .img_size is .16, 16, 3."),
+        ({"image_size": [16, 16, 3]}, "of another form than expected .img_size is .16, 16, 3."),
         ({"id2label": {"0": 3}}, "of another form than expected .class names that are no text"),
         ({"pretrained_cfg": "x"}, "config.json has an entry of another form than expected"),
         ({"pretrained_cfg": {"std": [1, 1, 0]}}, r"std \(1.0, 1.0, 0.0\): three numbers above 0 are needed"),
