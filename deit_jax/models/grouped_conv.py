@@ -3,7 +3,8 @@
 XLA's CPU code runs a grouped convolution's gradient 3 to 35 times slower than that of a dense one of the same channels
 (`benchmarks/grouped_conv.py`). So there, groups are gathered into pieces of some 128 channels, each a dense convolution
 whose kernel is zero between groups: 36 to 105 times quicker. A depthwise convolution, whose groups are single channels,
-would be nearly all zeros that way: it is a sum of shifted images instead. Accelerators have their own and keep it.
+would be nearly all zeros that way: it is a sum of shifted images instead, 19 times quicker forward and 6 times in the
+gradient. Accelerators have their own and keep it.
 """
 
 import functools
@@ -41,7 +42,7 @@ def conv_general_dilated(
     if feature_group_count == lhs.shape[-1] == rhs.shape[-1] and not is_dilated(options):
         if isinstance(padding, str):
             padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-        quick = lambda x, w: depthwise(x, w, tuple(window_strides), tuple(map(tuple, padding)))
+        quick = functools.partial(shifted, strides=window_strides, padding=padding)
     else:
         quick = functools.partial(
             in_pieces, window_strides=window_strides, padding=padding, groups=feature_group_count, **options
@@ -87,60 +88,16 @@ Kernel = Float[Array, "h w 1 channels"]
 Outputs = Float[Array, "batch rows columns channels"]
 
 
-def shifted(images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Outputs:
+def shifted(images: Images, kernel: Kernel, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> Outputs:
     """The same numbers as a depthwise convolution: each tap of the window is one product with a shifted image."""
     size = kernel.shape[:2]
     x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     rows, columns = ((n - k) // s + 1 for n, k, s in zip(x.shape[1:3], size, strides, strict=True))
-    wide = jnp.promote_types(images.dtype, jnp.float32)  # of the sum: half precision would round at every tap
+    accum_dtype = jnp.promote_types(images.dtype, jnp.float32)  # of the sum: half precision would round at every tap
     taps = (
         x[:, i : i + strides[0] * (rows - 1) + 1 : strides[0], j : j + strides[1] * (columns - 1) + 1 : strides[1]]
-        * kernel[i, j, 0].astype(wide)
+        * kernel[i : i + 1, j : j + 1].astype(accum_dtype)
         for i in range(size[0])
         for j in range(size[1])
     )
     return functools.reduce(jnp.add, taps).astype(images.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Outputs:
-    """`shifted`, with a quick gradient of the kernel."""
-    return shifted(images, kernel, strides, padding)
-
-
-def depthwise_forward(
-    images: Images, kernel: Kernel, strides: tuple[int, int], padding: tuple
-) -> tuple[Outputs, tuple[Images, Kernel]]:
-    return shifted(images, kernel, strides, padding), (images, kernel)
-
-
-def depthwise_backward(
-    strides: tuple[int, int], padding: tuple, saved: tuple[Images, Kernel], slope: Outputs
-) -> tuple[Images, Kernel]:
-    images, kernel = saved
-    (to_images,) = jax.linear_transpose(lambda x: shifted(x, kernel, strides, padding), images)(slope)
-    return to_images, kernel_gradient(images, slope, kernel, strides, padding)
-
-
-def kernel_gradient(images: Images, slope: Outputs, kernel: Kernel, strides: tuple[int, int], padding: tuple) -> Kernel:
-    """The sum over output positions of the window there times the slope there.
-
-    One position after the other, all images and channels at once: a sum over all positions for each tap reads both
-    arrays once a tap, and takes 3 to 10 times as long.
-    """
-    x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    (batch, _, columns, channels), (h, w) = slope.shape, kernel.shape[:2]
-    wide = jnp.promote_types(images.dtype, jnp.float32)
-
-    def add(total, position):
-        i, j = position // columns, position % columns
-        window = jax.lax.dynamic_slice(x, (0, i * strides[0], j * strides[1], 0), (batch, h, w, channels))
-        here = jax.lax.dynamic_slice(slope, (0, i, j, 0), (batch, 1, 1, channels))
-        return total + window.astype(wide) * here, None
-
-    start = jnp.zeros((batch, h, w, channels), wide)
-    total, _ = jax.lax.scan(add, start, jnp.arange(slope.shape[1] * columns))
-    return total.sum(0)[:, :, None].astype(kernel.dtype)
-
-
-depthwise.defvjp(depthwise_forward, depthwise_backward)

@@ -194,7 +194,7 @@ class RegNet(nnx.Module):
         first_stride: int = 2,
         se_ratio: float = 0.25,
         dtype: DTypeLike = jnp.float32,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         rngs: nnx.Rngs,
     ):
         self.num_classes, self.dtype, self.img_size = num_classes, jnp.dtype(dtype), img_size

@@ -48,7 +48,7 @@ def fuse(
 
 
 def dropout(
-    x: Float[Array, "*shape"], rate: float | Float[Array, ""], key: PRNGKeyArray | None, shape: tuple[int, ...]
+    x: Float[Array, "*shape"], rate: float | Float[Array, ""], key: PRNGKeyArray | None, shape: tuple
 ) -> Float[Array, "*shape"]:
     """Zero each element of `shape` (broadcast to x) with probability `rate`, the rest scaled by 1 / (1 - rate)."""
     if key is None:

@@ -75,13 +75,7 @@ def test_parameter_counts(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
-def test_every_published_name_is_known():
-    sizes = [(size, mark, 224) for size in ("tiny", "small", "base") for mark in ("", "_distilled")]
-    sizes += [("base", "", 384), ("base", "_distilled", 384)]
-    names = {f"deit_{size}{mark}_patch16_{pixels}" for size, mark, pixels in sizes}
-    names |= {f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")}
-    names |= {f"regnety_{n:03}" for n in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320)}
-    assert names <= set(deit_jax.list_models())
+def test_an_unknown_name_has_the_nearest_one_in_its_error():
     with pytest.raises(UserError, match="did you mean deit_tiny_patch16_224"):
         deit_jax.create_model("deit_tinny_patch16_224")
 
@@ -89,17 +83,6 @@ def test_every_published_name_is_known():
 @pytest.fixture(scope="module")
 def small():
     return deit_jax.create_model("deit_digits_distilled_patch4_16", num_classes=10)
-
-
-@pytest.mark.parametrize("name", ["deit_digits_patch4_16", "efficientnet_b0"])
-def test_training_without_a_key_is_refused_where_something_is_dropped(name):
-    images = jnp.zeros((1, 32, 32, 3))
-    model = lambda **rates: nnx.eval_shape(
-        lambda: models.constructor(name, img_size=32, num_classes=2, **rates)(rngs=nnx.Rngs(0))
-    )
-    with pytest.raises(UserError, match="needs a key"):
-        nnx.eval_shape(lambda m: m.heads(images, train=True), model(drop_path_rate=0.1))
-    nnx.eval_shape(lambda m: m.heads(images, train=True), model(drop_path_rate=0.0, drop_rate=0.0))
 
 
 def test_a_distilled_model_averages_its_heads(small):
@@ -133,7 +116,7 @@ def test_images_that_are_a_constant_of_a_jitted_function_pass(small):
 
 
 OFFICIAL = "deit_tiny_patch16_224 deit_base_distilled_patch16_384 vit_small_patch16_224".split()
-OFFICIAL += "regnety_004 regnety_006 regnety_008".split()
+OFFICIAL += ["regnety_004"]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

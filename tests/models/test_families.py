@@ -1,0 +1,102 @@
+"""What every family of models does alike: arguments of any number type, batches of any size, forward derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import deit_jax
+from deit_jax import models
+from deit_jax.errors import UserError
+
+SMALL = {
+    "deit_digits_distilled_patch4_16": {"embed_dim": 48, "num_heads": 2, "depth": 2},
+    "regnety_digits": {"depth": 2},
+    "efficientnet_b0": {"width_coefficient": 0.25, "depth_coefficient": 0.5, "drop_rate": 0.0, "drop_path_rate": 0.0},
+}
+IMAGES = np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)
+families = pytest.mark.parametrize("name", SMALL)
+
+
+def small(name: str, **changes):
+    return models.constructor(name, num_classes=5, **(SMALL[name] | {"img_size": 16} | changes))
+
+
+def forward(name: str, **changes):
+    """(a function of images, with weights for which the images matter)"""
+    build = small(name, **changes)
+    params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(0))
+    # a new RegNet's blocks are their shortcuts
+    params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    graphdef, _, _ = models.abstract(build)
+    return lambda images: nnx.merge(graphdef, params, batch_stats)(images)
+
+
+def test_every_family_is_here():
+    assert {models.find(name)[0] for name in SMALL} == set(models.FAMILIES)
+
+
+@families
+def test_forward_derivatives_equal_reverse_ones(name):
+    model = forward(name)
+    direction = np.random.default_rng(1).standard_normal(IMAGES.shape).astype(np.float32)
+    loss = lambda images: (model(images) ** 2).sum()
+    _, tangent = jax.jit(lambda x, v: jax.jvp(loss, (x,), (v,)))(IMAGES, direction)
+    gradient = jax.jit(jax.grad(loss))(IMAGES)
+    assert float(tangent) == pytest.approx(float((gradient * direction).sum()), rel=1e-3)
+
+
+@families
+def test_a_program_of_any_batch_size_is_exported(name):
+    model = forward(name)
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(jax.jit(model))(jax.ShapeDtypeStruct((batch, 16, 16, 3), jnp.float32))
+    np.testing.assert_allclose(exported.call(IMAGES), jax.jit(model)(IMAGES), atol=1e-5)
+
+
+@families
+def test_an_empty_batch_has_no_logits(name):
+    assert jax.jit(forward(name))(IMAGES[:0]).shape == (0, 5)
+
+
+@families
+def test_ranks_are_not_promoted(name):
+    with jax.numpy_rank_promotion("raise"):
+        assert jax.eval_shape(forward(name), IMAGES).shape == (3, 5)
+
+
+@families
+def test_parameters_are_float32_whatever_jax_makes_by_default(name):
+    with jax.enable_x64(True):
+        model = nnx.eval_shape(lambda: small(name)(rngs=nnx.Rngs(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
+
+
+def test_a_key_gives_the_weights_of_its_seed():
+    name = "deit_digits_distilled_patch4_16"
+    seed, key = (deit_jax.create_model(name, rngs=rngs, **SMALL[name]) for rngs in (3, jax.random.key(3)))
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.to_pure_dict(nnx.state(m)) for m in (seed, key)))
+
+
+@families
+@pytest.mark.parametrize(("given", "expected"), [([32, 64], (32, 64)), (np.int64(16), 16), (np.array([16, 16]), 16)])
+def test_sizes_are_numbers_of_any_type(name, given, expected):
+    build = small(name, img_size=given)
+    assert build.keywords["img_size"] == expected
+    models.abstract(build)
+
+
+@pytest.mark.parametrize("given", [0, "16", (16, 16, 3), 16.5])
+def test_what_is_no_size_is_told(unchecked, given):
+    with pytest.raises(ValueError, match=r"img_size is .*: give pixels per side, or \(height, width\)"):
+        small("deit_digits_distilled_patch4_16", img_size=given)
+
+
+@families
+def test_training_without_a_key_is_refused_where_something_is_dropped(name):
+    if name == "regnety_digits":
+        pytest.skip("a RegNet drops nothing")
+    model = nnx.eval_shape(lambda: small(name, drop_path_rate=0.1)(rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match="needs a key"):
+        nnx.eval_shape(lambda m: m.heads(IMAGES, train=True), model)
