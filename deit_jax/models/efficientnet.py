@@ -235,7 +235,8 @@ class EfficientNet(nnx.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits, float32.
 
-        train with `key`: dropout and stochastic depth act; every random number follows from `key`.
+        train with `key`: dropout and stochastic depth act; every random number follows from `key`. NNX's
+        `model.train()` and `model.eval()` have no effect.
         """
         key = training_key(train, key, self.drop_rate, self.drop_path_rate)
         drop, path = (None, None) if key is None else jax.random.split(key)

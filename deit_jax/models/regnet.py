@@ -228,7 +228,11 @@ class RegNet(nnx.Module):
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. `key` is accepted for uniformity: a RegNet has no randomness."""
+        """Logits, float32.
+
+        train: use the batch's statistics and update the running ones. NNX's `model.train()` and `model.eval()` have no
+        effect. `key` is accepted for uniformity: a RegNet has no randomness.
+        """
         return self.head(self.features(images, train=train)[f"s{self.stages}"])
 
     def heads(

@@ -327,7 +327,8 @@ class ViT(nnx.Module):
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
         """Logits of the class head and of the distillation head (None where there is none), float32.
 
-        train with `key`: dropout and stochastic depth act; every random number follows from `key`.
+        train with `key`: dropout and stochastic depth act; every random number follows from `key`. NNX's
+        `model.train()` and `model.eval()` have no effect.
         """
         key = training_key(train, key, self.drop_rate, self.drop_path_rate)
         tokens, _ = self.encode(self.embed(images), key=key)
