@@ -49,7 +49,8 @@ from deit_jax.report.agreement import token_cosine
 from deit_jax.runtime import atomic, hardware, lock, sharding
 from deit_jax.runtime.processes import wait_for_process_0
 from deit_jax.train.loop import train_run
-from deit_jax.train.run import Data, claim_workdir, make_student, open_data, open_models
+from deit_jax.train.run import Data, claim_workdir, open_data, open_models
+from deit_jax.train.student import make_student
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 

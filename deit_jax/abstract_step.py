@@ -13,8 +13,8 @@ from deit_jax.data import batch
 from deit_jax.distill.teacher import Teacher, live_teacher, make_teacher, teacher_models
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.hardware import compute_dtype
-from deit_jax.train.run import make_student
 from deit_jax.train.step import TrainState, create_state, make_train_step
+from deit_jax.train.student import make_student
 
 
 class Step(NamedTuple):

@@ -23,8 +23,8 @@ from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.processes import from_process_0
-from deit_jax.train.run import Student, make_student
 from deit_jax.train.step import create_state, make_train_step
+from deit_jax.train.student import Student, make_student
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source

@@ -23,7 +23,8 @@ from deit_jax.report.run_report import write_chain_report, write_report
 from deit_jax.runtime import storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.train.loop import train, train_run, train_teacher
-from deit_jax.train.run import Data, make_student, open_data, open_run, open_teacher
+from deit_jax.train.run import Data, open_data, open_run, open_teacher
+from deit_jax.train.student import make_student
 
 
 def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:

@@ -30,7 +30,8 @@ from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
 from deit_jax.train.loop import train_teacher
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.run import Data, Student, make_student, open_data
+from deit_jax.train.run import Data, open_data
+from deit_jax.train.student import Student, make_student
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 

@@ -17,7 +17,7 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import hardware, sharding, topologies
 from deit_jax.runtime.collectives import Collective, collectives
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.run import make_student
+from deit_jax.train.student import make_student
 
 HLO = """\
 HloModule jit_step

@@ -22,7 +22,8 @@ from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.runtime import sharding
 from deit_jax.train import log
-from deit_jax.train.run import Run, Student, make_student
+from deit_jax.train.run import Run
+from deit_jax.train.student import Student, make_student
 from deit_jax.weights.orbax import find_step, read_weights
 
 Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -20,23 +19,20 @@ from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from deit_jax import models
-from deit_jax.config import RECIPES, Config, differences, flat, validate
+from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.derived import has_teacher, teacher_config, trains_teacher, without_token
-from deit_jax.config.recipes import value_of
 from deit_jax.data import loader, sources
 from deit_jax.data.base import Source, file_names
 from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, make_teacher
 from deit_jax.errors import UserError
-from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import atomic, hardware, sharding, storage
 from deit_jax.train.optimizer import num_steps
+from deit_jax.train.student import Student, make_student
 from deit_jax.weights import fit_weights, load_weights, split_sources
 from deit_jax.weights.orbax import find_step
 
@@ -46,31 +42,6 @@ class Data(NamedTuple):
 
     train: Source
     evaluation: Source
-
-
-class Student(NamedTuple):
-    """The model that is trained.
-
-    Attributes:
-        build: its constructor, a function of `rngs`.
-        graphdef: its structure, to be merged with arrays.
-        img_size: height and width in pixels.
-        num_classes: number of classes per head.
-        mesh: the devices its arrays are split over; None: one device.
-    """
-
-    build: functools.partial
-    graphdef: nnx.GraphDef
-    img_size: int
-    num_classes: int
-    mesh: Mesh | None = None
-
-    def on(self, mesh: Mesh) -> "Student":
-        """The same student, which computes with arrays that are split over the devices of `mesh`."""
-        if mesh.size == 1:
-            return self
-        model = nnx.merge(*models.abstract(self.build))
-        return self._replace(graphdef=nnx.graphdef(sharding.gather_kernels(model, mesh)), mesh=mesh)
 
 
 class Normalization(TypedDict):
@@ -226,44 +197,6 @@ def compare_fingerprints(gathered: UInt8[np.ndarray, "processes 2 32"]) -> None:
                 f"process{'es' if len(others) > 1 else ''} {', '.join(others)} of {len(gathered)} see other {name}"
                 " images than process 0: data.root must hold the same files on every host"
             )
-
-
-def make_student(config: Config, num_classes: int) -> Student:
-    """The model that `config.model` describes, for data of `num_classes`.
-
-    Raises:
-        UserError: settings that do not make a model, or a model that does not fit the objective.
-    """
-    m, platform = config.model, jax.default_backend()
-    module, defaults = models.find(m.name)
-    options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
-    options["dtype"] = hardware.compute_dtype(m.dtype)
-    if issubclass(module, models.vit.ViT):
-        options |= {name: hardware.best(name, m[name], platform) for name in ("attention", "scan_unroll")}
-        options["remat"] = m.remat
-    options |= dropout_options(config, module)
-    if OBJECTIVES[config.distill.kind].two_heads and not defaults.get("distilled"):
-        raise UserError(
-            f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
-        )
-    build = models.constructor(m.name, **options)
-    return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
-
-
-def dropout_options(config: Config, module: type[nnx.Module]) -> dict[str, float]:
-    """The module's arguments for `model.drop_rate` and `model.drop_path_rate`.
-
-    Raises UserError where one of them is set and the module has none (a RegNet); the recipe's value is ignored there.
-    """
-    taken, options = inspect.signature(module.__init__).parameters, {}
-    for name in ("drop_rate", "drop_path_rate"):
-        value, path = config.model[name], f"model.{name}"
-        by_recipe = path in RECIPES[config.recipe] and value == value_of(config.recipe, path, config.distill.kind)
-        if name in taken:
-            options[name] = value
-        elif value and not by_recipe:
-            raise UserError(f"{path} is {value}, but {config.model.name} has none: leave it out")
-    return options
 
 
 def open_teacher(config: Config, student: Student, data: Data, init: str = "") -> Teacher | None:

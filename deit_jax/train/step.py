@@ -20,7 +20,7 @@ from deit_jax.losses import distillation_terms, teacher_agreement, weighted_sum
 from deit_jax.randomness import purpose_key, small_seed
 from deit_jax.runtime.sharding import constrain_params
 from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
-from deit_jax.train.run import Student
+from deit_jax.train.student import Student
 
 Metrics = dict[str, Shaped[Array, ""]]
 

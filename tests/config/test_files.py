@@ -21,7 +21,8 @@ from deit_jax.train.log import Log, read_log
 from deit_jax.train.loop import make_program, training_batches
 from deit_jax.train.loop import train_run as train
 from deit_jax.train.optimizer import make_optimizer
-from deit_jax.train.run import make_student, open_run
+from deit_jax.train.run import open_run
+from deit_jax.train.student import make_student
 from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
 

@@ -11,15 +11,8 @@ from deit_jax.config import default_config, resolve
 from deit_jax.data.base import file_names
 from deit_jax.errors import UserError
 from deit_jax.train.loop import is_due, training_batches
-from deit_jax.train.run import (
-    absolute_paths,
-    claim_workdir,
-    compare_fingerprints,
-    make_student,
-    open_data,
-    open_run,
-    same_weights,
-)
+from deit_jax.train.run import absolute_paths, claim_workdir, compare_fingerprints, open_data, open_run, same_weights
+from deit_jax.train.student import make_student
 
 
 def digits(**changes):
