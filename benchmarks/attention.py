@@ -27,25 +27,22 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from deit_jax.benchmark import calls_within, stretch
+    from deit_jax.benchmark import calls_within, time_once
     from deit_jax.models import kernels
 
     dtype = jnp.dtype(flags.dtype)
 
-    def folded(attention):
+    def attended(name):
+        attention = kernels.find_attention(name, dtype, 64)
+
         def run(qkv):
-            q, k, v = einops.rearrange(qkv, "b n (k h d) -> k (b h) n d", k=3, h=flags.heads)
-            return einops.rearrange(attention(q, k, v), "(b h) n d -> b n (h d)", h=flags.heads)
+            q, k, v = einops.rearrange(qkv, "b n (k h d) -> k b h n d", k=3, h=flags.heads)
+            return einops.rearrange(attention(q, k, v), "b h n d -> b n (h d)")
 
         return run
 
-    def cudnn(qkv):
-        q, k, v = einops.rearrange(qkv, "b n (k h d) -> k b n h d", k=3, h=flags.heads)
-        return einops.rearrange(kernels.fused_attention(q, k, v), "b n h d -> b n (h d)")
-
-    ways = {"einsum": folded(kernels.attention), "recompute": folded(kernels.attention_recomputed)}
-    if kernels.has_fused_attention(dtype, 64):
-        ways["cudnn"] = cudnn
+    fused = ["cudnn"] if kernels.has_fused_attention(dtype, 64) else []
+    ways = {name: attended(name) for name in ("einsum", "recompute", *fused)}
     gradient = lambda run: lambda x, g: jax.vjp(run, x)[1](g)[0]
     rows, results = [], {}
     for tokens in TOKENS:
@@ -54,7 +51,7 @@ def main() -> None:
         upstream = jax.random.normal(jax.random.key(1), (images, tokens, 64 * flags.heads)).astype(dtype)
         few, few_upstream = (a[:2].astype(jnp.float32) for a in (qkv, upstream))
         with jax.default_matmul_precision("highest"):
-            plain = folded(kernels.attention)
+            plain = attended("einsum")
             exact, exact_grad = plain(few), gradient(plain)(few, few_upstream)
         calls, times = {}, {}
         for name, run in ways.items():
@@ -75,7 +72,7 @@ def main() -> None:
         for _ in range(flags.rounds):
             for name, kinds in calls.items():
                 for kind, call in kinds.items():
-                    times[name][kind].append(1e3 * stretch(call, counts[name, kind]))
+                    times[name][kind].append(1e3 * time_once(call, counts[name, kind]))
         for name in calls:
             cells = []
             for kind in ("forward", "gradient"):

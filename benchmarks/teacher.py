@@ -26,7 +26,7 @@ def main() -> None:
 
     if not on_gpu():
         host_memory.keep_freed_memory()
-    from deit_jax.benchmark import Workload, calls_within, stretch
+    from deit_jax.benchmark import Workload, calls_within, time_once
 
     common = {"model.name": flags.model, "batch_size": flags.batch, "teacher.name": flags.teacher}
     ways = {
@@ -39,7 +39,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(flags.rounds):
         for name in work if turn % 2 == 0 else reversed(work):
-            times[name].append(stretch(work[name].train, counts[name]))
+            times[name].append(time_once(work[name].train, counts[name]))
 
     flops = {name: w.flops for name, w in work.items()}
     rows = []

@@ -2,8 +2,10 @@
 
 import ast
 import graphlib
+import importlib
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 
 PACKAGE = ROOT / "deit_jax"
@@ -65,3 +67,12 @@ def test_rooms_stand_on_few_floors_without_a_circle():
 def test_the_bottom_room_stands_on_nothing():
     below = {room(m) for module in FILES if room(module) == "runtime" for m in imports(module)}
     assert below <= {"runtime", "errors", ""}, below
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_names_that_exist(script):
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deit_jax"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or f"{node.module}.{name}" in FILES, f"{node.module}.{name}"
