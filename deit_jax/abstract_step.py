@@ -58,7 +58,7 @@ def abstract_step(config: Config, mesh: Mesh | None = None) -> Step:
     teacher = abstract_teacher(config, img_size=student.img_size, num_classes=classes)
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     predict = teacher.predict if teacher else None
-    step = make_train_step(student, predict, config, per_epoch, shards=mesh.size if mesh else 1)
+    step = make_train_step(student, predict, config, per_epoch)
     state = jax.eval_shape(lambda: create_state(student, config))
     return Step(step, state, abstract_batch(config, student.img_size), list(teacher.arrays) if teacher else [])
 

@@ -116,7 +116,7 @@ class Workload:
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
 
         predict = teacher.predict if teacher else None
-        step = jax.jit(make_train_step(self.student, predict, config, 1000, self.mesh.size), donate_argnums=0)
+        step = jax.jit(make_train_step(self.student, predict, config, 1000), donate_argnums=0)
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun

@@ -25,7 +25,7 @@ from deit_jax.losses import OBJECTIVES
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.hardware import compute_dtype
-from deit_jax.runtime.processes import from_process_0, hold_folder
+from deit_jax.runtime.processes import from_process_0, hold_folder, print_once, wait_for_process_0
 from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
 from deit_jax.train.loop import train_teacher
@@ -80,9 +80,7 @@ def make_header(config: Config, source: Source, img_size: int, teacher: dict) ->
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 
 
-def label(
-    config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "", data: Data | None = None
-) -> dict[str, Any]:
+def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init: str = "") -> dict[str, Any]:
     """Store the teacher's labels of the run that `config` describes in `workdir`, or finish the store it holds.
 
     Every process computes its own part of the chunks, whole batches on its own devices.
@@ -92,7 +90,6 @@ def label(
         workdir: folder of the store.
         verify: compute this many stored batches again instead, and compare.
         teacher_init: weights of a teacher that was trained just before.
-        data: opened already; None opens it.
 
     Returns what was done: {"steps", "views", "bytes"}, or with `verify` {"batches", "views", "same", "largest"}.
 
@@ -105,7 +102,7 @@ def label(
     if not has_teacher(config):
         raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
     folder = storage.as_path(workdir)
-    data = data or open_data(config)
+    data = open_data(config)
     source = data.train
     student = make_student(config, source.num_classes)
     total = num_steps(config, loader.steps_per_epoch(config, source))
@@ -126,9 +123,8 @@ def make_labels(
     classes = {"num_classes": source.num_classes, "class_names": source.class_names}
     dtype = compute_dtype(config.teacher.dtype)
     members, arrays = load_teacher(config, teacher_init, img_size=size, dtype=dtype, **classes)
-    if jax.process_index() == 0:
-        for note in [note for member in members for note in member.notes]:
-            print(f"labels: {note}")
+    for note in [note for member in members for note in member.notes]:
+        print_once(f"labels: {note}")
     init = config.teacher.init or "trained for it"
     header = make_header(config, source, size, teacher_identity(config, size, members, arrays, init))
     store = open_store(folder, header, total, config, source, size)
@@ -169,11 +165,6 @@ def prepare_store(folder: Path, header: dict, total: int) -> None:
         store.remove(chunk)
 
 
-def wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def own_chunks(chunks: list[int], index: int, count: int) -> list[int]:
     """The part of the chunks that process `index` of `count` computes: neighbours, which one stream reads."""
     return [int(c) for c in np.array_split(chunks, count)[index]]
@@ -186,11 +177,11 @@ def fill(store: LabelStore, label_batch: Callable, batches: Callable, total: int
     """
     header, batch_size = store.header, store.header["batch_size"]
     missing = store.missing(total)
-    wait_for_all("labels counted")  # before anyone adds to them
+    wait_for_process_0("labels counted")  # before anyone adds to them
     mine = own_chunks(missing, jax.process_index(), jax.process_count())
     size = size_forecast(total * batch_size, header["kind"], header["k"], header["dtype"])
     first = jax.process_index() == 0
-    if first:
+    if first:  # the others need not look at the store again
         print(
             f"labels: {total:,} steps of {batch_size}, {total * batch_size:,} views, {header['kind']}: "
             f"{size / 1e9:.2f} GB before compression, {atomic.free_space(store.folder) / 1e9:.1f} GB free;"
@@ -222,11 +213,10 @@ def fill(store: LabelStore, label_batch: Callable, batches: Callable, total: int
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
     local = [] if storage.is_bucket(store.folder) else storage.files(store.folder)
     written = sum(path.stat().st_size for path in local)
-    if first:
-        size = f", {written / 1e6:,.1f} MB" if local else ""
-        print(
-            f"labels: {total} steps stored in {store.folder}{size}; train with --config.distill.labels={store.folder}"
-        )
+    size = f", {written / 1e6:,.1f} MB" if local else ""
+    print_once(
+        f"labels: {total} steps stored in {store.folder}{size}; train with --config.distill.labels={store.folder}"
+    )
     return {"steps": total, "views": total * batch_size, "bytes": written}
 
 

@@ -35,7 +35,7 @@ from deit_jax.evaluate.inference import head_logits
 from deit_jax.evaluate.test_sets import EvalSet, match_source, open_eval_sets
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.hardware import compute_dtype
-from deit_jax.runtime.processes import from_process_0
+from deit_jax.runtime.processes import from_process_0, print_once
 from deit_jax.weights import Weights, split_sources
 from deit_jax.weights.orbax import find_step, read_meta
 
@@ -306,12 +306,6 @@ def forward_seconds(classifier: Classifier, rows: int, mesh: Mesh) -> float:
     # by one clock: a process that made another call would wait for the others, which are gone, and fail
     more = from_process_0(lambda: min(TIMED_CALLS - 1, int(TIMED_SECONDS / first)))
     return statistics.median([first, *(time_once() for _ in range(more))])
-
-
-def print_once(text: str) -> None:
-    """Print a line on process 0."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 def check_output(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Barriers and broadcasts between the processes of one run, on the hosts."""
+"""Barriers, broadcasts and output of the processes of one run, on the hosts."""
 
 import contextlib
 import itertools
@@ -15,6 +15,12 @@ from deit_jax.runtime import lock
 
 BARRIER_TIMEOUT = 30 * 24 * 3600  # seconds
 calls = itertools.count()  # the same on all processes: a barrier's name must be new each time
+
+
+def print_once(text: str) -> None:
+    """Print a line from process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def wait_for_process_0(name: str) -> None:

@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
-from deit_jax.runtime.processes import from_process_0
+from deit_jax.runtime.processes import from_process_0, print_once
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import SCORES, read_meta
 
@@ -49,12 +49,6 @@ class KeepBest(policies.PreservationPolicy):
         scored = [c.step for c in checkpoints if c.step in self.scores]
         best = max(scored, key=lambda step: (self.scores[step]["top1"], step), default=None)
         return [c.step == best for c in checkpoints]
-
-
-def say(text: str) -> None:
-    """Print a line from process 0."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 class Checkpoints:
@@ -119,7 +113,7 @@ class Checkpoints:
                 try:
                     atomic.write_json(self.folder(step) / SCORES, metrics)
                 except UserError as error:
-                    say(f"warning: {error}")
+                    print_once(f"warning: {error}")
 
     def scored(self, step: int) -> bool:
         """Whether the evaluation of a step is recorded."""
@@ -262,7 +256,7 @@ def set_damaged_aside(directory: Path) -> None:
         )
     for step, found in damaged.items():
         place = integrity.set_aside(step)
-        say(
+        print_once(
             f"checkpoint {step} is damaged ({found}): "
             + ("no longer used" if place == step else f"set aside in {place}")
         )

@@ -18,9 +18,10 @@ from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.randomness import small_seed
 from deit_jax.runtime import sharding
+from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
-from deit_jax.train.checkpoint import Checkpoints, say
+from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Data, Run, load_init, open_run
@@ -56,7 +57,7 @@ def make_program(run: Run) -> Program:
         lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
     )
     predict = teacher.predict if teacher else None
-    step = make_train_step(run.sharded_student, predict, config, run.steps_per_epoch, run.mesh.size)
+    step = make_train_step(run.sharded_student, predict, config, run.steps_per_epoch)
     step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
     arrays = jax.device_put(list(teacher.arrays) if teacher else [], sharding.replicated(run.mesh))
     return Program(abstract_state, initialize, step, arrays)
@@ -80,7 +81,7 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
-        say(f"{run.title}: {checkpoints.forecast(vars(program.abstract_state))}")
+        print_once(f"{run.title}: {checkpoints.forecast(vars(program.abstract_state))}")
         state = start_state(run, program, checkpoints)
         step = int(state.step)
         log = begin_log(run, state, checkpoints)

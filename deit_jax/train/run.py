@@ -31,6 +31,7 @@ from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, make_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, hardware, sharding, storage
+from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.student import Student, make_student
 from deit_jax.weights import fit_weights, load_weights, split_sources
@@ -177,8 +178,7 @@ def open_data(config: Config) -> Data:
         UserError: missing data; on every process, where several of them see different images.
     """
     data = Data(*sources.open_sources(config))
-    if jax.process_index() == 0:
-        print("\n".join(sources.summary(*data)), flush=True)
+    print_once("\n".join(sources.summary(*data)))
     if jax.process_count() > 1:
         ours = [np.frombuffer(hashlib.sha256(x.fingerprint.encode()).digest(), np.uint8) for x in data]
         compare_fingerprints(np.asarray(multihost_utils.process_allgather(np.stack(ours))))
@@ -298,7 +298,9 @@ def check_record(
         raise UserError(
             f"workdir {workdir} holds a config.json that does not record a run: choose another --workdir"
         ) from None
-    changed = [k for k in differences(ours, theirs) if k not in WEIGHT_SETTINGS or not same_weights(ours[k], theirs[k])]
+    changed = [
+        k for k in differences(ours, theirs) if k not in WEIGHT_SETTINGS or not same_weights(ours[k], theirs.get(k))
+    ]
     if changed:
         shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -338,9 +340,9 @@ def absolute_paths(setting: str) -> str:
     return ",".join(str(path.absolute()) if part and path.exists() else part for part, path in parts)
 
 
-def same_weights(ours: str, theirs: str) -> bool:
+def same_weights(ours: Any, theirs: Any) -> bool:
     """Whether two settings name the same weights, one by relative and one by absolute paths; they may be gone since."""
-    if not ours or not theirs:
+    if not (ours and theirs and isinstance(ours, str) and isinstance(theirs, str)):
         return ours == theirs
     a, b = ([storage.as_path(part) for part in split_sources(text)] for text in (ours, theirs))
     return a == b

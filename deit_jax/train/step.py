@@ -78,7 +78,6 @@ def make_train_step(
     teacher: TeacherFunction | None,
     config: Config,
     steps_per_epoch: int,
-    shards: int | None = None,
     augment: Callable = augment_train,
 ) -> Callable[[TrainState, DeviceBatch, Any], tuple[TrainState, Metrics]]:
     """The train step of a resolved config, to be jitted: (state, batch, teacher's arrays) → (state, metrics).
@@ -88,7 +87,6 @@ def make_train_step(
         teacher: None for objectives without one.
         config: resolved.
         steps_per_epoch: number of steps.
-        shards: number of devices the batch is split over (None: all that jax has).
         augment: as `augment_train`; tests replace it.
 
     The step's batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels
@@ -96,6 +94,7 @@ def make_train_step(
     """
     d, tx, lr_schedule = config.distill, make_optimizer(config), schedule(config, steps_per_epoch)
     total = num_steps(config, steps_per_epoch)
+    shards = student.mesh.size if student.mesh else 1  # devices the batch is split over
 
     def loss_fn(params: dict, batch_stats: dict, teacher_arrays: Any, batch: DeviceBatch, key: PRNGKeyArray):
         with jax.named_scope("teacher"):

@@ -71,7 +71,7 @@ def compiled_step(config):
     array = lambda dtype, *axes: jax.ShapeDtypeStruct((16, *axes), dtype, sharding=rows)
     batch = {name: array(np.int32) for name in ("label", "index", "epoch", "repeat")}
     batch["image"] = array(np.uint8, 16, 16, 3)
-    step = make_train_step(student.on(mesh), None, config, 10, mesh.size)
+    step = make_train_step(student.on(mesh), None, config, 10)
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
     return jitted.lower(with_places, batch, []).compile(), state
 
@@ -117,7 +117,7 @@ def run_step(config, devices=None, count: int = 2):
     student = small_student(config)
     state = jax.jit(lambda: create_state(student, config, seed=1))()
     state = jax.device_put(state, param_shardings(state, mesh))
-    step = jax.jit(make_train_step(student.on(mesh), None, config, 10, mesh.size))
+    step = jax.jit(make_train_step(student.on(mesh), None, config, 10))
     rng = np.random.default_rng(0)
     for i in range(count):
         batch = {name: np.full(16, i, np.int32) for name in ("epoch", "repeat")}

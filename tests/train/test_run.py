@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_relative_and_absolute_names_of_weights_are_the_same(tmp_path, monkeypat
     assert same_weights(f"{there},timm/x", "./w.safetensors,timm/x")
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("a", "b"), ("", "a"), ("a", "a,a")])
+@pytest.mark.parametrize(("ours", "theirs"), [("a", "b"), ("", "a"), (None, "a"), ("a", None), ("a", "a,a")])
 def test_other_weights_are_others(ours, theirs):
     assert not same_weights(ours, theirs)
 
@@ -119,6 +120,14 @@ def test_a_run_that_began_from_a_file_resumes_once_that_is_gone(tmp_path, monkey
     claim_workdir("run", digits(init="w.safetensors"), "data")
     with pytest.raises(UserError, match="holds a run of another config"):
         claim_workdir("run", digits(init="v.safetensors"), "data")
+
+
+def test_a_record_without_its_weights_is_of_another_run(tmp_path):
+    claim_workdir(tmp_path, digits(init="v.safetensors"), "data")
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in record.items() if k != "init"}))
+    with pytest.raises(UserError, match=r"another config \(init: None there, v.safetensors now\)"):
+        claim_workdir(tmp_path, digits(init="v.safetensors"), "data")
 
 
 def test_a_longer_run_is_told_to_begin_from_the_weights_of_the_finished_one(tmp_path):
