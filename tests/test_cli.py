@@ -19,7 +19,7 @@ def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
     assert cli.config_path("digits:distill=soft") == f"{ROOT / 'configs/digits.py'}:distill=soft"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").touch()
-    assert cli.config_path("digits") == "digits", "a file of that name comes first"
+    assert cli.config_path("digits") == str(tmp_path / "digits"), "a file of that name comes first"
 
 
 @pytest.mark.parametrize(
