@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.derived import has_teacher, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader, sources
-from deit_jax.data.base import Source, file_names
+from deit_jax.data.base import Source, file_names, summary
 from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, load_teacher, stored_teacher
 from deit_jax.errors import UserError
@@ -178,7 +178,7 @@ def open_data(config: Config) -> Data:
         UserError: missing data; on every process, where several of them see different images.
     """
     data = Data(*sources.open_sources(config))
-    print_once("\n".join(sources.summary(*data)))
+    print_once("\n".join(summary(*data)))
     if jax.process_count() > 1:
         ours = [np.frombuffer(hashlib.sha256(x.fingerprint.encode()).digest(), np.uint8) for x in data]
         compare_fingerprints(np.asarray(multihost_utils.process_allgather(np.stack(ours))))
