@@ -187,7 +187,8 @@ def run(args: argparse.Namespace) -> None:
     if not weights.num_classes:
         raise UserError(f"{args.source} has no classification head: give weights that have one")
     mesh = sharding.make_mesh(jax.local_devices())
-    classifier = make_classifier({args.weights: weights}, mesh, crop=args.crop, interpolation=args.interpolation)
+    view = {"crop": args.crop or 0.0, "interpolation": args.interpolation or ""}
+    classifier = make_classifier({args.weights: weights}, mesh, **view)
     print(f"images: {classifier.view.describe()}", file=sys.stderr)
     predictions, failed = [], {}
     for one in predict_images(classifier, paths, mesh, failed, top=args.top, fusion=args.fusion):

@@ -86,15 +86,11 @@ def architecture_of(
         raise UserError(unnamed(shapes, naming, source))
     shape = lambda key: shapes.get(naming.split(key)[0], ())
     heads = [shape(key)[0] for key in HEAD_KEYS[module.__name__] if shape(key)]
-    config["num_classes"] = heads[0] if heads else 0
+    config["num_classes"] = next(iter(heads), 0)
     if module is vit.ViT:
         full = all_arguments(module, config)
         if isinstance(naming, HuggingFace) and naming.head == "classifier" and heads and full["distilled"]:
             config["dist_head"] = False  # DeiTForImageClassification: the distillation token has no head of its own
-        if full["embed_dim"] % full["num_heads"]:
-            raise UserError(
-                f"{source} has {full['num_heads']} attention heads, which do not divide its width {full['embed_dim']}"
-            )
         if len(shape("pos_embed")) == 3 and bool(shape("dist_token")) == full["distilled"]:
             patches, own = shape("pos_embed")[1] - 1 - full["distilled"], metadata.arguments.get("img_size")
             config["img_size"] = own or fitting_size(patches, full["patch_size"], [img_size, full["img_size"]], source)
@@ -155,10 +151,7 @@ def unnamed(shapes: Shapes, naming: Naming, source: str) -> str:
         own = patch[-1], bool(shape("dist_token"))
         names = [name for name, config in configs.items() if (config["patch_size"], config["distilled"]) == own]
     if not names:
-        held = listed(list(shapes)[:3]) or "nothing"
-        return (
-            f"{source} has an unknown layout (it holds {held}, …): it is none of the models of deit_jax.list_models()"
-        )
+        return f"{source} has an unknown layout (it holds {listed(list(shapes)[:3])} …): see deit_jax.list_models()"
     return (
         f"{source} does not say which model it is: name it, by name=, as NAME.safetensors or in a config.json beside it"
         f' ({{"architecture": NAME}}); its tensors allow {", ".join(sorted(names))}'

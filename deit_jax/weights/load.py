@@ -27,8 +27,10 @@ log = logging.getLogger("deit_jax")
 CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command say
 # (mean, std) of published weights that were trained with others than ImageNet's, by the first word after the model's
 # name (`tf_efficientnet_b0.ap_in1k`, `tf_efficientnet_b0_ap-f262efe1`)
-TAGGED = dict.fromkeys(("ap", "ra4", "augreg", "augreg2", "orig", "sam"), (HALF, HALF))
-TAGGED["bamboo"] = (CLIP_MEAN, CLIP_STD)
+TAGGED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    **dict.fromkeys(("ap", "ra4", "augreg", "augreg2", "orig", "sam"), (HALF, HALF)),
+    "bamboo": (CLIP_MEAN, CLIP_STD),
+}
 
 
 @dataclasses.dataclass
@@ -105,8 +107,8 @@ def load_weights(
     outputs, names = found.config["num_classes"], metadata.class_names or []
     if outputs and len(names) not in (0, outputs):
         notes.append(f"its {len(names)} class names are not used: the head has {outputs} outputs")
-    known = metadata.conventions() | {"class_names": names if outputs and len(names) == outputs else None}
-    loaded = Weights(path, found, tree, counters, notes, **known)
+    loaded = Weights(path, found, tree, counters, notes, **metadata.conventions())
+    loaded.class_names = names if outputs and len(names) == outputs else None
     loaded.mean, loaded.std = loaded.mean or IMAGENET_MEAN, loaded.std or IMAGENET_STD
     loaded.crop = loaded.crop or found.config.get("crop")  # an EfficientNet's follows from its size
     for note in notes:

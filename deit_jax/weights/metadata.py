@@ -95,7 +95,8 @@ class Metadata(Conventions):
     def __or__(self, other: "Metadata") -> "Metadata":
         """The entries of both, `self` winning."""
         merged = {key: value or getattr(other, key) for key, value in vars(self).items()}
-        return Metadata(**merged | {"arguments": other.arguments | self.arguments})
+        merged["arguments"] = other.arguments | self.arguments
+        return Metadata(**merged)
 
 
 def given_size(value: Any) -> int | tuple[int, int] | None:

@@ -160,7 +160,7 @@ def test_crops_give_the_processors_sizes_back():
         ({"hidden_act": "relu"}, "has hidden_act 'relu': gelu is implemented"),
         ({"model_type": "beit"}, "model_type 'beit': of Hugging Face's models ViT and DeiT are read"),
         ({"qkv_bias": False}, "qkv_bias False, which is not implemented"),
-        ({"num_attention_heads": 7}, "has 7 attention heads, which do not divide its width 96"),
+        ({"num_attention_heads": 7}, "embed_dim 96 is not a multiple of num_heads 7"),
         ({"num_attention_heads": "3"}, "config.json has an entry of another form than expected .*'str'"),
         ({"num_attention_heads": 0}, "an entry of another form than expected .*zero"),
         ({"num_hidden_layers": 3}, "unknown vit.encoder.layer.3."),

@@ -22,12 +22,6 @@ def test_prefixes_of_wrappers(tmp_path, small, prefix):
         same(tmp_path / f"{SMALL}.safetensors", small[0])
 
 
-def test_two_models_under_two_prefixes(tmp_path, small):
-    save_file(small[1] | {f"module.{key}": value for key, value in small[1].items()}, tmp_path / f"{SMALL}.safetensors")
-    with pytest.raises(UserError, match="holds .* twice, as .* and as module.*: keep one of the two models"):
-        load_weights(tmp_path / f"{SMALL}.safetensors")
-
-
 def test_which_file_of_a_folder(tmp_path, small):
     folder = tmp_path / "runs"
     folder.mkdir()
