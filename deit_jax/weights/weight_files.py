@@ -107,11 +107,11 @@ def open_file(path: Path, weights: str = "params") -> Tensors:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
             header = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
-        raise unreadable(path, error) from error
+        raise damaged_file(path, error) from error
     return unwrap(Tensors(arrays, header), path)
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def damaged_file(path: Path, error: Exception) -> UserError:
     """The error for a damaged weight file, or one of a type that numpy lacks."""
     return UserError(
         f"{path} is not a readable {path.suffix} file of float32, float16 or bfloat16 ({first_line(error)}): it is"
@@ -146,7 +146,7 @@ def open_pickle(path: Path, weights: str = "params") -> Tensors:
             raise UserError(
                 f"{path} holds more than tensors, which could run code: it is refused, save its state dict alone"
             ) from error
-        raise unreadable(path, error) from error
+        raise damaged_file(path, error) from error
     return Tensors(arrays, name=model_name(content), notes=notes)
 
 
