@@ -27,8 +27,8 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from deit_jax.benchmark import calls_within, time_once
     from deit_jax.models import kernels
+    from deit_jax.runtime.timing import calls_within, time_once
 
     dtype = jnp.dtype(flags.dtype)
 

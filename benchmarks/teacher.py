@@ -26,7 +26,8 @@ def main() -> None:
 
     if not on_gpu():
         host_memory.keep_freed_memory()
-    from deit_jax.benchmark import Workload, calls_within, time_once
+    from deit_jax.benchmark import Workload
+    from deit_jax.runtime.timing import calls_within, time_once
 
     common = {"model.name": flags.model, "batch_size": flags.batch, "teacher.name": flags.teacher}
     ways = {
@@ -41,7 +42,7 @@ def main() -> None:
         for name in work if turn % 2 == 0 else reversed(work):
             times[name].append(time_once(work[name].train, counts[name]))
 
-    flops = {name: w.flops for name, w in work.items()}
+    flops = {name: w.flops()["train"] for name, w in work.items()}
     rows = []
     for name, values in times.items():
         s, r = spread(values), ratios(values, times["no teacher"])
