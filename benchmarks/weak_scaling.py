@@ -47,8 +47,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {**case, "chips": len(devices), "kind": devices[0].device_kind, "versions": versions}
     try:
         p = plan.make_plan(config, devices)
-    except plan.DoesNotFit as error:
-        return found | {"fits": False, "needed": error.needed}
+    except plan.DoesNotFit:
+        return found | {"fits": False, "needed": None}
     return found | {
         "fits": p.fits,
         "needed": p.needed,

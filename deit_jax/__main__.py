@@ -8,10 +8,10 @@ from deit_jax.errors import UserError
 def main(arguments: list[str] | None = None) -> int | None:
     """Run a mode or a tool."""
     try:
-        from deit_jax.cli import run
+        from deit_jax.cli import run_command_line
     except ModuleNotFoundError as error:  # the library alone is installed
         raise UserError(f"the command needs more than the library ({error}): pip install 'deit-jax[all]'") from error
-    return run(arguments)
+    return run_command_line(arguments)
 
 
 if __name__ == "__main__":

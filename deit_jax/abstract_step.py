@@ -10,9 +10,8 @@ from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
 from deit_jax.config.derived import has_teacher
 from deit_jax.data import batch
-from deit_jax.distill.teacher import Teacher, live_teacher, make_teacher, teacher_models
+from deit_jax.distill.teacher import Teacher, live_teacher, stored_teacher, teacher_models
 from deit_jax.runtime.flops import count_flops
-from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.train.step import TrainState, create_state, make_train_step
 from deit_jax.train.student import make_student
 
@@ -38,12 +37,11 @@ def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teac
         img_size: the student's, in pixels.
         num_classes: of the data.
     """
-    dtype = compute_dtype(config.teacher.dtype)
     if not has_teacher(config):
         return None
     if config.distill.labels:
-        return make_teacher(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
-    members = teacher_models(config, img_size=img_size, num_classes=num_classes, dtype=dtype)
+        return stored_teacher(config, num_classes)
+    members = teacher_models(config, num_classes, img_size)
     return Teacher(live_teacher(config, members), [models.abstract(member.build)[1:] for member in members], members)
 
 

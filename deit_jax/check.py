@@ -31,35 +31,33 @@ class Finding(NamedTuple):
 def check(folder: Path) -> Iterator[Finding]:
     """Check everything below `folder`, one finding per checkpoint, label store and record."""
     files = storage.files(folder)
-    parents = {folder, *(parent for path in files for parent in path.parents if folder in parent.parents)}
-    steps = {path for path in parents if path.parent.name == "checkpoints" and path.name.isdigit()}
+    parents = {parent for path in files for parent in path.parents if folder in parent.parents}
+    steps = [path for path in parents if path.parent.name == "checkpoints" and path.name.isdigit()]
     if not steps and (folder / "params").is_dir():
-        steps = {folder}
-    for step in sorted(steps, key=lambda path: (path.parent, int(path.name) if path.name.isdigit() else 0)):
+        steps = [folder]
+    for step in sorted(steps, key=lambda path: (path.parent, path.name.zfill(12))):
         found = integrity.damage(step)
         if integrity.is_complete(step):  # a run that trains meanwhile removes its older steps
             yield Finding(step, f"checkpoint, {sum(step in path.parents for path in files)} files", found)
-    for header in [p for p in files if p.name == "labels.json"]:
-        yield check_labels(header.parent)
-    for record in [p for p in files if p.name in RECORDS]:
-        yield Finding(record, "record", unreadable(record.read_bytes()))
-    for log in [p for p in files if p.name == "log.jsonl"]:
-        lines = log.read_bytes().splitlines()
-        bad = [i for i, line in enumerate(lines, 1) if unreadable(line)]
-        yield Finding(log, f"log, {len(lines)} lines", f"line {bad[0]} is not JSON" if bad else None)
+    for path in files:
+        if path.name == "labels.json":
+            yield check_labels(path.parent)
+        elif path.name in RECORDS:
+            yield Finding(path, "record", unreadable(path.read_bytes()))
+        elif path.name == "log.jsonl":
+            lines = path.read_bytes().splitlines()
+            bad = [f"line {i} is not JSON" for i, line in enumerate(lines, 1) if unreadable(line)]
+            yield Finding(path, f"log, {len(lines)} lines", next(iter(bad), None))
 
 
 def check_labels(folder: Path) -> Finding:
     """Read every chunk of a label store."""
     try:
         store = LabelStore(folder)
-        damaged = store.damaged()
-        steps = store.steps_done()
+        damaged = "; ".join(f"chunk {chunk}: {found}" for chunk, found in store.damaged().items())
+        return Finding(folder, f"labels, {store.steps_done()} steps", damaged or None)
     except UserError as error:
         return Finding(folder, "labels", str(error))
-    first = next((f"chunk {chunk}: {found}" for chunk, found in damaged.items()), None)
-    more = f"; and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-    return Finding(folder, f"labels, {steps} steps", first and first + more)
 
 
 def unreadable(content: bytes) -> str | None:
@@ -79,11 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder, findings = storage.as_path(parser.parse_args(arguments).run), []
     for finding in check(folder):
         findings.append(finding)
-        print(
-            f"{'intact ' if finding.damage is None else 'DAMAGED'}  {finding.path} ({finding.what})"
-            + (f": {finding.damage}" if finding.damage else ""),
-            flush=True,
-        )
+        state, reason = ("DAMAGED", f": {finding.damage}") if finding.damage else ("intact ", "")
+        print(f"{state}  {finding.path} ({finding.what}){reason}", flush=True)
     if not findings:
         raise UserError(f"{folder} holds nothing to check: give the folder of a run")
     damaged = sum(finding.damage is not None for finding in findings)

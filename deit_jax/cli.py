@@ -34,8 +34,8 @@ TOOL: {", ".join(TOOLS)}; each explains itself with --help
 NAME: a shipped config (deit-jax train --config=digits --workdir=runs/digits), or the file of one"""
 
 
-def run(arguments: list[str] | None = None) -> int | None:
-    """Run a command line; `arguments` are the process's own unless given. Returns its exit code, None for 0."""
+def run_command_line(arguments: list[str] | None = None) -> int | None:
+    """Run a command line, the process's own unless given. Returns its exit code, None for 0."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in TOOLS:
@@ -49,8 +49,6 @@ def run(arguments: list[str] | None = None) -> int | None:
         print("\nEvery setting of --config: python -m deit_jax.config")
     elif command.startswith("-"):
         run_mode(parse(arguments))
-    elif Path(command.partition(":")[0]).suffix == ".py":
-        raise UserError(f"argument '{command}' is not a flag: write --config={command}")
     else:
         raise UserError(f"'{command}' is not a command{nearest(command, [*MODES, *TOOLS])}: deit-jax --help lists all")
 
@@ -99,13 +97,10 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     try:
         left = found(argv)
     except Exception as error:
-        causes: list[BaseException] = [error]
-        while cause := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(cause)
-        for cause in reversed(causes):  # a config file's own error lies deepest, under wrappings with its traceback
-            if isinstance(cause, UserError):
-                raise cause from None
-        raise UserError(str(error).strip().splitlines()[-1]) from error
+        cause = error.__cause__ or error.__context__
+        while cause and not isinstance(cause, UserError):  # a config file's own lies deep, under its traceback
+            cause = cause.__cause__ or cause.__context__
+        raise cause or UserError(str(error).strip().splitlines()[-1]) from None
     if len(left) > 1:
         raise UserError(f"argument '{left[1]}' is not a flag: write --{left[1]}")
     if found.mode != "evaluate" and not names_config(argv):
@@ -126,16 +121,14 @@ def check_name(path: str) -> None:
 def config_path(text: str) -> str:
     """The FILE:ARGUMENTS that `--config=` names: a file's or a shipped config's. Raises UserError without a file."""
     name, colon, arguments = text.partition(":")
-    if Path(name).is_file():
-        return text
+    if storage.as_path(name).is_file():
+        return f"{storage.as_path(name)}{colon}{arguments}"
     inside = Path(__file__).parent / "configs"  # once installed; in a checkout, beside the package
     shipped = inside if inside.is_dir() else inside.parents[1] / "configs"
-    if (shipped / f"{name}.py").is_file():
-        return f"{shipped / name}.py{colon}{arguments}"
-    is_file = Path(name).suffix == ".py"
-    folder = Path(name).parent if is_file else shipped
-    known = [str(path) if is_file else path.stem for path in sorted(folder.glob("*.py"))]
-    raise UserError(f"config {name} does not exist{nearest(name, known)}: there are {', '.join(known) or 'none'}")
+    known = {path.stem: path for path in sorted(shipped.glob("*.py"))}
+    if name in known:
+        return f"{known[name]}{colon}{arguments}"
+    raise UserError(f"config {name} does not exist{nearest(Path(name).stem, known)}: shipped are {', '.join(known)}")
 
 
 def run_mode(given: flags.FlagValues) -> None:
@@ -146,11 +139,10 @@ def run_mode(given: flags.FlagValues) -> None:
         raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
     if mode in ("train", "label", "ablate") and not given.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
-    workdir = str(storage.as_path(given.workdir)) if given.workdir else ""
-    output = str(storage.as_path(given.output)) if given.output else ""
+    workdir, output = (str(storage.as_path(path)) if path else "" for path in (given.workdir, given.output))
     if mode == "ablate" and storage.is_bucket(workdir):
         raise UserError(
-            f"workdir {workdir} is in a bucket: an ablation shares its runs by locks of a file system, give a path"
+            f"workdir {workdir} is in a bucket, which has no locks to share an ablation's runs: give a path"
         )
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment

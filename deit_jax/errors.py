@@ -17,12 +17,9 @@ def printable(text: str | os.PathLike, *, lines: bool = False) -> str:
 
 def escaped(character: str) -> str:
     """The escape that stands for a character: `\\x1b`, `\\u202e`; `\\xff` for a byte of a name that is not UTF-8."""
-    number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte of a file's name that is not UTF-8
-        number -= 0xDC00
-    elif number >= 0x100:
-        return character.encode("ascii", "backslashreplace").decode()
-    return f"\\x{number:02x}"
+    code = ord(character)
+    code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # how Python holds such a byte
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class UserError(ValueError):

@@ -3,6 +3,7 @@
 The images are the train step's: the same batches, the same augmentation and mixing, from the same keys.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,19 @@ from deit_jax.config.derived import has_teacher
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
-from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header, size_forecast
-from deit_jax.distill.teacher import TeacherFunction, live_teacher, load_teacher
+from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header
+from deit_jax.distill.teacher import TeacherFunction, load_teacher
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import OBJECTIVES
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import atomic, sharding, storage
-from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import from_process_0, hold_folder, print_once, wait_for_process_0
 from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
 from deit_jax.train.loop import train_teacher
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.run import Data, open_data
-from deit_jax.train.student import Student, make_student
+from deit_jax.train.run import open_data
+from deit_jax.train.student import make_student
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
@@ -57,8 +57,11 @@ def make_labeller(
     return label_batch
 
 
-def make_header(config: Config, source: Source, img_size: int, teacher: dict) -> dict[str, Any]:
-    """What labels.json holds. Raises UserError for a setting that makes no labels."""
+def make_header(config: Config, source: Source, img_size: int, teacher: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What labels.json holds. Raises UserError for a setting that makes no labels.
+
+    teacher: its identity, once it is loaded.
+    """
     kind = config.label.kind
     if kind == "auto":
         kind = OBJECTIVES[config.distill.kind].labels
@@ -66,7 +69,7 @@ def make_header(config: Config, source: Source, img_size: int, teacher: dict) ->
         raise UserError(f"the data has {source.num_classes} classes: stored labels hold {MAX_CLASSES} at most")
     if kind == "topk" and config.label.k > source.num_classes:
         raise UserError(f"label.k is {config.label.k}, the data has {source.num_classes} classes: use no more")
-    both = {"images": image_identity(config, source, img_size), "teacher": teacher}
+    both = {"images": image_identity(config, source, img_size), "teacher": teacher or {}}
     header = {
         "kind": kind,
         "k": config.label.k,
@@ -91,7 +94,7 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
         verify: compute this many stored batches again instead, and compare.
         teacher_init: weights of a teacher that was trained just before.
 
-    Returns what was done: {"steps", "views", "bytes"}, or with `verify` {"batches", "views", "same", "largest"}.
+    Returns what was done: {"steps", "views"}, or with `verify` {"batches", "views", "same", "largest"}.
 
     Raises:
         UserError: bad input, or a full disk (what was written stays usable).
@@ -104,57 +107,40 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     folder = storage.as_path(workdir)
     data = open_data(config)
     source = data.train
-    student = make_student(config, source.num_classes)
+    size = make_student(config, source.num_classes).img_size
     total = num_steps(config, loader.steps_per_epoch(config, source))
-    make_header(config, source, student.img_size, {})
+    header = make_header(config, source, size)
     if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
-        header = read_header(folder)
-        check_identity(folder, header, config, source, student.img_size, header["teacher"])
+        check_store(folder, header)
     with hold_folder(folder):
         trained = teacher_init or train_teacher(config, folder, data)[0]
-        return make_labels(config, folder, data, student, total, verify, trained)
+        teacher = load_teacher(config, source.class_names, size, trained)
+        for note in [note for member in teacher.models for note in member.notes]:
+            print_once(f"labels: {note}")
+        identity = teacher_identity(config, size, teacher, config.teacher.init or "trained for it")
+        header = make_header(config, source, size, identity)
+        if (folder / "labels.json").exists():
+            check_store(folder, header)
+        from_process_0(lambda: prepare_store(folder, header, total))
+        store, mesh = LabelStore(folder), sharding.make_mesh(jax.local_devices())
+        labeller = make_labeller(config, teacher.predict, source.num_classes, store.header, mesh.devices.size)
+        arrays = jax.device_put(teacher.arrays, sharding.replicated(mesh))
+        jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
+        label_batch = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)
+        batches = lambda start: loader.train_batches(config, source, size=size, start=start)
+        if verify:
+            return compare(store, label_batch, batches, verify, total)
+        return fill(store, label_batch, batches, total)
 
 
-def make_labels(
-    config: Config, folder: Path, data: Data, student: Student, total: int, verify: int, teacher_init: str
-) -> dict[str, Any]:
-    """`label`, in a folder that is locked by this run and with what was opened to check the config."""
-    source, size = data.train, student.img_size
-    classes = {"num_classes": source.num_classes, "class_names": source.class_names}
-    dtype = compute_dtype(config.teacher.dtype)
-    members, arrays = load_teacher(config, teacher_init, img_size=size, dtype=dtype, **classes)
-    for note in [note for member in members for note in member.notes]:
-        print_once(f"labels: {note}")
-    init = config.teacher.init or "trained for it"
-    header = make_header(config, source, size, teacher_identity(config, size, members, arrays, init))
-    store = open_store(folder, header, total, config, source, size)
-    mesh = sharding.make_mesh(jax.local_devices())
-    labeller = make_labeller(config, live_teacher(config, members), source.num_classes, store.header, mesh.devices.size)
-    arrays = jax.device_put(arrays, sharding.replicated(mesh))
-    jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
-
-    def label_batch(batch: loader.Batch, step: int) -> dict[str, jax.Array]:
-        return jitted(arrays, sharding.place_batch(batch, mesh), step)
-
-    def batches(start: int) -> Any:
-        return loader.train_batches(config, source, size=size, start=start)
-
-    if verify:
-        return compare(store, label_batch, batches, verify, total)
-    return fill(store, label_batch, batches, total)
-
-
-def open_store(folder: Path, header: dict, total: int, config: Config, source: Source, img_size: int) -> LabelStore:
-    """The store in `folder`, new or to be finished. Raises UserError where it is one of other labels."""
-    if (folder / "labels.json").exists():
-        theirs = read_header(folder)
-        check_identity(folder, theirs, config, source, img_size, header["teacher"])
-        other = [k for k in ("kind", "k", "dtype", "tau") if theirs[k] != header[k]]
-        if other:
-            shown = "; ".join(f"{k}: {theirs[k]} there, {header[k]} here" for k in other)
-            raise UserError(f"{folder} holds labels of another form ({shown}): choose another --workdir")
-    from_process_0(lambda: prepare_store(folder, header, total))
-    return LabelStore(folder)
+def check_store(folder: Path, header: dict[str, Any]) -> None:
+    """Raise UserError where the store in a folder is one of other labels than `header` describes."""
+    theirs = read_header(folder)
+    check_identity(folder, theirs, header["images"], header["teacher"])
+    other = [k for k in ("kind", "k", "dtype", "tau") if theirs[k] != header[k]]
+    if other:
+        shown = "; ".join(f"{k}: {theirs[k]} there, {header[k]} here" for k in other)
+        raise UserError(f"{folder} holds labels of another form ({shown}): choose another --workdir")
 
 
 def prepare_store(folder: Path, header: dict, total: int) -> None:
@@ -165,59 +151,39 @@ def prepare_store(folder: Path, header: dict, total: int) -> None:
         store.remove(chunk)
 
 
-def own_chunks(chunks: list[int], index: int, count: int) -> list[int]:
-    """The part of the chunks that process `index` of `count` computes: neighbours, which one stream reads."""
-    return [int(c) for c in np.array_split(chunks, count)[index]]
-
-
 def fill(store: LabelStore, label_batch: Callable, batches: Callable, total: int) -> dict[str, Any]:
     """Compute and store the missing chunks of the first `total` steps.
 
     label_batch: (batch, step) → labels. batches: first step → stream of batches.
     """
-    header, batch_size = store.header, store.header["batch_size"]
-    missing = store.missing(total)
+    batch_size, missing, index = store.header["batch_size"], store.missing(total), jax.process_index()
     wait_for_process_0("labels counted")  # before anyone adds to them
-    mine = own_chunks(missing, jax.process_index(), jax.process_count())
-    size = size_forecast(total * batch_size, header["kind"], header["k"], header["dtype"])
-    first = jax.process_index() == 0
-    if first:  # the others need not look at the store again
-        print(
-            f"labels: {total:,} steps of {batch_size}, {total * batch_size:,} views, {header['kind']}: "
-            f"{size / 1e9:.2f} GB before compression, {atomic.free_space(store.folder) / 1e9:.1f} GB free;"
-            f" {store.stored(total)} steps are stored already",
-            flush=True,
-        )
+    mine = np.array_split(np.array(missing, int), jax.process_count())[index]  # neighbours, which one stream reads
+    print_once(
+        f"labels: {total:,} steps of {batch_size}, {total * batch_size:,} views, {store.header['kind']};"
+        f" {len(missing):,} of {-(-total // CHUNK):,} chunks are missing"
+    )
     stream, position, pending = None, -1, []
-    with Stop() as stop:
-        for chunk in track(mine, f"chunks of {CHUNK} steps", len(mine) if first else 0):
+    with Stop() as stop, contextlib.ExitStack() as opened:
+        for chunk in track(mine.tolist(), f"chunks of {CHUNK} steps", len(mine) if index == 0 else 0):
             steps = range(chunk * CHUNK, min((chunk + 1) * CHUNK, total))
             if stream is None or steps[0] != position:
-                if stream is not None:
-                    stream.close()
-                stream = batches(steps[0])
+                opened.close()
+                stream = opened.enter_context(contextlib.closing(batches(steps[0])))
             position = steps[-1] + 1
             labels = make_chunk(store, label_batch, stream, steps, stop)
+            finish(store, pending)
             if labels is None:
                 break
-            pending.append(store.write(chunk, labels))
-            if len(pending) > 2:
-                finish(store, pending.pop(0))
-        if stream is not None:
-            stream.close()
-        for writes in pending:
-            finish(store, writes)
+            pending = store.write(chunk, labels)
+        else:
+            finish(store, pending)
     requested = bool(np.any(multihost_utils.process_allgather(np.bool_(stop.requested))))  # after all have written
     if requested or store.missing(total):
-        done = store.stored(total)
+        done = min(store.steps_done(), total)
         raise Interrupted(f"labels: stopped with {done} of {total} steps stored; the same command resumes from there")
-    local = [] if storage.is_bucket(store.folder) else storage.files(store.folder)
-    written = sum(path.stat().st_size for path in local)
-    size = f", {written / 1e6:,.1f} MB" if local else ""
-    print_once(
-        f"labels: {total} steps stored in {store.folder}{size}; train with --config.distill.labels={store.folder}"
-    )
-    return {"steps": total, "views": total * batch_size, "bytes": written}
+    print_once(f"labels: {total} steps stored in {store.folder}; train with --config.distill.labels={store.folder}")
+    return {"steps": total, "views": total * batch_size}
 
 
 def make_chunk(store: LabelStore, label_batch: Callable, stream: Iterator, steps: range, stop: Stop) -> dict | None:
@@ -235,7 +201,7 @@ def make_chunk(store: LabelStore, label_batch: Callable, stream: Iterator, steps
             f"the teacher's logits are not finite in steps {steps[0]} to {steps[-1]}: check its weights, or use"
             " --config.teacher.dtype=float32"
         )
-    return {name: np.stack([m[name] for m in made]).astype(dtype) for name, (dtype, _) in store.arrays().items()}
+    return {name: np.stack([m[name] for m in made]).astype(dtype) for name, (dtype, _) in store.arrays.items()}
 
 
 def finish(store: LabelStore, writes: list) -> None:
@@ -259,17 +225,17 @@ def compare(store: LabelStore, label_batch: Callable, batches: Callable, count: 
     same = views = 0
     largest = 0.0
     for step in steps:
-        stream = batches(step)
-        made = jax.device_get(label_batch(next(stream), step))
-        stream.close()
+        with contextlib.closing(batches(step)) as stream:
+            made = jax.device_get(label_batch(next(stream), step))
         stored = store.read(step)
-        predicted = [(x["label"] if "label" in x else x["index"][:, 0]).astype(np.int64) for x in (made, stored)]
-        same, views = same + int((predicted[0] == predicted[1]).sum()), views + len(predicted[0])
+        ours, theirs = (x["label"] if "label" in x else x["index"][:, 0] for x in (made, stored))
+        same, views = same + int((ours == theirs).sum()), views + len(ours)
         if "probability" in made:
             difference = np.abs(made["probability"] - stored["probability"].astype(np.float32))
             largest = max(largest, float(difference.max()))
-    probabilities = f"; probabilities differ by {largest:.2g} at most" if store.header["kind"] == "topk" else ""
-    text = f"{same} of {views} predictions agree ({100 * same / views:.3f} %){probabilities}"
+    text = f"{same} of {views} predictions agree ({100 * same / views:.3f} %)"
+    if largest:
+        text += f"; probabilities differ by {largest:.2g} at most"
     if same < SAME_TEACHER * views:
         raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make labels in another folder")
     print(f"labels: {len(steps)} of {done} batches computed again: {text}")

@@ -4,7 +4,6 @@ Nothing is trained, no data and no weights are read, and with `--topology=v5e:4x
 """
 
 import math
-import re
 import time
 from typing import Any, NamedTuple
 
@@ -14,9 +13,11 @@ from jax.sharding import Mesh
 from deit_jax import models
 from deit_jax.abstract_step import abstract_step, step_flops
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
+from deit_jax.errors import first_line
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
 from deit_jax.runtime.mesh import mesh_sizes
+from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.topologies import topology_devices
 from deit_jax.train.optimizer import num_steps
 
@@ -24,12 +25,11 @@ from deit_jax.train.optimizer import num_steps
 def compile_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Compiled, float]:
     """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
     step, state, batch, teacher_arrays = abstract_step(config, mesh)
-    place = lambda tree, places: jax.tree.map(lambda x, s: x.update(sharding=s), tree, places)
-    replicated = lambda tree: jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+    place = lambda tree, sharding: jax.tree.map(lambda x: x.update(sharding=sharding), tree)
     places = sharding.param_shardings(state, mesh)
-    state = place(state, places)
-    batch = place(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
-    teacher_arrays = place(teacher_arrays, replicated(teacher_arrays))
+    state = jax.tree.map(lambda x, place: x.update(sharding=place), state, places)
+    batch = place(batch, sharding.batch_sharding(mesh))
+    teacher_arrays = place(teacher_arrays, sharding.replicated(mesh))
     begun = time.perf_counter()
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
     compiled = jitted.lower(state, batch, teacher_arrays).compile()
@@ -63,11 +63,7 @@ class Plan(NamedTuple):
 
 
 class DoesNotFit(Exception):
-    """The compiler itself found no way to place the program in the device's memory. `needed`: bytes, as it says."""
-
-    def __init__(self, needed: float | None) -> None:
-        super().__init__()
-        self.needed = needed
+    """The compiler itself found no way to place the program in the device's memory; its own line."""
 
 
 def make_plan(config: Config, devices: list[Any]) -> Plan:
@@ -78,11 +74,11 @@ def make_plan(config: Config, devices: list[Any]) -> Plan:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(memory_used(str(error))) from None
+        raise DoesNotFit(first_line(error)) from None
     parts = abstract_step(config)
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     memory = compiled.memory_analysis()
-    assert memory is not None, "the CPU, GPU and TPU compilers of jax all tell it"
+    assert memory is not None, "the CPU, GPU and TPU compilers of jax all give it"
     here = sum(d.process_index == devices[0].process_index for d in devices)
     return Plan(
         devices=len(devices),
@@ -97,13 +93,6 @@ def make_plan(config: Config, devices: list[Any]) -> Plan:
         collectives=collectives(compiled.as_text() or ""),
         compile_seconds=seconds,
     )
-
-
-def memory_used(error: str) -> float | None:
-    """Bytes out of the compiler's message, "Used 21.50G of 15.75G hbm" or "HLO temporaries (22.17G) exceeds available
-    HBM (15.75G)"; None where it has no such words."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", error) or re.search(r"\(([\d.]+)([KMGT])\) exceeds", error)
-    return float(used[1]) * 2 ** (10 * (1 + "KMGT".index(used[2]))) if used else None
 
 
 def plan(config: Config, topology: str = "") -> Plan | None:
@@ -121,23 +110,24 @@ def plan(config: Config, topology: str = "") -> Plan | None:
     validate(config, num_devices=len(devices))
     if topology:
         config = hardware.settle(config, "tpu")
-    show = print if jax.process_index() == 0 else lambda *_, **__: None
-    available = hardware.device_memory(devices[0].device_kind, len(jax.local_devices()))
     try:
         result = make_plan(config, devices)
-        show(describe(result, config))
+        print_once(plan_text(result, config))
         if result.fits:
             return result
-        needed = result.needed
+        reason = f"{format_memory(result)} per device"
     except DoesNotFit as error:
-        result, needed = None, error.needed
-        show(
-            f"{config.model.name}, batch {config.batch_size} on {len(devices)} x {devices[0].device_kind}: the compiler"
-        )
-        show("finds no way to place the step in a device's memory")
-    show(f"\ndoes not fit: {format_memory(needed, available)} per device. What would make it fit:")
+        result, reason = None, f"{config.model.name}, batch {config.batch_size}: {error}"
+    print_once(f"\ndoes not fit: {reason}. What would make it fit:")
     for changes in ways_to_fit(config, len(devices)):
-        show(f"  {flags(changes):58} {format_memory(*try_change(config, changes, devices))}", flush=True)
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        try:
+            memory = format_memory(make_plan(changed, devices))
+        except DoesNotFit:
+            memory = "does not fit"
+        flags = " ".join(f"--config.{name}={value}" for name, value in changes.items())
+        print_once(f"  {flags:58} {memory}")
     return result
 
 
@@ -160,38 +150,14 @@ def ways_to_fit(config: Config, num_devices: int) -> list[dict[str, Any]]:
     return ways
 
 
-def try_change(config: Config, changes: dict[str, Any], devices: list[Any]) -> tuple[float | None, float | None]:
-    """(bytes needed per device, bytes there) of the config with these changes."""
-    changed = config.copy_and_resolve_references()
-    for path, value in changes.items():
-        group = changed
-        *groups, name = path.split(".")
-        for part in groups:
-            group = group[part]
-        group[name] = value
-    try:
-        found = make_plan(changed, devices)
-    except DoesNotFit as error:
-        here = sum(d.process_index == devices[0].process_index for d in devices)
-        return error.needed, hardware.device_memory(devices[0].device_kind, here)
-    return found.needed, found.available
-
-
-def flags(changes: dict[str, Any]) -> str:
-    """Changes as a command line has them."""
-    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
-
-
-def format_memory(needed: float | None, available: float | None) -> str:
+def format_memory(p: Plan) -> str:
     """ "21.50 GiB of 16.00 GiB" and whether that fits."""
-    if needed is None:
-        return "more than the device has"
-    if available is None:
-        return amount(needed)
-    return f"{amount(needed)} of {amount(available).strip()}{': fits' if needed <= available else ''}"
+    if p.available is None:
+        return amount(p.needed)
+    return f"{amount(p.needed)} of {amount(p.available).strip()}{': fits' if p.fits else ''}"
 
 
-def describe(p: Plan, config: Config) -> str:
+def plan_text(p: Plan, config: Config) -> str:
     """Format the plan for the console."""
     teacher = f", teacher {config.teacher.name} {p.teacher_parameters:,}" if p.teacher_parameters else ""
     mesh = " x ".join(f"{n} {axis}" for axis, n in mesh_sizes(p.devices, **config.mesh).items() if n > 1)
@@ -204,7 +170,7 @@ def describe(p: Plan, config: Config) -> str:
         f"  arguments (state, batch, teacher)  {amount(p.arguments)}",
         f"  temporaries (activations)          {amount(p.temporaries)}",
         f"  outputs beyond the old state       {amount(p.outputs)}",
-        f"  together                           {format_memory(p.needed, p.available)}",
+        f"  together                           {format_memory(p)}",
         "",
         f"arithmetic: {p.flops / 1e9:,.1f} GFLOP per step, {p.flops / config.batch_size / 1e9:,.2f} per image",
     ]

@@ -19,7 +19,7 @@ def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
     assert cli.config_path("digits:distill=soft") == f"{ROOT / 'configs/digits.py'}:distill=soft"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").touch()
-    assert cli.config_path("digits") == "digits", "a file of that name comes first"
+    assert cli.config_path("digits") == str(tmp_path / "digits"), "a file of that name comes first"
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,6 @@ def test_a_value_may_follow_its_setting_as_an_argument_of_its_own():
         ["--config", "digits:distill=soft", "--config.batch_size", "64", "--config.train_baseline"]
     ).config
     assert (config.distill.kind, config.batch_size, config.train_baseline) == ("soft", 64, True)
-
-
-def test_a_study_in_a_bucket_is_refused():
-    done = main("--mode=ablate", "--config=configs/digits.py", "--workdir=gs://bucket/study")
-    assert done.code == 2
-    assert "workdir gs://bucket/study is in a bucket" in done.err
 
 
 def test_every_tool_has_a_command():

@@ -69,6 +69,16 @@ def test_the_bottom_room_stands_on_nothing():
     assert below <= {"runtime", "errors", ""}, below
 
 
+def test_few_public_names_are_defined_in_two_files():
+    places: dict[str, list[str]] = {}
+    for module, path in FILES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    shared = {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert len(shared) <= 15, shared
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
 def test_benchmarks_import_names_that_exist(script):
     for node in ast.walk(ast.parse(script.read_text())):

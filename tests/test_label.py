@@ -1,5 +1,6 @@
 """Stored labels: the live teacher's hard labels and loss, and every way a store can be the wrong one."""
 
+import itertools
 import json
 import resource
 import signal
@@ -16,10 +17,10 @@ from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, default_config, flat, resolve
 from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
-from deit_jax.distill.label_store import CHUNK, LabelStore, digest, size_forecast
-from deit_jax.distill.teacher import stored_distribution, stored_labels
+from deit_jax.distill.label_store import CHUNK, LabelStore, digest
+from deit_jax.distill.teacher import stored_distribution
 from deit_jax.errors import Interrupted, UserError
-from deit_jax.label import fill, label, own_chunks
+from deit_jax.label import fill, label
 from deit_jax.losses import distillation_loss
 from deit_jax.train.log import read_log
 from deit_jax.train.loop import train_run as train
@@ -70,16 +71,13 @@ def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> Labe
     return LabelStore.create(folder, form | both | {"hash": digest(both)}, steps)
 
 
-def counted(start: int):
+def counted(start: int, rows: int = 8):
     """A stream of batches that hold nothing but their step."""
-    step = start
-    while True:
-        yield np.full(8, step)
-        step += 1
+    return (np.full(rows, step) for step in itertools.count(start))
 
 
-def decide(batch, step):
-    """A 'teacher' whose prediction follows from the step and the row."""
+def predict(batch, step):
+    """A teacher whose prediction follows from the step and the row."""
     assert (batch == step).all()
     return {"label": (np.arange(len(batch)) + step) % 10}
 
@@ -98,39 +96,33 @@ def test_training_from_the_store_is_training_with_the_live_teacher(store, runs_o
     live, stored = ([r["loss"] for r in read_log(runs_of[name]) if "loss" in r] for name in ("live", "stored"))
     assert len(live) == len(stored) == STEPS
     np.testing.assert_allclose(live, stored, rtol=1e-5)
-    decisions = np.concatenate([LabelStore(store).read(s)["label"] for s in range(STEPS)])
-    assert len(np.unique(decisions)) >= 5, "a teacher that says one thing would prove nothing"
+    predictions = np.concatenate([LabelStore(store).read(s)["label"] for s in range(STEPS)])
+    assert len(np.unique(predictions)) >= 5, "a teacher that says one thing would prove nothing"
 
 
 def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, capsys):
     got = label(digits(), store, verify=3)
-    assert got["batches"] == 3
-    assert got["views"] == 192
-    assert got["views"] - got["same"] <= 192 / 10_000
+    assert (got["batches"], got["views"], got["same"]) == (3, 192, 192)
     assert "192 of 192 predictions agree" in capsys.readouterr().out
     spoilt = made_up(tmp_path / "spoilt", STEPS, 64)
-    fill(spoilt, lambda batch, step: {"label": np.full(64, 3)}, counted_rows, STEPS)
+    fill(spoilt, lambda batch, step: {"label": np.full(64, 3)}, counted, STEPS)
     real = LabelStore(store)
     again = lambda batch, step: {"label": real.read(step)["label"]}
     with pytest.raises(UserError, match=r"are not this teacher's: \d+ of 128 predictions agree"):
-        making.compare(spoilt, again, counted_rows, 2, STEPS)
-
-
-def counted_rows(start):
-    return (np.full(64, start + i) for i in range(1000))
+        making.compare(spoilt, again, counted, 2, STEPS)
 
 
 def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
     folder = tmp_path / "store"
     first = made_up(folder, 200)
-    fill(first, decide, counted, 200)
+    fill(first, predict, counted, 200)
     (folder / "label/c/1/0").unlink()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("label/c/*/0")}
     asked = []
 
     def again(batch, step):
         asked.append(step)
-        return decide(batch, step)
+        return predict(batch, step)
 
     fill(LabelStore(folder), again, counted, 200)
     assert asked == list(range(CHUNK, 2 * CHUNK))
@@ -140,21 +132,13 @@ def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
 
 
 def test_a_longer_run_extends_the_store(tmp_path):
-    fill(made_up(tmp_path, 70), decide, counted, 70)
+    fill(made_up(tmp_path, 70), predict, counted, 70)
     longer = made_up(tmp_path, 150)
     assert longer.missing(150) == [1, 2], "the chunk that was cut short is made again"
-    fill(longer, decide, counted, 150)
+    fill(longer, predict, counted, 150)
     assert LabelStore(tmp_path).steps_done() == 150
     assert (longer.read(69)["label"] == (np.arange(8) + 69) % 10).all()
     assert (longer.read(149)["label"] == (np.arange(8) + 149) % 10).all()
-
-
-def test_processes_share_the_chunks(tmp_path):
-    chunks = [0, 1, 2, 5, 6, 9, 10]
-    shares = [own_chunks(chunks, i, 3) for i in range(3)]
-    assert [chunk for share in shares for chunk in share] == chunks
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert own_chunks([], 0, 2) == []
 
 
 @pytest.mark.parametrize(
@@ -233,13 +217,6 @@ def test_a_study_of_several_seeds_has_no_stored_labels(store, tmp_path):
         ablate(digits(**{"distill.labels": str(store)}), tmp_path)
 
 
-def test_a_damaged_chunk_is_named_when_it_is_read(tmp_path):
-    fill(made_up(tmp_path, 64), decide, counted, 64)
-    (tmp_path / "label/c/0/0").write_bytes(b"not a chunk")
-    with pytest.raises(UserError, match=r"the labels of step 5 in .* cannot be read"):
-        LabelStore(tmp_path).read(5)
-
-
 def test_labels_of_other_settings_do_not_go_into_the_same_folder(store):
     with pytest.raises(UserError, match="augment.mixup: 0.8 there, 0.2 here"):
         label(digits(**{"augment.mixup": 0.2}), store)
@@ -271,9 +248,9 @@ def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
             yield batch
 
     with pytest.raises(Interrupted, match="stopped with 64 of 200 steps stored"):
-        fill(store, decide, interrupted, 200)
+        fill(store, predict, interrupted, 200)
     assert store.steps_done() == 64
-    fill(store, decide, counted, 200)
+    fill(store, predict, counted, 200)
     assert store.steps_done() == 200
 
 
@@ -285,35 +262,21 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(UserError, match=r"could not be written .* the first 64 steps are stored and stay") as error:
-            fill(store, labels, counted_rows, 128)
+            fill(store, labels, counted, 128)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(error.value)
     assert (store.read(63)["label"] == labels(None, 63)["label"]).all()
-    fill(LabelStore(tmp_path), labels, counted_rows, 128)
+    fill(LabelStore(tmp_path), labels, counted, 128)
     assert (store.read(127)["label"] == labels(None, 127)["label"]).all()
 
 
 def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
     store = made_up(tmp_path, 64)
-    one = lambda batch, step: decide(batch, step) | {"finite": np.asarray(step != 40)}
+    one = lambda batch, step: predict(batch, step) | {"finite": np.asarray(step != 40)}
     with pytest.raises(UserError, match="not finite in steps 0 to 63: check its weights"):
         fill(store, one, counted, 64)
     assert store.steps_done() == 0
-
-
-def test_the_forecast_for_imagenet():
-    assert size_forecast(300 * 1251 * 1024, "hard", 1, "uint16") / 1e9 == pytest.approx(0.77, abs=0.005)
-    assert size_forecast(1000, "topk", 10, "float16") == 1000 * 10 * 4
-    assert size_forecast(1000, "topk", 5, "float32") == 1000 * 5 * 6
-
-
-def test_the_store_takes_no_more_than_the_forecast(tmp_path):
-    store = made_up(tmp_path, 64, 1024)
-    rng = np.random.default_rng(0)
-    fill(store, lambda batch, step: {"label": rng.integers(0, 1000, 1024)}, counted, 64)
-    written = (tmp_path / "label/c/0/0").stat().st_size
-    assert 10 / 16 < written / (64 * 1024 * 2) < 0.66, "ten bits hold a class of a thousand"
 
 
 def top_k(logits, k: int, tau: float) -> dict:
@@ -359,9 +322,9 @@ def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
     label(digits(**short, **{"label.k": 10, "label.dtype": "float32"}), folder)
     batch = opened(folder, **short)(7, slice(0, 64))
     np.testing.assert_allclose(batch["teacher_probability"].sum(1), 1, rtol=1e-5)
-    decisions = opened(folder, **short | {"distill.kind": "hard"})(7, slice(0, 64))["teacher"]
-    assert (decisions == batch["teacher"][:, 0]).all()
-    assert (decisions == opened(store)(7, slice(0, 64))["teacher"]).all()
+    predictions = opened(folder, **short | {"distill.kind": "hard"})(7, slice(0, 64))["teacher"]
+    assert (predictions == batch["teacher"][:, 0]).all()
+    assert (predictions == opened(store)(7, slice(0, 64))["teacher"]).all()
     with pytest.raises(UserError, match=r"made at temperature 3.0, distill.tau is 1.0"):
         opened(folder, **short | {"distill.tau": 1.0})
     with pytest.raises(UserError, match=r"are hard labels, soft distillation needs probabilities"):
@@ -386,8 +349,3 @@ def test_worker_processes_read_the_store_too(store):
     stream = loader.train_batches(config, source, size=16, start=9, labels=opened(store))
     assert (next(stream)["teacher"] == LabelStore(store).read(9)["label"]).all()
     stream.close()
-
-
-def test_stored_hard_labels_pass_through():
-    labels = jnp.arange(3)
-    assert stored_labels([], {"teacher": labels}) is labels

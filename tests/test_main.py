@@ -17,28 +17,26 @@ DIGITS = "--config=configs/digits.py"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([DIGITS, "--config.modle.name=x"], "config.modle.name is not a setting (did you mean model.name?)"),
         ([DIGITS, "--config.batch_size=many"], "--config.batch_size=many: invalid literal for int()"),
         ([DIGITS, "--config.distill.kind=harder"], "distill.kind is 'harder' (did you mean hard?)"),
-        (["--config=configs/digit.py"], "configs/digit.py does not exist (did you mean configs/digits.py?)"),
+        (["--config=configs/digit.py"], "configs/digit.py does not exist (did you mean digits?)"),
         (["--config=configs/digits.py:distil=soft"], "'distil=soft' is not known (did you mean distill?)"),
         ([DIGITS, "--mode=trian"], "mode 'trian' is not known (did you mean train?)"),
         ([DIGITS, "--config.model.img_size=17"], "img_size 17 is not a multiple of patch_size 4: use 16 or 20"),
         ([DIGITS, "--config.model.name=deit_digit_patch4_16"], "(did you mean deit_digits_patch4_16?)"),
+        ([DIGITS, "--config.batch_size=100"], "100 is not divisible by 8 devices: use --config.batch_size=96"),
         ([DIGITS, "--config.batch_size=2000"], "batch_size 2000 is more than the"),
         ([DIGITS, "--config.model.num_classes=7"], "digits has 10 classes"),
         (["--config=configs/deit_ti.py", "--config.data.root=/nowhere"], "/nowhere"),
         ([DIGITS, "--config.recipe=papper"], "recipe is 'papper' (did you mean paper?)"),
-        (["configs/digits.py"], "argument 'configs/digits.py' is not a flag: write --config=configs/digits.py"),
         ([DIGITS, "config.batch_size=7"], "argument 'config.batch_size=7' is not a flag: write --config.batch_size=7"),
-        (["--config", "configs/digit.py"], "configs/digit.py does not exist (did you mean configs/digits.py?)"),
-        ([DIGITS, "--config.batch_size", "many"], "--config.batch_size=many: invalid literal for int()"),
         ([DIGITS, "--config.teacher.epochs=0"], "teacher regnety_digits has no weights"),
+        ([DIGITS, "--mode=ablate", "--workdir=gs://bucket/study"], "workdir gs://bucket/study is in a bucket"),
         ([DIGITS, "--mode=evaluate"], "holds no checkpoint"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
-    run = main(*arguments, f"--workdir={tmp_path / 'run'}")
+    run = main(f"--workdir={tmp_path / 'run'}", *arguments)
     assert run.code == 2
     error = run.err.strip().splitlines()[-1]
     assert error.startswith("error: ")
@@ -53,12 +51,6 @@ def test_a_process_of_its_own_says_no_more(tmp_path):
     assert run.returncode == 2
     assert run.stderr.strip().splitlines()[-1].startswith("error: batch_size 2000 is more than the")
     assert "Traceback" not in run.stderr + run.stdout
-
-
-def test_a_batch_must_divide_over_the_devices(tmp_path):
-    run = main(DIGITS, "--config.batch_size=100", f"--workdir={tmp_path / 'run'}")
-    assert run.code == 2
-    assert "batch_size 100 is not divisible by 8 devices: use --config.batch_size=96" in run.err
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
@@ -94,14 +86,6 @@ def test_an_image_folder_is_trained_on_and_evaluated(tmp_path):
     other = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}", "--config.seed=1")
     assert other.code == 2
     assert "another config (seed: 0 there, 1 now)" in other.err
-
-
-def test_a_class_without_an_image_is_named(tmp_path):
-    data = folder_of_images(tmp_path / "data")
-    (data / "empty").mkdir()
-    run = main(*TINY, f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
-    assert run.code == 2
-    assert "empty" in run.err
 
 
 def test_a_wrong_data_folder_is_told_before_weights_are_read(tmp_path):

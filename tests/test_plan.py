@@ -14,7 +14,7 @@ from flax import nnx
 from deit_jax import plan
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
-from deit_jax.runtime import hardware, sharding, topologies
+from deit_jax.runtime import hardware, topologies
 from deit_jax.runtime.collectives import Collective, collectives
 from deit_jax.runtime.flops import count_flops
 from deit_jax.train.student import make_student
@@ -99,7 +99,7 @@ def test_a_plan_of_eight_devices(capsys):
     assert 0 <= p.collectives["all-reduce"].bytes - 4 * p.parameters < 100
     printed = capsys.readouterr().out
     assert f"{p.parameters:,} parameters" in printed
-    assert "optimizer.lr_update = epoch, as released (paper: step)" in printed
+    assert "optimizer.lr_update = epoch (paper: step, release: epoch)" in printed
 
 
 def test_arithmetic_of_a_step_by_hand():
@@ -141,14 +141,6 @@ def test_the_batch_must_fit_the_topology():
         plan.plan(small_config(batch_size=60))
 
 
-def test_the_compilers_figure_is_read():
-    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded"
-    assert plan.memory_used(said) == 21.5 * 2**30
-    said = "the total memory required for HLO temporaries (22.17G) exceeds available HBM (15.75G)."
-    assert plan.memory_used(said) == 22.17 * 2**30
-    assert plan.memory_used("RESOURCE_EXHAUSTED: out of memory") is None
-
-
 def test_ways_to_fit_are_valid_and_cost_nothing_twice():
     config = small_config()
     assert plan.ways_to_fit(config, 8) == [
@@ -165,35 +157,8 @@ def test_ways_to_fit_are_valid_and_cost_nothing_twice():
     assert all("model.remat" not in way for way in plan.ways_to_fit(config, 1))
 
 
-def test_a_step_that_does_not_fit_names_what_does(monkeypatch, capsys):
-    """Ways are tried for real; only what the device has is made up."""
-    config = small_config()
-    needed = {"": 900, "model.remat": 600, "accumulate": 500, "mesh.fsdp": 300, "batch_size": 550}
-
-    def made_up(config, devices):
-        flat_ = {
-            "model.remat": config.model.remat != "none",
-            "accumulate": config.accumulate > 1,
-            "mesh.fsdp": config.mesh.fsdp != 1,
-            "batch_size": config.batch_size < 64,
-        }
-        bytes_ = min(needed[name] for name in ("", *[n for n, on in flat_.items() if on]))
-        if not any(flat_.values()):
-            raise plan.DoesNotFit(900 * 2**20)
-        return example(arguments=bytes_ * 2**20, temporaries=0, available=520 * 2**20)
-
-    monkeypatch.setattr(plan, "make_plan", made_up)
-    monkeypatch.setattr(hardware, "device_memory", lambda kind, here=1: 520 * 2**20)
-    assert plan.plan(config) is None
-    printed = capsys.readouterr().out
-    assert "does not fit:  900.00 MiB of 520.00 MiB per device" in printed
-    assert re.search(r"--config.accumulate=2 +500.00 MiB of 520.00 MiB: fits\n", printed)
-    assert re.search(r"--config.mesh.fsdp=-1 --config.mesh.data=1 +300.00 MiB of 520.00 MiB: fits\n", printed)
-    assert re.search(r"--config.batch_size=32 +550.00 MiB of 520.00 MiB\n", printed)
-
-
 def test_what_makes_it_fit_is_compiled(monkeypatch, capsys):
-    """The search with the compiler's own figures; a device is given too little memory for the whole state."""
+    """A device is given too little memory for the whole state."""
     config = small_config(batch_size=8, **{"model.remat": "full", "model.scan_unroll": 1})  # leaves FSDP alone
     state = 4 * 4 * size_of(config)
     monkeypatch.setattr(hardware, "device_memory", lambda kind, here=1: 0.9 * state)
@@ -205,6 +170,17 @@ def test_what_makes_it_fit_is_compiled(monkeypatch, capsys):
     ways = re.findall(r"^  (--config\S+.*\S) +([\d.]+) MiB of [\d.]+ MiB(.*)$", printed, re.MULTILINE)
     assert [(way, fits) for way, _, fits in ways] == [("--config.mesh.fsdp=-1 --config.mesh.data=1", ": fits")]
     assert state / 8 < 2**20 * float(ways[0][1]) < 0.6 * whole.needed
+
+
+def test_a_step_that_the_compiler_cannot_place(monkeypatch, capsys):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 21.50G of 15.75G hbm.\nmore")
+
+    monkeypatch.setattr(plan, "compile_step", exhausted)
+    assert plan.plan(small_config()) is None
+    printed = capsys.readouterr().out
+    assert "does not fit: deit_digits_distilled_patch4_16, batch 64: RESOURCE_EXHAUSTED: Used 21.50G" in printed
+    assert re.search(r"--config.accumulate=2 +does not fit\n", printed)
 
 
 def example(**changes):
@@ -237,27 +213,6 @@ def test_forecast_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            'INVALID_ARGUMENT: Topology layout "v5e:3x3" is not divisible by the given chips_per_host_bounds "2x2x1"',
-            "topology 'v5e:3x3' is not one that libtpu can compile for: Topology layout",
-        ),
-        (
-            "ABORTED: Internal error when accessing libtpu multi-process lockfile. Run 'rm /tmp/libtpu_lockfile'",
-            "libtpu is locked by another program that uses it: wait for that one to end",
-        ),
-        (
-            "Unable to initialize backend 'tpu': cannot open libtpu.so",
-            "libtpu does not work here, whatever the topology",
-        ),
-    ],
-)
-def test_libtpus_errors_are_told_apart(error, message):
-    assert message in topologies.explain("v5e:3x3", error)
-
-
-@pytest.mark.parametrize(
     ("topology", "message"),
     [
         ("pod", "not a chip and its grid: write v5e:4x4"),
@@ -286,9 +241,3 @@ def test_a_tpu_that_is_not_here():
     done = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True)
     assert "4 x TPU v5 lite" in done.stdout, done.stderr
     assert "all-reduce" in done.stdout
-
-
-def test_one_device_sends_nothing():
-    compiled, seconds = plan.compile_step(small_config(), sharding.make_mesh(jax.devices()[:1]))
-    assert collectives(compiled.as_text()) == {}
-    assert seconds > 0

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.faults import toys
 from benchmarks.faults.kills import whole_run
 from benchmarks.faults.starts import (
     Start,
@@ -19,7 +20,6 @@ from benchmarks.faults.starts import (
     state_bits,
 )
 from benchmarks.faults.table import Outcome
-from deit_jax.distill.label_store import LabelStore
 
 SOON = 60  # seconds within which a signal or a loss must have ended a process
 SMALL_LABELS = [
@@ -37,12 +37,6 @@ Work = Callable[..., Callable[[], None]]  # (folder, environment) → what a sta
 def small_labels(workdir: Path, environment: dict[str, str] | None = None) -> Callable[[], None]:
     """Labelling 16 chunks of digits by a RegNetY that is trained first, where it is not there."""
     return command(*SMALL_LABELS, f"--workdir={workdir}", environment=environment)
-
-
-def stored_labels(folder: Path) -> dict[str, bytes]:
-    """The labels of a finished store."""
-    store = LabelStore(folder)
-    return {"labels": store.read_steps(0, store.array("label").shape[0])["label"].tobytes()}
 
 
 def fresh(whole: Path, run: Path) -> None:
@@ -77,7 +71,7 @@ def signals(count: int, folder: Path, rng: random.Random) -> Outcome:
         (small_run, state_bits, {"start-up": 3.0}, 3),
         (small_run, state_bits, {"step": 1.5, "evaluation": 0.5}, 6),
         (small_run, state_bits, {"report": 3.0}, 3),
-        (small_labels, stored_labels, {"start-up": 3.0, "label write": 1.0}, 3),
+        (small_labels, toys.label_bits, {"start-up": 3.0, "label write": 1.0}, 3),
     ]
     runs = [("train", cases[:3]), ("label", cases[3:])]
     while outcome.tried < count:

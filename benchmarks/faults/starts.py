@@ -23,9 +23,8 @@ import numpy as np
 import orbax.checkpoint
 from etils import epath
 
-import deit_jax.cli
-from deit_jax import experiment as run
-from deit_jax import label
+from deit_jax import experiment, label
+from deit_jax.__main__ import main
 from deit_jax.train import loop
 from deit_jax.train.log import read_log
 from deit_jax.weights import integrity
@@ -183,10 +182,10 @@ def command(*arguments: Any, environment: dict[str, str] | None = None) -> Calla
         sys.argv = ["main.py", *map(str, arguments)]
         tell(loop, "start_state", "start-up", "step")
         tell(loop, "evaluate_state", "evaluation", "step")
-        tell(run, "report", "report", "end")
+        tell(experiment, "write_report", "report", "end")
         tell(label, "fill", "label write", "end")
         try:
-            deit_jax.__main__.main()
+            main()
         finally:
             if jax.distributed.is_initialized():
                 jax.distributed.shutdown()  # as at the end of an interpreter, which a fork has not

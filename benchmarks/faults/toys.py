@@ -77,5 +77,5 @@ def toy_labels(folder: Path, chunks: int = CHUNKS) -> Callable[[], None]:
 def label_bits(folder: Path) -> dict[str, Any]:
     """The content of a toy store, and its files."""
     store = LabelStore(folder)
-    labels = store.read_steps(0, store.array("label").shape[0])["label"].tobytes()
+    labels = store.read_steps(0, store.steps)["label"].tobytes()
     return {"labels": labels, "damaged": store.damaged()}

@@ -49,7 +49,7 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     ImageNet-V2's folders are "0" … "999": by code point "10" would come before "2".
     """
     names = list(names)
-    if all(_is_number(name) for name in names):
+    if all(is_number(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -130,7 +130,7 @@ def _by_imagenet(data_names: Sequence[str], model_names: Sequence[str] | None, c
     if theirs is None:
         return None
     ours = _imagenet_numbers(data_names)
-    if ours is None and count == IMAGENET_CLASSES and all(map(_is_number, data_names)):
+    if ours is None and count == IMAGENET_CLASSES and all(map(is_number, data_names)):
         ours = [int(name) for name in data_names], "ImageNet's class numbers"
     if len(data_names) < IMAGENET_CLASSES:
         _check_ambiguous(data_names, ours[0] if ours else [], data)
@@ -171,14 +171,14 @@ def _imagenet_numbers(names: Sequence[str]) -> Matched | None:
 
 
 def _by_number(data_names: Sequence[str], count: int) -> Matched | None:
-    if not all(_is_number(name) for name in data_names):
+    if not all(is_number(name) for name in data_names):
         return None
     outputs = _each_once(int(name) for name in data_names)
     return None if outputs is None or max(outputs) >= count else (outputs, "class numbers")
 
 
 def _by_position(data_names: Sequence[str], count: int) -> Matched | None:
-    if len(data_names) != count or all(map(_is_number, data_names)):  # numbers would be outputs
+    if len(data_names) != count or all(map(is_number, data_names)):  # numbers would be outputs
         return None
     return list(range(count)), "position (the weights do not name their classes)"
 
@@ -193,7 +193,7 @@ def _each_once(numbers: Iterable[int | None]) -> list[int] | None:
     return out if len(set(out)) == len(out) else None
 
 
-def _is_number(name: str) -> bool:
+def is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal()
 
 

@@ -12,9 +12,9 @@ from deit_jax.config.settings import (
     Config,
     Setting,
     default_config,
-    describe,
     differences,
     flat,
+    settings_table,
 )
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
     "arguments",
     "default_config",
     "deit",
-    "describe",
     "differences",
     "flat",
     "model_of",
     "recipe_differences",
     "resolve",
+    "settings_table",
     "validate",
 ]

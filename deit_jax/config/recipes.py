@@ -58,26 +58,13 @@ def recipe_differences(config: Config) -> list[str]:
 
     Settings without effect in this run (a second head's, soft distillation's) are left out.
     """
-    values, idle = flat(config), set()
-    if "_distilled" not in config.model.name:
-        idle |= {"optimizer.decay_dist_token", "evaluate.fusion"}
-    objective = OBJECTIVES[config.distill.kind]
-    if objective.teacher != "logits":
-        idle |= {"distill.tau", "distill.normalization"}
-    if objective.term is None:
-        idle |= {"distill.alpha"}
-    lines = []
+    values, lines, objective = flat(config), [], OBJECTIVES[config.distill.kind]
+    idle = set() if "_distilled" in config.model.name else {"optimizer.decay_dist_token", "evaluate.fusion"}
+    idle |= set() if objective.teacher == "logits" else {"distill.tau", "distill.normalization"}
+    idle |= set() if objective.term else {"distill.alpha"}
     for path in TABLE:
         released, paper = (value_of(recipe, path, config.distill.kind) for recipe in ("released", "paper"))
         ours = values[path]
-        if path in idle or ours == paper == released:
-            continue
-        if paper == released:
-            lines.append(f"{path} = {ours} (paper and release: {paper})")
-        elif ours == released:
-            lines.append(f"{path} = {ours}, as released (paper: {paper})")
-        elif ours == paper:
-            lines.append(f"{path} = {ours}, as in the paper (release: {released})")
-        else:
+        if path not in idle and not ours == paper == released:
             lines.append(f"{path} = {ours} (paper: {paper}, release: {released})")
     return lines

@@ -96,7 +96,7 @@ class Distill(Group):
     labels: str = setting("", "folder of stored teacher labels, of --mode=label; '': a live teacher", resumable=True)
 
 
-class Teacher(Group):
+class TeacherSettings(Group):
     name: str = setting("regnety_160", "as model.name; several, comma-separated, are averaged; '': its weights' model")
     init: str = setting("", "its weights, as `init`; several, comma-separated")
     epochs: int = setting(0, "train the teacher on the same data first, for this many epochs; 0: `teacher.init` has it")
@@ -169,7 +169,7 @@ class Augment(Group):
     std: tuple[float, ...] = setting(IMAGENET_STD, "normalization standard deviation")
 
 
-class Data(Group):
+class DataSettings(Group):
     name: str = setting("imagenet2012", "digits, or a TFDS name; a `root` of images, a table or shards comes first")
     # what it holds is compared by its fingerprint
     root: str = setting("", "folder of class folders, table of path,label, shards, or TFDS data_dir", resumable=True)
@@ -217,7 +217,7 @@ class Checkpoint(Group):
     keep: int = setting(2, "newest ones kept, beside the best", resumable=True)
 
 
-class Log(Group):
+class LogSettings(Group):
     every: int = setting(50, "steps between log lines", resumable=True)
     tensorboard: bool = setting(True, "write TensorBoard events", resumable=True)
 
@@ -280,14 +280,14 @@ class Config(Group):
     )
     model: Model
     distill: Distill
-    teacher: Teacher
+    teacher: TeacherSettings
     label: Label
     optimizer: Optimizer
     augment: Augment
-    data: Data
+    data: DataSettings
     evaluate: Evaluate
     checkpoint: Checkpoint
-    log: Log
+    log: LogSettings
     stability: Stability
     mesh: Mesh
     processes: Processes
@@ -295,17 +295,17 @@ class Config(Group):
     ablate: Ablate
 
 
-def table(group: type[Group]) -> dict[str, Any]:
+def settings_of(group: type[Group]) -> dict[str, Any]:
     """{name: Setting, or the table of a group} of a class above, in its order."""
     return {
-        name: table(kind)
+        name: settings_of(kind)
         if issubclass(typing.get_origin(kind) or kind, Group)
         else dataclasses.replace(getattr(group, name), kind=typing.get_origin(kind) or kind)
         for name, kind in group.__annotations__.items()
     }
 
 
-SETTINGS: dict[str, Any] = table(Config)
+SETTINGS: dict[str, Any] = settings_of(Config)
 
 
 def flat(tree, prefix: str = "") -> dict[str, Any]:
@@ -335,7 +335,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     return sorted(path for path in fixed if plain(ours.get(path)) != plain(theirs.get(path)))
 
 
-def describe() -> str:
+def settings_table() -> str:
     """The table of settings: a line of name, default, meaning and choices for each."""
     lines = []
     for path, one in flat(SETTINGS).items():

@@ -17,7 +17,6 @@ from deit_jax.errors import UserError
 
 CHUNK = 8  # images per task of the decoding threads
 GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
-HEAD = 1 << 16  # bytes that hold most headers
 
 
 @functools.cache
@@ -39,7 +38,7 @@ def run_in_threads(threads: int, count: int, load: Callable[[int], None]) -> Ite
         yield from rows
 
 
-def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[Any, dict[str, Any]]:
+def read(source: Source, index: int, decode: Callable) -> tuple[Any, dict[str, Any]]:
     """What `decode` makes of one image, and the sample it is from. Raises OSError naming an unreadable image,
     UserError for a label outside the classes."""
     name = f"image {index}"
@@ -59,12 +58,6 @@ def read(source: Source, index: int, decode: Callable = images.decode) -> tuple[
 
 def header_error(source: Source, index: int) -> str:
     """Name and error of an image whose header cannot be read; "" where it can."""
-    if hasattr(source, "head"):  # a file
-        try:
-            decode.read_header(source.head(index, HEAD))  # type: ignore[attr-defined]
-            return ""
-        except (AttributeError, OSError):  # a subset of other things than files, or a header that is longer
-            pass
     try:
         read(source, index, decode.read_header)
     except OSError as error:
@@ -130,21 +123,17 @@ class TrainBatch:
     ) -> tuple[int, np.ndarray, list[images.Box], int]:
         """Position, pixels, one box per view, and label of the first readable image from `index` on; the others are
         added to `broken`. Raises UserError where too many in a row cannot be read."""
-        augment = self.config.augment
+        exif, crop = self.config.data.exif, (self.config.augment.crop_scale, self.config.augment.crop_ratio)
         for position in ((index + k) % len(self.source) for k in range(min(GIVE_UP, len(self.source)))):
-
-            def draw(height: int, width: int, position=position) -> list[images.Box]:
-                keys = [order.generator(self.config.seed, "crop", epoch, position, view) for view in views]
-                return [images.draw_crop(key, height, width, augment.crop_scale, augment.crop_ratio) for key in keys]
-
-            def decode_crops(image: Any, draw=draw) -> tuple[np.ndarray, list[images.Box]]:
-                return images.decode_boxes(image, draw, self.config.data.exif)
-
             try:
-                (pixels, boxes), sample = read(self.source, position, decode_crops)
-                return position, pixels, boxes, sample["label"]
+                pixels, sample = read(self.source, position, lambda image: decode.decode(image, exif))
             except OSError as error:
                 broken.append(str(error))
+                continue
+            keys = [order.generator(self.config.seed, "crop", epoch, position, view) for view in views]
+            height, width = pixels.shape[:2]
+            boxes = [images.draw_crop(key, height, width, *crop) for key in keys]
+            return position, pixels, boxes, sample["label"]
         raise UserError(f"{len(broken)} images in a row cannot be read, the first: {broken[0]}")
 
 
@@ -183,9 +172,7 @@ class EvalBatch:
 
         def load(row: int) -> None:
             try:
-                pixels, sample = read(
-                    self.source, int(indices[row]), lambda image: images.decode(image, exif=data.exif)
-                )
+                pixels, sample = read(self.source, int(indices[row]), lambda image: decode.decode(image, data.exif))
             except OSError as error:
                 broken[row] = str(error)
                 out["label"][row], out["mask"][row] = UNREADABLE, data.eval_broken != "skip"

@@ -4,13 +4,15 @@ import concurrent.futures
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from deit_jax.data import order
 from deit_jax.errors import UserError, printable
+
+T = TypeVar("T")
 
 # cached_property; but a type checker takes that for another kind of attribute than a property, which a source has.
 cached = property if TYPE_CHECKING else functools.cached_property
@@ -66,7 +68,12 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
         return source, Subset(source, np.arange(len(source)), title=title, notes=())
     if len(source) < 2:
         raise UserError(f"there is only 1 image in {source.title}: holding one out for evaluation needs at least 2")
-    held = _leave_one(order.spread(labels, share, HOLDOUT_SEED), labels)
+    held = order.spread(labels, share, HOLDOUT_SEED)
+    if len(np.unique(np.delete(labels, held))) < len(np.unique(labels)):  # a class would have none left
+        first = np.unique(labels, return_index=True)[1]
+        rest = np.setdiff1d(np.arange(len(labels)), first)
+        few = len(held) < len(rest)
+        held = rest[order.spread(labels[rest], len(held) / len(rest), HOLDOUT_SEED)] if few else rest
     if not len(held):
         raise UserError(
             f"each class in {source.title} has a single image, so none can be held out: add images, or a folder val"
@@ -74,25 +81,6 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
     title = f"{source.title}, {len(held) / len(source):.0%} held out"
     train = Subset(source, np.setdiff1d(np.arange(len(source)), held), title=source.title)
     return train, Subset(source, held, title=title, notes=())
-
-
-def _leave_one(held: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`held` (sorted positions) with an image put back of each class that would have none left; others are held in
-    their place, of classes that can spare one."""
-    total, taken = np.bincount(labels), np.bincount(labels[held], minlength=labels.max() + 1)
-    emptied = np.flatnonzero((taken == total) & (total > 0))
-    if not len(emptied):
-        return held
-    back = [held[labels[held] == label][0] for label in emptied]
-    held = np.setdiff1d(held, back)
-    taken[emptied] -= 1
-    missing = len(back)
-    for position in order.generator(HOLDOUT_SEED, "subset").permutation(len(labels)):
-        label = labels[position]
-        if missing and total[label] - taken[label] > 1 and position not in held:
-            held, missing = np.append(held, position), missing - 1
-            taken[label] += 1
-    return np.sort(held)
 
 
 def summary(train: Source | None, evaluation: Source) -> list[str]:
@@ -127,6 +115,12 @@ def file_names(source: Source) -> list[str]:
     while isinstance(source, Subset):
         source = source.source
     return [os.fsdecode(name) for name in source.names] if isinstance(source, FileSource) else []
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ArraySource:
@@ -181,36 +175,26 @@ class FileSource:
         """Of names, sizes and labels; of the files' bytes too with `by_content`, which reads them all (an hour for
         ImageNet from a disk, where the sizes take seconds). Raises UserError for a file that is gone."""
         digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "backslashreplace"))
-        for part in (self.names, self.sizes, self.labels):
+        sizes = np.fromiter(map(self._on_disk(os.path.getsize), range(len(self))), np.int64)
+        for part in (self.names, sizes, self.labels):
             digest.update(part.data)
         if self.by_content:
             with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                for content in pool.map(self._content, range(len(self))):
-                    digest.update(content)
+                for content in pool.map(self._on_disk(checksum), range(len(self))):
+                    digest.update(bytes.fromhex(content))
         return digest.hexdigest()
 
-    @cached
-    def sizes(self) -> np.ndarray:
-        """Bytes of each file, int64 (n,). Raises UserError for a file that is gone."""
-        return np.array([self._size(i) for i in range(len(self))], np.int64)
+    def _on_disk(self, read: Callable[[str], T]) -> Callable[[int], T]:
+        """index → read(path of the file). Raises UserError for a file that is gone."""
 
-    def _size(self, index: int) -> int:
-        try:
-            return os.stat(self.path(index)).st_size
-        except OSError as error:
-            raise UserError(f"{self.path(index)} cannot be read ({error.strerror}): restore it") from error
+        def read_one(index: int) -> T:
+            path = self.path(index)
+            try:
+                return read(path)
+            except OSError as error:
+                raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from error
 
-    def _content(self, index: int) -> bytes:
-        try:
-            with open(self.path(index), "rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            raise UserError(f"{self.path(index)} cannot be read ({error.strerror}): restore it") from error
-
-    def head(self, index: int, count: int) -> bytes:
-        """The first `count` bytes of a file."""
-        with open(self.path(index), "rb") as file:
-            return file.read(count)
+        return read_one
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
@@ -242,10 +226,6 @@ class Subset:
     def labels(self) -> np.ndarray:
         """int32 (n,); AttributeError where the source does not know its labels without reading its images."""
         return getattr(self.source, "labels")[self.positions]  # noqa: B009
-
-    def head(self, index: int, count: int) -> bytes:
-        """The first `count` bytes of an image file; AttributeError where the source has no files."""
-        return getattr(self.source, "head")(int(self.positions[index]), count)  # noqa: B009
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -11,27 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
-
-from deit_jax.data import jpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 T = TypeVar("T")
 Encoded = bytes | bytearray | memoryview
-Box = tuple[int, int, int, int]  # top, left, height, width
 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = 1
-
-# By value of the EXIF orientation: how the stored pixels have to be turned to stand upright.
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.swapaxes(0, 1),
-    6: lambda x: x.swapaxes(0, 1)[:, ::-1],
-    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda x: x.swapaxes(0, 1)[::-1],
-}
 
 
 def decode(image: Encoded | np.ndarray, exif: bool = False) -> np.ndarray:
@@ -47,68 +33,31 @@ def decode(image: Encoded | np.ndarray, exif: bool = False) -> np.ndarray:
 
     Raises:
       OSError: for what cannot be decoded (cut short, not an image), has 32 bits per pixel of unknown range, or is
-        larger than `max_pixels()`.
+        of more than twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million, as PIL refuses.
     """
     if isinstance(image, np.ndarray):
         return _as_rgb(image)
-    pixels = _decode_plain_jpeg(image) if bytes(image[:2]) == b"\xff\xd8" else None
-    if pixels is None:
-        pixels = _opened(image, _to_rgb)
-    return turn(pixels, orientation(image)) if exif else pixels
-
-
-def decode_boxes(
-    image: Encoded | np.ndarray, draw: Callable[[int, int], list[Box]], exif: bool = False
-) -> tuple[np.ndarray, list[Box]]:
-    """The pixels of an image as `decode` makes them, of which the rows below all boxes may be left out, and the boxes.
-
-    draw: (height, width) → boxes; a pure function.
-    """
-    frame = None
-    if isinstance(image, bytes) and image[:2] == b"\xff\xd8" and not (exif and orientation(image) != UPRIGHT):
-        frame = jpeg.read_frame(image)
-    if isinstance(image, bytes) and frame:
-        check_size(frame.height, frame.width)
-        boxes = draw(frame.height, frame.width)
-        pixels = jpeg.decode_top(image, frame, max(top + height for top, _, height, _ in boxes))
-        if pixels is not None:
-            return pixels, boxes
-    pixels = decode(image, exif)
-    return pixels, draw(*pixels.shape[:2])
-
-
-def max_pixels() -> int:
-    """Pixels above which an image is refused, as by PIL: twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million."""
-    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 1 << 62
+    plain = bytes(image[:2]) == b"\xff\xd8" and not (exif and orientation(image) != UPRIGHT)
+    pixels = _decode_plain_jpeg(image) if plain else None
+    return _opened(image, lambda opened: _to_rgb(opened, exif)) if pixels is None else pixels
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise OSError for an image of more than `max_pixels()`."""
-    if height * width > max_pixels():
-        raise OSError(f"it claims {width} x {height} pixels, more than {max_pixels() / 1e6:.0f} million")
+    """Raise OSError for an image of too many pixels (see `decode`)."""
+    if Image.MAX_IMAGE_PIXELS and height * width > (limit := 2 * Image.MAX_IMAGE_PIXELS):
+        raise OSError(f"it claims {width} x {height} pixels, more than {limit / 1e6:.0f} million")
 
 
 def orientation(image: Encoded | np.ndarray) -> int:
-    """The EXIF orientation of an encoded image, 1 (upright) to 8.
-
-    1 where it has none that is valid, and for TIFF, which PIL turns by itself.
-    """
+    """The EXIF orientation of an encoded image, 1 (upright) to 8; 1 where it has none that is valid, and for TIFF,
+    which PIL turns by itself."""
     if isinstance(image, np.ndarray):
         return UPRIGHT
-
-    def read(opened: Image.Image) -> int:
-        return UPRIGHT if opened.format == "TIFF" else int(opened.getexif().get(ORIENTATION, UPRIGHT))
-
     try:
-        value = _opened(image, read)
+        value = _opened(image, lambda opened: 0 if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, 0))
     except OSError:
         return UPRIGHT
-    return value if value in TURNS else UPRIGHT
-
-
-def turn(pixels: np.ndarray, value: int) -> np.ndarray:
-    """Pixels (height, width, 3) turned upright from EXIF orientation `value`."""
-    return np.ascontiguousarray(TURNS[value](pixels)) if value in TURNS else pixels
+    return value if value in range(2, 9) else UPRIGHT
 
 
 def read_header(image: Encoded | np.ndarray) -> str:
@@ -143,10 +92,12 @@ def _opened(image: Encoded, use: Callable[[Image.Image], T]) -> T:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(opened: Image.Image) -> np.ndarray:
+def _to_rgb(opened: Image.Image, exif: bool) -> np.ndarray:
     check_size(opened.height, opened.width)
-    mode = opened.mode
-    if mode.startswith("I;16") or (mode == "I" and opened.format in ("PPM", "PNG")):  # 16 bits, held in 32 by PIL
+    mode, has_16_bits = opened.mode, opened.format in ("PPM", "PNG")  # which PIL holds in 32
+    if exif:
+        opened = ImageOps.exif_transpose(opened)
+    if mode.startswith("I;16") or (mode == "I" and has_16_bits):
         return _as_rgb((np.asarray(opened) >> 8).astype(np.uint8))
     if mode in ("I", "F"):
         low, high = np.asarray(opened).min(), np.asarray(opened).max()

@@ -1,91 +1,200 @@
-"""Folders of images: a folder per class, with or without folders of splits above them."""
+"""Folders of images, and what their names mean: splits, classes, or neither; also of tar files.
 
+Two layouts are right: ROOT/CLASS/image, and ROOT/SPLIT/CLASS/image, where images may lie in further folders below their
+class. What could be either is an error that shows both.
+"""
+
+import collections
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
-from deit_jax.data.folder_layout import EXPECTED_LAYOUT, HOLDOUT, check_named, choose_splits, classes_below, read_layout
-from deit_jax.data.listing import class_text, list_images
-from deit_jax.errors import UserError
+from deit_jax.data.listing import Listing, class_text, list_images
+from deit_jax.data.splits import HOLDOUT, TRAIN, check_splits, open_splits, preview, split_in, split_of
+from deit_jax.errors import UserError, printable
+
+EXPECTED_LAYOUT = "use ROOT/CLASS/image or ROOT/train/CLASS/image with ROOT/val/CLASS/image"
+
+
+class Layout(NamedTuple):
+    """The images of a data set.
+
+    Attributes:
+      splits: per split folder (as written; "" for a root of class folders) its classes, and the sorted paths of each
+        class's images.
+      others: per folder beside the splits, how many images it holds.
+      loose: images outside class folders.
+    """
+
+    splits: dict[str, dict[str, list[str]]]
+    others: dict[str, int]
+    loose: int = 0
+
+    def unused(self, used: Iterable[str]) -> list[str]:
+        """What is passed over where only the splits `used` are used: lines to print."""
+        counts = {split: sum(map(len, classes.values())) for split, classes in self.splits.items()} | self.others
+        lines = [f"folder {printable(name)} ({n} images)" for name, n in counts.items() if name not in used]
+        return lines + ([f"{self.loose} images outside class folders"] if self.loose else [])
 
 
 def open_folder(
-    root: str,
-    *,
-    train_split: str,
-    eval_split: str,
-    holdout: float,
-    layout: str = "auto",
+    root: str, *, train_split: str, eval_split: str, holdout: float, layout: str = "auto"
 ) -> tuple[Source | None, Source]:
-    """The images of ROOT/CLASS/image or ROOT/SPLIT/CLASS/image.
+    """The images of ROOT/CLASS/image or ROOT/SPLIT/CLASS/image, as `open_splits`.
 
-    Args:
-      train_split, eval_split: see `folder_layout.choose_splits`.
-      holdout: fraction of the training images to evaluate on where there is no split for it.
-      layout: see `folder_layout.read_layout`.
-
-    Returns:
-      The training images (None where there are none) and the evaluation images.
-
-    Raises:
-      UserError: for a folder that is missing or has neither layout.
+    layout: see `read_layout`.
     """
-    folder = Path(root)
-    if not folder.is_dir():
-        raise UserError(f"data.root {root} is not a folder: give one that holds a folder of images for each class")
-    listing = list_images(folder)
-    top = {path for path in listing.folders if "/" not in path}
-    check_named(top, train_split, eval_split, f"is not a folder of {root}")
+    listing = list_images(root)
+    check_splits(sorted(path for path in listing.folders if "/" not in path), root, train_split, eval_split)
     found = read_layout(listing, root, (train_split, eval_split), layout)
     if "" in found.splits:
-        notes = not_used(found.unused([]) + listing.describe_skipped())
-        whole = _source(folder, "", found.splits[""], number_classes(found.splits[""]), notes)
+        whole = split_sources(listing, root, found, [""])[""]
         return hold_out(whole, whole.labels, holdout)
-    train_name, eval_name = choose_splits([*found.splits, *found.others], train_split, eval_split, root)
-    used = [name for name in (train_name, eval_name) if name]
-    for split in used:
-        if split not in found.splits:
-            raise UserError(
-                f"{folder / split} holds images but no class folders: put the images of each class into a folder of its"
-                f" own, or use --config.data.eval_split={HOLDOUT} to hold training images out"
-            )
-    if not used:
-        raise UserError(f"{root} has nothing to evaluate on: {EXPECTED_LAYOUT}")
-    number = number_classes({name for split in used for name in found.splits[split]})
-    notes = not_used(found.unused(used) + listing.describe_skipped())
-    parts = {split: _source(folder, split, found.splits[split], number, notes) for split in used}
-    train = parts[train_name] if train_name else None
-    if eval_name:
-        return train, parts[eval_name]
-    assert train is not None
-    return hold_out(train, train.labels, holdout)
+    return open_splits(
+        lambda used: split_sources(listing, root, found, used),
+        [*found.splits, *found.others],
+        root,
+        train_split=train_split,
+        eval_split=eval_split,
+        holdout=holdout,
+    )
 
 
-def scan_folder(folder: Path) -> tuple[FileSource, np.ndarray]:
-    """The images of FOLDER/CLASS/image and their labels, int32 (n,)."""
+def scan_folder(folder: str | Path) -> FileSource:
+    """The images of FOLDER/CLASS/image."""
     listing = list_images(folder)
     if not any("/" not in path for path in listing.folders):
         raise UserError(f"{folder} holds no class folders: put the images of each class into a folder of its own")
-    classes = classes_below(listing, "", str(folder))
-    notes = not_used(listing.describe_skipped())
-    source = _source(Path(folder), "", classes, number_classes(classes), notes)
-    return source, source.labels
+    found = Layout({"": classes_below(listing, "", str(folder))}, {})
+    return split_sources(listing, str(folder), found, [""])[""]
 
 
-def _source(
-    folder: Path, split: str, classes: dict[str, list[str]], number: dict[str, int], notes: Sequence[str]
-) -> FileSource:
-    """The images of one split. classes: paths below `folder`; number: label of each class; notes: what was skipped."""
-    if len({class_text(name) for name in classes}) < len(classes):
-        raise UserError(f"{folder / split} has class folders whose names are the same once written as text: rename one")
-    names = [path.removeprefix(f"{split}/") if split else path for paths in classes.values() for path in paths]
-    labels = [number[class_text(name)] for name, paths in classes.items() for _ in paths]
-    return FileSource(folder / split, names, np.array(labels), list(number), notes=notes)
+def split_sources(listing: Listing, root: str, found: Layout, used: Sequence[str]) -> dict[str, FileSource]:
+    """The images of the splits `used`, with their classes numbered together."""
+    for split in used:
+        if split not in found.splits:
+            raise UserError(
+                f"{root}/{split} holds images but no class folders: put the images of each class into a folder of its"
+                f" own, or use --config.data.eval_split={HOLDOUT} to hold training images out"
+            )
+    names = sort_classes({class_text(name) for split in used for name in found.splits[split]})
+    number = {name: label for label, name in enumerate(names)}
+    notes = not_used(found.unused(used) + listing.describe_skipped())
+    sources = {}
+    for split in used:
+        classes = found.splits[split]
+        if len({class_text(name) for name in classes}) < len(classes):
+            raise UserError(f"{root}/{split} has class folders whose names are the same once written as text")
+        paths = [path.removeprefix(f"{split}/") if split else path for below in classes.values() for path in below]
+        labels = [number[class_text(name)] for name, below in classes.items() for _ in below]
+        sources[split] = FileSource(Path(root, split), paths, np.array(labels), names, notes=notes)
+    return sources
 
 
-def number_classes(folders: Iterable[str]) -> dict[str, int]:
-    """The label of each class: {class name: label}, in the order of the labels."""
-    return {name: label for label, name in enumerate(sort_classes({class_text(folder) for folder in folders}))}
+def read_layout(listing: Listing, root: str, split_names: Sequence[str] = (), layout: str = "auto") -> Layout:
+    """Sort the images of a listing by split and class.
+
+    Args:
+      root: what the listing is of, for messages.
+      split_names: further folders that are splits.
+      layout: "classes": the folders are classes, whatever their names; "auto": as their names and contents tell.
+
+    Raises:
+      UserError: for a folder without images, and for all that is neither of the two layouts.
+    """
+    count = collections.Counter(path.split("/", 1)[0] for path in listing.images if "/" in path)
+    direct = {path.split("/", 1)[0] for path in listing.images if path.count("/") == 1}
+    loose = len(listing.images) - count.total()
+    full = sorted(count)
+    named = [name for name in full if split_of(name) or name in split_names]
+    splits = [name for name in named if name not in direct]
+    if not full:
+        images = f"{loose} images but " if loose else ""
+        raise UserError(f"{root} holds {images}no class folders with images: put each class's into a folder of its own")
+    if splits and layout == "auto":
+        classes = [name for name in full if name in direct and not split_of(name)]
+        if classes:
+            raise UserError(
+                f"{root} holds split folders ({preview(splits)}) beside class folders ({preview(classes)}):"
+                f" {EXPECTED_LAYOUT}"
+            )
+    elif layout == "auto":
+        _check_class_folders(listing, root, count, named, direct)
+        splits = [] if named else splits_by_word(listing, root)
+    if layout == "classes" or not splits:
+        return Layout({"": classes_below(listing, "", root)}, {}, loose)
+    others = {name: count[name] for name in full if name not in splits}
+    return Layout({split: classes_below(listing, f"{split}/", root) for split in splits}, others, loose)
+
+
+def _check_class_folders(
+    listing: Listing, root: str, count: dict[str, int], named: list[str], direct: set[str]
+) -> None:
+    """Raise UserError where the folders of a root without splits are not its classes.
+
+    count: images per folder; named: folders named as splits; direct: folders that hold images themselves.
+    """
+    full = sorted(count)
+    if named and not (named == ["train"] and len(full) > 2):  # among several others `train` is a class of CIFAR-100
+        found = ", ".join(f"{name} ({count[name]} images)" for name in named)
+        raise UserError(f"{root} holds images directly in {found}, without class folders: {EXPECTED_LAYOUT}")
+    below = sorted({path.split("/")[1] if path.count("/") > 1 else "" for path in listing.images if "/" in path})
+    if len(full) == 1 and not direct and len(below) > 1:
+        raise UserError(
+            f"{root} holds a single folder, {full[0]}, with the folders {preview(below)} in it: if those are classes or"
+            f" splits, give {root}/{full[0]} as data.root"
+        )
+    if len(full) == 1:
+        raise UserError(
+            f"{root} holds a single class folder, {full[0]}: a classifier needs two or more; {EXPECTED_LAYOUT}"
+        )
+    if all(map(split_of, below)):
+        raise UserError(f"the class folders of {root} hold {preview(below)}: splits come first, {EXPECTED_LAYOUT}")
+
+
+def splits_by_word(listing: Listing, root: str) -> list[str]:
+    """The top folders, where they are splits by a word of their names (photos_train, photos_test) and hold the same
+    sub-folders; [] where they are classes. Raises UserError for same sub-folders without such names.
+
+    Folders that hold images themselves are classes; folders named by dates are not.
+    """
+    below: dict[str, set[str]] = {}
+    for path in listing.images:
+        top, _, rest = path.partition("/")
+        if "/" in rest and not re.fullmatch(r"(19|20)\d\d([-_.]?\d\d){0,2}", rest.split("/")[0]):
+            below.setdefault(top, set()).add(rest.split("/")[0])
+    tops = sorted(below)
+    if len(tops) < 2 or any(path.count("/") == 1 for path in listing.images):
+        return []
+    train = set().union(*(below[top] for top in tops if split_in(top) == TRAIN))
+    if len(train) > 1 and all(split_in(top) and below[top] & train for top in tops):
+        return tops
+    common = sorted(set.intersection(*below.values()))
+    if len(common) > 1 and len(tops) == len({path.split("/")[0] for path in listing.images if "/" in path}):
+        raise UserError(
+            f"the folders {preview(tops)} of {root} all hold folders {preview(common)}: if those are the classes,"
+            f" name the folders above them train and val; if {preview(tops)} are the classes, use"
+            " --config.data.layout=classes (--layout=classes of deit-jax prepare and doctor, ,layout=classes of --data)"
+        )
+    return []
+
+
+def classes_below(listing: Listing, prefix: str, root: str) -> dict[str, list[str]]:
+    """The class folders below `prefix` ("" or "SPLIT/"): {class: sorted paths of its images}.
+
+    Raises UserError for one without images.
+    """
+    depth = prefix.count("/")
+    images: dict[str, list[str]] = collections.defaultdict(list)
+    for path in listing.images:
+        if path.startswith(prefix) and path.count("/") > depth:
+            images[path.split("/")[depth]].append(path)
+    for path in sorted(listing.folders):
+        if path.startswith(prefix) and path.count("/") == depth and path.split("/")[depth] not in images:
+            raise UserError(f"class folder {root}/{path} holds no image: add some or remove the folder")
+    return {name: sorted(images[name]) for name in sorted(images)}

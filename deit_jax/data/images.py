@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from deit_jax.data.decode import Box, Encoded, check_size, decode, decode_boxes
+from deit_jax.data.decode import Encoded, check_size, decode
 
-__all__ = ["Box", "Encoded", "decode", "decode_boxes", "draw_crop", "eval_image", "fast_resize", "random_resized_crop"]
-
+Box = tuple[int, int, int, int]  # top, left, height, width
 LARGE = 1 << 24  # pixels of a resized image above which only the part that is kept is computed
 SUPPORT = 3  # pixels on each side that PIL's widest filter, lanczos, looks at when it enlarges
 _local = threading.local()  # a resizer keeps buffers, so each thread has its own

@@ -19,10 +19,11 @@ import tarfile
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar, cast
 
 from deit_jax.classes import imagenet
 from deit_jax.classes.match import sort_classes
+from deit_jax.data.splits import preview
 from deit_jax.data.table import is_table, read_rows
 from deit_jax.errors import UserError, first_line
 
@@ -30,6 +31,8 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 BESIDE = (DEVKIT, DEVKIT.removesuffix(".tar.gz"), "LOC_val_solution.csv")
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+T = TypeVar("T")
 
 
 class FileLabels(NamedTuple):
@@ -72,35 +75,42 @@ def read_label_file(path: Path, images: Sequence[str]) -> FileLabels:
             no label (three are named).
     """
     if not path.exists():
-        raise UserError(f"labels {path} are not there: give a .csv or .json file, or ImageNet's development kit")
+        raise UserError(f"labels {path} do not exist: give a .csv or .json file, or ImageNet's development kit")
     try:
         class_names, by_name, several = _read(path, images)
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"labels {path} cannot be read ({first_line(error)}): {_FORMS}") from error
+        raise UserError(
+            f"labels {path} cannot be read ({first_line(error)}): give a table of path,class, ReaL's list or ImageNet's"
+            " development kit"
+        ) from error
     of_image = match_names(list(by_name), images, str(path))
     without = [name for name in images if name not in of_image]
     if without:
         raise UserError(
-            f"{len(without)} images have no label in {path}: {_three(without)}: add them, or move them away"
+            f"{len(without)} images have no label in {path}: {preview(without)}: add them, or move them away"
         )
     return FileLabels(class_names, by_name, of_image, several)
 
 
-_FORMS = "it must be a table of path,class, ReaL's list or ImageNet's development kit"
-Labels = tuple[list[str], dict[str, list[int]], bool]
-
-
-def _read(path: Path, images: Sequence[str]) -> Labels:
-    if path.is_dir() or path.name == TRUTH or path.name.endswith((".tar.gz", ".tgz", ".tar")):
-        wnids = read_devkit(path.parent if path.name == TRUTH else path)
-        return _numbered(dict(zip(_names_in_order(len(wnids), images, path), wnids, strict=True)))
+def _read(path: Path, images: Sequence[str]) -> tuple[list[str], dict[str, list[int]], bool]:
+    """The first two and the last of `FileLabels`."""
     if path.suffix == ".json":
-        return _read_real(path, images)
-    if is_table(path):
-        return _numbered(read_labels(path))
-    raise ValueError("its ending is not .csv, .tsv or .json")
+        entries = json.loads(path.read_text())
+        labels = [label for entry in entries for label in entry]
+        if not isinstance(entries, list) or not all(isinstance(label, int) and 0 <= label < 1000 for label in labels):
+            raise ValueError("it is not a list of lists of class numbers from 0 to 999")
+        return imagenet.synsets(), _in_order(entries, images, path), True
+    if path.is_dir() or path.name == TRUTH or path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        classes = _in_order(read_devkit(path.parent if path.name == TRUTH else path), images, path)
+    elif is_table(path):
+        classes = read_labels(path)
+    else:
+        raise ValueError("its ending is not .csv, .tsv or .json")
+    class_names = sort_classes(set(classes.values()))
+    number = {name: i for i, name in enumerate(class_names)}
+    return class_names, {name: [number[label]] for name, label in classes.items()}, False
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -128,14 +138,15 @@ def match_names(names: Sequence[str], images: Sequence[str], where: str) -> dict
         *above, last = parts(name)
         for stem in {last, os.path.splitext(last)[0]}:
             by_stem[stem].append((above, last, name))
-    found, image_of = {}, {}
+    found: dict[str, str] = {}
+    image_of: dict[str, str] = {}
     for image in images:
         *folders, last = parts(image)
         stem = os.path.splitext(last)[0]
         fits = [
             (len(above), name)
             for above, ending, name in by_stem[last] + [x for x in by_stem[stem] if x[1] == stem]
-            if _ends_alike(above, folders)
+            if all(a == b for a, b in zip(reversed(above), reversed(folders), strict=False))
         ]
         best = [name for depth, name in fits if depth == max(fits)[0]]
         if len(best) > 1:
@@ -145,27 +156,9 @@ def match_names(names: Sequence[str], images: Sequence[str], where: str) -> dict
         if best:
             other = image_of.setdefault(best[0], image)
             if other != image:
-                raise UserError(
-                    f"{where} has {best[0]}, which may be {other} or {image}: write paths below their folder"
-                )
+                raise UserError(f"{where} has {best[0]}, which may be {other} or {image}: write paths below its folder")
             found[image] = best[0]
     return found
-
-
-def _ends_alike(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether the shorter of two lists is the end of the longer one."""
-    shorter = min(len(a), len(b))
-    return list(a[len(a) - shorter :]) == list(b[len(b) - shorter :])
-
-
-def _read_real(path: Path, images: Sequence[str]) -> Labels:
-    entries = json.loads(path.read_text())
-    if not isinstance(entries, list) or not all(isinstance(entry, list) for entry in entries):
-        raise ValueError("it is not a list of lists")
-    if not all(isinstance(label, int) and 0 <= label < 1000 for entry in entries for label in entry):
-        raise ValueError("its entries are not class numbers from 0 to 999")
-    names = _names_in_order(len(entries), images, path)
-    return imagenet.synsets(), dict(zip(names, entries, strict=True)), True
 
 
 def read_devkit(kit: Path) -> list[str]:
@@ -181,53 +174,31 @@ def read_devkit(kit: Path) -> list[str]:
     """
     from scipy.io import loadmat
 
-    found = _kit_files(kit)
-    for name in (TRUTH, META):
-        if name not in found:
-            raise UserError(f"{kit} holds no {name}: give ImageNet's development kit, {DEVKIT} or its folder")
     try:
+        if kit.is_dir():
+            found = {path.name: path.read_bytes() for path in kit.rglob("*") if path.name in (TRUTH, META)}
+        else:
+            with tarfile.open(kit) as opened:
+                wanted = {Path(name).name: name for name in opened.getnames() if Path(name).name in (TRUTH, META)}
+                found = {name: cast(IO[bytes], opened.extractfile(path)).read() for name, path in wanted.items()}
         synsets = loadmat(io.BytesIO(found[META]), squeeze_me=True)["synsets"]
         classes = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
         return [classes[int(number)] for number in found[TRUTH].split()]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{META} or {TRUTH} of {kit} is damaged ({first_line(error)}): fetch it again") from error
-
-
-def _kit_files(kit: Path) -> dict[str, bytes]:
-    """The bytes of the truth file and of meta.mat, as far as they are there."""
-    if kit.is_dir():
-        paths = (path for path in sorted(kit.rglob("*")) if path.name in (TRUTH, META))
-        return {path.name: path.read_bytes() for path in paths}
-    out = {}
-    with tarfile.open(kit) as opened:
-        for member in opened:
-            name = Path(member.name).name
-            file = opened.extractfile(member) if name in (TRUTH, META) else None
-            if file:
-                out[name] = file.read()
-    return out
-
-
-def _numbered(classes: dict[str, str]) -> Labels:
-    """Of {path: class}."""
-    class_names = sort_classes(set(classes.values()))
-    number = {name: i for i, name in enumerate(class_names)}
-    return class_names, {name: [number[label]] for name, label in classes.items()}, False
-
-
-def _names_in_order(count: int, images: Sequence[str], path: Path) -> list[str]:
-    """The names that a list of `count` entries belongs to: ImageNet's validation images by their number, others where
-    there are just as many."""
-    if images and all(VALIDATION_NAME.match(os.path.basename(name)) for name in images):
-        return [f"ILSVRC2012_val_{number:08}" for number in range(1, count + 1)]
-    if count != len(images):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, tarfile.TarError) as error:
         raise UserError(
-            f"{path} has {count} entries for {len(images)} images, whose names do not tell which is which:"
+            f"{kit} holds no readable {META} and {TRUTH} ({first_line(error)}): give ImageNet's development kit,"
+            f" {DEVKIT} or its folder"
+        ) from error
+
+
+def _in_order(entries: Sequence[T], images: Sequence[str], path: Path) -> dict[str, T]:
+    """{image: entry} of a list: of ImageNet's validation images by their number, of others in the order of their names,
+    where there are just as many."""
+    if images and all(VALIDATION_NAME.match(os.path.basename(name)) for name in images):
+        return {f"ILSVRC2012_val_{number:08}": entry for number, entry in enumerate(entries, 1)}
+    if len(entries) != len(images):
+        raise UserError(
+            f"{path} has {len(entries)} entries for {len(images)} images, whose names do not tell which is which:"
             " give all the images, or a .csv of path,class"
         )
-    return sorted(images)
-
-
-def _three(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return dict(zip(sorted(images), entries, strict=True))

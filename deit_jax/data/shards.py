@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.data.base import Source, cached, hold_out
-from deit_jax.data.folder_layout import check_named, choose_splits
+from deit_jax.data.base import Source, cached
+from deit_jax.data.splits import open_splits
 from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import storage
 
@@ -49,56 +49,40 @@ def check_place(root: Path, what: str) -> None:
         raise UserError(f"{what} {root} is in a bucket: mount it (gcsfuse) or copy it, and give the folder's path")
 
 
-def read_index(root: Path) -> dict[str, Any]:
-    """The folder's index. Raises UserError where it is missing, damaged or unfinished."""
+def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
+    """The images of a prepared folder, as `open_splits`. Raises UserError where its index is missing, damaged or
+    unfinished."""
     path = root / INDEX
     if not path.is_file():
         raise UserError(f"{root} holds shards but no {INDEX}: make it with deit-jax prepare")
     try:
         index = json.loads(path.read_text())
-        done = index["complete"]
-        _check_index(index)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        done, splits = index["complete"], list(index["splits"])
+        for written in index["splits"].values():
+            for shard in written:
+                _check_shard(shard, index["classes"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({first_line(error)[:80]}): make it again with deit-jax prepare") from error
     if not done:
         raise UserError(f"{root} is not finished: run its deit-jax prepare command again")
-    return index
+    return open_splits(
+        lambda used: {split: ShardSource(root, index, split) for split in used},
+        splits,
+        str(root),
+        train_split=train_split,
+        eval_split=eval_split,
+        holdout=holdout,
+    )
 
 
-def _check_index(index: dict[str, Any]) -> None:
-    """Raise ValueError, TypeError or KeyError for an index that `prepare` cannot have written: before anything is
-    allocated by its counts."""
-    classes = index["classes"]
-    if not all(isinstance(name, str) for name in classes):
-        raise ValueError("a class is not a name")
-    for split, written in index["splits"].items():
-        for shard in written:
-            name, records, size = shard["file"], shard["records"], shard["bytes"]
-            if not isinstance(name, str) or "/" in name or not isinstance(shard["sha256"], str):
-                raise ValueError(f"a shard of {split} has no name or checksum")
-            runs = shard["labels"]
-            if any(len(run) != 2 for run in runs):
-                raise ValueError(f"{name} has labels that are not [label, how many] pairs")
-            if not all(type(x) is int and x >= 0 for x in (records, size, *(x for run in runs for x in run))):
-                raise ValueError(f"{name} has counts that are not whole numbers")
-            if records * HEADER.size > size or sum(run[1] for run in runs) != records:
-                raise ValueError(f"{name} cannot hold {records} records")
-            if any(run[0] >= len(classes) for run in runs):
-                raise ValueError(f"{name} has a label outside the {len(classes)} classes")
-
-
-def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
-    """Training (None without a split `train`) and evaluation images of a prepared folder."""
-    index = read_index(root)
-    known = list(index["splits"])
-    check_named(known, train_split, eval_split, f"is not a split of {root}")
-    train_name, eval_name = choose_splits(known, train_split, eval_split, str(root))
-    train = ShardSource(root, index, train_name) if train_name else None
-    if eval_name:
-        return train, ShardSource(root, index, eval_name)
-    if train is None:
-        raise UserError(f"{root} has no split to evaluate on: it has {', '.join(known)}")
-    return hold_out(train, train.labels, holdout)
+def _check_shard(shard: dict[str, Any], classes: list[str]) -> None:
+    """Raise ValueError, TypeError or KeyError for counts that cannot be, before memory is allocated by them."""
+    labels, runs = np.array(shard["labels"], np.int64).T
+    "".join([*classes, shard["file"], shard["sha256"]])
+    if min(labels.min(), runs.min()) < 0 or labels.max() >= len(classes) or runs.sum() != shard["records"]:
+        raise ValueError(f"{shard['file']} has labels that do not fit")
+    if shard["records"] * HEADER.size > shard["bytes"]:
+        raise ValueError(f"{shard['file']} cannot hold {shard['records']} records")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +95,6 @@ class Part:
     examples_in_shard: int
 
 
-def open_records(root: Path, shards: list[dict[str, Any]]) -> Any:
-    """The records of some shards below `root`, by position."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    parts: list[Any] = [Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in shards]
-    return ArrayRecordDataSource(parts)
-
-
 class ShardSource:
     """One split of a prepared folder."""
 
@@ -126,15 +102,19 @@ class ShardSource:
         self.root, self.split, self.shards = root, split, index["splits"][split]
         self.class_names, self.num_classes = list(index["classes"]), len(index["classes"])
         self.title, self.notes = f"{root}, split {split}", []
-        if not sum(shard["records"] for shard in self.shards):
-            raise UserError(f"split '{split}' of {root} is empty: prepare it again")
         for shard in self.shards:
             path = root / shard["file"]
-            if not path.is_file():
-                raise UserError(f"shard {path} is missing: copy it here or prepare it again")
-            if (size := path.stat().st_size) != shard["bytes"]:
-                raise UserError(f"shard {path} has {size} bytes instead of {shard['bytes']}: copy it again")
-        self._records = open_records(root, self.shards)
+            size = path.stat().st_size if path.is_file() else 0
+            if size != shard["bytes"]:
+                raise UserError(
+                    f"shard {path} has {size} bytes instead of {shard['bytes']}: copy it here or prepare it again"
+                )
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        parts: list[Any] = [
+            Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in self.shards
+        ]
+        self._records: Any = ArrayRecordDataSource(parts)
 
     @cached
     def fingerprint(self) -> str:

@@ -5,37 +5,13 @@ from typing import Any
 import numpy as np
 
 from deit_jax.config import Config
-from deit_jax.data import order, shards
-from deit_jax.data.base import (
-    ArraySource,
-    FileSource,
-    Source,
-    Subset,
-    hold_out,
-    limit_images,
-    summary,
-)
-from deit_jax.data.folder_layout import EXPECTED_LAYOUT
-from deit_jax.data.folders import open_folder, scan_folder
+from deit_jax.data import order, shards, tfds_source
+from deit_jax.data.base import ArraySource, FileSource, Source, Subset, hold_out, limit_images
+from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
-
-__all__ = [
-    "ArraySource",
-    "FileSource",
-    "Source",
-    "Subset",
-    "check_root",
-    "find_sources",
-    "hold_out",
-    "open_digits",
-    "open_eval_source",
-    "open_sources",
-    "scan_folder",
-    "summary",
-]
 
 
 def open_sources(config: Config) -> tuple[Source, Source]:
@@ -61,7 +37,7 @@ def open_sources(config: Config) -> tuple[Source, Source]:
         )
     _check_classes(config, train)
     limit = config.data.limit
-    if limit and limit < len(train):
+    if 0 < limit < len(train):
         drawn = order.generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
     return train, limit_images(evaluation, config.evaluate.limit)
@@ -92,28 +68,40 @@ def open_digits() -> tuple[Subset, Subset]:
 
 def find_sources(config: Config) -> tuple[Source | None, Source]:
     """All training images, None where there are none, and the evaluation images; see `open_sources`."""
-    train, evaluation = _find(config)
+    data = config.data
+    splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
+    check_root(data.root)
+    root = storage.as_path(data.root) if data.root else None
+    if root is None and data.name == "digits":
+        train, evaluation = open_digits()
+    elif root and root.is_file():
+        train, evaluation = open_csv(str(root), **splits)
+    elif root and shards.is_shards(root):
+        train, evaluation = shards.open_shards(root, **splits)
+    elif root is None or tfds_source.is_data_dir(root, data.name):
+        train, evaluation = tfds_source.open_tfds(data.name, root, **splits)
+    else:
+        train, evaluation = open_folder(str(root), **splits, layout=data.layout)
     for source in (train, evaluation):
         while isinstance(source, Subset):
             source = source.source
         if isinstance(source, FileSource):
-            source.by_content = config.data.check == "content"
+            source.by_content = data.check == "content"
     if train is not None:
-        _check_every_class_is_trained(train)
+        check_every_class_is_trained(train)
     return train, evaluation
 
 
-def _check_every_class_is_trained(train: Source) -> None:
+def check_every_class_is_trained(train: Source) -> None:
     """Raise UserError for a class without a training image, where labels are known without reading the images: of
     TFDS's they are not."""
-    labels = getattr(train, "labels", None)
-    lacking = [] if labels is None else np.setdiff1d(np.arange(train.num_classes), labels)
-    if len(lacking):
-        names = [train.class_names[label] for label in lacking]
-        known = [name for name in train.class_names if name not in names]
+    labels = getattr(train, "labels", np.arange(train.num_classes))
+    lacking = [train.class_names[label] for label in np.setdiff1d(np.arange(train.num_classes), labels)]
+    if lacking:
+        known = set(train.class_names) - set(lacking)
         raise UserError(
-            f"{names[0]} is a class the training images lack{nearest(names[0], known)} ({train.title};"
-            f" {len(names)} such): remove its images, or add some to train on"
+            f"{lacking[0]} is a class the training images lack{nearest(lacking[0], known)} ({train.title};"
+            f" {len(lacking)} such): remove its images, or add some to train on"
         )
 
 
@@ -123,31 +111,9 @@ def check_root(given: str) -> None:
         return
     root = storage.as_path(given)
     shards.check_place(root, "data.root")
-    if root.is_dir():
-        return
-    if not is_table(root):
+    if not (root.is_dir() or (is_table(root) and root.is_file())):
         right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
         raise UserError(f"data.root {given} is not a folder: {TAR_HINT if is_tar_name(root) else right}")
-    if not root.is_file():
-        raise UserError(f"data.root {given} is not there, or not a file: give a table of path,label")
-
-
-def _find(config: Config) -> tuple[Source | None, Source]:
-    data = config.data
-    splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
-    if not data.root and data.name == "digits":
-        return open_digits()
-    check_root(data.root)
-    root = storage.as_path(data.root) if data.root else None
-    if root and root.is_file():
-        return open_csv(str(root), **splits)
-    from deit_jax.data import tfds_source  # here: its package is optional, files need none
-
-    if root and shards.is_shards(root):
-        return shards.open_shards(root, **splits)
-    if root is None or tfds_source.is_data_dir(root, data.name):
-        return tfds_source.open_tfds(data.name, root, **splits)
-    return open_folder(str(root), **splits, layout=data.layout)
 
 
 def _check_classes(config: Config, source: Source) -> None:

@@ -1,10 +1,8 @@
 """Tables of image files: .csv and .tsv."""
 
-import concurrent.futures
 import csv
 import os
 import re
-import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deit_jax.classes.match import sort_classes
-from deit_jax.data.base import FileSource, Source, hold_out, not_used
-from deit_jax.data.folder_layout import TRAIN, check_named, choose_splits
-from deit_jax.errors import UserError
+from deit_jax.classes.match import is_number, sort_classes
+from deit_jax.data.base import FileSource, Source, not_used
+from deit_jax.data.splits import TRAIN, open_splits
+from deit_jax.errors import UserError, first_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 HEADINGS = {  # column: how a first line may call it
@@ -23,7 +21,6 @@ HEADINGS = {  # column: how a first line may call it
     "label": "label class class_name classname target category predictionstring".split(),
     "split": "split subset set".split(),
 }
-MAX_LABEL = 4000  # characters
 
 
 class Row(NamedTuple):
@@ -32,7 +29,7 @@ class Row(NamedTuple):
     line: int
     path: str
     label: str
-    split: str
+    split: str = ""
 
 
 def is_table(path: Path) -> bool:
@@ -41,100 +38,65 @@ def is_table(path: Path) -> bool:
 
 
 def open_csv(path: str, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
-    """The images of a table with one per line: `path,label` or `path,label,split`.
+    """The images of a table with one per line: `path,label` or `path,label,split`; splits as `open_splits`.
 
     Paths are relative to the table's folder. A first line that names the columns is a heading; columns of other names
     are left out. Labels are class names, or numbers: 0 … n - 1 are labels, other whole numbers are names in numeric
-    order. Splits and `holdout` as `folders.open_folder`.
+    order.
 
     Raises:
       UserError: naming the line, for what is not such a table, and for files that do not exist.
     """
-    rows = read_rows(path)
-    known_splits = {row.split or TRAIN for row in rows}
-    check_named(known_splits, train_split, eval_split, f"does not occur in {path}")
-    train_name, eval_name = choose_splits(known_splits, train_split, eval_split, path)
-    if train_name is None and eval_name is None:
-        raise UserError(f"{path} has nothing to evaluate on: its splits are {', '.join(sorted(known_splits))}")
-    parts = {
-        name: [row for row in rows if (row.split or TRAIN) == name]
-        for name in (train_name, eval_name)
-        if name is not None
-    }
-    unused = [
-        f"split {name} ({sum((row.split or TRAIN) == name for row in rows)} images)"
-        for name in sorted(known_splits - set(parts))
-    ]
-    names = sort_classes({row.label for part in parts.values() for row in part})
-    number = {name: label for label, name in enumerate(names)}
-    notes = not_used(unused) + _named_by_numbers(names)
+    parts: dict[str, list[Row]] = {}
+    for row in read_rows(path):
+        parts.setdefault(row.split or TRAIN, []).append(row)
 
-    def source(split: str) -> FileSource:
-        labels = np.array([number[row.label] for row in parts[split]], np.int32)
-        title = path if len(known_splits) == 1 else f"{path}, split {split}"
-        return FileSource(Path(path).parent, _find_files(path, parts[split]), labels, names, title=title, notes=notes)
+    def open_used(used: list[str]) -> dict[str, Source]:
+        unused = [f"split {name} ({len(rows)} images)" for name, rows in sorted(parts.items()) if name not in used]
+        names = sort_classes({row.label for name in used for row in parts[name]})
+        number = {name: label for label, name in enumerate(names)}
+        notes, folder = not_used(unused), Path(path).parent
+        if all(map(is_number, names)) and names != [str(i) for i in range(len(names))]:
+            some = ", ".join(names[:3])
+            notes.append(f"labels that are not 0 … n - 1 are names in numeric order: {some} … are classes 0, 1, 2 …")
+        sources: dict[str, Source] = {}
+        for name in used:
+            files = [_find_file(path, row) for row in parts[name]]
+            labels = np.array([number[row.label] for row in parts[name]], np.int32)
+            title = path if len(parts) == 1 else f"{path}, split {name}"
+            sources[name] = FileSource(folder, files, labels, names, title=title, notes=notes)
+        return sources
 
-    train = source(train_name) if train_name is not None else None
-    if eval_name is not None:
-        return train, source(eval_name)
-    assert train is not None
-    return hold_out(train, train.labels, holdout)
+    return open_splits(open_used, parts, path, train_split=train_split, eval_split=eval_split, holdout=holdout)
 
 
-def plain_labels(labels: Iterable[str], path: str) -> dict[str, str]:
+def plain_labels(labels: Iterable[str], path: str | os.PathLike) -> dict[str, str]:
     """The class name that each label of a table stands for: NFC, and whole numbers without their decimals (pandas
     writes 1.0). Raises UserError for numbers that are written in two ways, and for what marks images without a class.
     """
-    names = {label: unicodedata.normalize("NFC", label) for label in labels}
-    missing = sorted(name for name in names if name.lower() in ("nan", "<na>"))
-    if missing:
-        raise UserError(f"{path} has the label {missing[0]}, a missing value: leave images without a class out")
-    if not all(re.fullmatch(r"-?[0-9]+(\.0*)?", name) for name in names):
-        return names
-    names = {label: label.partition(".")[0] for label in names}
-    negative = sorted(name for name in names.values() if name.startswith("-"))
-    if negative:
-        raise UserError(f"{path} has the label {negative[0]}: leave images without a class out, or name classes")
+    names = {label: unicodedata.normalize("NFC", label) for label in sorted(labels)}
+    numbers = all(re.fullmatch(r"-?[0-9]+(\.0*)?", name) for name in names.values())
+    if numbers:
+        names = {label: label.partition(".")[0] for label in names}
     by_value: dict[int, str] = {}
-    for name in sorted(set(names.values())):
-        other = by_value.setdefault(int(name), name)
-        if other != name:
+    for name in names.values():
+        if name.lower() in ("nan", "<na>") or (numbers and name.startswith("-")):
+            raise UserError(f"{path} has the label {name}: leave images without a class out, or name classes")
+        if numbers and (other := by_value.setdefault(int(name), name)) != name:
             raise UserError(f"{path} has the labels '{other}' and '{name}', the same number: write it in one way")
     return names
 
 
-def _named_by_numbers(names: Sequence[str]) -> list[str]:
-    """The note about labels that are numbers but not 0 … n - 1; [] for others."""
-    numbers = all(name.isascii() and name.isdecimal() for name in names)
-    if not numbers or list(names) == [str(i) for i in range(len(names))]:
-        return []
-    return [f"labels that are not 0 … n - 1 are names in numeric order: {', '.join(names[:3])} … are classes 0, 1, 2 …"]
-
-
-def _find_files(path: str, rows: Sequence[Row]) -> list[str]:
-    """The rows' paths as the disk spells them. Raises UserError, naming the first line whose file cannot be read."""
+def _find_file(path: str, row: Row) -> str:
+    """The row's path as the disk spells it. Raises UserError where its file does not exist."""
     folder = Path(path).parent
-
-    def find(row: Row) -> tuple[str, str]:
-        problem = ""
-        for spelled in dict.fromkeys([row.path, *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD"))]):
-            try:
-                regular = stat.S_ISREG(os.stat(os.path.join(folder, spelled)).st_mode)
-                return spelled, "" if regular else "it is not a file"
-            except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-                problem = problem or getattr(error, "strerror", None) or str(error)
-        return row.path, problem
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(find, rows))
-    bad = [i for i, (_, problem) in enumerate(found) if problem]
-    if bad:
-        row, more = rows[bad[0]], f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+    spellings = [row.path, *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD"))]
+    found = next((spelled for spelled in spellings if os.path.isfile(folder / spelled)), None)
+    if found is None:
         raise UserError(
-            f"{path}, line {row.line} names {row.path}, which cannot be read ({found[bad[0]][1]}){more}: paths are"
-            " taken from the table's own folder"
+            f"{path}, line {row.line} names {row.path}, which cannot be read: paths start at the table's own folder"
         )
-    return [spelled for spelled, _ in found]
+    return found
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -143,19 +105,12 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     delimiter = DELIMITERS[Path(path).suffix.lower()]
     form = f"path{delimiter}label".expandtabs(1)
     try:
-        if not Path(path).is_file():
-            raise UserError(f"{path} is not a file: give a table of path,label")
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, delimiter=delimiter)
             cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(map(str.strip, line))]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not text in UTF-8 (byte 0x{error.object[error.start]:02x}): save the table as UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise UserError(f"{path} is not a table ({error}): each line must be {form}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a table of path,label") from error
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        what = "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else "not a table"
+        raise UserError(f"{path} is {what} ({first_line(error)}): give lines of {form} in UTF-8") from error
     columns = _heading(cells[0][1], path) if cells else None
     if columns:
         cells = cells[1:]
@@ -170,14 +125,12 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             raise UserError(
                 f"{path}, line {number} is '{text[:80]}': it must be {form} or {form}{delimiter}split{hint}"
             )
-        if len(picked[1]) > MAX_LABEL:
-            raise UserError(f"{path}, line {number} has a label of {len(picked[1])} characters: it must be {form}")
-        rows.append(Row(number, *picked, *[""] * (3 - len(picked))))
-    names = plain_labels({row.label for row in rows}, os.fspath(path))
+        rows.append(Row(number, *picked))
+    names = plain_labels({row.label for row in rows}, path)
     return [row._replace(label=names[row.label]) for row in rows]
 
 
-def _heading(cells: list[str], path: str | os.PathLike) -> list[int] | None:
+def _heading(cells: Sequence[str], path: str | os.PathLike) -> list[int] | None:
     """Where the columns path, label and, if there is one, split are; None where a first line is not a heading. Raises
     UserError for a heading without a label, as one-hot tables have."""
     lowered = [cell.lower() for cell in cells]

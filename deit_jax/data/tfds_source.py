@@ -2,14 +2,15 @@
 
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deit_jax.data.base import Source, cached, hold_out
-from deit_jax.data.folder_layout import EVAL_SPLITS, HOLDOUT
+from deit_jax.data.base import Source, cached
+from deit_jax.data.splits import EVAL_SPLITS, HOLDOUT, TRAIN, VALIDATION, open_splits
 from deit_jax.errors import UserError, first_line, nearest
 
 NAMES = (
@@ -35,16 +36,16 @@ def open_tfds(
     Raises UserError where the dataset is unknown, not prepared, in another file format, or damaged.
     """
     builder = _builder(name, root)
-    known = list(builder.info.splits)
-    train = None if known and train_split == "train" and "train" not in known else TfdsSource(builder, train_split)
-    # tfds.testing.mock_data() knows no splits and accepts any.
-    found = [split for split in EVAL_SPLITS if split in known or not known]
-    if (eval_split or found) and eval_split != HOLDOUT:
-        return train, TfdsSource(builder, eval_split or found[0])
-    if train is None:
-        raise UserError(f"{name} has no split to train or evaluate on: it has {', '.join(known)}")
-    # The labels would have to be read from every record, so the held-out part is drawn without regard to classes.
-    return hold_out(train, np.zeros(len(train), np.int32), holdout)
+    known = list(builder.info.splits)  # none where it is not prepared; tfds.testing.mock_data() then accepts any
+    given = {split for split in (train_split, eval_split) if re.search(r"[\[+]", split) or not known}
+    return open_splits(
+        lambda used: {split: TfdsSource(builder, split) for split in used},
+        {*(known or [TRAIN, VALIDATION]), *given} - {"", HOLDOUT},
+        name,
+        train_split=train_split,
+        eval_split=eval_split,
+        holdout=holdout,
+    )
 
 
 def open_eval_split(name: str, root: Path | None, split: str = "") -> Source:
@@ -85,7 +86,7 @@ def _records(builder, split: str) -> Any:
     try:
         records = builder.as_data_source(split=split, decoders=encoded)
     except Exception as error:  # TFDS raises ValueError, NotImplementedError and AssertionError, many lines long
-        raise UserError(_why_closed(builder, split)) from error
+        raise UserError(_why_closed(builder, split, error)) from error
     _check_shards(builder, split)
     if not len(records):
         raise UserError(f"split '{split}' of {name} is empty")
@@ -96,39 +97,21 @@ def _records(builder, split: str) -> Any:
     return records
 
 
-def _why_closed(builder, split: str) -> str:
+def _why_closed(builder, split: str, error: Exception) -> str:
     name, known = builder.info.name, list(builder.info.splits)
     if not known:
-        return f"{name} is not prepared in {builder.data_dir}: {_how_to_get(name)}"
-    if not builder.info.available_file_formats() & _random_access():
-        stored = ", ".join(fmt.value for fmt in builder.info.available_file_formats())
         return (
-            f"{name} in {builder.data_dir} is stored as {stored}: convert it with "
-            f"tfds convert_format --out_file_format=array_record --dataset_dir={builder.data_dir}"
+            f"{name} is not prepared in {builder.data_dir}: give its images, a folder per class, as data.root, or"
+            " shards of its .tar files (deit-jax prepare FOLDER DST); or prepare it by 'tfds build"
+            f" {name} --file_format=array_record' where tensorflow is installed, and give that data_dir"
         )
-    return f"{name} has no split '{split}'{nearest(split, known)}: it has {', '.join(known)}"
-
-
-# How to use a dataset's own files; TFDS can only prepare it where TensorFlow is installed.
-FILES = {
-    "imagenet2012": "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into FOLDER,"
-    " run deit-jax prepare FOLDER DST, and give data.root=DST",
-    "imagenet2012_real": "give --mode=evaluate --data=real=IMAGENET_VAL,labels=real.json",
-    "imagenet_v2": "unpack its archive and give --mode=evaluate --data=v2=FOLDER",
-}
-FILES |= {name: FILES["imagenet_v2"].replace("v2", name) for name in ("imagenet_a", "imagenet_r", "imagenet_sketch")}
-
-
-def _how_to_get(name: str) -> str:
-    own = FILES.get(name, "give its images, a folder per class, as data.root")
-    tfds = f"tfds build {name} --file_format=array_record"
-    return f"{own}; or prepare it by '{tfds}' where tensorflow is installed, and give that data_dir as data.root"
-
-
-def _random_access() -> set:
-    from tensorflow_datasets.core import file_adapters
-
-    return set(file_adapters.FileFormat.with_random_access())
+    stored = builder.info.file_format.value
+    if stored not in ("array_record", "bagz"):
+        return (
+            f"{name} in {builder.data_dir} is stored as {stored}: convert it with tfds convert_format"
+            f" --out_file_format=array_record --dataset_dir={builder.data_dir}"
+        )
+    return f"split '{split}' of {name} cannot be read ({first_line(error)}): it has {', '.join(known)}"
 
 
 def _check_shards(builder, split: str) -> None:
@@ -138,21 +121,19 @@ def _check_shards(builder, split: str) -> None:
     if not len(builder.info.splits) or builder.info.file_format.value != "array_record":
         return
 
-    def check(instruction) -> str:
-        path = os.fspath(instruction.filename)
+    def check(part) -> None:
+        path = os.fspath(part.filename)
         try:
             found = ArrayRecordReader(path).num_records()
-        except (RuntimeError, ValueError, OSError) as error:
-            return f"shard {path} cannot be read ({first_line(error)})"
-        wanted = instruction.examples_in_shard
-        if found != wanted and not os.path.exists(path):
-            return f"shard {path} is missing"
-        return "" if found == wanted else f"shard {path} holds {found} records instead of {wanted}"
+        except (RuntimeError, ValueError, OSError):
+            found = 0
+        if found != part.examples_in_shard:
+            raise UserError(
+                f"shard {path} holds {found} records instead of {part.examples_in_shard}: copy or prepare it again"
+            )
 
     with ThreadPoolExecutor(16) as pool:
-        for complaint in pool.map(check, builder.info.splits[split].file_instructions):
-            if complaint:
-                raise UserError(f"{complaint}: copy or prepare it again")
+        list(pool.map(check, builder.info.splits[split].file_instructions))
 
 
 class TfdsSource:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from deit_jax.config import SETTINGS, Config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.distill.teacher import TeacherModel, is_local, load_teacher
+from deit_jax.distill.teacher import Teacher, load_teacher
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
+from deit_jax.runtime import storage
 from deit_jax.runtime.hardware import compute_dtype
+from deit_jax.weights import split_sources
 
 FORMAT = 2  # of the images: to be raised when augmentation or decoding makes other pixels from the same settings
 PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
+TRAINING_SETTINGS = ("epochs", "lr", "drop_path_rate", "augment")  # of a teacher that the run trains itself
 
 
 def image_identity(config: Config, source: Source, img_size: int) -> dict[str, Any]:
@@ -48,17 +52,15 @@ def image_identity(config: Config, source: Source, img_size: int) -> dict[str, A
     return json.loads(json.dumps(identity))
 
 
-def teacher_identity(
-    config: Config, img_size: int, members: list[TeacherModel], arrays: list, init: str
-) -> dict[str, Any]:
-    """Everything that shapes the teacher's predictions for given images, by readable names."""
+def teacher_identity(config: Config, img_size: int, teacher: Teacher, init: str) -> dict[str, Any]:
+    """Everything that shapes a loaded teacher's predictions for given images, by readable names."""
     identity = {
         "teacher.name": config.teacher.name,
-        "teacher.weights": weights_digest(arrays),
+        "teacher.weights": weights_digest(teacher.arrays),
         "teacher.init": init,
         "teacher.img_size": config.teacher.img_size or img_size,
-        "teacher.mean": [m.mean for m in members],
-        "teacher.std": [m.std for m in members],
+        "teacher.mean": [m.mean for m in teacher.models],
+        "teacher.std": [m.std for m in teacher.models],
         "teacher.dtype": str(compute_dtype(config.teacher.dtype)),
     } | training_identity(config)
     return json.loads(json.dumps(identity))
@@ -66,11 +68,11 @@ def teacher_identity(
 
 def training_identity(config: Config) -> dict[str, Any]:
     """The settings of a teacher that is trained by the run itself; {} where it is not."""
-    names = ("epochs", "lr", "drop_path_rate", "augment") if config.teacher.epochs else ()
+    names = TRAINING_SETTINGS if config.teacher.epochs else ()
     return {f"teacher.{name}": config.teacher[name] for name in names}
 
 
-def weights_digest(arrays: list) -> str:
+def weights_digest(arrays: Sequence[Any]) -> str:
     """SHA-256 over names, shapes and values of a teacher's arrays."""
     found = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])):
@@ -80,11 +82,8 @@ def weights_digest(arrays: list) -> str:
     return found.hexdigest()
 
 
-def teacher_changes(
-    config: Config, theirs: dict[str, Any], img_size: int, class_names: list[str]
-) -> tuple[list[str], dict]:
-    """(names that differ, our values): the teacher of `config` against a store's. What the config leaves open is not
-    compared."""
+def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int, class_names: list[str]) -> dict[str, Any]:
+    """What `config` states of the teacher whose identity is `theirs`; what it leaves open is not compared."""
     t = config.teacher
     ours: dict[str, Any] = {"teacher.img_size": t.img_size or img_size}
     if t.name and theirs["teacher.name"]:  # without a name it is what its weights are
@@ -94,36 +93,31 @@ def teacher_changes(
     for name in ("mean", "std"):
         if t[name]:
             ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
-    if is_local(t.init):  # the bytes count, wherever they lie
-        classes = {"num_classes": len(class_names), "class_names": class_names}
-        arrays = load_teacher(config, img_size=img_size, dtype=compute_dtype(t.dtype), **classes)[1]
-        ours["teacher.weights"] = weights_digest(arrays)
+    if t.init and all(storage.as_path(source).exists() for source in split_sources(t.init)):
+        ours["teacher.weights"] = weights_digest(load_teacher(config, class_names, img_size).arrays)
     elif t.init:
         ours["teacher.init"] = t.init
     else:
         ours |= training_identity(config)
-    return [name for name in ours if ours[name] != theirs.get(name)], ours
+    return ours
 
 
-def check_identity(
-    folder: str | Path, header: dict, config: Config, source: Source, img_size: int, teacher: dict | None = None
-) -> None:
-    """Raise UserError naming what differs between a store and `config`; teacher: its identity, where it is loaded."""
-    images = image_identity(config, source, img_size)
-    there = header["images"] | header["teacher"]
-    changed = sorted(name for name in images.keys() | header["images"].keys() if images.get(name) != there.get(name))
-    if teacher is None:
-        names, teacher = teacher_changes(config, header["teacher"], img_size, source.class_names)
-    else:
-        names = sorted(n for n in teacher.keys() | header["teacher"].keys() if teacher.get(n) != there.get(n))
-        if "teacher.weights" not in names:  # the same weights from elsewhere are the same teacher
-            same = "init name epochs lr drop_path_rate augment".split()
-            names = [n for n in names if n.removeprefix("teacher.") not in same]
-    changed += names
+def check_identity(folder: str | Path, header: dict, images: dict[str, Any], teacher: dict[str, Any]) -> None:
+    """Raise UserError naming what differs between a store and a run.
+
+    Args:
+        folder: of the store.
+        header: its labels.json.
+        images: `image_identity` of the run.
+        teacher: what is known of its teacher; {} where that is not compared.
+    """
+    theirs, ours = header["images"] | header["teacher"], images | teacher
+    changed = {name for name in ours.keys() | header["images"].keys() if ours.get(name) != theirs.get(name)}
+    if "teacher.weights" in teacher.keys() - changed:  # from elsewhere they are the same teacher
+        changed -= {f"teacher.{name}" for name in ("init", "name", *TRAINING_SETTINGS)}
     if changed:
-        here = images | teacher
         short = lambda value: f"{value}"[:24]
-        shown = "; ".join(f"{k}: {short(there.get(k))} there, {short(here.get(k))} here" for k in changed)
+        shown = "; ".join(f"{k}: {short(theirs.get(k))} there, {short(ours.get(k))} here" for k in sorted(changed))
         raise UserError(
             f"the labels in {folder} were made for other settings ({shown}): take those, or make labels for these with"
             " --mode=label in another folder"
@@ -167,7 +161,8 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
     if not d.labels:
         return None
     store = LabelStore(d.labels)
-    check_identity(d.labels, store.header, config, source, img_size)
+    teacher = stated_teacher(config, store.header["teacher"], img_size, source.class_names)
+    check_identity(d.labels, store.header, image_identity(config, source, img_size), teacher)
     needed = OBJECTIVES[d.kind].labels
     if needed == "topk":
         if store.header["kind"] != needed:

@@ -5,10 +5,8 @@
     FOLDER/index/          topk: Zarr array uint16 (steps, batch, k), most probable first
     FOLDER/probability/    topk: Zarr array float (steps, batch, k)
 
-A chunk is CHUNK whole steps and one file per array, written at once or not at all. So the files that are there are the
-record of progress, and several processes write side by side without coordination. A chunk ends in its CRC-32C;
-the arrays' metadata (zarr.json) carry the hash of labels.json, so that no store takes over the chunks of another. What
-is read must lie in the range of the data's classes.
+A chunk is CHUNK whole steps and one file per array, which ends in its CRC-32C and is written at once or not at all. So
+the files that are there are the record of progress, and several processes write side by side without coordination.
 """
 
 import hashlib
@@ -39,11 +37,6 @@ def arrays_of(kind: str, k: int, dtype: str) -> dict[str, tuple[str, tuple[int, 
     return {"index": ("uint16", (k,)), "probability": (dtype, (k,))}
 
 
-def size_forecast(views: int, kind: str, k: int, dtype: str) -> int:
-    """Bytes of the labels of `views` views before compression: 0.77 GB for ImageNet x 300 epochs, hard."""
-    return sum(views * np.dtype(t).itemsize * int(np.prod(more)) for t, more in arrays_of(kind, k, dtype).values())
-
-
 def digest(values: dict[str, Any]) -> str:
     """SHA-256 of a dictionary's JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -64,7 +57,7 @@ def read_header(folder: str | os.PathLike) -> dict[str, Any]:
     return header
 
 
-def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) -> dict[str, Any]:
+def array_spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     """TensorStore's description of a new array."""
     compression = {**COMPRESSION, "typesize": np.dtype(dtype).itemsize}
     return {
@@ -80,36 +73,8 @@ def array_spec(path: Path, shape: tuple[int, ...], dtype: str, identity: str) ->
                 {"name": "crc32c"},
             ],
             "fill_value": MAX_CLASSES if dtype == "uint16" else "NaN",
-            "attributes": {"identity": identity},
         },
     }
-
-
-def check_owner(array: Path, identity: str) -> None:
-    """Raise UserError where the chunks in an array's folder were not made for the store of this identity."""
-    path = array / "zarr.json"
-    if not path.exists():
-        if any(array.glob("c/*")):
-            raise UserError(f"{array} holds labels whose zarr.json is lost: {RESTORE}")
-        return
-    try:
-        owner = json.loads(path.read_text()).get("attributes", {}).get("identity")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r:.80}): {RESTORE}") from error
-    if owner != identity:
-        raise UserError(f"{array} holds labels that were made for other settings: {RESTORE}")
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a chunk's file is as long as its Blosc header says, plus the four bytes of its CRC-32C."""
-    if storage.is_bucket(file):  # where an object is there whole or not at all
-        return file.is_file()
-    try:
-        with open(file, "rb") as opened:
-            header = opened.read(16)
-        return len(header) == 16 and file.stat().st_size - int.from_bytes(header[12:], "little") == 4
-    except OSError:
-        return False
 
 
 class LabelStore:
@@ -121,32 +86,27 @@ class LabelStore:
     def __init__(self, folder: str | os.PathLike):
         self.folder = storage.as_path(folder)
         self.header = read_header(folder)
+        self.arrays = arrays_of(self.header["kind"], self.header["k"], self.header["dtype"])
         self.opened: dict[str, ts.TensorStore] = {}
 
     @classmethod
     def create(cls, folder: Path, header: dict[str, Any], steps: int) -> "LabelStore":
         """Start a store, or open the one that is there and make room for `steps` steps."""
-        new = not (folder / "labels.json").exists()
-        if new:
-            for name in arrays_of(header["kind"], header["k"], header["dtype"]):
-                check_owner(folder / name, header["hash"])
+        if not (folder / "labels.json").exists():
+            if any(folder.glob("*/zarr.json")):
+                raise UserError(f"{folder} holds labels whose labels.json is lost: {RESTORE}")
             atomic.write_json(folder / "labels.json", header)
         store = cls(folder)
-        for name, (dtype, more) in store.arrays().items():
+        for name, (dtype, more) in store.arrays.items():
             path = folder / name
-            check_owner(path, store.header["hash"])
             if (path / "zarr.json").exists():
                 store.make_room(name, steps)
                 continue
-            spec = array_spec(path, (steps, header["batch_size"], *more), dtype, store.header["hash"])
             try:
-                ts.open(spec, create=True).result()
+                ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
             except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
                 raise atomic.write_error(path, error) from error
         return store
-
-    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return arrays_of(self.header["kind"], self.header["k"], self.header["dtype"])
 
     def make_room(self, name: str, steps: int) -> None:
         """Make an array long enough for `steps` steps."""
@@ -163,8 +123,6 @@ class LabelStore:
             spec = {"driver": "zarr3", "kvstore": storage.kvstore(self.folder / name)}
             spec["store_data_equal_to_fill_value"] = True  # what was written is there, whatever it says
             context = ts.Context({"cache_pool": {"total_bytes_limit": 2**27}})
-            dtype, more = self.arrays()[name]
-            check_owner(self.folder / name, self.header["hash"])
             try:
                 # data is written once, so what is cached stays true
                 array = ts.open(spec, open=True, context=context, recheck_cached_data="open").result()
@@ -172,6 +130,7 @@ class LabelStore:
                 raise UserError(
                     f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
                 ) from error
+            dtype, more = self.arrays[name]
             written = array.chunk_layout.write_chunk.shape or ()
             form = array.dtype.name, array.shape[1:], written[:1]
             if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
@@ -179,60 +138,42 @@ class LabelStore:
             self.opened[name] = array
         return self.opened[name]
 
-    def chunk_file(self, name: str, chunk: int) -> Path:
-        """The file of one chunk of an array."""
-        _, more = self.arrays()[name]
-        return self.folder.joinpath(name, "c", str(chunk), "0", *["0"] * len(more))
+    @property
+    def steps(self) -> int:
+        """How many steps it has room for."""
+        return self.array(next(iter(self.arrays))).shape[0]
 
     def present(self) -> set[int]:
-        """The chunks that are there, as long as they say they are."""
-        per_array = []
-        for name, (_, more) in self.arrays().items():
-            leaf = "/".join(["0"] * (1 + len(more)))
-            chunks, files = self.folder / name / "c", self.folder.glob(f"{name}/c/*/{leaf}")
-            if not storage.is_bucket(self.folder):  # one listing tells of objects
-                files = filter(is_whole, files)
-            per_array.append({int(f.parts[len(chunks.parts)]) for f in files})
-        return set.intersection(*per_array)
+        """The chunks of which every array has its file."""
+        found = []
+        for name, (_, more) in self.arrays.items():
+            files = (self.folder / name / "c").glob("*/0" + "/0" * len(more))
+            found.append({int(file.parents[len(more)].name) for file in files})
+        return set.intersection(*found)
 
     def damaged(self) -> dict[int, str]:
         """{chunk: what is wrong} of the chunks that are there, read in full."""
         found = {}
-        steps = self.array(next(iter(self.arrays()))).shape[0]
-        there = {int(p.name) for name in self.arrays() for p in (self.folder / name / "c").glob("[0-9]*")}
-        for chunk in sorted(c for c in there if c * CHUNK < steps):
-            files = [self.chunk_file(name, chunk) for name in self.arrays()]
-            if not any(file.exists() for file in files):
-                continue
-            broken = next((file for file in files if not is_whole(file)), None)
-            if broken is not None:
-                found[chunk] = f"{broken} is {'cut short' if broken.exists() else 'missing'}"
-                continue
+        for chunk in sorted(self.present()):
             try:
-                self.read_steps(chunk * CHUNK, min((chunk + 1) * CHUNK, steps))
+                self.read_steps(chunk * CHUNK, min((chunk + 1) * CHUNK, self.steps))
             except UserError as error:
                 found[chunk] = str(error)
         return found
 
     def remove(self, chunk: int) -> None:
         """Remove a chunk's files, so that it counts as missing."""
-        for name in self.arrays():
-            self.chunk_file(name, chunk).unlink(missing_ok=True)
+        for name in self.arrays:
+            storage.remove(self.folder / name / "c" / str(chunk))
             self.opened.pop(name, None)  # with what is cached
 
     def missing(self, steps: int) -> list[int]:
         """The chunks of the first `steps` steps that are not there yet."""
         return sorted(set(range(-(-steps // CHUNK))) - self.present())
 
-    def stored(self, steps: int) -> int:
-        """How many of the first `steps` steps have labels."""
-        return steps - sum(min(steps - chunk * CHUNK, CHUNK) for chunk in self.missing(steps))
-
     def steps_done(self) -> int:
         """Steps from the run's first to the first one without labels."""
-        steps = self.array(next(iter(self.arrays()))).shape[0]
-        gaps = self.missing(steps)
-        return min(steps, gaps[0] * CHUNK) if gaps else steps
+        return min([self.steps, *(chunk * CHUNK for chunk in self.missing(self.steps))])
 
     def write(self, chunk: int, labels: dict[str, Labels]) -> list[ts.WriteFutures]:
         """Write the labels of steps chunk * CHUNK … of the chunk's end, (steps, batch[, k]) each; returns futures."""
@@ -245,26 +186,17 @@ class LabelStore:
 
     def read_steps(self, first: int, end: int, rows: slice = slice(None)) -> dict[str, Labels]:
         """{array's name: labels of steps first … end - 1, (steps, rows[, k])}. Raises UserError as `read`."""
-        again = "run --mode=label again, which regenerates damaged labels"
-        arrays = {name: self.array(name) for name in self.arrays()}
+        arrays = {name: self.array(name) for name in self.arrays}
         try:
             pending = {name: array[first:end, rows].read() for name, array in arrays.items()}
             labels = {name: future.result() for name, future in pending.items()}
         except (ValueError, IndexError) as error:
             raise UserError(
-                f"the labels of step {first} in {self.folder} cannot be read ({first_line(error)}): {again}"
+                f"the labels of step {first} in {self.folder} cannot be read ({first_line(error)}): run --mode=label"
+                " again, which regenerates damaged labels"
             ) from error
-        classes = next(iter(labels.values()))
-        if (classes == MAX_CLASSES).any():
+        if any((values == MAX_CLASSES).any() or (values != values).any() for values in labels.values()):
             raise UserError(f"{self.folder} has no labels for step {first}: finish it with --mode=label")
-        known = self.header["images"]["data.classes"]
-        if (largest := int(classes.max())) >= known:
-            raise UserError(
-                f"the labels of step {first} in {self.folder} name class {largest}, the data has {known}: {again}"
-            )
-        probability = labels.get("probability")
-        if probability is not None and not ((probability >= 0) & (probability <= 1)).all():
-            raise UserError(f"the labels of step {first} in {self.folder} hold no probabilities: {again}")
         return labels
 
     def __getstate__(self) -> dict:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from deit_jax import models
@@ -17,8 +16,8 @@ from deit_jax.config import Config
 from deit_jax.data.batch import DeviceBatch
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES, TeacherOutput
-from deit_jax.runtime import storage
-from deit_jax.weights import Weights, fit_weights, load_weights, split_sources
+from deit_jax.runtime.hardware import compute_dtype
+from deit_jax.weights import fit_weights, load_weights, split_sources
 
 TeacherFunction = Callable[[Any, DeviceBatch], TeacherOutput]  # (arrays, batch) → logits or hard labels
 
@@ -112,46 +111,22 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
     return logits
 
 
-def make_teacher(
-    config: Config,
-    init: str = "",
-    *,
-    img_size: int,
-    num_classes: int,
-    dtype: DTypeLike,
-    class_names: Sequence[str] | None = None,
-) -> Teacher:
-    """The teacher that `config` (resolved, with an objective that has one) asks for, stored or live.
-
-    Arguments and errors as `load_teacher`, which is called where the teacher is live.
-    """
-    if config.distill.labels:
-        soft = OBJECTIVES[config.distill.kind].teacher == "logits"
-        return Teacher(stored_distribution(num_classes, config.distill.tau) if soft else stored_labels)
-    members, arrays = load_teacher(
-        config, init, img_size=img_size, num_classes=num_classes, dtype=dtype, class_names=class_names
-    )
-    return Teacher(live_teacher(config, members), arrays, members)
+def stored_teacher(config: Config, num_classes: int) -> Teacher:
+    """The teacher whose labels `distill.labels` stores: what the objective needs of it."""
+    if OBJECTIVES[config.distill.kind].teacher == "logits":
+        return Teacher(stored_distribution(num_classes, config.distill.tau))
+    return Teacher(stored_labels)
 
 
-def load_teacher(
-    config: Config,
-    init: str = "",
-    *,
-    img_size: int,
-    num_classes: int,
-    dtype: DTypeLike,
-    class_names: Sequence[str] | None = None,
-) -> tuple[list[TeacherModel], list[tuple[dict, dict]]]:
-    """The models of the live teacher and their arrays, [(params, batch_stats), …] on the host.
+def load_teacher(config: Config, class_names: Sequence[str], img_size: int, init: str = "") -> Teacher:
+    """The live teacher of a resolved config, with its arrays on the host.
 
     Args:
         config: resolved.
-        init: weights of a teacher that was trained just before, where `teacher.init` is empty.
+        class_names: of the data, by label. The teacher may have more classes, in any order; where its weights name
+            none, it must have as many.
         img_size: the student's image size in pixels.
-        num_classes, class_names: of the data. With names, the teacher's classes are matched by name and may be more
-            than the data's; without, they must be as many, in the data's order.
-        dtype: compute type.
+        init: weights of a teacher that was trained just before, where `teacher.init` is empty.
 
     Raises UserError for missing weights, weights that lack a part of the model, or a teacher of other classes, before
     anything is compiled.
@@ -169,46 +144,26 @@ def load_teacher(
             f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each"
             " (commas separate them, also in a path that does not exist)"
         )
-    size = config.teacher.img_size or img_size
+    size, dtype = config.teacher.img_size or img_size, compute_dtype(config.teacher.dtype)
     members, arrays = [], []
     for name, source in zip(names, sources, strict=True):
-        weights = load_weights(source, name=name)
-        outputs = match_outputs(weights, source, num_classes, class_names)
+        weights, title = load_weights(source, name=name), f"teacher {source}"
+        found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=title)
         options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
         build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
         params, batch_stats, notes = fit_weights(weights, build, allow_new_parameters=False)
         arrays.append((params, batch_stats))
         mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
-        notes = tuple(f"teacher {source}: {note}" for note in notes)
+        outputs, notes = None if found.is_identity else found.outputs, tuple(f"{title}: {note}" for note in notes)
         members.append(TeacherModel(build, size, mean, std, outputs, notes))
-    return members, arrays
+    return Teacher(live_teacher(config, members), arrays, members)
 
 
-def match_outputs(
-    weights: Weights, source: str, num_classes: int, class_names: Sequence[str] | None
-) -> Integer[np.ndarray, " data_classes"] | None:
-    """`TeacherModel.outputs` of a teacher's weights. Raises UserError where its classes are not the data's."""
-    if class_names is None:
-        if weights.num_classes != num_classes:
-            raise UserError(
-                f"teacher {source} has {weights.num_classes} classes, the data {num_classes}:"
-                " give a teacher of these classes"
-            )
-        return None
-    found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=f"teacher {source}")
-    return None if found.is_identity else found.outputs
-
-
-def teacher_models(config: Config, *, img_size: int, num_classes: int, dtype: DTypeLike) -> list[TeacherModel]:
+def teacher_models(config: Config, num_classes: int, img_size: int) -> list[TeacherModel]:
     """The models that `teacher.name` lists, without weights; where no mean is set, they have the student's."""
     size = config.teacher.img_size or img_size
-    options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
+    options = {"num_classes": num_classes, "img_size": size, "dtype": compute_dtype(config.teacher.dtype)}
     mean, std = (tuple(config.teacher[k] or config.augment[k]) for k in ("mean", "std"))
     return [
         TeacherModel(models.constructor(name, **options), size, mean, std) for name in config.teacher.name.split(",")
     ]
-
-
-def is_local(init: str) -> bool:
-    """Whether every source that `teacher.init` lists is a file or folder of this machine."""
-    return bool(init) and all(storage.as_path(source).exists() for source in split_sources(init))

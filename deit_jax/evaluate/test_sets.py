@@ -18,11 +18,11 @@ import numpy as np
 from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
-from deit_jax.data.folder_layout import EVAL_SPLITS, TEST, VALIDATION, split_in, split_of, splits_by_word
-from deit_jax.data.folders import scan_folder
+from deit_jax.data.folders import scan_folder, splits_by_word
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
 from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
 from deit_jax.data.sources import open_digits
+from deit_jax.data.splits import EVAL_SPLITS, TEST, VALIDATION, split_in, split_of
 from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
@@ -107,7 +107,7 @@ def _open_root(spec: Spec) -> EvalSet:
     flat = [name for name in names if is_image_name(name)]
     if spec.labels or flat:
         return _with_labels(spec, folder, flat)
-    return EvalSet(spec.name, scan_folder(folder)[0])
+    return EvalSet(spec.name, scan_folder(folder))
 
 
 def _split_folder(root: Path, spec: Spec) -> Path:

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,24 +17,14 @@ from typing import Any
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 MAX_REASON = 240  # characters of an error's text
 
-# how TensorStore and others quote the system's errors
+# how TensorStore and others quote the system's errors, and report that a bucket refuses or does not answer
 DISK_TEXTS = (
-    "No space left",
-    "Disk quota",
-    "File too large",
-    "Read-only file system",
-    "Permission denied",
-    "Operation not permitted",
-    "Input/output error",
-    "No such file or directory",
-    "Stale file handle",
+    "No space left|Disk quota|File too large|Read-only file system|Permission denied|Operation not permitted"
+    "|Input/output error|No such file or directory|Stale file handle"
+    "|http_response_code|CURL|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
 )
-# how TensorStore reports that a bucket refuses or does not answer
-BUCKET_TEXTS = ("http_response_code", "CURL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
 
 
 @contextlib.contextmanager
@@ -54,28 +45,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        storage.remove(temporary)
 
 
 def remove_remains(folder: Path) -> None:
     """Remove the temporaries that `replacing` of killed processes left in a run's folder; those of live ones stay."""
-    for pattern in ("*.part", "*/*.part", "checkpoints/*/*.part", "*/checkpoints/*/*.part"):
-        for path in folder.glob(pattern):
-            number = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
-            if number.isdigit() and not is_alive(int(number)):
-                storage.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def is_alive(number: int) -> bool:
-    """Whether a process of this number runs on this host."""
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
+    for pattern in ("", "*/", "checkpoints/*/", "*/checkpoints/*/"):
+        for path in folder.glob(f"{pattern}*.[0-9]*.part"):
+            if not Path("/proc", path.suffixes[-2][1:]).exists():
+                storage.remove(path)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -92,8 +70,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace `path` with UTF-8 text. Raises UserError if that fails."""
-    write_bytes(path, text.encode())
+    """Replace `path` with UTF-8 text; of a file's name that is not UTF-8, escapes. Raises UserError if that fails."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
@@ -133,31 +111,24 @@ def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> U
 
     error: an OSError, or a library's error that quotes the system's. needed: bytes.
     """
-    text = reason(error)
-    if storage.is_bucket(path):
-        return UserError(
-            f"{path} cannot be written ({text}): check that the bucket exists and that this machine may write to it"
-        )
-    full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or "Disk quota" in str(error)
-    folder = next((p for p in Path(path).absolute().parents if p.is_dir()), Path("/"))
-    space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
-    fix = f"{space} in {folder}; make room there" if full else f"check that {folder} exists and can be written"
-    return UserError(f"{path} cannot be written ({text}): {fix}")
+    fix = "check that the bucket exists and that this machine may write to it"
+    if not storage.is_bucket(path):
+        folder = next(p for p in Path(path).absolute().parents if p.is_dir())
+        space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
+        fix = f"{space} in {folder}; make room there, or check that it exists and can be written"
+    return UserError(f"{path} cannot be written ({reason(error)}): {fix}")
 
 
 def reason(error: Exception) -> str:
-    """The system's description of an error, in one line, also if a library quotes it."""
-    known = error.strerror if isinstance(error, OSError) else next((t for t in DISK_TEXTS if t in str(error)), None)
-    text = (known or str(error).strip() or type(error).__name__).splitlines()[0]
-    text = text.partition(" [")[0] or text  # TensorStore appends its whole description
-    if len(text) <= MAX_REASON:
-        return text
-    return f"{text[: MAX_REASON // 3]} … {text[-MAX_REASON * 2 // 3 :]}"  # the cause comes last
+    """The description of a failed write, in one line."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    text = text.splitlines()[0].partition(" [")[0]  # TensorStore appends its whole description
+    return text if len(text) <= MAX_REASON else f"… {text[-MAX_REASON:]}"  # the cause comes last
 
 
 def is_disk_error(error: BaseException) -> bool:
     """Whether an error is the disk's or the bucket's: the system's own, or a library's that quotes it."""
-    return isinstance(error, OSError) or any(text in str(error) for text in DISK_TEXTS + BUCKET_TEXTS)
+    return isinstance(error, OSError) or re.search(DISK_TEXTS, str(error)) is not None
 
 
 def free_space(folder: str | os.PathLike) -> float:

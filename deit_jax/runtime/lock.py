@@ -1,9 +1,7 @@
 """One process at a time in a folder. The system releases the lock of a process that ends in any way.
 
-FOLDER/.lock          the lock itself, always empty
-FOLDER/.holder.json   the process that has it: process, host, since when
-
-A bucket has no such locks: only one process may write to one of its folders.
+FOLDER/.lock is the lock, FOLDER/.holder.json describes the process that has it. A bucket has no such locks: only one
+process may write to one of its folders.
 """
 
 import contextlib
@@ -43,8 +41,8 @@ def try_hold(folder: str | os.PathLike) -> Iterator[str | None]:
         if held.lock_counter == 1:
             atomic.remove_remains(folder)
             since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            record = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-            atomic.write_json(folder / ".holder.json", record)
+            who = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+            atomic.write_json(folder / ".holder.json", who)
         yield None
     finally:
         held.release()
@@ -62,7 +60,6 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
 def holder(folder: Path) -> str:
     """The process that holds the lock of `folder`; "another process" until it has written its record."""
     try:
-        record = json.loads((folder / ".holder.json").read_text())
-        return f"process {record['process']} on {record['host']} since {record['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads((folder / ".holder.json").read_text())
+    except (OSError, ValueError):
         return "another process"

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,9 +32,6 @@ SMALLEST = 2**10  # elements of a kernel below which gathering it costs more tha
 # Models' methods that take images → whether the batch is the leading axis of all that they return.
 METHODS = {"__call__": True, "heads": True, "embed": True, "features": True, "inspect": False}
 
-# End of a parameter's path → how the axes of one layer's array are split.
-Rules = Mapping[str, P]
-
 
 def start_processes(heartbeat_timeout: int = 100) -> None:
     """Join the other processes of a multi-host run, once, before any device is used. A single process needs nothing.
@@ -52,16 +49,13 @@ def start_processes(heartbeat_timeout: int = 100) -> None:
     environ = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environ:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        values = [environ.get(name, "") for name in names]
-        for name, value in zip(names, values, strict=True):
-            if not value.isdigit():
-                raise UserError(f"{name} is '{value}': set it to a number beside JAX_COORDINATOR_ADDRESS")
-        count, index = map(int, values)
-        if index >= count:
-            raise UserError(f"JAX_PROCESS_ID is {index} of {count} processes: they count from 0")
-        jax.distributed.initialize(
-            environ["JAX_COORDINATOR_ADDRESS"], count, index, heartbeat_timeout_seconds=heartbeat_timeout
-        )
+        for name in names:
+            if not environ.get(name, "").isdigit():
+                raise UserError(
+                    f"{name} is '{environ.get(name, '')}': set it to a number beside JAX_COORDINATOR_ADDRESS"
+                )
+        count, index = (int(environ[name]) for name in names)
+        jax.distributed.initialize(None, count, index, heartbeat_timeout_seconds=heartbeat_timeout)
     elif (
         environ.get("DEIT_JAX_PROCESSES") == "auto"
         or int(environ.get("SLURM_NTASKS", 1)) > 1
@@ -97,17 +91,13 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {k: jax.make_array_from_process_local_data(split, v) for k, v in batch.items()}
 
 
-def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules | None = None) -> P:
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """How a parameter of this path ("blocks/attn/qkv/kernel") and shape is stored.
 
-    The first of `rules` whose key ends the path decides. Without one, a kernel's largest axis that divides evenly is
-    split over `fsdp`. The leading axis of stacked blocks is never split: a loop over the blocks would have to fetch
-    each block from the device that holds it.
+    A kernel's largest axis that divides evenly is split over `fsdp`. The leading axis of stacked blocks is never split:
+    a loop over the blocks would have to fetch each block from the device that holds it.
     """
     stacked = is_stacked(path)
-    for end, spec in (rules or {}).items():
-        if f"/{path}".endswith(f"/{end}"):
-            return P(*[None] * stacked, *spec)
     devices = mesh.shape.get("fsdp", 1)
     fitting = [axis for axis in range(stacked, len(shape)) if shape[axis] % devices == 0]
     if devices == 1 or not fitting or not path.endswith("kernel") or math.prod(shape[stacked:]) < SMALLEST:
@@ -120,20 +110,15 @@ def is_stacked(path: str) -> bool:
     return bool(re.search(r"(^|/)blocks/(?!\d)", path))
 
 
-def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one entry of a PartitionSpec."""
-    return (entry,) if isinstance(entry, str) else entry or ()
-
-
 def path_of(keys: tuple) -> str:
     """jax's key path as names joined by slashes."""
     names = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in keys]
     return "/".join(str(name) for name in names if name != "value")
 
 
-def param_shardings(tree: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+def param_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for each array (or shape) of a tree of parameters, or of a state that holds such trees."""
-    place = lambda keys, x: NamedSharding(mesh, param_spec(path_of(keys), x.shape, mesh, rules))
+    place = lambda keys, x: NamedSharding(mesh, param_spec(path_of(keys), x.shape, mesh))
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -149,7 +134,7 @@ class GatheredProduct:
     Attributes:
         product: (inputs, kernel, …) → outputs, as `jax.lax.dot_general`.
         mesh: the devices.
-        stored, used: how the kernel is split in memory and in the product.
+        stored: how the kernel is split in memory.
         prevent_cse: keep the compiler from gathering once for both passes; not needed where the product is part of
             what a backward pass computes again.
     """
@@ -157,14 +142,13 @@ class GatheredProduct:
     product: Callable[..., Array]
     mesh: Mesh
     stored: P
-    used: P
     prevent_cse: bool
 
     def __call__(
         self, inputs: Shaped[Array, "..."], kernel: Shaped[Array, "..."], *args: Any, **options: Any
     ) -> Shaped[Array, "..."]:
         def run(inputs, kernel):
-            for spec in (self.stored, self.used):  # the transpose of the first one scatters the gradient
+            for spec in (self.stored, P()):  # the transpose of the first one scatters the gradient
                 kernel = constrain(kernel, self.mesh, spec)
             return self.product(inputs, kernel, *args, **options)
 
@@ -177,28 +161,24 @@ def constrain(x: Shaped[Array, "*shape"], mesh: Mesh, spec: P) -> Shaped[Array, 
     return jax.lax.with_sharding_constraint(x, spec if inside else NamedSharding(mesh, spec))
 
 
-def gather_kernels(model: nnx.Module, mesh: Mesh, rules: Rules | None = None) -> nnx.Module:
-    """The same model object, whose layers gather kernels that are stored split over an axis that also splits the batch.
-
-    A kernel stays split over other axes while it is used (tensor parallelism, by `rules`).
-    """
+def gather_kernels(model: nnx.Module, mesh: Mesh) -> nnx.Module:
+    """The same model object, whose layers gather kernels that are stored split."""
     again = getattr(model, "remat", "none") != "none"
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Linear | nnx.Conv):
             product = "dot_general" if isinstance(layer, nnx.Linear) else "conv_general_dilated"
             path = "/".join(map(str, (*path, "kernel")))
-            stored = P(*param_spec(path, layer.kernel.shape, mesh, rules)[is_stacked(path) :])
-            used = P(*(tuple(a for a in axes_of(entry) if a not in BATCH_AXES) or None for entry in stored))
+            stored = P(*param_spec(path, layer.kernel.shape, mesh)[is_stacked(path) :])
             function = getattr(layer, product)
             function = function.product if isinstance(function, GatheredProduct) else function
-            if stored != used:
-                function = GatheredProduct(function, mesh, stored, used, prevent_cse=not again)
+            if stored != P():
+                function = GatheredProduct(function, mesh, stored, prevent_cse=not again)
             setattr(layer, product, function)
     return model
 
 
-def shard(target: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
-    """Place a model or its arrays on a mesh.
+def shard(target: Any, mesh: Mesh) -> Any:
+    """Place a model or its arrays on a mesh, kernels split over its axis `fsdp`, if it has one.
 
         mesh = jax.make_mesh((4, 2), ("data", "fsdp"))
         model = deit_jax.shard(deit_jax.create_model("deit_small_patch16_224"), mesh)  # an NNX model, in place
@@ -208,16 +188,14 @@ def shard(target: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
         target: an NNX module (also one that holds ours), or a tree of arrays with the paths of the models' parameters
             (Linen variables, gradients, an optimizer's state).
         mesh: any mesh, with Auto or Explicit axes. Batches are to be split over its axes `data` and `fsdp`.
-        rules: {end of a parameter's path: PartitionSpec of one layer's array}; where none fits, kernels are split over
-            the axis `fsdp`, if the mesh has one. {"fc1/kernel": P(None, "model")} splits the MLPs' hidden units.
 
     Returns the model or the arrays.
     """
     if not isinstance(target, nnx.Module):
-        return jax.device_put(target, param_shardings(target, mesh, rules))
+        return jax.device_put(target, param_shardings(target, mesh))
     state = nnx.state(target)
-    nnx.update(target, jax.device_put(state, param_shardings(state, mesh, rules)))
-    return gather_kernels(target, mesh, rules)
+    nnx.update(target, jax.device_put(state, param_shardings(state, mesh)))
+    return gather_kernels(target, mesh)
 
 
 @functools.cache

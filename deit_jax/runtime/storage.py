@@ -6,7 +6,6 @@ and in `lock` (a bucket has no locks).
 
 import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -22,19 +21,18 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def local_text(name: str, text: str) -> str:
-    """`text` with a `file://` address replaced by its path. Raises UserError for other addresses than `gs://`.
+    """`text` with a `file:///` address replaced by its path. Raises UserError for other addresses than `gs://`.
 
     name: of the flag or setting, for the message.
     """
-    scheme, found, rest = text.partition("://")
-    if not found or (scheme == "gs" and rest.strip("/")):
-        return text
-    if scheme == "file" and rest.removeprefix("localhost").startswith("/"):
-        return rest.removeprefix("localhost")
-    raise UserError(
-        f"{name} {text} is not a path of this machine: use file:///FOLDER, gs://BUCKET/FOLDER, or mount the storage and"
-        " give its path"
-    )
+    if text.startswith("file:///"):
+        return text.removeprefix("file://")
+    if "://" in text and not text.rstrip("/").startswith(BUCKET):
+        raise UserError(
+            f"{name} {text} is not a path of this machine: use file:///FOLDER, gs://BUCKET/FOLDER, or mount the storage"
+            " and give its path"
+        )
+    return text
 
 
 def as_path(path: str | os.PathLike) -> Path:
@@ -55,22 +53,18 @@ def as_path(path: str | os.PathLike) -> Path:
 
 def files(folder: Path) -> list[Path]:
     """Every file below a folder, sorted, without those that are removed meanwhile."""
-    if is_bucket(folder):
-        import fsspec
+    import fsspec
 
-        found, prefix = fsspec.filesystem("gs").find(str(folder), refresh=True), BUCKET
-    else:
-        found, prefix = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names], ""
-    return sorted(as_path(prefix + path) for path in found)
+    system, root = fsspec.url_to_fs(os.fspath(folder))
+    return sorted(as_path(f"{BUCKET if is_bucket(folder) else ''}{path}") for path in system.find(root, refresh=True))
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder and all in it, as far as that is possible."""
-    if is_bucket(folder):
-        with contextlib.suppress(OSError):
-            folder.rmtree(missing_ok=True)  # type: ignore[attr-defined]
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and all in it, as far as that is possible."""
+    from etils import epath
+
+    with contextlib.suppress(OSError):
+        epath.Path(path).rmtree() if path.is_dir() else path.unlink()
 
 
 def kvstore(folder: Path) -> dict[str, str]:
@@ -91,6 +85,5 @@ def local_copy(path: Path, beside: tuple[str, ...] = ()) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="deit_jax-"))
     for source in (path, *(path.with_name(name) for name in beside)):
         if source.is_file():
-            with source.open("rb") as there, open(folder / source.name, "wb") as here:
-                shutil.copyfileobj(there, here, 1 << 24)
+            source.copy(folder / source.name)  # type: ignore[attr-defined]
     return folder / path.name

@@ -8,11 +8,7 @@ from typing import Any
 
 import jax
 
-from deit_jax.errors import UserError
-
-NO_LIBTPU = (
-    "a plan for a TPU that is not here needs libtpu's compiler: pip install libtpu (Linux, x86-64), or leave --topology"
-)
+from deit_jax.errors import UserError, first_line
 
 
 def prepare_environment(topology: str) -> None:
@@ -29,7 +25,7 @@ def prepare_environment(topology: str) -> None:
     if not re.fullmatch(r"v\d+\w?:\d+(x\d+)+", topology):
         raise UserError(f"topology '{topology}' is not a chip and its grid: write v5e:4x4, v5p:2x2x2 or v6e:4x4")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(NO_LIBTPU)
+        raise UserError("a plan for a TPU that is not here needs its compiler: pip install libtpu (Linux, x86-64)")
     chip, _, grid = topology.partition(":")
     chips = math.prod(map(int, grid.split("x")))
     count = chips if chip in ("v5e", "v6e") else 2 * chips  # older names count cores
@@ -44,25 +40,13 @@ def prepare_environment(topology: str) -> None:
 
 
 def topology_devices(topology: str) -> list[Any]:
-    """The devices of a TPU topology, for compiling only. Raises UserError, which tells a topology that does not exist
-    from a libtpu that does not work here."""
+    """The devices of a TPU topology, for compiling only. Raises UserError with libtpu's reason."""
     from jax.experimental import topologies
 
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        raise UserError(explain(topology, str(error))) from None
-
-
-def explain(topology: str, error: str) -> str:
-    """One line on libtpu's error, and what helps."""
-    kind, colon, reason = error.strip().splitlines()[0].partition(": ")
-    reason = reason if colon and kind.isupper() else error.strip().splitlines()[0]
-    if "lockfile" in error:
-        return (
-            "libtpu is locked by another program that uses it: wait for that one to end; if none runs, a crashed one"
-            f" left its lock behind, and deleting it helps ({reason})"
-        )
-    if kind == "INVALID_ARGUMENT":
-        return f"topology '{topology}' is not one that libtpu can compile for: {reason}; v5e:4x4 and v6e:16x16 are"
-    return f"libtpu does not work here, whatever the topology: {reason}; try pip install --upgrade libtpu"
+        raise UserError(
+            f"libtpu cannot compile for topology '{topology}' ({first_line(error)}): v5e:4x4 and v6e:16x16 are two that"
+            " it can; if it is locked, end the other program that uses it"
+        ) from None

@@ -26,11 +26,11 @@ from jaxtyping import UInt8
 from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.derived import has_teacher, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader, sources
-from deit_jax.data.base import Source, file_names
+from deit_jax.data.base import Source, file_names, summary
 from deit_jax.distill.label_reader import StoredLabels, open_labels
-from deit_jax.distill.teacher import Teacher, make_teacher
+from deit_jax.distill.teacher import Teacher, load_teacher, stored_teacher
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic, hardware, sharding, storage
+from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.student import Student, make_student
@@ -178,7 +178,7 @@ def open_data(config: Config) -> Data:
         UserError: missing data; on every process, where several of them see different images.
     """
     data = Data(*sources.open_sources(config))
-    print_once("\n".join(sources.summary(*data)))
+    print_once("\n".join(summary(*data)))
     if jax.process_count() > 1:
         ours = [np.frombuffer(hashlib.sha256(x.fingerprint.encode()).digest(), np.uint8) for x in data]
         compare_fingerprints(np.asarray(multihost_utils.process_allgather(np.stack(ours))))
@@ -203,14 +203,9 @@ def open_teacher(config: Config, student: Student, data: Data, init: str = "") -
     """The teacher that `config` asks for, live or stored; None without one. init: see `open_run`'s teacher_init."""
     if not has_teacher(config):
         return None
-    return make_teacher(
-        config,
-        init,
-        img_size=student.img_size,
-        num_classes=student.num_classes,
-        class_names=data.train.class_names,
-        dtype=hardware.compute_dtype(config.teacher.dtype),
-    )
+    if config.distill.labels:
+        return stored_teacher(config, student.num_classes)
+    return load_teacher(config, data.train.class_names, student.img_size, init)
 
 
 def check_teacher_training(config: Config, num_classes: int) -> None:

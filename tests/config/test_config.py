@@ -8,10 +8,10 @@ from deit_jax.config import (
     arguments,
     default_config,
     deit,
-    describe,
     differences,
     flat,
     resolve,
+    settings_table,
     validate,
 )
 from deit_jax.errors import UserError
@@ -20,7 +20,7 @@ from deit_jax.errors import UserError
 def test_every_setting_is_described_once():
     settings = flat(SETTINGS)
     assert set(settings) == set(flat(default_config()))
-    table = describe()
+    table = settings_table()
     for name, setting in settings.items():
         assert setting.doc
         assert sum(line.split()[0] == name for line in table.splitlines()) == 1

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import tarfile
 
@@ -92,7 +91,7 @@ def test_folder_tar_and_shards_hold_the_same(seed, tmp_path):
         assert ours[0].class_names == theirs[0].class_names
         for mine, other in zip(ours, theirs, strict=True):
             assert held(mine) == held(other)
-    assert any("broken link" in note for note in ours[0].notes)
+    assert any("gone.png" in note for note in ours[0].notes)
 
 
 RIGHT_SPLITS = [("Train", "Val"), ("training", "validation"), ("TRAIN", "valid"), ("train", "dev"), ("train", "TEST")]
@@ -213,25 +212,73 @@ def test_sub_folders_that_may_be_the_classes_are_asked_for(tmp_path):
         prepare.prepare(root, tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["folder", "table", "shards", "old shards"])
-def test_a_class_without_training_images_is_refused(tmp_path, kind):
-    paths = [f"train/{c}/{i}.png" for c in "ab" for i in range(2)] + ["val/a/1.png", "val/c/1.png"]
-    root = make(tmp_path / "set", paths)
-    says = "c is a class the training images lack"
-    if kind == "table":
-        rows = [f"{path},{path.split('/')[1]},{path.split('/')[0]}\n" for path in paths]
-        (root / "t.csv").write_text("".join(rows))
-        root = root / "t.csv"
-    elif kind == "shards":
-        with pytest.raises(UserError, match=says):
-            prepare.prepare(root, tmp_path / "shards")
-        return
-    elif kind == "old shards":
-        os.rename(root / "val" / "c", tmp_path / "c")
-        prepare.prepare(root, tmp_path / "shards")
-        root, index = tmp_path / "shards", tmp_path / "shards" / "dataset.json"
-        index.write_text(json.dumps(json.loads(index.read_text()) | {"classes": ["a", "b", "c"]}))
-    assert says in complaint(root)
+def as_table(root):
+    """The table beside the folders of ROOT/SPLIT/CLASS, with the splits' names as they are."""
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    (root / "t.csv").write_text("".join(f"{path},{path.parts[1]},{path.parts[0]}\n" for path in paths))
+    return root / "t.csv"
+
+
+def as_tar(root):
+    with tarfile.open(root.with_suffix(".tar"), "w") as tar:
+        tar.add(root, arcname=".")
+    return root.with_suffix(".tar")
+
+
+def as_shards(source):
+    prepare.prepare(source, source.with_suffix(".shards"))
+    return source.with_suffix(".shards")
+
+
+def as_earlier_shards(root):
+    """Shards whose index names a class that has no training image, which `prepare` would refuse."""
+    for folder in root.glob("*/c"):
+        folder.rename(root.parent / "c")
+    target = as_shards(root)
+    index = json.loads((target / "dataset.json").read_text())
+    (target / "dataset.json").write_text(json.dumps(index | {"classes": ["a", "b", "c"]}))
+    return target
+
+
+SOURCES = {
+    "folder": lambda root: root,
+    "table": as_table,
+    "shards of the folder": as_shards,
+    "shards of its tar": lambda root: as_shards(as_tar(root)),
+    "earlier shards": as_earlier_shards,
+}
+
+
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Training", "dev"), ("photos_train", "photos_test")])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_class_without_training_images_is_refused(tmp_path, kind, train, val):
+    paths = [f"{train}/{c}/{i}.png" for c in "ab" for i in range(2)] + [f"{val}/a/1.png", f"{val}/c/1.png"]
+    with pytest.raises(UserError, match="c is a class the training images lack"):
+        opened(SOURCES[kind](make(tmp_path / "set", paths)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "table", "shards of the folder", "shards of its tar"])
+def test_home_is_written_as_a_tilde(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "set", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(2)])
+    if kind == "folder":
+        root = "~/set"
+    elif kind == "table":
+        root = f"~/set/{as_table(tmp_path / 'set').name}"
+    else:
+        source = "~/set" if "folder" in kind else f"~/{as_tar(tmp_path / 'set').name}"
+        prepare.prepare(source, "~/shards")
+        root = "~/shards"
+    assert [len(source) for source in opened(root)] == [4, 4]
+    assert not (tmp_path / "~").exists()
+
+
+def test_the_labels_of_prepare_may_be_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tar(tmp_path / "flat.tar", *((f"{i}.png", image(i)) for i in range(4)))
+    (tmp_path / "t.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
+    assert prepare.prepare("~/flat.tar", "~/out", labels="~/t.csv")["classes"] == ["a", "b"]
 
 
 def test_nothing_is_held_out_on_demand(tmp_path):

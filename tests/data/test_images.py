@@ -2,6 +2,9 @@
 
 import io
 import math
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from scipy import stats
 
-from deit_jax.data import decode, images, jpeg
+from deit_jax.data import decode, images
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PHOTOS = ("cock.JPEG", "giant_panda.JPEG")
@@ -229,55 +232,6 @@ def test_fast_resize_is_pils_but_for_rounding(name):
             assert np.abs(images.fast_resize(crop, size, size) - whole).mean() < 0.5
 
 
-def frames() -> dict[str, bytes]:
-    made = {name: data for name, data in ODD.items() if data[:2] == b"\xff\xd8"}
-    for name in PHOTOS:
-        made[name] = (GOLDEN / f"eval_{name}").read_bytes()
-    return made
-
-
-@pytest.mark.parametrize("name", frames())
-def test_upper_rows_are_those_of_the_whole_image(name):
-    data = frames()[name]
-    whole, frame = images.decode(data), jpeg.read_frame(data)
-    if frame is None:
-        assert name in ("progressive", "restart markers", "mode CMYK.JPEG")
-        return
-    assert (frame.height, frame.width) == whole.shape[:2]
-    for rows in np.unique(np.linspace(1, frame.height, 12).astype(int)):
-        top = jpeg.decode_top(data, frame, int(rows))
-        if top is not None:
-            assert rows <= len(top) < frame.height
-            np.testing.assert_array_equal(top[:rows], whole[:rows])
-        elif frame.height > rows + 3 * frame.block_rows:
-            assert name == "kept RGB"
-
-
-def test_upper_rows_of_a_file_cut_short_are_refused():
-    data = encoded(textured(64, 400), "JPEG")
-    half = data[: len(data) // 2]
-    for rows in (40, 300, 360):
-        assert jpeg.decode_top(half, jpeg.read_frame(half), rows) is None
-    with pytest.raises(OSError):
-        images.decode_boxes(half, lambda height, width: [(0, 0, 40, 64)])
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_boxes_are_drawn_for_the_images_size(name):
-    whole = images.decode(ODD[name])
-    sizes = []
-
-    def draw(height, width):
-        sizes.append((height, width))
-        return [(height // 3, 0, height // 3 + 1, width), (0, width // 2, 1, 1)]
-
-    pixels, boxes = images.decode_boxes(ODD[name], draw)
-    assert set(sizes) == {whole.shape[:2]}
-    for top, left, height, width in boxes:
-        expected = whole[top : top + height, left : left + width]
-        np.testing.assert_array_equal(pixels[top : top + height, left : left + width], expected)
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_grey_of_16_bits_is_scaled_by_its_range(kind):
     values = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
@@ -287,9 +241,6 @@ def test_grey_of_16_bits_is_scaled_by_its_range(kind):
 
 def test_colours_of_16_bits_are_scaled_alike():
     """PIL keeps the upper 8 bits of colours itself: grey is treated the same."""
-    import struct
-    import zlib
-
     rows = b"".join(b"\0" + struct.pack(">6H", *row) for row in ([0, 256, 65535, 255, 32768, 65279],))
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
@@ -315,26 +266,20 @@ def test_exif_orientation_is_pils(kind, value):
     np.testing.assert_array_equal(images.decode(data, exif=True), expected)
     np.testing.assert_array_equal(images.decode(data), pil_rgb(data))
     np.testing.assert_array_equal(images.eval_image(data, 32, exif=True), images.eval_image(expected, 32))
-    draw = lambda height, width: [(0, 0, height // 2, width)]
-    pixels, ((top, left, height, width),) = images.decode_boxes(data, draw, exif=True)
-    np.testing.assert_array_equal(pixels[top:height, left:width], expected[: expected.shape[0] // 2])
 
 
 def claimed(width: int, height: int) -> bytes:
     """A JPEG whose header claims another size."""
-    data = bytearray(encoded(textured(64, 64), "JPEG"))
-    frame = jpeg.read_frame(bytes(data))
-    data[frame.offset : frame.offset + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    return bytes(data)
+    data = encoded(textured(64, 64), "JPEG")
+    sides = struct.pack(">HH", 64, 64)
+    assert data.count(sides) == 1
+    return data.replace(sides, struct.pack(">HH", height, width))
 
 
 def test_an_image_too_large_is_refused_before_memory_is_taken():
-    import tracemalloc
-
     huge = claimed(65500, 65500)
-    draw = lambda height, width: [(0, 0, height, width)]
     tracemalloc.start()
-    for use in (images.decode, images.eval_image, decode.read_header, lambda data: images.decode_boxes(data, draw)):
+    for use in (images.decode, images.eval_image, decode.read_header):
         with pytest.raises(OSError, match="65500 x 65500 pixels, more than 179 million|exceeds limit"):
             use(huge)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
@@ -352,8 +297,6 @@ def test_a_strip_is_cropped_before_it_is_resized_to_the_same_bytes(width, height
 
 @pytest.mark.parametrize("shape", [(8000, 2), (2, 8000), (1_000_000, 1), (1, 1_000_000)])
 def test_long_strips_take_little_memory(shape):
-    import tracemalloc
-
     pixels = np.zeros((*shape, 3), np.uint8)
     pixels[:] = 77
     tracemalloc.start()

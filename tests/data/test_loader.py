@@ -10,6 +10,7 @@ from PIL import Image
 from deit_jax.config import default_config, resolve
 from deit_jax.data import images, loader, order, sources
 from deit_jax.data.batch import abstract, eval_entries, train_entries
+from deit_jax.data.folders import scan_folder
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
 
@@ -45,7 +46,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def source(photos):
-    return sources.scan_folder(photos)[0]
+    return scan_folder(photos)
 
 
 def take(count, config, source, **kwargs):
@@ -276,7 +277,7 @@ def test_an_evaluation_without_a_readable_image_is_an_error(source):
 
 
 def test_vanished_file_counts_as_broken(photos, tmp_path):
-    source = sources.scan_folder(photos)[0]
+    source = scan_folder(photos)
     source.root = str(tmp_path)
     with pytest.raises(UserError, match=r"cannot be read.*No such file"):
         take(1, settings(), source)
@@ -329,7 +330,7 @@ def test_exif_reaches_training_and_evaluation(tmp_path):
     for number in range(16):
         (tmp_path / f"c{number % 2}").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"c{number % 2}" / f"{number}.png", exif=exif)
-    source = sources.scan_folder(tmp_path)[0]
+    source = scan_folder(tmp_path)
     for on, bright in ((False, slice(0, 8)), (True, slice(16, 24))):
         config = settings(data__exif=on, augment__crop_scale=(1.0, 1.0), augment__crop_ratio=(1.0, 1.0))
         held = next(loader.eval_batches(config, source, size=SIZE))

@@ -78,9 +78,9 @@ def test_bad_label_files(flat, tmp_path, name, text, message):
 def test_bad_folders(flat, tmp_path):
     with pytest.raises(UserError, match="holds images but no class folders: add labels=FILE"):
         open_eval_sets(str(flat))
-    with pytest.raises(UserError, match="labels .*nowhere are not there"):
+    with pytest.raises(UserError, match="labels .*nowhere do not exist"):
         open_eval_sets(f"{flat},labels={tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match="holds no ILSVRC2012_validation_ground_truth.txt"):
+    with pytest.raises(UserError, match="holds no readable"):
         read_devkit(flat)
     oracle.save_image(tmp_path / "t" / "train" / "ant" / "0.png", 0)
     with pytest.raises(UserError, match="none to evaluate on: add split=train"):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import deit_jax
 from deit_jax import convert, models
 from deit_jax.config import default_config, resolve
-from deit_jax.distill.teacher import live_teacher, load_teacher
+from deit_jax.distill.teacher import load_teacher
 from deit_jax.errors import UserError
 from deit_jax.models import grouped_conv
 from deit_jax.models.efficientnet import CONFIGS, EfficientNet
@@ -244,10 +244,10 @@ def test_bfloat16_is_near_float32():
 
 def test_it_teaches_under_the_name_that_is_given(b0):
     config = config_of(**{"teacher.name": TF_B0, "teacher.init": str(b0[0]), "distill.kind": "hard"})
-    members, arrays = load_teacher(config, img_size=32, num_classes=10, dtype=jnp.float32)
-    assert members[0].build.keywords["tf_style"]
+    teacher = load_teacher(config, [str(digit) for digit in range(10)], 32)
+    assert teacher.models[0].build.keywords["tf_style"]
     images = seeded.images(2, 32)
-    logits = jax.jit(live_teacher(config, members))(arrays, {"image": images})
+    logits = jax.jit(teacher.predict)(teacher.arrays, {"image": images})
     assert relative(logits, run_jitted(deit_jax.load_model(b0[0], name=TF_B0), images)) < 1e-5
 
 

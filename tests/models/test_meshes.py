@@ -73,19 +73,6 @@ def test_functional_and_eager_calls_on_an_explicit_mesh():
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_sharded_by_rules(kind):
-    model, mesh = make(VIT), mesh_of(kind)
-    both = nnx.jit(lambda model, images: model.heads(images))
-    expected = both(model, IMAGES)
-    rules = {"fc1/kernel": P("data", "fsdp"), "proj/kernel": P("data")}
-    assert deit_jax.shard(model, mesh, rules) is model
-    kernel = model.blocks.mlp.fc1.kernel[...]
-    assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 64)
-    for ours, head in zip(both(model, placed(mesh)), expected, strict=True):
-        close(ours, head)
-
-
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_gradients_lie_where_the_weights_do(kind):
     loss = lambda model, images: (model.heads(images, train=True)[0] ** 2).sum()
     gradient_of = nnx.jit(nnx.grad(loss))

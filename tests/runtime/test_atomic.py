@@ -22,10 +22,15 @@ with atomic.replacing(sys.argv[1]) as temporary:
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "record.json"
-    atomic.write_json(path, {"a": 1})
-    atomic.write_json(path, {"a": 2})
+    for value in (1, 2):
+        atomic.write_json(path, {"a": value})
     assert json.loads(path.read_text()) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_with_names_that_are_not_utf8_is_written_as_escapes(tmp_path):
+    atomic.write_text(tmp_path / "é.md", "café " + os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "é.md").read_bytes() == "café caf\\udce9".encode()
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -95,7 +100,6 @@ def test_a_librarys_error_keeps_its_cause_and_loses_its_description():
         + "CURL error [tensorstore_spec='{...}']"
     )
     reason = atomic.reason(ValueError(text))
-    assert reason.startswith("UNKNOWN: Error opening")
     assert reason.endswith("CURL error")
     assert len(reason) < 250
     assert atomic.reason(OSError()) == "OSError"

@@ -1,4 +1,4 @@
-"""Where parameters lie on a mesh: logical axes, rules, and what a step of FSDP stores and sends."""
+"""Where parameters lie on a mesh: their largest axis, and what a step of FSDP stores and sends."""
 
 import jax
 import numpy as np
@@ -34,14 +34,6 @@ SMALL = {"embed_dim": 64, "num_heads": 4, "depth": 3, "num_classes": 16}
 def test_large_kernels_are_split_where_they_divide(path, shape, expected):
     assert param_spec(path, shape, sharding.make_mesh(fsdp=8)) == expected
     assert param_spec(path, shape, sharding.make_mesh()) == P()
-
-
-def test_rules_come_first():
-    mesh = jax.make_mesh((4, 2), ("fsdp", "model"))
-    rules = {"fc1/kernel": P("fsdp", "model")}
-    assert param_spec("blocks/mlp/fc1/kernel", (3, 64, 256), mesh, rules) == P(None, "fsdp", "model")
-    assert param_spec("blocks/1/mlp/fc1/kernel", (64, 256), mesh, rules) == P("fsdp", "model")
-    assert param_spec("blocks/mlp/fc2/kernel", (3, 256, 64), mesh, rules) == P(None, "fsdp")
 
 
 def config_of(unroll: int = 1, **mesh):

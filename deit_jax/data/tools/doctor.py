@@ -7,7 +7,6 @@ differ or that stand in both splits. Exit code 1 where an image cannot be read o
 
 import argparse
 import collections
-import dataclasses
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,52 +15,22 @@ import numpy as np
 
 from deit_jax.command import command
 from deit_jax.config import default_config
-from deit_jax.data import decode
+from deit_jax.data import assemble, decode
 from deit_jax.data.base import Source, Subset, summary
 from deit_jax.data.sources import find_sources, open_sources
 from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import track
 
-Copies = list[tuple[str, str, int]]  # (split, name, label) of each file
-
-
-@dataclasses.dataclass
-class Findings:
-    """What was found.
-
-    Attributes:
-      counts: images per class, int (classes,), by split.
-      broken: what is said of each image that cannot be read.
-      duplicates: groups of files with the same bytes.
-      rotated: images with an EXIF orientation that is not upright.
-      is_16_bit: images with 16 bits of grey.
-    """
-
-    class_names: list[str]
-    counts: dict[str, np.ndarray]
-    broken: list[str] = dataclasses.field(default_factory=list)
-    duplicates: list[Copies] = dataclasses.field(default_factory=list)
-    rotated: int = 0
-    is_16_bit: int = 0
-
-    @property
-    def contradictions(self) -> list[Copies]:
-        return [group for group in self.duplicates if len({label for _, _, label in group}) > 1]
-
-    @property
-    def leaks(self) -> list[Copies]:
-        return [group for group in self.duplicates if len({split for split, _, _ in group}) > 1]
-
 
 class Inspection(NamedTuple):
-    """What was seen of one image; `complaint` is "" where it can be read."""
+    """What an image is like; `error` is "" where it can be read, `label` -1 where not even its bytes can."""
 
     split: str
     name: str
-    label: int
-    digest: bytes = b""
-    complaint: str = ""
+    label: int = -1
+    digest: str = ""
+    error: str = ""
     rotated: bool = False
     is_16_bit: bool = False
 
@@ -69,76 +38,58 @@ class Inspection(NamedTuple):
 def inspect_image(source: Source, split: str, index: int) -> Inspection:
     """Read and decode one image."""
     try:
-        sample = source[index]
+        image, sample = assemble.read(source, index, lambda image: image)
     except OSError as error:
-        return Inspection(split, f"{split} image {index}", -1, complaint=str(error))
-    image, name, label = sample["image"], sample["name"], sample["label"]
-    digest = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).digest()
-    if not 0 <= label < source.num_classes:
-        return Inspection(split, name, -1, digest, f"label {label} of {source.num_classes} classes")
+        return Inspection(split, f"{split} image {index}", error=str(error))
+    digest = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).hexdigest()
+    known = Inspection(split, sample["name"], sample["label"], digest)
     try:
         mode = decode.read_header(image)
         decode.decode(image)
     except OSError as error:
-        return Inspection(split, name, label, digest, str(error))
-    rotated = decode.orientation(image) != decode.UPRIGHT
-    return Inspection(split, name, label, digest, rotated=rotated, is_16_bit=mode.startswith("I"))
+        return known._replace(error=str(error))
+    return known._replace(rotated=decode.orientation(image) != decode.UPRIGHT, is_16_bit=mode.startswith("I"))
 
 
-def examine(splits: dict[str, Source]) -> Findings:
-    """Read and decode every image of the splits."""
-    first = next(iter(splits.values()))
-    found = Findings(
-        first.class_names, {split: np.zeros(source.num_classes, np.int64) for split, source in splits.items()}
-    )
-    same: dict[bytes, Copies] = collections.defaultdict(list)
+def examine(splits: dict[str, Source]) -> tuple[str, int]:
+    """Read and decode every image of the splits. Returns the findings as text, and the exit code."""
     jobs = [(source, split, index) for split, source in splits.items() for index in range(len(source))]
     with ThreadPoolExecutor(min(16, hardware.cores())) as pool:
-        for seen in track(pool.map(lambda job: inspect_image(*job), jobs), "images", len(jobs)):
-            if seen.label >= 0:
-                found.counts[seen.split][seen.label] += 1
-            if seen.complaint:
-                found.broken.append(f"{seen.name} ({seen.complaint})")
-            if seen.digest:
-                same[seen.digest].append((seen.split, seen.name, seen.label))
-            found.rotated += seen.rotated
-            found.is_16_bit += seen.is_16_bit
-    found.duplicates = [group for group in same.values() if len(group) > 1]
-    return found
+        seen = list(track(pool.map(lambda job: inspect_image(*job), jobs), "images", len(jobs)))
+    names = [printable(name) for name in next(iter(splits.values())).class_names]
+    labels = {split: [image.label for image in seen if image.split == split and image.label >= 0] for split in splits}
+    counts = np.array([np.bincount(np.array(found, int), minlength=len(names)) for found in labels.values()])
+    width = max(map(len, [*names, "class"]))
+    table = [("", "class", splits), *zip(range(len(names)), names, counts.T, strict=True), ("", "all", counts.sum(1))]
+    lines = [f"{number:>6} {name:<{width}}" + "".join(f"{x:>12}" for x in row) for number, name, row in table]
+    for split, empty in zip(splits, (counts == 0).sum(1), strict=True):
+        if empty:
+            lines.append(f"{counted(empty, 'class has', 'classes have')} no image in {split}")
+    broken = [f"{image.name} ({image.error})" for image in seen if image.error]
+    lines += [counted(len(broken), "unreadable image", "unreadable images"), *(f"  {printable(x)}" for x in broken)]
+    if rotated := sum(image.rotated for image in seen):
+        photos = counted(rotated, "photo is", "photos are")
+        lines.append(f"{photos} stored turned (EXIF): --config.data.exif=true turns them upright")
+    if is_16_bit := sum(image.is_16_bit for image in seen):
+        lines.append(f"{counted(is_16_bit, 'grey image of 16 bits is', 'grey images of 16 bits are')} scaled to 8")
+    same = collections.defaultdict(list)
+    for image in seen:
+        if image.digest:
+            same[image.digest].append(image)
+    copies = [group for group in same.values() if len(group) > 1]
+    contradictions = sum(len({image.label for image in group}) > 1 for group in copies)
+    leaks = sum(len({image.split for image in group}) > 1 for group in copies)
+    lines.append(
+        f"{counted(len(copies), 'file occurs', 'files occur')} more than once, {contradictions} of them in different"
+        f" classes, {leaks} both in training and evaluation"
+    )
+    lines += ["  " + " = ".join(printable(image.name) for image in group) for group in copies]
+    return "\n".join(lines), int(bool(broken or contradictions))
 
 
 def counted(number: int, one: str, several: str) -> str:
     """A number and what it counts, in the singular or the plural."""
     return f"{number} {one if number == 1 else several}"
-
-
-def report(found: Findings) -> str:
-    """The findings as text."""
-    splits, names = list(found.counts), [printable(name) for name in found.class_names]
-    width = max(map(len, [*names, "class"]))
-    lines = [f"{'':>6} {'class':<{width}}" + "".join(f"{split:>12}" for split in splits)]
-    for number, name in enumerate(names):
-        lines.append(f"{number:>6} {name:<{width}}" + "".join(f"{found.counts[s][number]:>12}" for s in splits))
-    lines.append(f"{'':>6} {'all':<{width}}" + "".join(f"{found.counts[s].sum():>12}" for s in splits))
-    for split in splits:
-        empty = int((found.counts[split] == 0).sum())
-        if empty:
-            lines.append(f"{counted(empty, 'class has', 'classes have')} no image in {split}")
-    lines.append(counted(len(found.broken), "unreadable image", "unreadable images"))
-    lines += [f"  {printable(name)}" for name in found.broken]
-    if found.rotated:
-        photos = counted(found.rotated, "photo is", "photos are")
-        lines.append(f"{photos} stored turned (EXIF): --config.data.exif=true turns them upright")
-    if found.is_16_bit:
-        images = counted(found.is_16_bit, "grey image of 16 bits is", "grey images of 16 bits are")
-        lines.append(f"{images} scaled to 8")
-    lines.append(
-        f"{counted(len(found.duplicates), 'file occurs', 'files occur')} more than once, {len(found.contradictions)} of"
-        f" them in different classes, {len(found.leaks)} both in training and evaluation"
-    )
-    for group in found.duplicates:
-        lines.append("  " + " = ".join(printable(name) for _, name, _ in group))
-    return "\n".join(lines)
 
 
 @command
@@ -149,14 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--eval_split", default="")
     parser.add_argument("--layout", default="auto", choices=("auto", "classes"), help="as data.layout")
-    flags = parser.parse_args(arguments)
     config = default_config()
-    for name in ("root", "name", "train_split", "eval_split", "layout"):
-        config.data[name] = getattr(flags, name)
+    config.data.update(vars(parser.parse_args(arguments)))
+    refusal = ""
     try:
-        for line in summary(*open_sources(config)):
-            print(line)
-        refusal = ""
+        print("\n".join(summary(*open_sources(config))))
     except UserError as error:
         refusal = str(error)
     config.data.holdout = 0.0  # every image belongs to its own split
@@ -164,11 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     splits = {"train": train, "evaluation": evaluation}
     if isinstance(evaluation, Subset) and evaluation.source is train:
         del splits["evaluation"]
-    found = examine({split: source for split, source in splits.items() if source is not None})
-    print(report(found))
+    report, code = examine({split: source for split, source in splits.items() if source is not None})
+    print(report)
     if refusal:
         print(f"training would refuse it: {refusal}")
-    return 1 if found.broken or found.contradictions else 0
+    return code
 
 
 if __name__ == "__main__":
