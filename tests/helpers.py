@@ -21,6 +21,7 @@ from deit_jax import __main__, models
 from deit_jax.config import Config, default_config, resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
+from deit_jax.errors import UserError
 from deit_jax.experiment import run
 from deit_jax.weights.names import Timm, entries
 
@@ -160,6 +161,21 @@ def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
         for i in range(images):
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / f"class{c}" / f"{i}.png")
     return root
+
+
+def opened(root: object = "", **data):
+    """The training and the evaluation images of `config.data`."""
+    config = default_config()
+    config.data.update({"root": str(root), **data})
+    return sources.open_sources(config)
+
+
+def refusal(root: object = "", **data) -> str:
+    """The one line that refuses to open a data set."""
+    with pytest.raises(UserError) as error:
+        opened(root, **data)
+    assert str(error.value).isprintable()
+    return str(error.value)
 
 
 def import_timm():

@@ -3,6 +3,7 @@
 import collections
 import functools
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,11 +15,13 @@ def table() -> list[tuple[str, list[str]]]:
     return [(synset, names.split(", ")) for synset, names in rows]
 
 
+@functools.cache
 def synsets() -> list[str]:
     """WordNet ids, which name the dataset's folders: "n01440764", …"""
     return [synset for synset, _ in table()]
 
 
+@functools.cache
 def class_names() -> list[str]:
     """One readable name per class, all different: "tench", …
 
@@ -42,35 +45,27 @@ def plain(name: str) -> str:
 
 
 @functools.cache
-def _numbers() -> tuple[dict[str, int], dict[str, int]]:
-    """{WordNet id or name as written: class number} and {`plain` name: class number}, each without the names that two
-    classes share; as written, a name of `class_names` is its class's (cardigan, the knitwear; Cardigan, the dog)."""
-    every = [(name, i) for i, (_, names) in enumerate(table()) for name in {*names, ", ".join(names)}]
-    tables = []
-    for form in (str, plain):
-        shared = collections.Counter(name for name, _ in {(form(name), i) for name, i in every})
-        tables.append({form(name): i for name, i in every if shared[form(name)] == 1})
-    tables[0] |= {name: i for names in (class_names(), synsets()) for i, name in enumerate(names)}
-    return tables[0], tables[1]
+def _numbers(form: Callable[[str], str]) -> dict[str, list[int]]:
+    """{name in a form: the classes that have it}."""
+    found: dict[str, set[int]] = collections.defaultdict(set)
+    for number, ((_, names), own) in enumerate(zip(table(), class_names(), strict=True)):
+        for name in {*names, ", ".join(names), own}:
+            found[form(name)].add(number)
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def number_of(name: str) -> int | None:
-    """The class that a WordNet id or a name stands for (0 … 999), or None where it stands for none or for several."""
-    written, folded = _numbers()
-    return written.get(name, folded.get(plain(name)))
+    """The class that a WordNet id or a name stands for (0 … 999), or None where it stands for none or for several.
+
+    As written, a name of `class_names` is its class's (cardigan, the knitwear; Cardigan, the dog).
+    """
+    for own in (synsets(), class_names()):
+        if name in own:
+            return own.index(name)
+    same = (_numbers(form).get(form(name), []) for form in (str, plain))
+    return next((found[0] for found in same if len(found) == 1), None)
 
 
 def numbers_of(name: str) -> list[int]:
     """All classes that a WordNet id or a name may stand for, without regard to case: crane is a bird and a machine."""
-    if name in synsets():
-        return [synsets().index(name)]
-    return _folded().get(plain(name), [])
-
-
-@functools.cache
-def _folded() -> dict[str, list[int]]:
-    found: dict[str, set[int]] = collections.defaultdict(set)
-    for number, ((_, names), own) in enumerate(zip(table(), class_names(), strict=True)):
-        for name in {*names, ", ".join(names), own}:
-            found[plain(name)].add(number)
-    return {name: sorted(numbers) for name, numbers in found.items()}
+    return [synsets().index(name)] if name in synsets() else _numbers(plain).get(plain(name), [])

@@ -7,9 +7,9 @@ import tarfile
 
 import numpy as np
 import pytest
+from helpers import opened, refusal
 from PIL import Image
 
-from deit_jax.config import default_config
 from deit_jax.data import base, order, sources
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
@@ -28,24 +28,10 @@ def make(root, paths):
     return root
 
 
-def opened(root, **data):
-    config = default_config()
-    config.data.root = str(root)
-    config.data.update(data)
-    return sources.open_sources(config)
-
-
 def held(source):
     """{(class, the image's bytes)}"""
     samples = [source[i] for i in range(len(source))]
     return sorted((source.class_names[sample["label"]], sample["image"]) for sample in samples)
-
-
-def complaint(root, **data) -> str:
-    with pytest.raises(UserError) as error:
-        opened(root, **data)
-    assert str(error.value).isprintable()
-    return str(error.value)
 
 
 def generated(seed: int) -> list[str]:
@@ -140,7 +126,7 @@ def test_validation_comes_before_test_and_what_is_not_used_is_said(tmp_path):
     ],
 )
 def test_what_is_neither_layout_is_an_error_that_shows_what_was_found(tmp_path, paths, says):
-    assert says in complaint(make(tmp_path, paths))
+    assert says in refusal(make(tmp_path, paths))
 
 
 def test_train_among_other_classes_is_a_class(tmp_path):
@@ -172,7 +158,7 @@ def test_a_classes_only_training_image_is_never_held_out(counts, share):
 
 
 def test_nothing_can_be_held_out_of_single_images(tmp_path):
-    assert "each class in" in complaint(make(tmp_path, ["a/1.png", "b/1.png"]))
+    assert "each class in" in refusal(make(tmp_path, ["a/1.png", "b/1.png"]))
 
 
 PHOTOS = [f"photos_{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in range(2)]
@@ -206,8 +192,8 @@ def test_splits_and_classes_that_only_names_tell_apart(tmp_path, kind, paths, la
 
 def test_sub_folders_that_may_be_the_classes_are_asked_for(tmp_path):
     root = make(tmp_path, SETS)
-    assert "the folders setA, setB of" in complaint(root)
-    assert "--config.data.layout=classes" in complaint(root)
+    assert "the folders setA, setB of" in refusal(root)
+    assert "--config.data.layout=classes" in refusal(root)
     with pytest.raises(UserError, match="all hold folders x, y"):
         prepare.prepare(root, tmp_path / "out")
 

@@ -4,7 +4,6 @@ import io
 import math
 import struct
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -237,15 +236,6 @@ def test_grey_of_16_bits_is_scaled_by_its_range(kind):
     values = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
     pixels = images.decode(encoded(Image.fromarray(values), kind))
     np.testing.assert_array_equal(pixels, np.stack([[[0, 0, 1], [128, 254, 255]]] * 3, -1))
-
-
-def test_colours_of_16_bits_are_scaled_alike():
-    """PIL keeps the upper 8 bits of colours itself: grey is treated the same."""
-    rows = b"".join(b"\0" + struct.pack(">6H", *row) for row in ([0, 256, 65535, 255, 32768, 65279],))
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    np.testing.assert_array_equal(images.decode(png), [[[0, 1, 255], [0, 128, 254]]])
 
 
 @pytest.mark.parametrize(("mode", "values"), [("F", [[0.0, 1.0]]), ("F", [[-3.0, 9.0]]), ("I", [[0, 70000]])])

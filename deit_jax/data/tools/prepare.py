@@ -56,17 +56,18 @@ def prepare(
         identity = [[*key, [(classes[i.label], i.name, i.span.size) for i in part]] for key, part in plan.items()]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         done = _finished(target, digest)
-        index = {"complete": False, "source": digest, "classes": classes}
+        index = {"complete": False, "source": digest, "classes": classes, "splits": {}}
         target.mkdir(parents=True, exist_ok=True)
         for (_, name), part in track(plan.items(), "shards", len(plan)):
             if name not in done or not (target / name).is_file() or checksum(target / name) != done[name]["sha256"]:
                 done[name] = _write(target / name, part)
-            index["splits"] = {split: [done[n] for s, n in plan if s == split and n in done] for split in images}
-            atomic.write_json(target / shards.INDEX, index)
+                index["splits"] = {split: [done[n] for s, n in plan if s == split and n in done] for split in images}
+                atomic.write_json(target / shards.INDEX, index)
     except OSError as error:
         raise UserError(f"cannot write to {target} or read {source}: {error}") from error
-    atomic.write_json(target / shards.INDEX, index | {"complete": True})
-    return index | {"complete": True}
+    index |= {"complete": True, "splits": {split: [done[n] for s, n in plan if s == split] for split in images}}
+    atomic.write_json(target / shards.INDEX, index)
+    return index
 
 
 def find_images(source: Path, labels: str, layout: str) -> tuple[list[str], dict[str, list[Item]]]:
