@@ -145,7 +145,10 @@ function drawMaps() {
   for (const [token, canvas] of [...document.querySelectorAll('#maps canvas')].entries()) {
     const map = tokenMap(token, kind, layer - 1, head), most = Math.max(...map), least = Math.min(...map);
     const small = new OffscreenCanvas(columns, rows), pixels = new ImageData(columns, rows);
-    map.forEach((value, i) => pixels.data.set([...colour((value - least) / (most - least || 1)), 255], 4 * i));
+    map.forEach((value, i) => {
+      const t = (value - least) / (most - least || 1);
+      pixels.data.set([...colour(t), 255 * (0.4 + 0.6 * t)], 4 * i);  // the photo stays visible where nothing is attended to
+    });
     small.getContext('2d').putImageData(pixels, 0, 0);
     const context = canvas.getContext('2d');
     context.imageSmoothingQuality = 'high';
