@@ -24,14 +24,14 @@ def runtime_files(assets: str = "") -> list[bytes]:
     Raises UserError for a file that is missing or another, and where they cannot be fetched.
     """
     if assets:
-        return [read(Path(assets, name)) for name in FILES]
+        return [read_checked(Path(assets, name)) for name in FILES]
     cache = compile_cache_folder().parent / f"{PACKAGE}-{VERSION}"
     if not all((cache / name).is_file() for name in FILES):
         fetch_runtime(cache)
-    return [read(cache / name) for name in FILES]
+    return [read_checked(cache / name) for name in FILES]
 
 
-def read(path: Path) -> bytes:
+def read_checked(path: Path) -> bytes:
     """A file of FILES. Raises UserError unless it is the one that was tested."""
     try:
         content = path.read_bytes()
@@ -62,4 +62,4 @@ def fetch_runtime(cache: Path) -> None:
                 archive.extract(f"package/dist/{name}", folder, filter="data")
         cache.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            atomic.write_bytes(cache / name, read(Path(folder, "package/dist", name)))
+            atomic.write_bytes(cache / name, read_checked(Path(folder, "package/dist", name)))

@@ -6,6 +6,7 @@ hand, is compared with it.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -93,13 +94,11 @@ class Exportable:
         found: Outputs = dict(zip(form.names(), heads, strict=False))
         return found | (attention_outputs(model, images) if form.attention else {})
 
-    def reference(self, images: Shaped[np.ndarray, "batch ..."]) -> dict[str, np.ndarray]:
-        """`outputs`, compiled, as NumPy arrays."""
-        return jax.device_get(self.jitted(self.weights.tree, images))
-
     @functools.cached_property
-    def jitted(self) -> Any:
-        return jax.jit(self.outputs)
+    def reference(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """images → `outputs` of the model's own weights, compiled, as NumPy arrays."""
+        run = jax.jit(self.outputs)
+        return lambda images: jax.device_get(run(self.weights.tree, images))
 
 
 def load_exportable(source: str, form: Form, *, weights: str = "params") -> Exportable:

@@ -1,7 +1,6 @@
 // A model in a page: image → the evaluation view of deit_jax → ONNX Runtime → classes and attention.
 const $ = (id) => document.getElementById(id);
 const about = JSON.parse($('about').textContent);
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 // PIL's filters: [support in pixels, weight]
 const sinc = (x) => (x ? Math.sin(Math.PI * x) / (Math.PI * x) : 1);
@@ -62,14 +61,12 @@ function evaluationView(image) {
   return view;
 }
 
-/** The pixels of an image file, turned as its EXIF orientation says; scaled down beyond what a canvas holds. */
+/** The pixels of an image file, turned as its EXIF orientation says. */
 async function decode(blob) {
   const bitmap = await createImageBitmap(blob, {colorSpaceConversion: 'none'});
-  const scale = Math.min(1, Math.sqrt(16e6 / (bitmap.width * bitmap.height)));
-  const [width, height] = [bitmap.width, bitmap.height].map((n) => Math.max(1, Math.round(n * scale)));
-  const context = new OffscreenCanvas(width, height).getContext('2d');
-  context.drawImage(bitmap, 0, 0, width, height);
-  return context.getImageData(0, 0, width, height);
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext('2d');
+  context.drawImage(bitmap, 0, 0);
+  return context.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
 /** What a script element holds: base64 of gzip. */
@@ -112,13 +109,6 @@ function showClasses(result) {
     ? `The heads disagree: the class head sees ${cls[1]}, the distillation head ${dist[1]}; together ${joint[1]}.`
     : `${dist ? 'Both heads agree: ' : ''}${joint[1]}, ${percent(joint[2])}.`;
   $('classes').hidden = false;
-  return $('verdict').textContent;
-}
-
-const STOPS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];  // inferno
-function colour(t) {
-  const at = clamp(t, 0, 1) * (STOPS.length - 1), i = Math.min(Math.floor(at), STOPS.length - 2);
-  return STOPS[i].map((low, c) => low + (at - i) * (STOPS[i + 1][c] - low));
 }
 
 let current = null;  // {view: ImageData, attention, rollout}
@@ -146,8 +136,8 @@ function drawMaps() {
     const map = tokenMap(token, kind, layer - 1, head), most = Math.max(...map), least = Math.min(...map);
     const small = new OffscreenCanvas(columns, rows), pixels = new ImageData(columns, rows);
     map.forEach((value, i) => {
-      const t = (value - least) / (most - least || 1);
-      pixels.data.set([...colour(t), 255 * (0.4 + 0.6 * t)], 4 * i);  // the photo stays visible where nothing is attended to
+      const t = (value - least) / (most - least || 1);  // from dark violet, half transparent, to orange
+      pixels.data.set([60 + 195 * t, 20 + 85 * t, 90 - 90 * t, 120 + 135 * t], 4 * i);
     });
     small.getContext('2d').putImageData(pixels, 0, 0);
     const context = canvas.getContext('2d');
@@ -185,13 +175,13 @@ async function classify(blob, name) {
   canvas.width = canvas.height = size;
   canvas.getContext('2d').putImageData(shown, 0, 0);
   canvas.hidden = false;
-  const verdict = showClasses(result);
+  showClasses(result);
   if (about.depth) {
     current = {image: canvas, attention: result.attention.data, rollout: result.rollout.data};
     $('attention').hidden = false;
     drawMaps();
   }
-  say(`${name}: ${verdict} (${time} ms)`);
+  say(`${name}, looked at in ${time} ms.`);
 }
 
 function makeControls() {

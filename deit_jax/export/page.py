@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.export.browser_runtime import PACKAGE, VERSION, runtime_files
-from deit_jax.export.export_command import check_file, compare, needs_extra
+from deit_jax.export.export_command import check_file, compare_exports, needs_extra
 from deit_jax.export.exportable import DTYPES, Exportable, Form, load_exportable
 from deit_jax.models.vit import ViT
 from deit_jax.predict import find_images, output_names
@@ -86,7 +86,7 @@ def make_page(exportable: Exportable, runtime: list[bytes], examples: list[tuple
         if path.stat().st_size > LARGEST:
             size = atomic.readable(path.stat().st_size)
             raise UserError(f"{exportable.weights.source} has {size}, too much for a page: try --dtype=fp16")
-        compare(exportable, onnx_file.open_onnx(path), path.name, batches=(1,))
+        compare_exports(exportable, onnx_file.open_onnx(path), path.name, batches=(1,))
         model = path.read_bytes()
     weights, size = exportable.weights, exportable.size[0]
     count = sum(leaf.size for leaf in jax.tree.leaves(weights.tree["params"]))
