@@ -57,22 +57,16 @@ def draw_beta(key: PRNGKeyArray, alpha: Float[Array, ""], largest: float) -> Flo
 MIN_GROUP = 8  # images: smaller groups of equal size give way to larger ones of unequal size
 
 
-def group_size(batch: int, wanted: int) -> int:
-    """The largest divisor of `batch` that is at most `wanted`: the images per mixing group, where it is large enough
-    (see `num_groups`)."""
-    return next(size for size in range(min(batch, wanted), 0, -1) if batch % size == 0)
-
-
 def num_groups(batch: int, wanted: int) -> int:
     """Groups within which the images of a batch are mixed, each of `wanted` images at most.
 
-    Groups have `group_size` images where that is at least 8 (or nearly `wanted`, where less is wanted). Other batches
+    The fewest of equal size, where they have at least 8 images (or nearly `wanted`, where less is wanted). Other sizes
     (67 = 1 x 67, 134 = 2 x 67, 335 = 5 x 67) would be left unmixed or mixed in fixed pairs: their groups differ by one
     image, the larger groups first, as `numpy.array_split` cuts.
     """
-    size = group_size(batch, wanted)
-    large_enough = size == batch or size >= min(MIN_GROUP, wanted, max(2, wanted // 2))
-    return batch // size if large_enough else -(-batch // wanted)
+    fewest, smallest = -(-batch // wanted), min(MIN_GROUP, wanted, max(2, wanted // 2))
+    equal = (groups for groups in range(fewest, batch // smallest + 1) if batch % groups == 0)
+    return next(equal, fewest)
 
 
 def _partners(batch: int, groups: int) -> tuple[np.ndarray, np.ndarray]:

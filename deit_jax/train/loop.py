@@ -180,21 +180,11 @@ def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> TrainSt
 def begin_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
     """The run's log, continued at the state's step, with the lines that introduce the run."""
     step, config = int(state.step), run.config
-    log = Log(
-        run.folder,
-        title=run.title,
-        config=config,
-        start=step,
-        total=run.total_steps,
-        per_epoch=run.steps_per_epoch,
-        evaluated=checkpoints.scored(step),
-        losses=checkpoints.meta(step).get("interval_losses", []),
-    )
+    log = Log(run, step, evaluated=checkpoints.scored(step), losses=checkpoints.meta(step).get("interval_losses", []))
     teachers = run.teacher.models if run.teacher else ()
     changes = [*run.init.notes, *(note for model in teachers for note in model.notes)]
     plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
-    teacher = config.teacher.name if teachers else ""
-    log.begin(run.student, state.params, teacher=teacher, notes=changes + plan, mesh=run.mesh)
+    log.begin(state.params, changes + plan)
     return log
 
 
@@ -256,11 +246,11 @@ def roll_back(
             f" {rollbacks - 1} roll-backs: {lower_lr(run)}"
         )
     to = checkpoints.last_good()
+    checkpoints.discard_after(to or 0)
     if to is None:
-        checkpoints.discard_after(to := 0)
-        back = program.initialize(initial_weights(run), small_seed(run.config.seed))
+        to, back = 0, program.initialize(initial_weights(run), small_seed(run.config.seed))
     else:
-        back = TrainState(**checkpoints.roll_back(to, vars(program.abstract_state)))
+        back = TrainState(**checkpoints.restore(vars(program.abstract_state), to))
     offset = int(state.offset) + step - to
     back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
     log.rolled_back(step, to, losses=checkpoints.meta(to).get("interval_losses", []))

@@ -36,7 +36,7 @@ HUGGING_FACE: dict[str, tuple[str, Any]] = {
     "image_size": ("img_size", 224),
     "patch_size": ("patch_size", 16),
 }
-HALF, CLIP_MEAN, CLIP_STD = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+HALF, CLIP_MEAN, CLIP_STD = (0.5,) * 3, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "image_mean": HALF, "image_std": HALF},
     "DeiT": {
@@ -95,11 +95,11 @@ def from_timm(config: Mapping[str, Any], where: str) -> Metadata:
     return Metadata(
         name=name,
         arguments=arguments,
-        mean=pretrained.get("mean"),
-        std=pretrained.get("std"),
+        mean=pretrained.get("mean") or (),
+        std=pretrained.get("std") or (),
         crop=pretrained.get("crop_pct"),
         fit="squash" if mode == "squash" else "",
-        interpolation=pretrained.get("interpolation"),
+        interpolation=pretrained.get("interpolation") or "",
         class_names=config.get("label_names") or pretrained.get("label_names"),
     )
 
@@ -148,11 +148,11 @@ def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> 
             raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented: remove it if it has no effect")
     # the processor makes (255 p f - mean) / std of pixels p in 0..1, with the factor f
     factor = 255 * float(entries.get("rescale_factor", 1 / 255)) if entries["do_rescale"] else 255.0
-    mean, std = entries.get("image_mean"), entries.get("image_std")
+    mean, std = entries.get("image_mean", ()), entries.get("image_std", ())
     if not entries["do_normalize"]:
         mean, std = (0, 0, 0), (1, 1, 1)
-    mean, std = (values and tuple(x / factor for x in values) for values in (mean, std))
-    resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else None
+    mean, std = (tuple(x / factor for x in values) for values in (mean, std))
+    resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else ""
     found = Metadata(mean=mean, std=std, interpolation=resample)
     if entries["do_resize"] and "size" in entries:
         squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -17,44 +18,37 @@ from deit_jax.errors import UserError, printable
 from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
-from deit_jax.weights.library_configs import read_configuration
-from deit_jax.weights.metadata import Metadata, from_checkpoint, from_header, given_size, reading
+from deit_jax.weights.library_configs import CLIP_MEAN, CLIP_STD, HALF, read_configuration
+from deit_jax.weights.metadata import Conventions, Metadata, from_checkpoint, from_header, given_size, reading
 from deit_jax.weights.names import COUNTER, HEADS, Naming, counter_keys, entries, naming_of
 from deit_jax.weights.weight_files import Tensors, open_file, weight_file
 
 log = logging.getLogger("deit_jax")
 CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command say
+# (mean, std) of published weights that were trained with others than ImageNet's, by the first word after the model's
+# name (`tf_efficientnet_b0.ap_in1k`, `tf_efficientnet_b0_ap-f262efe1`)
+TAGGED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    **dict.fromkeys(("ap", "ra4", "augreg", "augreg2", "orig", "sam"), (HALF, HALF)),
+    "bamboo": (CLIP_MEAN, CLIP_STD),
+}
 
 
 @dataclasses.dataclass
-class Weights:
+class Weights(Conventions):
     """A model's arrays and the metadata stored beside them.
 
     Attributes:
         source: where they came from.
         architecture: what they are.
         tree: {"params": …, "batch_stats": …} of numpy arrays, in the form of `models.abstract`.
-        mean, std: normalization statistics of the pixels they were trained with.
-        crop: of their evaluation, side of the centre crop / resized short side; None: not known.
-        fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
-        interpolation: of that resizing, a name of PIL's Image.Resampling in lower case; "": not known.
-        class_names: by output; None: not known.
-        counters, header: PyTorch's batch counters and the safetensors header, so that a file can be written again as it
-            was.
+        counters: PyTorch's batch counters, so that a file can be written again as it was.
         notes: what was chosen, left out or assumed, a line each.
     """
 
     source: str
     architecture: Architecture
     tree: dict
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    crop: float | None = None
-    fit: str = ""
-    interpolation: str = ""
-    class_names: list[str] | None = None
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
-    header: dict[str, str] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -94,21 +88,30 @@ def load_weights(
     path, img_size = str(source), given_size(img_size)
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
-    try:
-        tensors, metadata = open_source(path, weights)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check that it exists and may be read") from error
-    naming = naming_of(tensors.shapes)
+    tensors, metadata = open_source(path, weights)
+    arrays, notes = tensors.arrays, tensors.notes
+    naming, shapes = naming_of(arrays), {key: array.shape for key, array in arrays.items()}
     with reading(path):
-        found = architecture_of(tensors.shapes, naming, metadata, path, name=name, img_size=img_size)
-        tree = allocate(found, tensors.shapes, naming, path)
+        found = architecture_of(shapes, naming, metadata, path, name=name, img_size=img_size)
+        tree = allocate(found, shapes, naming, path)
     for entry in entries(tree, naming):
-        entry.view(tree)[...] = tensors.read(entry.key)
+        entry.view(tree)[...] = arrays.pop(entry.key)  # its memory is freed as ours fills
     check_finite(tree, naming, path)
-    counters = {key: int(tensors.read(key)) for key in tensors.shapes if key.endswith(COUNTER)}
-    loaded = Weights(path, found, tree, counters=counters, header=tensors.header, notes=tensors.notes)
-    apply_metadata(loaded, metadata)
-    for note in loaded.notes:
+    counters = {key: int(array) for key, array in arrays.items()}
+    # DeiT and RegNetY were published with ImageNet's, plain ViTs and EfficientNets with either of two
+    if not ((metadata.mean and metadata.std) or (metadata.name or found.name).startswith(("deit", "regnet"))):
+        notes.append(
+            f"assumed, for nothing says otherwise: pixel mean {IMAGENET_MEAN}, deviation {IMAGENET_STD} (a config.json"
+            " beside the weights can, see docs/weights.md)"
+        )
+    outputs, names = found.config["num_classes"], metadata.class_names or []
+    if outputs and len(names) not in (0, outputs):
+        notes.append(f"its {len(names)} class names are not used: the head has {outputs} outputs")
+    loaded = Weights(path, found, tree, counters, notes, **metadata.conventions())
+    loaded.class_names = names if outputs and len(names) == outputs else None
+    loaded.mean, loaded.std = loaded.mean or IMAGENET_MEAN, loaded.std or IMAGENET_STD
+    loaded.crop = loaded.crop or found.config.get("crop")  # an EfficientNet's follows from its size
+    for note in notes:
         log.warning("%s: %s", printable(path), printable(note))
     return loaded
 
@@ -116,77 +119,58 @@ def load_weights(
 def split_sources(text: str) -> list[str]:
     """The weights that a setting lists, separated by commas; the path of an existing file or folder is one source,
     whatever commas it holds."""
-    return [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
+    parts, found = text.split(","), []
+    while parts:
+        candidates = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        found.append(next((path for path in candidates if os.path.exists(os.path.expanduser(path))), parts[0]))
+        del parts[: found[-1].count(",") + 1]
+    return found
 
 
-def find_file(source: str) -> Path | None:
-    """The weight file that a source stands for, downloaded where it is a hub name; None for an Orbax folder.
+def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata]:
+    """The tensors of a hub repository, a file or an Orbax folder, and the metadata stored beside them.
 
     Raises UserError where there is nothing of this name.
     """
     path = storage.as_path(source)
-    if path.is_dir():
-        if (path / "checkpoints").is_dir() or (path / "params").is_dir():  # weight files may lie beside checkpoints
-            return None
-        file = weight_file(path)
-        return file and storage.local_copy(file, hub.CONFIGURATION)
-    if path.is_file():
-        return storage.local_copy(path, hub.CONFIGURATION)
-    if hub.is_hub_name(source):
-        return hub.fetch(source)
-    raise UserError(
-        f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
-    )
-
-
-def read_metadata(source: str) -> Metadata:
-    """The metadata of weights; no array is read. Errors as `load_weights`."""
-    file = find_file(source)
+    try:
+        # weight files may lie beside checkpoints
+        is_run = (path / "checkpoints").is_dir() or (path / "params").is_dir()
+        file = None if is_run else weight_file(path) if path.is_dir() else path
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check that it may be read") from error
     if file is None:
         from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
-        return from_checkpoint(orbax.read_meta(orbax.intact_step(storage.as_path(source))), source)
-    return file_metadata(file, source, open_file(file))
+        tensors, meta = orbax.open_checkpoint(source, weights)
+        return tensors, from_checkpoint(meta, source)
+    if file.is_file():
+        file = storage.local_copy(file, hub.CONFIGURATION)
+    elif hub.is_hub_name(source):
+        file = hub.fetch(source)
+    else:
+        raise UserError(
+            f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
+            " (commas separate several; a path that exists may hold commas)"
+        )
+    tensors = open_file(file, weights)
+    return tensors, file_metadata(file, source, tensors)
 
 
 def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
     """The metadata of a weight file, its name as the configuration or the file has it, else that of a registered model
     with which the repository's, file's or folder's name begins."""
     metadata = read_configuration(file.parent) | from_header(tensors.header, source)
+    hints = [source.rstrip("/"), file.name, file.absolute().parent.name]
     stated = metadata.name or tensors.name
-    hints = [stated] if stated else [source.rstrip("/"), file.name, file.absolute().parent.name]
-    metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, hints)), "")
+    names = [stated] if stated else hints
+    metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, names)), "")
+    for hint in hints if metadata.name else []:
+        tag = re.fullmatch(rf"{metadata.name}[._-]([a-z]+\d*).*", hint.split("/")[-1])
+        if tag and tag[1] in TAGGED:
+            mean, std = TAGGED[tag[1]]
+            return metadata | Metadata(mean=mean, std=std)
     return metadata
-
-
-def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
-    """The tensors of a file or an Orbax folder, and the metadata stored beside them."""
-    if file := find_file(source):
-        tensors = open_file(file, weights)
-        return tensors, file_metadata(file, source, tensors)
-    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
-
-    tensors, meta = orbax.open_checkpoint(source, weights)
-    return tensors, from_checkpoint(meta, source)
-
-
-def apply_metadata(weights: Weights, metadata: Metadata) -> None:
-    """Fill in the evaluation view and class names, and note what is not used or had to be assumed."""
-    # DeiT and RegNetY were published with ImageNet's, plain ViTs and EfficientNets with either of two
-    if not ((metadata.mean and metadata.std) or (metadata.name or weights.name).startswith(("deit", "regnet"))):
-        weights.notes.append(
-            f"assumed, for nothing says otherwise: pixel mean {weights.mean}, deviation {weights.std} (a config.json"
-            " beside the weights can, see docs/weights.md)"
-        )
-    weights.mean, weights.std = metadata.mean or weights.mean, metadata.std or weights.std
-    # an EfficientNet's crop follows from its size
-    weights.crop = metadata.crop or weights.architecture.config.get("crop")
-    weights.fit, weights.interpolation = metadata.fit, metadata.interpolation or ""
-    names = metadata.class_names
-    if names and weights.num_classes not in (0, len(names)):
-        weights.notes.append(f"its {len(names)} class names are not used: the head has {weights.num_classes} outputs")
-    elif weights.num_classes:
-        weights.class_names = names
 
 
 def check_finite(tree: dict, naming: Naming, source: str) -> None:
@@ -206,22 +190,17 @@ def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> 
         params = {key: value for key, value in params.items() if key not in HEADS}
     tree = {"params": params, "batch_stats": batch_stats}
     needed = {entry.key: entry.shape for entry in entries(tree, naming)}
-    counters = dict.fromkeys(counter_keys(tree), ())
-    if counters.keys() & shapes.keys():  # files of older PyTorch versions have none
-        needed |= counters
+    if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none
+        needed |= dict.fromkeys(counter_keys(tree), ())
     check_keys(shapes, needed, source, f"all of {found.describe()} and nothing else")
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
 
 
 class View(NamedTuple):
-    """What a model sees of an image.
+    """What a model sees of an image: `Conventions` with everything decided.
 
     Attributes:
         size: pixels per side.
-        crop: side of the centre crop / resized short side.
-        interpolation: of the resizing.
-        fit: how resizing and crop are done, as `eval_image` has it.
-        mean, std: normalization statistics of its pixels.
     """
 
     size: int
@@ -242,14 +221,8 @@ def view_of(weights: Weights, size: int, *, crop: float | None = None, interpola
 
     crop, interpolation: what is asked for; empty or 0: the weights' own, else the defaults.
     """
-    return View(
-        size,
-        crop or weights.crop or CROP,
-        interpolation or weights.interpolation or INTERPOLATION,
-        weights.mean,
-        weights.std,
-        weights.fit or "short",
-    )
+    crop, interpolation = crop or weights.crop or CROP, interpolation or weights.interpolation or INTERPOLATION
+    return View(size, crop, interpolation, weights.mean, weights.std, weights.fit or "short")
 
 
 def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[str] = ()):
@@ -268,9 +241,9 @@ def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[s
         return config
     theirs = recorded_normalization(workdir)
     if theirs is None:
-        metadata = read_metadata(config.init)
-        theirs = (metadata.mean, metadata.std) if metadata.mean and metadata.std else None
-    if theirs in (None, ours):
+        _, metadata = open_source(config.init)
+        theirs = metadata.mean, metadata.std
+    if not all(theirs) or theirs == ours:
         return config
     config = config.copy_and_resolve_references()
     config.augment.mean, config.augment.std = theirs
