@@ -157,7 +157,7 @@ let session, ort;
 
 /** Classify an image file, and show what there is to see. Keeps what is shown where it is none. */
 async function classify(blob, name) {
-  say('Looking …');
+  say(`Classifying ${name} …`);
   document.querySelectorAll('.examples button').forEach((b) => b.setAttribute('aria-pressed', b.title === name));
   let image;
   try {
@@ -181,7 +181,7 @@ async function classify(blob, name) {
     $('attention').hidden = false;
     drawMaps();
   }
-  say(`${name}, looked at in ${time} ms.`);
+  say(`${name}: classified in ${time} ms.`);
 }
 
 function makeControls() {

@@ -132,7 +132,7 @@ def test_the_page_by_keyboard_and_screen_reader(tmp_path, tab):
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")  # the first example
     tab.wait_for_selector("#heads li")
-    assert tab.inner_text("#status").startswith("one, ")
+    assert tab.inner_text("#status").startswith("one: ")
     assert "heads" in tab.inner_text("#verdict[role=status]")
     label = lambda: tab.get_attribute("#maps canvas >> nth=1", "aria-label")
     picture = lambda: tab.evaluate("document.querySelector('#maps canvas').toDataURL()")
