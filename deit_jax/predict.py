@@ -59,7 +59,7 @@ def output_names(class_names: Sequence[str] | None, num_classes: int) -> list[st
 def find_images(paths: Sequence[str]) -> list[str]:
     """The image files that `paths` name; of a folder, all below it, sorted. Raises UserError where there is none."""
     found = []
-    for path in paths:
+    for path in map(os.path.expanduser, paths):
         if not Path(path).is_dir():
             found.append(path)
             continue
