@@ -92,7 +92,7 @@ def curves(
         for run, (key, (label, style)) in itertools.product(distilled, keys.items()):
             add(panel, run, key, label, style, factor)
     if any(sum("eval/top1" in r for r in records) > 1 for records in logs.values()):
-        accuracy = f"top-1 on held-out images{' (fused heads)' if fused else ''}, %"
+        accuracy = f"top-1 on evaluation images{' (fused heads)' if fused else ''}, %"
         for run in logs:
             add(accuracy, run, "eval/top1")
             if len(logs) <= 3:

@@ -47,7 +47,7 @@ commands = json.loads(sys.argv[1])
 for arguments, _ in commands:
     codes["ascii"].append(run(arguments))
 for _, file in commands:
-    if file:
+    if file and "labels" not in file:  # a store without its header is not continued
         os.remove(os.path.expanduser(f"~/{file}"))
 for folder in ("shards", "found"):
     shutil.rmtree(os.path.expanduser(f"~/{folder}"))

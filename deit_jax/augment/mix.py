@@ -82,13 +82,13 @@ def _mix_rows(x: Float[Array, "batch *rest"], share: Float[Array, "groups ..."])
         partner, group = _partners(batch, groups)
         return x * share[group] + x[partner] * (1 - share[group])
     # Groups of equal size are an axis of their own: rows stay on the device that has them, where a device has whole
-    # groups. A gather would not be known to.
+    # groups. Of a gather XLA cannot tell that it stays within a device.
     own, share = x.reshape(groups, batch // groups, *x.shape[1:]), share[:, None]
     return (own * share + own[:, ::-1] * (1 - share)).reshape(x.shape)
 
 
 def mix_images(images: Float[AnyArray, "batch height width 3"], mix: Mix) -> Float[Array, "batch height width 3"]:
-    """Mix each image with its partner, the image as far from its group's end as it is from its start.
+    """Mix each image with its partner: row i of a group of G images with row G-1-i.
 
     The number of groups is that of `mix.lam`; groups are neighbouring rows (see `num_groups` for their sizes).
     """

@@ -73,9 +73,9 @@ def augment_train(
         fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
         policy = lambda pixels, chosen: rand_augment(pixels, drawn, fill, chosen)
     elif cfg.policy == "three":
-        blurred = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
-        needed["policy"] = blurred.choice == BLUR
-        policy = lambda pixels, chosen: three_augment(pixels, blurred, chosen)
+        drawn = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
+        needed["policy"] = drawn.choice == BLUR
+        policy = lambda pixels, chosen: three_augment(pixels, drawn, chosen)
     elif cfg.policy == "none":
         policy = None
     else:

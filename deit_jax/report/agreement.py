@@ -76,9 +76,9 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
 
     plain = run.folder / "plain"
     if find_step(plain):
-        untaught = make_student(plain_config(run.config), run.student.num_classes)
-        weights, batches = best_weights(plain, mesh), evaluation_batches(run, untaught.img_size)
-        heads, _ = predict_classes(untaught.graphdef, weights, batches, mesh=mesh, **run.normalization)
+        plain_student = make_student(plain_config(run.config), run.student.num_classes)
+        weights, batches = best_weights(plain, mesh), evaluation_batches(run, plain_student.img_size)
+        heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.normalization)
         predictions[PLAIN_STUDENT] = heads["cls"]
     fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
     names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
@@ -149,7 +149,7 @@ def agreement_section(found: dict[str, Any]) -> str:
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [
-        "## Agreement",
+        "## Disagreement",
         "Percent of the evaluation images for which two classifiers predict different classes (paper, Table 4):",
         tables.table(["", *names], rows),
     ]
@@ -160,6 +160,6 @@ def agreement_section(found: dict[str, Any]) -> str:
     if "teacher_time_fraction" in found:
         text.append(
             f"The teacher takes about {100 * found['teacher_time_fraction']:.0f} % of a training step; "
-            "`--mode=label` stores its labels once for all later runs."
+            "`--mode=label` stores its labels for later runs with the same seed, batch size and augmentation."
         )
     return "\n\n".join(text)

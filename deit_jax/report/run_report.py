@@ -142,7 +142,7 @@ def report_markdown(
     text = [
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
-        f"Evaluated on {results['student']['params']['images']} held-out images. "
+        f"Evaluated on {results['student']['params']['images']} evaluation images. "
         f"This took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
         results_table(student, results),
         *(picture for name, picture in pictures.items() if (folder / name).exists()),

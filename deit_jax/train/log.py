@@ -217,11 +217,10 @@ class Log:
         self.print(line, transient=step != total)
         self.reset(step)
 
-    def rolled_back(self, step: int, to: int, losses: Sequence[dict[str, float]] = ()) -> None:
-        """Log that the run went back from `step` to `to`. losses: as at the start."""
-        patience = self.config.stability.patience
+    def rolled_back(self, step: int, to: int, in_row: int, losses: Sequence[dict[str, float]] = ()) -> None:
+        """Log that the run went back from `step` to `to` after `in_row` non-finite steps. losses: as at the start."""
         self.print(
-            f"{self.run.title}: {patience} non-finite steps in a row at step {step}: back to step {to}, with other data"
+            f"{self.run.title}: {in_row} non-finite steps in a row at step {step}: back to step {to}, with other data"
         )
         self.rewind(to)
         self.write(to, rolled_back_from=step)

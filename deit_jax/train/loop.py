@@ -32,7 +32,7 @@ STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynch
 
 
 class Program(NamedTuple):
-    """The compiled parts of a run.
+    """The jitted functions of a run, and its teacher's arrays.
 
     Attributes:
         abstract_state: shapes, types and shardings of the state.
@@ -69,7 +69,7 @@ def train(run: Run) -> dict[str, dict]:
     Weights come from 1. the newest checkpoint in the folder, 2. else `run.init`, 3. else the seed. A step is saved
     before it is evaluated, so that an evaluation that fails or is interrupted loses no training.
 
-    Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it.
+    Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate_sets` returns it.
 
     Raises:
         UserError: bad input, or a run that diverges again and again, or takes none of its steps.
@@ -253,7 +253,8 @@ def roll_back(
         back = TrainState(**checkpoints.restore(vars(program.abstract_state), to))
     offset = int(state.offset) + step - to
     back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
-    log.rolled_back(step, to, losses=checkpoints.meta(to).get("interval_losses", []))
+    in_row = int(state.nonfinite["in_row"])
+    log.rolled_back(step, to, in_row, losses=checkpoints.meta(to).get("interval_losses", []))
     return back
 
 
