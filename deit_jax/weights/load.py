@@ -1,9 +1,11 @@
 """Weights from anywhere, in our names and layout: `load_weights`."""
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import logging
+import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -103,6 +105,7 @@ def load_weights(
         raise UserError(f"{path} cannot be read ({error.strerror}): check that it exists and may be read") from error
     naming = naming_of(tensors.shapes)
     with reading(path):
+        tensors = fold_class_position(tensors, naming)
         found = architecture_of(tensors.shapes, naming, metadata, path, name=name, img_size=img_size)
         tree = allocate(found, tensors.shapes, naming, path)
     for entry in entries(tree, naming):
@@ -183,14 +186,16 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
     if isinstance(naming_of(tensors.shapes), EfficientNetPytorch):  # all of its weights were trained in TensorFlow
         hints = [f"tf_{hint.split('/')[-1].removeprefix('tf_')}" for hint in hints]
     metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, hints)), "")
-    return metadata | Metadata(**published_statistics(metadata.name))
+    return metadata | published_view(metadata.name)
 
 
-def published_statistics(name: str) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of the pixels of a model all of whose published weights have the same; else {}."""
-    if name.startswith(("deit", "regnet")):
-        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return {"mean": (0.5,) * 3, "std": (0.5,) * 3} if name.startswith("tf_efficientnet_lite") else {}
+def published_view(name: str) -> Metadata:
+    """Statistics of the pixels, and the crop, where all published weights of the model have the same ones."""
+    whole = name.startswith("deit3") or name.endswith("_dinov2")
+    if whole or name.startswith(("deit", "regnet")):
+        return Metadata(mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0 if whole else None)
+    half = (0.5, 0.5, 0.5)
+    return Metadata(mean=half, std=half) if name.startswith("tf_efficientnet_lite") else Metadata()
 
 
 def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
@@ -206,7 +211,7 @@ def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
 
 def apply_metadata(weights: Weights, metadata: Metadata) -> None:
     """Fill in the evaluation view and class names, and note what is not used or had to be assumed."""
-    metadata = metadata | Metadata(**published_statistics(metadata.name or weights.name))
+    metadata = metadata | published_view(metadata.name or weights.name)
     if not (metadata.mean and metadata.std):
         weights.notes.append(
             f"assumed, for nothing says otherwise: pixel mean {weights.mean}, deviation {weights.std} (a config.json"
@@ -231,6 +236,24 @@ def check_finite(tree: dict, naming: Naming, source: str) -> None:
             f"{source} holds numbers that are not finite, in {listed(damaged)}: the training diverged or the file is"
             " damaged: use an earlier checkpoint, or download it again"
         )
+
+
+def fold_class_position(tensors: Tensors, naming: Naming) -> Tensors:
+    """DINOv2's tensors with registers as timm has them: the class token's position, which the official code and Hugging
+    Face keep beside those of the patches, is added to the token."""
+    pos, cls, registers = (naming.split(key)[0] for key in ("pos_embed", "cls_token", "reg_token"))
+    one, positions, dim = tensors.shapes.get(pos, (1, 0, 0))
+    if registers not in tensors.shapes or math.isqrt(positions) ** 2 == positions:
+        return tensors
+
+    @functools.cache
+    def read(key: str) -> np.ndarray:
+        if key == pos:
+            return tensors.read(pos)
+        return tensors.read(key) + read(pos)[:, :1] if key == cls else tensors.read(key)
+
+    shapes = tensors.shapes | {pos: (one, positions - 1, dim)}
+    return dataclasses.replace(tensors, shapes=shapes, read=lambda key: read(key)[:, 1:] if key == pos else read(key))
 
 
 def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> dict:

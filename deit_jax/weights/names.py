@@ -24,6 +24,7 @@ HEADS = ("head", "head_dist", "classifier")  # the last is EfficientNet's
 TOP = {
     "cls_token": "embeddings.cls_token",
     "dist_token": "embeddings.distillation_token",
+    "reg_token": "embeddings.register_tokens",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
@@ -39,6 +40,9 @@ BLOCK = (
     ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
     ("mlp.fc2", "output.dense", "mlp.fc2"),
 )
+# what DINOv2's blocks call differently; its LayerScale's gamma is lambda1
+DINOV2 = {"norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+DINOV2 |= {"ls1": "layer_scale1", "ls2": "layer_scale2"}
 
 # timm's → efficientnet_pytorch's: outside the blocks, in a block of expansion 1, in the others
 EFFICIENTNET_TOP = {
@@ -92,17 +96,20 @@ class Timm:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFace:
-    """Hugging Face's naming: `prefix` "deit.", "vit." or "", heads' names, and hub files' or newer modules' names."""
+    """Hugging Face's naming: `prefix` "deit.", "vit.", "dinov2." or "", heads' names, hub files' or newer modules'
+    names, DINOv2's blocks."""
 
     prefix: str = "deit."
     head: str = "cls_classifier"
     modules: bool = False
+    dinov2: bool = False
 
     def split(self, key: str) -> list[str]:
         module, _, leaf = key.rpartition(".")
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", module):
-            layer = f"{self.prefix}{'layers' if self.modules else 'encoder.layer'}.{match[1]}."
-            rows = {row[0]: row[2 if self.modules else 1] for row in BLOCK}
+            layer = f"{self.prefix}{'layers' if self.modules and not self.dinov2 else 'encoder.layer'}.{match[1]}."
+            rows = {row[0]: row[2 if self.modules else 1] for row in BLOCK} | (DINOV2 if self.dinov2 else {})
+            leaf = "lambda1" if leaf == "gamma" else leaf
             parts = ["attn.q", "attn.k", "attn.v"] if match[2] == "attn.qkv" else [match[2]]
             return [f"{layer}{rows[part]}.{leaf}" for part in parts]
         if module in ("head", "head_dist"):
@@ -144,10 +151,14 @@ def naming_of(keys: Iterable[str]) -> Naming:
     marks = ("embeddings.", "layernorm.", "encoder.layer.")
     if not any(mark in key for key in keys for mark in marks):
         return Timm()
-    prefix = next((p for p in ("deit.", "vit.") if any(key.startswith(p) for key in keys)), "")
+    prefixes = ("deit.", "vit.", "dinov2.", "dinov2_with_registers.")
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in keys)), "")
     head = "cls_classifier" if any(k.startswith(("cls_classifier", "distillation")) for k in keys) else "classifier"
     return HuggingFace(
-        prefix, head, modules=any(".q_proj." in key or key.startswith(prefix + "layers.") for key in keys)
+        prefix,
+        head,
+        modules=any(".q_proj." in key or key.startswith(prefix + "layers.") for key in keys),
+        dinov2=any("layer_scale1." in key for key in keys),
     )
 
 

@@ -28,11 +28,13 @@ AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_di
 # what wrappers of a model put before its tensors' names: DataParallel, torch.compile, a trainer's attribute, timm's
 # model inside transformers
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "timm_model.")
+# official codes' names where they are not timm's: DeiT III's LayerScale, DINOv2's registers
+OFFICIAL = {r"(blocks\.\d+)\.gamma_([12])": r"\1.ls\2.gamma", "register_tokens": "reg_token"}
 # tensors that take no part in classification: their ends, and what they are
 UNUSED_TENSORS = {
     "pooler.dense.weight": "the pooler",
     "pooler.dense.bias": "the pooler",
-    "embeddings.mask_token": "the mask token",
+    "mask_token": "the mask token",
     "n_averaged": "the counter of averaged weights",
 }
 
@@ -66,6 +68,8 @@ def unwrap(tensors: Tensors, path: Any) -> Tensors:
         bare = key
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), ""):
             bare = bare.removeprefix(prefix)
+        for theirs, ours in OFFICIAL.items():
+            bare = re.sub(f"^{theirs}$", ours, bare)
         if bare in original:
             raise UserError(f"{path} holds {bare} twice, as {original[bare]} and as {key}: keep one of the two models")
         original[bare] = key
