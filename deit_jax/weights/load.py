@@ -242,8 +242,8 @@ def fold_class_position(tensors: Tensors, naming: Naming) -> Tensors:
     """DINOv2's tensors with registers as timm has them: the class token's position, which the official code and Hugging
     Face keep beside those of the patches, is added to the token."""
     pos, cls, registers = (naming.split(key)[0] for key in ("pos_embed", "cls_token", "reg_token"))
-    one, positions, dim = tensors.shapes.get(pos, (1, 0, 0))
-    if registers not in tensors.shapes or math.isqrt(positions) ** 2 == positions:
+    shape = tensors.shapes.get(pos, ())
+    if registers not in tensors.shapes or len(shape) != 3 or math.isqrt(shape[1]) ** 2 == shape[1]:
         return tensors
 
     @functools.cache
@@ -252,7 +252,7 @@ def fold_class_position(tensors: Tensors, naming: Naming) -> Tensors:
             return tensors.read(pos)
         return tensors.read(key) + read(pos)[:, :1] if key == cls else tensors.read(key)
 
-    shapes = tensors.shapes | {pos: (one, positions - 1, dim)}
+    shapes = tensors.shapes | {pos: (shape[0], shape[1] - 1, shape[2])}
     return dataclasses.replace(tensors, shapes=shapes, read=lambda key: read(key)[:, 1:] if key == pos else read(key))
 
 
