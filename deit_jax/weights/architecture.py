@@ -141,8 +141,8 @@ def fitting_size(patches: int, patch: int, sizes: list, source: str) -> int | tu
 def unnamed(shapes: Shapes, naming: Naming, source: str) -> str:
     """The error for weights of which nothing says what model they are: it names the models that may be meant."""
     shape = lambda key: shapes.get(naming.split(key)[0])
-    family = regnet.RegNet if "stem.conv.weight" in shapes else efficientnet.EfficientNet
-    names = list(models.FAMILIES[family]) if {"stem.conv.weight", "conv_stem.weight"} & set(shapes) else []
+    stems = {"stem.conv.weight": regnet.CONFIGS, "conv_stem.weight": efficientnet.CONFIGS}
+    names = next((list(configs) for stem, configs in stems.items() if naming.split(stem)[0] in shapes), [])
     if width := shape("blocks.0.norm1.weight"):
         configs = {name: all_arguments(vit.ViT, config) for name, config in vit.CONFIGS.items()}
         plain = lambda c: ((c["embed_dim"],), c["depth"], c["patch_size"], c["distilled"])

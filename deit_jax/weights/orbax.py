@@ -91,7 +91,7 @@ def open_checkpoint(folder: str, weights: str) -> tuple[Tensors, dict[str, Any]]
     written = meta.get("weights", {})
     counters = written.get("counters")
     if counters is None:  # trained here; PyTorch's batch normalization counts from 0
-        counters = dict.fromkeys(counter_keys(tree), 0)
+        counters = dict.fromkeys(counter_keys(tree, Timm()), 0)
     found = {entry.key: entry for entry in entries(tree, Timm())}
     shapes = {key: entry.shape for key, entry in found.items()} | dict.fromkeys(counters, ())
     read = lambda key: found[key].view(tree) if key in found else np.array(counters[key])
