@@ -6,29 +6,22 @@ Also says how far each lies from float32 products of the same rounded arguments,
 where it runs. Token counts: a plain and a distilled DeiT at 224 px, and a plain one at 384.
 """
 
-import argparse
 import json
 
-from common import save, spread, table
+from common import middle, parser, save, table
 
 TOKENS = (197, 198, 577)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", default="")
-    flags = parser.parse_args()
+    flags = parser(__doc__, dtype="bfloat16", images=256, heads=12, rounds=7, output="").parse_args()
 
     import einops
     import jax
     import jax.numpy as jnp
 
-    from deit_jax.benchmark import calls_within, time_once
     from deit_jax.models import kernels
+    from deit_jax.runtime.timing import calls_within, time_once
 
     dtype = jnp.dtype(flags.dtype)
 
@@ -74,14 +67,10 @@ def main() -> None:
                 for kind, call in kinds.items():
                     times[name][kind].append(1e3 * time_once(call, counts[name, kind]))
         for name in calls:
-            cells = []
-            for kind in ("forward", "gradient"):
-                s = spread(times[name][kind])
-                cells.append(f"{s['median']:.2f} ({s['min']:.2f} .. {s['max']:.2f})")
             found = results[f"{name} {tokens}"]
-            rows.append(
-                [f"{name}, {images} x {tokens}", *cells, f"{found['error']:.1e}", f"{found['gradient_error']:.1e}"]
-            )
+            shown = [middle(values, ".2f") for values in times[name].values()]
+            shown += [f"{found[key]:.1e}" for key in ("error", "gradient_error")]
+            rows.append([f"{name}, {images} x {tokens}", *shown])
             found["milliseconds"] = times[name]
     print(f"{jax.devices()[0].device_kind}, {dtype}, {flags.heads} heads of 64; milliseconds, median (min .. max)")
     header = ["attention, images x tokens", "forward", "forward and backward", "error", "of the gradient"]

@@ -5,6 +5,7 @@ took. So each library has a process of its own: its threads, its allocator, its 
 other programs disturb is measured again.
 """
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -69,9 +70,34 @@ def changes_of(texts: list[str]) -> dict[str, Any]:
     return out
 
 
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The command line of a script: a flag of each default's name and type."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in defaults.items():
+        found.add_argument(f"--{name}", type=type(value), default=value)
+    return found
+
+
 def on_gpu() -> bool:
     """Whether an NVIDIA GPU is there, found without loading a library that would take hold of it."""
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def import_timm() -> Any:
+    """timm; where torchvision was built for another torch, without its operators, which no ViT needs."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+
+    return timm
 
 
 def answer(prepare: Callable[[], dict[str, Callable[[], Any]]], facts: Callable[[], dict] = dict) -> None:
@@ -208,9 +234,20 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
+def ratios(theirs: list[float], ours: list[float]) -> list[float]:
     """theirs / ours, round by round: what the machine did in a round falls on both."""
-    return spread([a / b for a, b in zip(theirs, ours, strict=False)])
+    return [a / b for a, b in zip(theirs, ours, strict=False)]
+
+
+def cells(values: list[float], form: str = ".1f") -> list[str]:
+    """Minimum, median and maximum, as a table shows them."""
+    return [format(value, form) for value in spread(values).values()]
+
+
+def middle(values: list[float], form: str = ".1f") -> str:
+    """median (min .. max)"""
+    low, median, high = cells(values, form)
+    return f"{median} ({low} .. {high})"
 
 
 def machine() -> dict[str, Any]:
@@ -225,16 +262,6 @@ def machine() -> dict[str, Any]:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().replace("\n", ", ")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {"date": today, "cpu": model, "cores": cores(), "gpu": gpus, "python": platform.python_version()}
-
-
-def versions(*names: str) -> dict[str, str]:
-    import importlib.metadata
-
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

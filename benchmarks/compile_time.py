@@ -7,14 +7,13 @@ Each is a process of its own; tracing, lowering and compiling are counted, impor
 those). The cache is what main.py uses (deit_jax/runtime/compile_cache.py).
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 
-from common import ROOT, changes_of, save, settings, spread, table
+from common import ROOT, cells, changes_of, parser, save, settings, table
 
 
 def compile_once(flags) -> None:
@@ -28,14 +27,10 @@ def compile_once(flags) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_base_patch16_224")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", default="")
-    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("settings", nargs="*")
-    flags = parser.parse_args()
+    line = parser(__doc__, model="deit_base_patch16_224", batch=32, rounds=3, output="")
+    line.add_argument("--once", action="store_true", help="what each process does")
+    line.add_argument("settings", nargs="*")
+    flags = line.parse_args()
     if flags.once:
         compile_once(flags)
         return
@@ -47,9 +42,8 @@ def main() -> None:
                 environment = os.environ | {"XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT)}
                 said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
                 values.append(json.loads(said.splitlines()[-1]))
-    rows = [[name, *(f"{spread(v)[k]:.1f}" for k in ("min", "median", "max"))] for name, v in seconds.items()]
     print(f"{flags.model}, batch {flags.batch}: seconds to trace, lower and compile a train step")
-    print(table(["", "min", "median", "max"], rows))
+    print(table(["", "min", "median", "max"], [[name, *cells(values)] for name, values in seconds.items()]))
     save(flags.output, model=flags.model, batch=flags.batch, seconds=seconds)
 
 

@@ -7,10 +7,9 @@ Forward pass and gradient of a 3x3 convolution in several RegNetY and EfficientN
 turn; dense is a convolution of the same channels without groups.
 """
 
-import argparse
 import time
 
-from common import save, spread, table  # also lets deit_jax be imported from the checkout
+from common import middle, parser, save, spread, table  # also lets deit_jax be imported from the checkout
 
 # model: (pixels a side, channels, channels a group) of its third stage, where most of its arithmetic is
 LAYERS = {"regnety_002": (14, 152, 8), "regnety_016": (14, 336, 24), "regnety_160": (14, 1232, 112)}
@@ -22,11 +21,7 @@ def main() -> None:
 
     from deit_jax.models.grouped_conv import conv_general_dilated
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", default="")
-    flags = parser.parse_args()
+    flags = parser(__doc__, batch=8, rounds=7, output="").parse_args()
     options = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
     def native(x, w, groups):
@@ -57,10 +52,9 @@ def main() -> None:
                     begun = time.perf_counter()
                     jax.block_until_ready(call(x, kernel))
                     times[name].append(1e3 * (time.perf_counter() - begun))
-            best = {name: spread(values) for name, values in times.items()}
-            cells = [f"{best[n]['median']:.1f} ({best[n]['min']:.1f} .. {best[n]['max']:.1f})" for n in ways]
-            ratio = best["XLA's grouped"]["median"] / best["ours"]["median"]
-            rows.append([f"{model}: {size} px, {groups} x {group}", kind, *cells, f"{ratio:.1f}x"])
+            native_ms, our_ms = (spread(times[name])["median"] for name in ("XLA's grouped", "ours"))
+            shown = [*map(middle, times.values()), f"{native_ms / our_ms:.1f}x"]
+            rows.append([f"{model}: {size} px, {groups} x {group}", kind, *shown])
             seconds[f"{model} {kind}"] = times
     print(f"{jax.devices()[0].device_kind}, batch {flags.batch}; milliseconds, median (min .. max)")
     print(table(["convolution", "", *ways, "won"], rows))

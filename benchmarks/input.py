@@ -8,10 +8,7 @@ RandAugment, normalize, erase); ours and tf.data leave all but decode and crop t
 interpreter with timm (torch, torchvision) or tensorflow; contestants whose packages are missing are left out.
 """
 
-import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -20,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from common import cells, import_timm, parser, save, table
+
 SIZE, BATCH = 224, 64
 EXTENSIONS = (".jpg", ".jpeg")
 RECIPE = "rand-m9-mstd0.5-inc1"
@@ -27,7 +26,6 @@ RECIPE = "rand-m9-mstd0.5-inc1"
 
 def serve_ours(folder: str, repeats: int, resize: str) -> Callable[[int], Iterator[int]]:
     """This package's pipeline, as a run uses it, with one decoding thread."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from deit_jax.config import default_config, resolve
     from deit_jax.data import loader, sources
 
@@ -59,12 +57,7 @@ def serve_timm(folder: str, whole: bool) -> Callable[[int], Iterator[int]]:
     from PIL import Image, ImageOps
 
     torch.set_num_threads(1)
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:  # a torchvision built for another torch: timm needs none of its compiled operators
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import_timm()
     from timm.data import create_transform
 
     posterize = ImageOps.posterize  # PIL 13 refuses the 0 bits that timm's posterize sometimes asks for
@@ -209,33 +202,21 @@ def measure(folder: str, pythons: dict[str, str], rounds: int, images: int, core
     return rates
 
 
-def table(rates: dict[str, dict]) -> str:
+def describe(rates: dict[str, dict]) -> str:
     """By processor time, which other programs on the machine change least; the clock's median beside it."""
     base = statistics.median(rates[BASE]["cpu"]) if BASE in rates else None
-    lines = [
-        "| images a second and core | min | median | max | against timm | by the clock |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, values in rates.items():
         median, clock = statistics.median(values["cpu"]), statistics.median(values["wall"])
-        ratio = f"{median / base:.2f}x" if base else "-"
-        lines.append(
-            f"| {name} | {min(values['cpu']):.0f} | {median:.0f} | {max(values['cpu']):.0f} | {ratio} | {clock:.0f} |"
-        )
-    return "\n".join(lines)
+        rows.append([name, *cells(values["cpu"], ".0f"), f"{median / base:.2f}x" if base else "-", f"{clock:.0f}"])
+    return table(["images/s per core", "min", "median", "max", "against timm", "by the clock"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder")
-    parser.add_argument("--timm_python", default=sys.executable)
-    parser.add_argument("--tf_python", default=sys.executable)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=384, help="images a turn")
-    parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--output", default="")
-    parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
+    pythons = {"timm_python": sys.executable, "tf_python": sys.executable, "serve": ""}
+    line = parser(__doc__, **pythons, rounds=7, images=384, core=0, output="")
+    line.add_argument("folder")
+    flags = line.parse_args()
     if flags.serve:
         serve(flags.serve, flags.folder)
         return
@@ -246,10 +227,8 @@ def main() -> None:
     rates = measure(flags.folder, pythons, flags.rounds, flags.images, flags.core)
     kilobytes = statistics.mean(os.path.getsize(path) for path in files) / 1000
     print(f"{len(files)} JPEG, {kilobytes:.0f} kB on average; {flags.rounds} rounds of {flags.images} images")
-    print(table(rates))
-    if flags.output:
-        facts = {"machine": platform.processor() or platform.machine(), "images": len(files), "kilobytes": kilobytes}
-        Path(flags.output).write_text(json.dumps(facts | {"images_per_second": rates}, indent=1))
+    print(describe(rates))
+    save(flags.output, images=len(files), kilobytes=kilobytes, images_per_second=rates)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,26 @@ augmentation and no average. On a GPU both compute in bfloat16 (timm by autocast
 is a process; they take turns. `--variant` adds one of ours with other settings.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from common import Contestant, answer, changes_of, machine, on_gpu, ratios, save, settings, spread, table, take_turns
+from common import (
+    Contestant,
+    answer,
+    cells,
+    changes_of,
+    import_timm,
+    machine,
+    middle,
+    on_gpu,
+    parser,
+    ratios,
+    save,
+    settings,
+    spread,
+    table,
+    take_turns,
+)
 
 NAMES = {"ours": "deit_jax", "eager": "timm", "compile": "timm + torch.compile"}
 
@@ -38,28 +53,12 @@ def serve_ours(model: str, batch: int, changes: dict) -> dict:
 
         return call
 
-    flops = {"train": work.flops, "forward": work.forward_flops}
     memory = work.step.memory_analysis()
     bytes_ = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    FACTS.update(flops=flops, compile_s=work.compile_seconds, step_bytes=bytes_, device=jax.devices()[0].device_kind)
+    FACTS.update(
+        flops=work.flops(), compile_s=work.compile_seconds, step_bytes=bytes_, device=jax.devices()[0].device_kind
+    )
     return {name: caller(getattr(work, name)) for name in ("train", "forward", "augment")}
-
-
-def import_timm():
-    """timm; where torchvision was built for another torch, without its operators, which no ViT needs."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
-
-    return timm
 
 
 def serve_timm(model: str, batch: int, compiled: bool) -> dict:
@@ -115,18 +114,11 @@ def serve(flags) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--torch_python", default=sys.executable, help="an interpreter with torch and timm")
-    parser.add_argument("--contestants", default="ours,eager,compile")
-    parser.add_argument("--variant", action="append", default=[], help="settings of another contestant of ours")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="a stretch lasts about")
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for an idle machine, in all")
-    parser.add_argument("--output", default="")
-    parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
+    who = {"torch_python": sys.executable, "contestants": "ours,eager,compile", "serve": ""}
+    how = {"rounds": 5, "seconds": 2.0, "patience": 0.0, "output": ""}
+    line = parser(__doc__, model="deit_tiny_patch16_224", batch=32, **who, **how)
+    line.add_argument("--variant", action="append", default=[], help="settings of another contestant of ours")
+    flags = line.parse_args()
     if flags.serve:
         serve(flags)
         return
@@ -171,13 +163,9 @@ def describe(flags, ready: list[Contestant], times: dict) -> str:
         for c in ready:
             if not times[c.name].get(what):
                 continue
-            rates = spread([flags.batch / t for t in times[c.name][what]])
-            row = [c.name, what, *(f"{rates[k]:,.1f}" for k in ("min", "median", "max"))]
-            if ours and c is not ours:
-                r = ratios(times[c.name][what], times[ours.name][what])
-                row.append(f"{r['median']:.2f}x ({r['min']:.2f} .. {r['max']:.2f})")
-            else:
-                row.append("")
+            row = [c.name, what, *cells([flags.batch / t for t in times[c.name][what]], ",.1f")]
+            compared = ours and c is not ours
+            row.append(middle(ratios(times[c.name][what], times[ours.name][what]), ".2f") if compared else "")
             if known:
                 flops = ours.facts["flops"].get(what)
                 seconds = spread(times[c.name][what])["median"]

@@ -7,14 +7,13 @@ Parts are the scopes of deit_jax/train/step.py. Seconds are summed over the thre
 so on several cores they exceed the clock's; shares are what to read. NAME=VALUE are settings, as distill.kind=hard.
 """
 
-import argparse
 import collections
 import os
 import re
 import tempfile
 from pathlib import Path
 
-from common import changes_of, on_gpu, save, settings, table
+from common import changes_of, on_gpu, parser, save, settings, table
 
 WRAPPERS = ("while", "call", "conditional")  # their time is their contents'
 PARTS = ("augment", "teacher", "optimizer", "ema")
@@ -70,14 +69,9 @@ def instructions(hlo: str) -> dict[str, tuple[str, str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--top", type=int, default=12)
-    parser.add_argument("--output", default="")
-    parser.add_argument("settings", nargs="*")
-    flags = parser.parse_args()
+    line = parser(__doc__, model="deit_tiny_patch16_224", batch=32, steps=3, top=12, output="")
+    line.add_argument("settings", nargs="*")
+    flags = line.parse_args()
 
     from deit_jax.runtime import host_memory
 

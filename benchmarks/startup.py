@@ -6,7 +6,6 @@ Runs main.py on a folder of noise as JPEG files, with an empty cache of compiled
 what that run left ("second start"). Needs what main.py needs.
 """
 
-import argparse
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, save, spread, table
+from common import ROOT, cells, parser, save, table
 
 
 def make_images(folder: Path, count: int, classes: int = 4) -> None:
@@ -57,13 +56,9 @@ def first_step(command: list[str], workdir: Path, cache: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/deit_ti.py")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", default="")
-    parser.add_argument("settings", nargs="*")
-    flags = parser.parse_args()
+    line = parser(__doc__, config="configs/deit_ti.py", batch=32, rounds=3, output="")
+    line.add_argument("settings", nargs="*")
+    flags = line.parse_args()
     seconds: dict[str, list[float]] = {"first start": [], "second start": []}
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "images"
@@ -75,12 +70,8 @@ def main() -> None:
             cache = Path(scratch) / f"cache{turn}"
             for name, values in seconds.items():
                 values.append(first_step(command, Path(scratch) / f"{name} {turn}".replace(" ", "_"), cache))
-    rows = []
-    for name, values in seconds.items():
-        s = spread(values)
-        rows.append([name, *(f"{s[k]:.1f}" for k in ("min", "median", "max"))])
     print(f"{flags.config}, batch {flags.batch}: seconds from the start of the process to the first training step")
-    print(table(["", "min", "median", "max"], rows))
+    print(table(["", "min", "median", "max"], [[name, *cells(values)] for name, values in seconds.items()]))
     print(json.dumps(seconds))
     save(flags.output, config=flags.config, batch=flags.batch, seconds=seconds)
 

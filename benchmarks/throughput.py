@@ -11,7 +11,6 @@ it does. Weights are random: speed does not depend on them. bfloat16 on accelera
 Writes OUTPUT.png, .svg and .json.
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import machine, spread, table
+from common import machine, parser, spread, table
 
 from deit_jax import models
 from deit_jax.errors import UserError
@@ -120,16 +119,9 @@ def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
     for color, family in zip(COLORS, families, strict=False):
         points = sorted((r["images_per_second"], r["top1"], r["model"]) for r in rows if r["family"] == family)
         distilled = "distilled" in family
-        axis.plot(
-            [p[0] for p in points],
-            [p[1] for p in points],
-            "--" if distilled else "-",
-            marker="*" if distilled else "o",
-            markersize=11 if distilled else 6,
-            color=color,
-            label=family,
-            linewidth=1.5,
-        )
+        speeds, accuracies, _ = zip(*points, strict=True)
+        style = {"linestyle": "--", "marker": "*", "markersize": 11} if distilled else {"marker": "o"}
+        axis.plot(speeds, accuracies, color=color, label=family, linewidth=1.5, **style)
         for speed, top1, model in points:
             offset = (-14, -10) if distilled else (5, 5)  # a distilled model is often beside another's point
             options = {"textcoords": "offset points", "fontsize": 8, "color": color}
@@ -159,15 +151,7 @@ def short_name(model: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="", help="names of published.json, with commas; all if left out")
-    parser.add_argument("--batch", type=int, default=256, help="largest to try")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--note", default="", help="what the figure should say about the circumstances")
-    parser.add_argument("--output", default="docs/throughput", help="path without ending")
-    args = parser.parse_args()
-    if min(args.batch, args.repeats) < 1:
-        parser.error("--batch and --repeats must be at least 1")
+    args = parser(__doc__, models="", batch=256, repeats=30, note="", output="docs/throughput").parse_args()
     try:
         published = read_published([name for name in args.models.split(",") if name])
     except UserError as error:
@@ -185,7 +169,7 @@ def main() -> None:
     lines = []
     for row in rows:
         one = found[row["model"]]
-        speeds = [f"{one['images_per_second'][k]:.3g}" for k in ("min", "median", "max")]
+        speeds = [f"{speed:.3g}" for speed in one["images_per_second"].values()]
         lines.append([row["model"], f"{row['top1']:.1f}", str(one["batch"]), *speeds])
     print(table(["model", "top-1 %", "batch", "images/s: min", "median", "max"], lines))
 

@@ -10,7 +10,6 @@ of these may run at once and a stopped one goes on. `v5e:1` is one chip of v5e:2
 `--table` prints what the file holds as Markdown.
 """
 
-import argparse
 import importlib.metadata
 import json
 import subprocess
@@ -18,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, changes_of, settings, table
+from common import ROOT, changes_of, parser, settings, table
 
 MESHES = {"data": {}, "fsdp": {"mesh.fsdp": -1}, "fsdp16": {"mesh.fsdp": 16}}  # the last: 16 chips share a state
 GIB = 2**30
@@ -104,34 +103,13 @@ def print_table(records: list[dict[str, Any]]) -> None:
         assert chip is not None
         whole = 4 * r["parameters"]
         sizes = ", ".join(f"{name} {size / whole:.2f}" for name, (_, size) in r["collectives"].items())
-        rows.append(
-            [
-                *row,
-                f"{r['arguments'] / GIB:.2f}",
-                f"{r['temporaries'] / GIB:.2f}",
-                f"{r['needed'] / GIB:.2f}" + ("" if r["fits"] else ": does not fit"),
-                sizes,
-                f"{r['sent'] / GIB:.2f}",
-                f"{1e3 * r['sent'] / chip.link:.1f}",
-                f"{1e3 * r['flops'] / (r['chips'] * chip.peak / 2):.0f}",
-            ]
-        )
-    heads = [
-        "model",
-        "topology",
-        "chips",
-        "images per chip",
-        "mesh",
-        "settings",
-        "state and batch, GiB",
-        "temporaries, GiB",
-        "together, GiB",
-        "collectives / parameters",
-        "sent, GiB",
-        "sending, ms",
-        "arithmetic, ms",
-    ]
-    print(table(heads, rows))
+        row += [f"{r[key] / GIB:.2f}" for key in ("arguments", "temporaries")]
+        row += [f"{r['needed'] / GIB:.2f}" + ("" if r["fits"] else ": does not fit"), sizes, f"{r['sent'] / GIB:.2f}"]
+        row += [f"{1e3 * r['sent'] / chip.link:.1f}", f"{1e3 * r['flops'] / (r['chips'] * chip.peak / 2):.0f}"]
+        rows.append(row)
+    heads = ["model", "topology", "chips", "images per chip", "mesh", "settings", "state and batch, GiB"]
+    heads += ["temporaries, GiB", "together, GiB", "collectives / parameters", "sent, GiB", "sending, ms"]
+    print(table([*heads, "arithmetic, ms"], rows))
 
 
 def flags_of(changes: dict[str, Any]) -> str:
@@ -140,21 +118,18 @@ def flags_of(changes: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON lines, added to")
-    parser.add_argument("--model", default="deit_base_patch16_224")
-    parser.add_argument("--images", type=int, default=64, help="per chip")
-    parser.add_argument("--topologies", default="v5e:1,v5e:2x2,v5e:4x4,v5e:8x8,v5e:16x16")
-    parser.add_argument("--meshes", default="data,fsdp", help=f"of {', '.join(MESHES)}")
-    parser.add_argument("--table", action="store_true", help="print what the file holds")
-    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("settings", nargs="*")
-    flags = parser.parse_args()
+    grids = {"topologies": "v5e:1,v5e:2x2,v5e:4x4,v5e:8x8,v5e:16x16", "meshes": "data,fsdp"}
+    line = parser(__doc__, model="deit_base_patch16_224", images=64, **grids)
+    line.add_argument("--output", type=Path, help="JSON lines, added to")
+    line.add_argument("--table", action="store_true", help="print what the file holds")
+    line.add_argument("--case", type=json.loads, help="what each process measures")
+    line.add_argument("settings", nargs="*")
+    flags = line.parse_args()
     if flags.case:
         print(json.dumps(measure(flags.case)))
         return
     if not flags.output:
-        parser.error("--output is missing")
+        line.error("--output is missing")
     if flags.table:
         print_table(read(flags.output))
         return

@@ -7,7 +7,7 @@ The same command may be started several times on one workdir: each process claim
 a failed run is retried by the next process. Each start has its own core (`taskset -c 0`, `-c 1`, …) or GPU
 (`CUDA_VISIBLE_DEVICES=0`, `=1`, …).
 
-    WORKDIR/RUN/done.json           scores of the last weights, seconds, machine and commit
+    WORKDIR/RUN/done.json           scores of the last weights; seconds, machine and versions of the start that ended it
     WORKDIR/RUN/predictions.npz     "WEIGHTS/HEAD" → predicted classes (images,) of the evaluation images
     WORKDIR/results/ablation.md     the table: mean over the seeds, and differences paired by seed
     WORKDIR/results/ablation.json   the same, with the scores of every seed
@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,14 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from scipy import stats
 
 from deit_jax import models
-from deit_jax.augment import normalize
 from deit_jax.config import validate
 from deit_jax.config.derived import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
@@ -44,13 +40,13 @@ from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
 from deit_jax.label import label
-from deit_jax.models.vit import ViT
-from deit_jax.report.agreement import token_cosine
+from deit_jax.report.agreement import mean_cosine
 from deit_jax.runtime import atomic, hardware, lock, sharding
-from deit_jax.runtime.processes import wait_for_process_0
+from deit_jax.runtime.processes import from_process_0, wait_for_process_0
 from deit_jax.train.loop import train_run
-from deit_jax.train.run import Data, claim_workdir, open_data, open_models
+from deit_jax.train.run import Data, Normalization, claim_workdir, open_data, open_models
 from deit_jax.train.student import make_student
+from deit_jax.version import __version__
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
@@ -61,47 +57,26 @@ HEADS = {"cls": "class head", "dist": "distillation head", "fused": "fused"}
 Scores = dict[str, dict[int, dict[str, float]]]  # arm, seed, head → top-1 in percent
 
 
-def soft(config) -> None:
-    """The paper's setting: lambda 0.1, temperature 3, the KL divergence a mean over the batch."""
-    d = config.distill
-    d.kind, d.alpha, d.tau, d.normalization = "soft", 0.1, 3.0, "paper"
+# the paper's soft setting: lambda 0.1, temperature 3, the KL divergence a mean over the batch
+SOFT = {"distill.kind": "soft", "distill.alpha": 0.1, "distill.tau": 3.0, "distill.normalization": "paper"}
+HARD = {"distill.kind": "hard", "distill.alpha": 0.5}
+NO_TOKEN = "_no_token"  # both loss terms act on the only head
 
-
-def hard(config) -> None:
-    config.distill.kind, config.distill.alpha = "hard", 0.5
-
-
-def hard_without_token(config) -> None:
-    """Both loss terms act on the only head."""
-    hard(config)
-    config.model.name = without_token(config.model.name)
-
-
-def soft_without_token(config) -> None:
-    soft(config)
-    config.model.name = without_token(config.model.name)
-
-
-def second_cls(config) -> None:
-    """The paper's control: a second token that learns the true labels as well."""
-    config.distill.kind, config.distill.alpha = "second_cls", 0.5
-
-
-ARMS: dict[str, Callable] = {
-    "none": lambda config: None,
-    "soft": soft,
-    "soft_no_token": soft_without_token,
-    "hard": hard,
-    "hard_no_token": hard_without_token,
-    "second_cls": second_cls,
-    "hard_live": hard,
+ARMS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "soft": SOFT,
+    f"soft{NO_TOKEN}": SOFT,
+    "hard": HARD,
+    f"hard{NO_TOKEN}": HARD,
+    "second_cls": {"distill.kind": "second_cls", "distill.alpha": 0.5},  # a second token learns the true labels as well
+    "hard_live": HARD,
 }
 DISTILLED_ARMS = set(ARMS) - {"none", "second_cls"}
 LIVE = "hard_live"  # a live teacher in spite of `ablate.store_labels`: the check of stored labels, on the first seed
 
 
 class Arm(NamedTuple):
-    """An arm by its parts: `kind` of ARMS; model and epochs of its own teacher, "" and 0 for the study's."""
+    """An arm by its parts: `kind` of ARMS; model and epochs of its own teacher, "" and 0 for the config's."""
 
     kind: str
     teacher: str = ""
@@ -125,7 +100,7 @@ def parse_arm(text: str) -> Arm:
 
 
 def with_teacher(config, arm: Arm):
-    """The config with the arm's own teacher; one of another model than the study's learns at the student's rate."""
+    """The config with the arm's own teacher; one of another model than the config's learns at the student's rate."""
     c = config.copy_and_resolve_references()
     if arm.teacher:
         c.teacher.lr = c.teacher.lr if arm.teacher == c.teacher.name else 0.0
@@ -140,7 +115,9 @@ def arm_config(config, arm: str, seed: int):
     if parsed.kind == "second_cls":
         c.model.name = config.model.name
     c.seed, c.train_baseline = seed, False
-    ARMS[parsed.kind](c)
+    c.update_from_flattened_dict(ARMS[parsed.kind])
+    if parsed.kind.endswith(NO_TOKEN):
+        c.model.name = without_token(config.model.name)
     return c
 
 
@@ -169,7 +146,7 @@ def ablate(config, workdir: str | Path) -> Scores:
             " --config=configs/deit_s.py:distill=hard gives"
         )
     base = config.copy_and_resolve_references()
-    hard(base)
+    base.update_from_flattened_dict(HARD)
     data = open_data(base)
     source = data.train
     for name in arms:
@@ -193,7 +170,7 @@ def run_name(arm: str, seed: int) -> str:
 
 
 def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
-    """Teachers first, then seed by seed: an unfinished study has all arms of the seeds that are done."""
+    """Teachers first, then seed by seed: an unfinished ablation has all arms of the seeds that are done."""
     teachers = {
         arm[1:]: with_teacher(base, Arm("hard", *arm[1:])) for arm in arms.values() if arm.kind in DISTILLED_ARMS
     }
@@ -265,7 +242,7 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
     """
     step = max(integrity.steps_in(folder / "checkpoints"), key=lambda path: int(path.name))
     student, mesh = make_student(config, data.train.num_classes), sharding.make_mesh(jax.local_devices())
-    view: dict[str, Any] = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
+    view: Normalization = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
     read = functools.partial(loader.eval_batches, config, size=student.img_size)
     predictions, found = {}, {}
     for name, key in (("params", "heads"), ("ema", "ema")):
@@ -275,12 +252,11 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
         heads, labels = predict_classes(student.graphdef, weights, read(data.evaluation), mesh=mesh, **view)
         predictions |= {f"{name}/{head}": x.astype(np.uint16) for head, x in heads.items()}
         found[key] = {head: 100 * float((x == labels).mean()) for head, x in heads.items()}
-        model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
-        if name == "params" and isinstance(model, ViT) and model.distilled:
+        if name == "params" and "dist" in heads:
+            model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
             batches = read(limit_images(data.evaluation, COSINE_IMAGES))
             images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
-            cosine = token_cosine(model, normalize(jnp.asarray(images), **view))
-            found["cosine"] = [round(float(x), 4) for x in cosine]
+            found["cosine"] = mean_cosine(model, images, view)
     np.savez_compressed(folder / "predictions.npz", **predictions)
     return found
 
@@ -294,59 +270,46 @@ def job_result(folder: Path) -> dict[str, Any] | None:
 
 
 def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:
-    """Do what is not done, in order where needs and other processes allow; returns when all is done.
+    """Do what is not done, in order where needs and other starts of the command allow; returns when all is done.
 
-    after: called after each job of this process. The processes of one multi-process run stay together, job by job.
+    after: called on process 0 after each job of this start.
     """
-    if jax.process_count() > 1:
-        done = np.array([job_result(job.folder) is not None for job in jobs])
-        done = multihost_utils.broadcast_one_to_all(done)  # a network disk may show it late
-        for job in (job for job, d in zip(jobs, done, strict=True) if not d):
-            finish(job)
-            if jax.process_index() == 0:
-                after()
-            wait_for_process_0("job")  # which records and reports alone
-        return
-    todo = list(jobs)
-    while todo := [job for job in todo if job_result(job.folder) is None]:
+    is_done = lambda folder: job_result(folder) is not None
+    while todo := [job for job in jobs if not from_process_0(lambda job=job: is_done(job.folder))]:
         for job in todo:
-            if all(job_result(folder) is not None for folder in job.needs):
-                with lock.try_hold(job.folder) as other:
-                    if other is None and job_result(job.folder) is None:
-                        finish(job)
-                        after()
-                        break  # look again from the first: the jobs that needed this one come next
+            with contextlib.ExitStack() as held:
+
+                def claim(job: Job = job, held: contextlib.ExitStack = held) -> bool:
+                    ready = all(map(is_done, job.needs))
+                    return ready and held.enter_context(lock.try_hold(job.folder)) is None and not is_done(job.folder)
+
+                if not from_process_0(claim):
+                    continue
+                finish(job)
+                if jax.process_index() == 0:
+                    after()
+                wait_for_process_0("job")  # which records and reports alone
+            break  # look again from the first: the jobs that needed this one come next
         else:
             time.sleep(POLL)
 
 
 def finish(job: Job) -> None:
-    """Do the job and write done.json; the seconds of a run in several pieces add up."""
-    spent, begun = job.folder / "seconds.json", time.perf_counter()
-    before = json.loads(spent.read_text()) if spent.exists() else 0.0
-    found = None
-    try:
-        found = job.work()
-    finally:
-        seconds = round(before + time.perf_counter() - begun, 1)
-        if jax.process_index() == 0 and job.folder.exists():
-            atomic.write_json(spent, seconds)
+    """Do the job and write done.json."""
+    begun = time.perf_counter()
+    found = job.work()
     if jax.process_index() == 0:
+        seconds = round(time.perf_counter() - begun, 1)
         atomic.write_json(job.folder / "done.json", {**found, "seconds": seconds, "where": where()})
 
 
-@functools.cache
 def where() -> str:
-    """Day, machine, jax and commit of this process."""
-    device, root, commit = jax.devices()[0], Path(__file__).parents[1], ""
+    """Day, machine and versions of this process."""
+    device = jax.devices()[0]
     machine = f"{jax.device_count()} x {device.device_kind}"
     if device.platform == "cpu":
         machine = f"{hardware.cores()} CPU core{'s' * (hardware.cores() > 1)}"
-    if (root / ".git").exists():
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-            commit = ", commit " + subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return f"{datetime.date.today()}, {machine}, jax {jax.__version__}{commit}"
+    return f"{datetime.date.today()}, {machine}, jax {jax.__version__}, deit_jax {__version__}"
 
 
 def collect(workdir: Path, config, weights: str = "heads") -> Scores:

@@ -4,9 +4,7 @@ Weights and, for all but the input, images are random: speed does not depend on 
 """
 
 import math
-import statistics
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,13 +14,12 @@ from deit_jax import models
 from deit_jax.abstract_step import abstract_teacher, step_flops
 from deit_jax.augment import augment_train
 from deit_jax.config import Config, validate
-from deit_jax.data.batch import teacher_entries
+from deit_jax.data.batch import teacher_entries, train_entries
 from deit_jax.errors import UserError
-from deit_jax.evaluate.inference import head_logits
+from deit_jax.evaluate.inference import forward_flops, head_logits
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
-from deit_jax.runtime.flops import count_flops
-from deit_jax.runtime.processes import from_process_0
+from deit_jax.runtime.timing import calls_within, time_calls
 from deit_jax.train.step import create_state, make_train_step
 from deit_jax.train.student import Student, make_student
 
@@ -30,71 +27,24 @@ if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
     from deit_jax.data.loader import TrainBatches
 
-SAMPLES = 5  # timed stretches
-STRETCH = 1.0  # seconds each lasts at least
-
-
-class Timing(NamedTuple):
-    """Seconds per call: minimum, median and maximum over the timed stretches."""
-
-    minimum: float
-    median: float
-    maximum: float
-
-
-def timing(seconds: list[float]) -> Timing:
-    return Timing(min(seconds), statistics.median(seconds), max(seconds))
-
-
-def time_once(call: Callable[[], Any], count: int) -> float:
-    """Seconds per call, of `count` calls in a row whose results are awaited once, at the end."""
-    out, begun = None, time.perf_counter()
-    for _ in range(count):
-        out = call()
-    jax.block_until_ready(out)
-    return (time.perf_counter() - begun) / count
-
-
-def calls_within(call: Callable[[], Any], seconds: float = STRETCH) -> int:
-    """How many calls make a stretch of that many seconds, by process 0's clock: a call may wait for all processes, so
-    that all must make as many. The first call, which compiles, is not counted."""
-    time_once(call, 1)
-    one = time_once(call, 2)
-    return from_process_0(lambda: max(1, round(seconds / max(one, 1e-6))))
-
-
-def time_calls(call: Callable[[], Any], samples: int = SAMPLES, seconds: float = STRETCH) -> Timing:
-    """Time a function that returns arrays of the device."""
-    count = calls_within(call, seconds)
-    return timing([time_once(call, count) for _ in range(samples)])
-
 
 def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
     """This process's rows of a training batch of noise, on the host; with a teacher's labels where these are stored."""
     rng, rows = np.random.default_rng(seed), config.batch_size // jax.process_count()
-    size, classes, k = student.img_size, student.num_classes, config.label.k
-    batch = {
-        "image": rng.integers(0, 256, (rows, size, size, 3), np.uint8),
-        "label": rng.integers(0, classes, rows, np.int32),
-        "index": np.arange(rows, dtype=np.int32),
-        "epoch": np.zeros(rows, np.int32),
-        "repeat": np.zeros(rows, np.int32),
-    }
-    stored = teacher_entries(config)
-    if "teacher_probability" not in stored and stored:
-        batch["teacher"] = rng.integers(0, classes, rows, np.int32)
-    elif stored:
-        batch["teacher"] = np.tile(np.arange(k, dtype=np.int32), (rows, 1))
-        batch["teacher_probability"] = np.full((rows, k), 1 / (k + 1), np.float32)
+    entries = train_entries(student.img_size) | teacher_entries(config)
+    batch = {name: np.zeros((rows, *entry.shape), entry.dtype) for name, entry in entries.items()}
+    batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
+    batch["label"] = rng.integers(0, student.num_classes, rows, np.int32)
+    batch["index"] = np.arange(rows, dtype=np.int32)
+    if "teacher_probability" in batch:
+        batch["teacher_probability"] += 1 / (config.label.k + 1)
     return batch
 
 
 class Workload:
     """A run's student, state, batch and functions on this machine's devices, ready to be timed.
 
-    Attributes: `train` () → metrics, one step on the batch in memory; `forward` () → logits in evaluation mode;
-    `augment` () → images and targets; `step` the compiled train step; `flops`, `forward_flops` of one call;
-    `compile_seconds` of the step.
+    Attributes: `step` the compiled train step; `compile_seconds` of it; `batch` in the devices' memory.
     """
 
     def __init__(self, config: Config, num_classes: int = 1000) -> None:
@@ -120,36 +70,28 @@ class Workload:
         begun = time.perf_counter()
         self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun
-        augment = lambda batch, key, step: augment_train(batch, key, step, config.augment, sizes["num_classes"])
-        self._augment, self._key = jax.jit(augment), purpose_key(0, "augment")
-        self.pixels = tuple(config.augment.mean), tuple(config.augment.std)
+        self._augment = jax.jit(lambda b, key: augment_train(b, key, 0, config.augment, sizes["num_classes"]))
 
-    def train(self) -> dict[str, jax.Array]:
-        return self.train_on(self.batch)
-
-    def train_on(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        self.state, metrics = self.step(self.state, batch, self.teacher_arrays)
+    def train(self, batch: dict[str, jax.Array] | None = None) -> dict[str, jax.Array]:
+        """Take one step on a batch, None: on `batch`; returns its metrics."""
+        self.state, metrics = self.step(self.state, batch or self.batch, self.teacher_arrays)
         return metrics
 
     def forward(self) -> dict[str, jax.Array]:
+        """The logits per head, in evaluation mode."""
         weights = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        return head_logits(self.student.graphdef, weights, self.batch["image"], *self.pixels)
+        mean, std = tuple(self.config.augment.mean), tuple(self.config.augment.std)
+        return head_logits(self.student.graphdef, weights, self.batch["image"], mean, std)
 
     def augment(self) -> tuple[jax.Array, jax.Array]:
-        return self._augment(self.batch, self._key, 0)
+        """The augmented images and their targets."""
+        return self._augment(self.batch, purpose_key(0, "augment"))
 
-    @property
-    def flops(self) -> int:
-        return step_flops(self.config)
-
-    @property
-    def forward_flops(self) -> int:
-        plain = self.config.copy_and_resolve_references()
-        plain.model.attention = "einsum"  # a fused kernel's arithmetic cannot be seen
-        graphdef = make_student(plain, plain.model.num_classes).graphdef
-        weights = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        run = lambda weights, images: head_logits(graphdef, weights, images, *self.pixels)
-        return count_flops(run, weights, self.batch["image"])
+    def flops(self) -> dict[str, int]:
+        """Floating-point operations of one call of `train` and `forward`."""
+        size = self.student.img_size
+        forward = self.config.batch_size * forward_flops(self.student.build, size)
+        return {"train": step_flops(self.config), "forward": forward}
 
 
 class Input(NamedTuple):
@@ -194,13 +136,13 @@ def input_wait_fraction(workload: Workload, source: "Source", seconds: float = 1
     """
     stream = train_stream(workload.config, source, workload.student.img_size)
     place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)
-    count = max(3, calls_within(lambda: workload.train_on(place()), seconds))
+    count = max(3, calls_within(lambda: workload.train(place()), seconds))
     waited, ahead, begun = 0.0, [], time.perf_counter()
     for _ in range(count):
         mark = time.perf_counter()
         batch = place()
         waited += time.perf_counter() - mark
-        ahead.append(workload.train_on(batch)["loss"])
+        ahead.append(workload.train(batch)["loss"])
         if len(ahead) > 2:  # as in training: two steps ahead
             ahead[-3].block_until_ready()
     jax.block_until_ready(ahead)
@@ -233,8 +175,7 @@ def benchmark(config: Config) -> dict[str, Any]:
         result[name] = time_calls(getattr(work, name))
     known = hardware.accelerator(jax.devices()[0].device_kind)
     peak = known.peak * jax.device_count() if known else None
-    flops = {"train": work.flops, "forward": work.forward_flops}
-    result["mfu"] = {name: count / result[name].median / peak if peak else None for name, count in flops.items()}
+    result["mfu"] = {name: n / result[name].median / peak if peak else None for name, n in work.flops().items()}
     if jax.process_index() == 0:
         print(describe(result, config, work, why_not))
     return result

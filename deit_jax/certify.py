@@ -53,17 +53,13 @@ def verdict(score: float, published: float) -> str:
 
 def chosen(argument: str) -> dict[str, str]:
     """{name: weights} of --models; all published ones where it is empty."""
-    if not argument:
-        return {name: hub for name, (hub, _) in PUBLISHED.items()}
-    out = {}
-    for part in argument.split(","):
-        name, _, weights = part.partition("=")
+    parts = [part.partition("=") for part in argument.split(",") if part]
+    for name, _, _ in parts:
         if name not in PUBLISHED:
             raise UserError(
-                f"--models: '{name}' is not a published model{nearest(name, PUBLISHED)}: use {', '.join(PUBLISHED)}"
+                f"--models: '{name}' is not published{nearest(name, PUBLISHED)}: use {', '.join(PUBLISHED)}"
             )
-        out[name] = weights or PUBLISHED[name][0]
-    return out
+    return {name: weights or PUBLISHED[name][0] for name, _, weights in parts or [(n, "", "") for n in PUBLISHED]}
 
 
 def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> list[list[str]]:

@@ -148,7 +148,7 @@ def run_mode(given: flags.FlagValues) -> None:
         prepare_environment(given.topology)
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
-    import jax  # here and below: a wrong command line is reported before jax is loaded
+    import jax  # here and below: a wrong command line is reported before jax looks for devices
 
     from deit_jax.runtime import sharding
     from deit_jax.runtime.compile_cache import use_compile_cache

@@ -52,8 +52,8 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
             except (Interrupted, KeyboardInterrupt) as stop:
                 print(str(stop) or "stopped")
                 code = EXIT_INTERRUPTED
-        if code:
-            sys.exit(code)
+            if code:
+                sys.exit(code)
 
     return wrapped
 

@@ -16,9 +16,7 @@ from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 from deit_jax.weights import load_weights
-from deit_jax.weights.write import DISTILLED, PLAIN, save_huggingface, save_orbax, save_timm, tensors
-
-__all__ = ["DISTILLED", "PLAIN", "convert", "save_huggingface", "save_orbax", "save_timm", "tensors"]
+from deit_jax.weights.write import save_huggingface, save_orbax, save_timm
 
 FORMATS = {"timm": save_timm, "huggingface": save_huggingface, "orbax": save_orbax}
 
@@ -41,8 +39,6 @@ def convert(
         UserError: where `destination` exists or cannot be written, or the model has no such form.
     """
     path = storage.as_path(destination)
-    if storage.is_bucket(path):
-        raise UserError(f"DST {destination} is in a bucket: convert to a path, and copy what it holds there")
     is_file = path.suffix == ".safetensors"
     to = to or ("timm" if is_file else "orbax")
     if to not in FORMATS:
@@ -50,12 +46,9 @@ def convert(
     if is_file != (to == "timm"):
         wanted = "a file NAME.safetensors" if to == "timm" else "a folder, without a suffix"
         raise UserError(f"DST {destination} does not fit --to={to}: give {wanted}")
-    if path.exists():
-        raise UserError(f"DST {destination} exists already: remove it or give another name")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"DST {destination} cannot be written: the folder {path.parent} does not exist")
-    loaded = load_weights(source, weights=weights)
-    FORMATS[to](loaded, path)
+    if storage.is_bucket(path) or path.exists() or not path.parent.is_dir():
+        raise UserError(f"DST {destination} exists already, or its folder does not: give a new name in a local folder")
+    FORMATS[to](load_weights(source, weights=weights), path)
     return path
 
 

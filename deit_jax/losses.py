@@ -66,8 +66,10 @@ def cross_entropy(
 
 
 def hard_labels(teacher: TeacherOutput) -> Integer[Array, "batch"]:
-    """The class that the teacher predicts for each image."""
-    return jnp.asarray(teacher if teacher.ndim == 1 else teacher.argmax(-1))
+    """The class that the teacher predicts for each image; -1, which is no class, where its logits are not numbers."""
+    if teacher.ndim == 1:
+        return jnp.asarray(teacher)
+    return jnp.where(jnp.isnan(teacher).any(-1), -1, teacher.argmax(-1))
 
 
 def hard_term(x: TermInputs) -> Float[Array, ""]:

@@ -52,6 +52,11 @@ def caption(text: str, width: int, lines: int = 2) -> str:
     return "\n".join(wrapped)
 
 
+def wrapped(text: str, width: int) -> str:
+    """Each line of a text as a `caption`."""
+    return "\n".join(caption(line, width) for line in text.split("\n"))
+
+
 @plain_text
 def curves(
     path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None, fused: bool = False
@@ -87,15 +92,14 @@ def curves(
         for run, (key, (label, style)) in itertools.product(distilled, keys.items()):
             add(panel, run, key, label, style, factor)
     if any(sum("eval/top1" in r for r in records) > 1 for records in logs.values()):
-        accuracy = f"top-1 on held-out images{' (fused heads)' if fused else ''}, %"
+        accuracy = f"top-1 on evaluation images{' (fused heads)' if fused else ''}, %"
         for run in logs:
             add(accuracy, run, "eval/top1")
             if len(logs) <= 3:
                 add(accuracy, run, "eval_ema/top1", "EMA", ":")
 
     panels = panels or {"training loss": []}
-    width = 6.5 if len(panels) == 1 else 5 * len(panels)
-    figure = Figure(figsize=(width, 3.8))
+    figure = Figure(figsize=(max(6.5, 5 * len(panels)), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for points, options in lines:
@@ -106,9 +110,7 @@ def curves(
             axis.legend(frameon=False, fontsize=8)
     if len(logs) > 4:
         lines = {line.get_label(): line for axis in axes for line in axis.lines}
-        options = {"frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        axes[-1].legend(lines.values(), lines.keys(), **options)
-    figure.tight_layout()
+        figure.legend(lines.values(), lines.keys(), frameon=False, fontsize=8, loc="outside right upper")
     save(figure, path)
 
 
@@ -130,38 +132,27 @@ def attention(
     """
     tokens = ["class token", "distillation token"][: maps.shape[1]]
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-6)), "inferno")
-    texts = ["\n".join(caption(line, 20) for line in text.split("\n")) for text in captions]
     rows, columns = 1 + len(tokens), min(len(images), ATTENTION_COLUMNS)
     bands = math.ceil(len(images) / columns)
-    text_height = 0.15 * (1 + max(text.count("\n") for text in texts)) + 0.15  # inches
-    figure = Figure(figsize=(1.6 * columns, bands * (1.6 * rows + text_height)))
-    inch_x, inch_y = 1 / figure.get_size_inches()
-    whole = figure.add_gridspec(bands, 1, hspace=text_height / (1.6 * rows), left=0, right=1, bottom=0, top=1)
-    for band in range(bands):
-        axes = whole[band].subgridspec(rows, columns, hspace=0.05, wspace=0.05).subplots(squeeze=False)
-        for axis in axes.flat:
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        for axis, label in zip(axes[:, 0], ["image", *tokens], strict=True):
-            axis.set_ylabel(label, fontsize=9, color=INK)
-        for column, place in enumerate(range(band * columns, min((band + 1) * columns, len(images)))):
-            image = images[place]
-            axes[0, column].imshow(image, interpolation="nearest")
-            axes[0, column].set_title(texts[place], fontsize=8, color=INK)
-            overlay: dict[str, Any] = {"norm": scale.norm, "cmap": scale.cmap, "alpha": 0.75}
-            overlay["extent"] = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-            for axis, heat in zip(axes[1:, column], maps[place], strict=False):
-                axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
-                axis.imshow(heat.reshape(grid), interpolation="nearest", **overlay)
-        low, high = axes[-1, -1].get_position(), axes[1, -1].get_position()
-        bar = figure.add_axes((1 + 0.12 * inch_x, low.y0, 0.12 * inch_x, high.y1 - low.y0))
-        figure.colorbar(scale, cax=bar, format=lambda fraction, _: f"{100 * fraction:g} %")
-        bar.tick_params(labelsize=8, labelcolor=INK)
-        bar.set_ylabel("fraction of the token's attention, per patch", fontsize=8, color=INK)
-    which = "class and the distillation token" if len(tokens) > 1 else "class token"
-    note = f"Attention of the {which} to each patch of the image: last block, mean over heads, one colour scale."
-    figure.text(0, -0.12 * inch_y, note, fontsize=9, color=INK, va="top")
+    figure = Figure(figsize=(1.6 * columns + 1, (1.6 * rows + 0.5) * bands), layout="constrained")
+    axes = figure.subplots(bands * rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, label in zip(axes[:, 0], ["image", *tokens] * bands, strict=True):
+        axis.set_ylabel(label, fontsize=9, color=INK)
+    for place, (image, heats, text) in enumerate(zip(images, maps, captions, strict=True)):
+        top, column = rows * (place // columns), place % columns
+        axes[top, column].imshow(image, interpolation="nearest")
+        axes[top, column].set_title(wrapped(text, 20), fontsize=8, color=INK)
+        extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+        for axis, heat in zip(axes[top + 1 : top + rows, column], heats, strict=True):
+            axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
+            heat = heat.reshape(grid)
+            axis.imshow(heat, interpolation="nearest", norm=scale.norm, cmap=scale.cmap, alpha=0.75, extent=extent)
+    bar = figure.colorbar(scale, ax=axes, format=lambda fraction, _: f"{100 * fraction:g} %", shrink=0.6, aspect=40)
+    bar.ax.tick_params(labelsize=8, labelcolor=INK)
+    bar.set_label("the token's attention per patch; last block, mean over heads", fontsize=8, color=INK)
     save(figure, path)
 
 
@@ -169,19 +160,15 @@ def attention(
 def contact_sheet(
     path: str | Path, images: list[UInt8[np.ndarray, "height width 3"]], captions: list[str], *, columns: int = 4
 ) -> None:
-    """Images in a grid, each above its caption of one or more lines."""
+    """Images in a grid, each below its caption of one or more lines."""
     rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
-    texts = ["\n".join(caption(line, 30) for line in text.split("\n")) for text in captions]
-    text_height = 0.16 * (1 + max(text.count("\n") for text in texts)) + 0.15  # inches
-    figure = Figure(figsize=(2.1 * columns, (2.0 + text_height) * rows))
+    figure = Figure(figsize=(2.1 * columns, 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.05, hspace=text_height / 2.0)
     for axis in axes.flat:
         axis.axis("off")
-    options: dict[str, Any] = {"fontsize": 8, "color": INK, "ha": "center", "va": "top"}
-    for axis, image, text in zip(axes.flat, images, texts, strict=False):
+    for axis, image, text in zip(axes.flat, images, captions, strict=False):
         axis.imshow(image, interpolation="nearest")
-        axis.annotate(text, (0.5, -0.04), xycoords="axes fraction", **options)
+        axis.set_title(wrapped(text, 30), fontsize=8, color=INK)
     save(figure, path)
 
 
@@ -220,7 +207,7 @@ def reliability(
     title: str = "",
 ) -> None:
     """Accuracy over confidence, above how many images had each confidence: the fields of `metrics.Calibration`."""
-    figure = Figure(figsize=(4.6, 5))
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     used = images > 0
     width, centres = np.diff(edges), (edges[1:] + edges[:-1]) / 2
@@ -234,5 +221,4 @@ def reliability(
     lower.bar(centres, images, width, color=COLORS[4])
     tidy(upper, "", "accuracy")
     tidy(lower, "confidence", "images")
-    figure.tight_layout()
     save(figure, path)

@@ -12,6 +12,7 @@ import argparse
 import csv
 import functools
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,9 +59,7 @@ def output_names(class_names: Sequence[str] | None, num_classes: int) -> list[st
 def find_images(paths: Sequence[str]) -> list[str]:
     """The image files that `paths` name; of a folder, all below it, sorted. Raises UserError where there is none."""
     found = []
-    for path in [storage.local_text("image", path) for path in paths]:
-        if storage.is_bucket(path):
-            raise UserError(f"image {path} is in a bucket: copy it to a folder here")
+    for path in map(os.path.expanduser, paths):
         if not Path(path).is_dir():
             found.append(path)
             continue
@@ -81,29 +80,21 @@ def read_view(path: str, view: View) -> np.ndarray:
     return eval_image(path, view.size, view.crop, view.interpolation, exif=True, fit=view.fit)
 
 
-def read_views(paths: Sequence[str], view: View) -> tuple[list[np.ndarray], list[str], dict[str, str]]:
-    """(views (size, size, 3) uint8, their paths, {path: why it cannot be read})."""
-    views, read, failed = [], [], {}
-    for path in paths:
-        try:
-            views.append(read_view(path, view))
-            read.append(path)
-        except OSError as error:
-            failed[path] = str(error.strerror or error or type(error).__name__).splitlines()[0]
-    return views, read, failed
-
-
 def image_batches(paths: Sequence[str], view: View, rows: int, failed: dict[str, str]) -> Iterator[Batch]:
     """Batches of `rows` images for `infer`, the last one padded, with their "paths"; none without a readable image.
 
     failed: gets the images that cannot be read, {path: why}.
     """
     for start in range(0, len(paths), rows):
-        views, read, unread = read_views(paths[start : start + rows], view)
-        failed |= unread
+        images, read = np.zeros((rows, view.size, view.size, 3), np.uint8), []  # one shape compiles once
+        for path in paths[start : start + rows]:
+            try:
+                images[len(read)] = read_view(path, view)
+                read.append(path)
+            except OSError as error:
+                failed[path] = str(error.strerror or error or type(error).__name__).splitlines()[0]
         if read:
-            padding = [np.zeros_like(views[0])] * (rows - len(views))  # one shape compiles once
-            yield {"image": np.stack([*views, *padding]), "paths": read}
+            yield {"image": images, "paths": read}
 
 
 @functools.partial(jax.jit, static_argnames="fusion")
@@ -171,25 +162,27 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], about: dict
     atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UserError for what can be known to be wrong before the weights are read."""
-    if (args.crop is not None and not 0 < args.crop <= 1) or args.top < 1:
-        raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
-    for flag, path in (("attention", args.attention), ("output", args.output)):
-        if path and storage.is_bucket(path):
-            raise UserError(f"--{flag} {path} is in a bucket: give a path")
-        if path and not Path(path).absolute().parent.is_dir():
-            raise UserError(f"--{flag} {path} cannot be written: its folder does not exist")
-    if args.output and Path(args.output).suffix not in SUFFIXES:
-        raise UserError(f"--output {args.output} is not a table: give FILE{' or FILE'.join(SUFFIXES)}")
-    if args.output and Path(args.output).exists():
-        raise UserError(f"--output {args.output} exists already: remove it or give another name")
+def output_path(flag: str, given: str) -> Path:
+    """The path of a file to write. Raises UserError, before the weights are read, where its folder does not exist."""
+    path = storage.as_path(given)
+    if storage.is_bucket(path) or not path.parent.is_dir():
+        raise UserError(f"--{flag} {given} cannot be written: its folder does not exist on this machine")
+    return path
 
 
 def run(args: argparse.Namespace) -> None:
     """Predict, print or write, draw."""
-    check_arguments(args)
-    paths = find_images(args.images)
+    output, picture = (
+        given and output_path(flag, given) for flag, given in (("output", args.output), ("attention", args.attention))
+    )
+    if output and output.suffix not in SUFFIXES:
+        raise UserError(f"--output {output} is not a table: give FILE{' or FILE'.join(SUFFIXES)}")
+    if output and output.exists():
+        raise UserError(f"--output {output} exists already: remove it or give another name")
+    if not 0 < (1 if args.crop is None else args.crop) <= 1 or args.top < 1:
+        raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
+    named = [os.path.expanduser(storage.local_text("image", path)) for path in args.images]
+    paths = find_images(named)
     weights = load_weights(args.source, weights=args.weights)
     if not weights.num_classes:
         raise UserError(f"{args.source} has no classification head: give weights that have one")
@@ -200,32 +193,33 @@ def run(args: argparse.Namespace) -> None:
     predictions, failed = [], {}
     for one in predict_images(classifier, paths, mesh, failed, top=args.top, fusion=args.fusion):
         predictions.append(one)
-        if not args.output:
+        if not output:
             print(printable(one.path))
             print(format_prediction(one))
-    named = [path for path in failed if path in args.images or not predictions]
-    if named:
-        raise UserError(f"image {named[0]} cannot be read ({failed[named[0]]}): give a JPEG or PNG file")
     for path, why in failed.items():  # in a folder, one bad file does not cost the others
-        print(f"image {printable(path)} cannot be read ({printable(why)})", file=sys.stderr)
-    if args.output:
+        message = f"image {printable(path)} cannot be read ({printable(why)})"
+        if path in named or not predictions:
+            raise UserError(f"{message}: give a JPEG or PNG file")
+        print(message, file=sys.stderr)
+    if output:
         about = {"weights": str(args.source), "view": classifier.view._asdict(), "failed": failed}
-        write_predictions(Path(args.output), predictions, about)
-        print(f"wrote {args.output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
-    if args.attention:
-        draw_predictions(args.attention, classifier, predictions)
+        write_predictions(output, predictions, about)
+        print(f"wrote {output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
+    if picture:
+        draw_predictions(picture, classifier, predictions)
 
 
-def draw_predictions(path: str, classifier: Classifier, predictions: Sequence[Prediction]) -> None:
+def draw_predictions(path: Path, classifier: Classifier, predictions: Sequence[Prediction]) -> None:
     """Draw the attention of the last block beside each of the first MAX_DRAWN images."""
     weights, view = next(iter(classifier.sets.values())), classifier.view
     model = nnx.merge(classifier.graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         raise UserError("--attention needs a ViT or DeiT: a ConvNet has none")
     drawn = predictions[:MAX_DRAWN]
-    views, _, _ = read_views([p.path for p in drawn], view)
     captions = [printable(next(reversed(p.heads.values()))[0][0]) for p in drawn]
-    draw_attention(path, model, np.stack(views), captions, mean=view.mean, std=view.std)
+    draw_attention(
+        path, model, np.stack([read_view(p.path, view) for p in drawn]), captions, mean=view.mean, std=view.std
+    )
     more = f", the first {MAX_DRAWN} of {len(predictions)} images" if len(predictions) > MAX_DRAWN else ""
     print(f"wrote {path}{more}")
 

@@ -37,8 +37,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # by CPU seconds, most first, added up from `--durations=0`: the rest of the suite is short files, which even out
 LONGEST = (
-    *("test_processes", "test_main", "test_chain", "test_ablation", "test_efficientnet", "test_train", "test_label"),
-    *("test_models", "test_layout", "test_meshes", "test_files", "test_pipeline", "test_stability", "test_policies"),
+    *("test_processes", "test_main", "test_label", "test_chain", "test_ablate", "test_efficientnet", "test_train"),
+    *("test_models", "test_meshes", "test_teacher", "test_ops", "test_files", "test_pipeline", "test_stability"),
+    "test_policies",
 )
 
 

@@ -247,18 +247,3 @@ def test_processes_share_the_runs(tmp_path):
     running = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(2)]
     assert [process.wait(120) for process in running] == [0, 0]
     assert sorted((tmp_path / "log").read_text().split()) == [f"run{i}" for i in range(8)]
-
-
-def test_seconds_of_a_run_in_pieces_add_up(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    atomic.write_json(folder / "seconds.json", 100.0)
-
-    def stopped():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        jobs.finish(jobs.Job(folder, (), stopped))
-    assert job_result(folder) is None
-    jobs.finish(jobs.Job(folder, (), dict))
-    assert job_result(folder)["seconds"] >= 100

@@ -52,7 +52,7 @@ def test_certify_knows_the_published_models():
             assert list(scores) == [models.find(name)[1]["crop"]]
     assert all(name in hub for name, hub in certify.chosen("").items())
     assert certify.chosen("regnety_160=x.safetensors") == {"regnety_160": "x.safetensors"}
-    with pytest.raises(UserError, match="'deit_tiny' is not a published model .did you mean deit_tiny_"):
+    with pytest.raises(UserError, match="'deit_tiny' is not published .did you mean deit_tiny_"):
         certify.chosen("deit_tiny")
 
 

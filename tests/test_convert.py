@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import deit_jax
 from deit_jax import convert, models
 from deit_jax.errors import UserError
-from deit_jax.weights import load_weights
+from deit_jax.weights import load_weights, write
 from deit_jax.weights.integrity import write_sums
 from deit_jax.weights.metadata import Metadata, to_header
 
@@ -91,29 +91,12 @@ def test_files_older_than_batch_counters_get_none(tmp_path):
     equal(load_file(tmp_path / "again.safetensors"), state)
 
 
-@pytest.mark.parametrize("name", [SMALL, "deit_digits_patch4_16"])
-def test_timm_to_hugging_face_to_timm(tmp_path, name):
-    state = state_of(name, num_classes=10)
-    save_file(state, tmp_path / f"{name}.safetensors")
-    folder = convert.convert(tmp_path / f"{name}.safetensors", tmp_path / "hf", to="huggingface")
-    with safe_open(folder / "model.safetensors", "np") as file:
-        assert file.metadata() == {"format": "pt"}
-        names = set(file.keys())
-    config = json.loads((folder / "config.json").read_text())
-    assert config["layer_norm_eps"] == 1e-6
-    assert len(config["id2label"]) == 10
-    prefix = "deit." if "distilled" in name else "vit."
-    assert f"{prefix}encoder.layer.3.attention.attention.query.weight" in names
-    convert.convert(folder, tmp_path / "again.safetensors")
-    equal(load_file(tmp_path / "again.safetensors"), state)
-
-
 @pytest.mark.parametrize(
     ("size", "crop", "expected"),
     [
         (32, 0.875, ("BitImageProcessor", {"shortest_edge": 36}, {"height": 32, "width": 32}, True)),
         (32, 1.0, ("BitImageProcessor", {"shortest_edge": 32}, {"height": 32, "width": 32}, True)),
-        ((16, 40), None, ("ViTImageProcessor", {"height": 16, "width": 40}, {"height": 16, "width": 40}, False)),
+        ((16, 40), None, ("DeiTImageProcessor", {"height": 16, "width": 40}, {"height": 16, "width": 40}, True)),
     ],
 )
 def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expected):
@@ -121,6 +104,10 @@ def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expec
     header = to_header(Metadata(SMALL, arguments={"img_size": size}, crop=crop, interpolation="bilinear"))
     save_file(state, tmp_path / "x.safetensors", header)
     folder = convert.convert(tmp_path / "x.safetensors", tmp_path / "hf", to="huggingface")
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert "deit.encoder.layer.3.attention.attention.query.weight" in set(file.keys())
+    assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-6
     said = json.loads((folder / "preprocessor_config.json").read_text())
     assert tuple(said[k] for k in ("image_processor_type", "size", "crop_size", "do_center_crop")) == expected
     assert (said["resample"], said["image_mean"][0]) == (2, 0.485)
@@ -136,7 +123,7 @@ def test_a_model_of_ours_becomes_timms(tmp_path):
     save_file(state_of("regnety_digits", num_classes=10), tmp_path / "regnety_digits.safetensors")
     weights = load_weights(tmp_path / "regnety_digits.safetensors")
     weights.tree = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats})
-    convert.save_orbax(weights, tmp_path / "run")
+    write.save_orbax(weights, tmp_path / "run")
     meta = json.loads((tmp_path / "run/meta/metadata").read_text())
     del meta["weights"]["counters"]  # a run keeps none
     (tmp_path / "run/meta/metadata").write_text(json.dumps(meta))
@@ -147,22 +134,24 @@ def test_a_model_of_ours_becomes_timms(tmp_path):
     np.testing.assert_array_equal(content["stem.conv.weight"], params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1))
 
 
-def test_command_line(tmp_path, small, capsys):
-    convert.main([str(small), str(tmp_path / "orbax")])
-    assert "wrote" in capsys.readouterr().out
+def test_command_line(tmp_path, small, capsys, monkeypatch):
+    """Both paths may begin with ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    convert.main([f"~/{small.name}", "~/orbax"])
+    assert f"wrote {tmp_path}/orbax" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        convert.main([str(small), str(tmp_path / "orbax")])
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"error: DST {tmp_path / 'orbax'} exists already: remove it or give another name"
+        convert.main([str(small), "~/orbax"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: DST ~/orbax exists already")
 
 
 @pytest.mark.parametrize(
     ("destination", "to", "message"),
     [
         (f"{SMALL}.safetensors", None, "exists already"),
+        ("gs://bucket/x", None, "give a new name in a local folder"),
         ("x.safetensors", "huggingface", "give a folder"),
         ("x", "timm", "give a file NAME.safetensors"),
-        ("no/where/x", None, "the folder .* does not exist"),
+        ("no/where/x", None, "or its folder does not"),
         ("x", "keras", "--to=keras is not known: use timm, huggingface, orbax"),
     ],
 )

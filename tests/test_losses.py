@@ -126,6 +126,12 @@ def test_agreement_is_the_fraction_of_equal_predictions():
     assert teacher_agreement(cls, dist, None) == {}
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_teachers_nan_makes_the_loss_nan(kind):
+    logits, teacher = jnp.zeros((2, 10)), jnp.zeros((2, 10)).at[1, 3].set(jnp.nan)
+    assert np.isnan(distillation_loss(logits, logits, jnp.array([0, 1]), teacher, kind))
+
+
 def test_a_label_that_is_no_class_makes_the_loss_nan():
     for label in (-1, 10):
         assert np.isnan(cross_entropy(jnp.zeros((2, 10)), jnp.array([3, label])))

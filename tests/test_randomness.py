@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from deit_jax.data.order import epoch_order
 from deit_jax.randomness import PURPOSES, purpose_key, small_seed
 
 
@@ -18,3 +19,5 @@ def test_seeds_of_64_bits_differ():
     keys = {tuple(np.asarray(jax.random.key_data(purpose_key(seed, "init")))) for seed in seeds}
     assert len(keys) == len(seeds)
     assert all(0 <= small_seed(seed) < 2**31 for seed in seeds)
+    neighbours = [2**63 + 5, 2**63 + 6, 2**64 - 2, 2**64 - 1]  # equal as float64
+    assert len({tuple(epoch_order(seed, 0, 20)) for seed in neighbours}) == len(neighbours)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, UInt32
 
+from deit_jax.augment.ops import IDS
 from deit_jax.augment.pixels import Planes, join, split
 
 
@@ -24,20 +25,20 @@ class Table(NamedTuple):
     mean: Int[Array, "batch"]  # else its mean grey, else black
 
 
-def table(op: Int[Array, "batch"], arg: Float[Array, "batch"], ids: dict[str, int]) -> Table:
-    """The steps of each image's op. `op` holds numbers of `ids`; numbers of no pixelwise op change nothing."""
-    of = lambda name, value, neutral: jnp.where(op == ids[name], value, neutral)
+def table(op: Int[Array, "batch"], arg: Float[Array, "batch"]) -> Table:
+    """The steps of each image's op. `op` holds numbers of `IDS`; numbers of no pixelwise op change nothing."""
+    of = lambda name, value, neutral: jnp.where(op == IDS[name], value, neutral)
     bits = jnp.clip(arg, 0, 8).astype(jnp.int32)
     from_ = of("Invert", 0, of("Solarize", jnp.ceil(arg).astype(jnp.int32), 256))
-    blended = (op == ids["Color"]) | (op == ids["Contrast"]) | (op == ids["Brightness"])
+    blended = (op == IDS["Color"]) | (op == IDS["Contrast"]) | (op == IDS["Brightness"])
     return Table(
         keep=of("Posterize", 256 - (1 << (8 - bits)), 255),
         invert_from=from_,
         add=of("SolarizeAdd", arg.astype(jnp.int32), 0),
-        stretch=op == ids["AutoContrast"],
+        stretch=op == IDS["AutoContrast"],
         factor=jnp.where(blended, arg, 1.0).astype(jnp.float32),
-        grey=op == ids["Color"],
-        mean=op == ids["Contrast"],
+        grey=op == IDS["Color"],
+        mean=op == IDS["Contrast"],
     )
 
 

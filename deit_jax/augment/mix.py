@@ -57,22 +57,16 @@ def draw_beta(key: PRNGKeyArray, alpha: Float[Array, ""], largest: float) -> Flo
 MIN_GROUP = 8  # images: smaller groups of equal size give way to larger ones of unequal size
 
 
-def group_size(batch: int, wanted: int) -> int:
-    """The largest divisor of `batch` that is at most `wanted`: the images per mixing group, where it is large enough
-    (see `num_groups`)."""
-    return next(size for size in range(min(batch, wanted), 0, -1) if batch % size == 0)
-
-
 def num_groups(batch: int, wanted: int) -> int:
     """Groups within which the images of a batch are mixed, each of `wanted` images at most.
 
-    Groups have `group_size` images where that is at least 8 (or nearly `wanted`, where less is wanted). Other batches
+    The fewest of equal size, where they have at least 8 images (or nearly `wanted`, where less is wanted). Other sizes
     (67 = 1 x 67, 134 = 2 x 67, 335 = 5 x 67) would be left unmixed or mixed in fixed pairs: their groups differ by one
     image, the larger groups first, as `numpy.array_split` cuts.
     """
-    size = group_size(batch, wanted)
-    large_enough = size == batch or size >= min(MIN_GROUP, wanted, max(2, wanted // 2))
-    return batch // size if large_enough else -(-batch // wanted)
+    fewest, smallest = -(-batch // wanted), min(MIN_GROUP, wanted, max(2, wanted // 2))
+    equal = (groups for groups in range(fewest, batch // smallest + 1) if batch % groups == 0)
+    return next(equal, fewest)
 
 
 def _partners(batch: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,13 +82,13 @@ def _mix_rows(x: Float[Array, "batch *rest"], share: Float[Array, "groups ..."])
         partner, group = _partners(batch, groups)
         return x * share[group] + x[partner] * (1 - share[group])
     # Groups of equal size are an axis of their own: rows stay on the device that has them, where a device has whole
-    # groups. A gather would not be known to.
+    # groups. Of a gather XLA cannot tell that it stays within a device.
     own, share = x.reshape(groups, batch // groups, *x.shape[1:]), share[:, None]
     return (own * share + own[:, ::-1] * (1 - share)).reshape(x.shape)
 
 
 def mix_images(images: Float[AnyArray, "batch height width 3"], mix: Mix) -> Float[Array, "batch height width 3"]:
-    """Mix each image with its partner, the image as far from its group's end as it is from its start.
+    """Mix each image with its partner: row i of a group of G images with row G-1-i.
 
     The number of groups is that of `mix.lam`; groups are neighbouring rows (see `num_groups` for their sizes).
     """

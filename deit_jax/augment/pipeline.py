@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Key, PRNGKeyArray, Shaped, UInt8
 
 from deit_jax.arrays import AnyArray
-from deit_jax.augment.basic import draw_flip, flip, normalize
 from deit_jax.augment.erasing import draw_erasing, erase
 from deit_jax.augment.mix import draw_mix, mix_images, mix_targets, num_groups
 from deit_jax.augment.pixels import choose, on_chosen, pack, unpack
@@ -26,6 +25,21 @@ def sample_keys(key: PRNGKeyArray, batch: Mapping[str, Shaped[AnyArray, "batch .
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, epoch), index), repeat)
 
     return jax.vmap(one)(batch["epoch"], batch["index"], batch["repeat"])
+
+
+def flip(
+    images: UInt8[AnyArray, "batch height width 3"], flipped: Bool[AnyArray, "batch"]
+) -> UInt8[Array, "batch height width 3"]:
+    """Mirror left and right the images whose entry in `flipped` is true."""
+    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
+def normalize(
+    images: UInt8[AnyArray, "*batch height width 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch height width 3"]:
+    """(image / 255 - mean) / std in float32; `mean` and `std` are of pixels in 0..1."""
+    means, stds = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return jnp.asarray(images).astype(jnp.float32) * (1 / (255 * stds)) - means / stds
 
 
 def augment_train(
@@ -59,9 +73,9 @@ def augment_train(
         fill = tuple(min(255, round(255 * channel)) for channel in cfg.mean)
         policy = lambda pixels, chosen: rand_augment(pixels, drawn, fill, chosen)
     elif cfg.policy == "three":
-        blurred = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
-        needed["policy"] = blurred.choice == BLUR
-        policy = lambda pixels, chosen: three_augment(pixels, blurred, chosen)
+        drawn = jax.vmap(lambda k: draw_three_augment(k, cfg))(policy_keys)
+        needed["policy"] = drawn.choice == BLUR
+        policy = lambda pixels, chosen: three_augment(pixels, drawn, chosen)
     elif cfg.policy == "none":
         policy = None
     else:
@@ -69,7 +83,7 @@ def augment_train(
     chosen = choose(needed, shards)
 
     if cfg.flip > 0:
-        images = flip(images, jax.vmap(lambda k: draw_flip(k, cfg.flip))(flip_keys))
+        images = flip(images, jax.vmap(jax.random.uniform)(flip_keys) < cfg.flip)
     if policy:
         images = unpack(policy(pack(images), chosen["policy"]))
     images = normalize(images, cfg.mean, cfg.std)

@@ -35,8 +35,14 @@ def join(planes: Planes) -> UInt32[Array, "..."]:
 
 
 class Chosen(NamedTuple):
-    """The images that a pass works on: in `rows` their places in each shard come first, then places outside it;
-    `turns` is how often the pass must take a 32nd of them. Leading axes: passes that are chosen together."""
+    """The images that a pass works on.
+
+    Attributes:
+        rows: indices of the selected images within each shard, padded with indices outside of it.
+        turns: number of chunks, each a 32nd of a shard, that hold selected images.
+
+    Leading axes: passes that are chosen together.
+    """
 
     rows: Int32[Array, "*passes shards places"]
     turns: Int32[Array, "*passes"]
@@ -47,7 +53,7 @@ def choose(needed: Any, shards: int = 1) -> Any:
 
     `shards` is the number of equal runs of the batch that lie on different devices: each looks through its own, and no
     image moves. The only collective is a max over the loop counts. Do so for all passes at once: with
-    several such exchanges under way, eight simulated devices on two cores wait for each other without end.
+    several such exchanges under way, eight simulated devices on two cores deadlock.
     """
     leaves, structure = jax.tree.flatten(needed)
     own = leaves[0].shape[-1] // shards

@@ -86,8 +86,8 @@ def rand_augment(
     def layer(pixels, layer):
         ops, chosen = layer
         op = jnp.where(ops.applied, ops.op, -1)
-        to = affine(op, ops.arg, ops.cubic, IDS, *pixels.shape[1:])
-        pixels = pixelwise(pixels, table(op, ops.arg, IDS))
+        to = affine(op, ops.arg, ops.cubic, *pixels.shape[1:])
+        pixels = pixelwise(pixels, table(op, ops.arg))
         functions = (lambda some, _: equalize(some)), sharpness, along_an_axis, around
         for i, (function, arguments) in enumerate(zip(functions, ((), ops.arg, to, to), strict=True)):
             pixels = on_chosen(function, pixels, jax.tree.map(lambda x, i=i: x[i], chosen), arguments)

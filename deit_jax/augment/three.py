@@ -53,7 +53,7 @@ def three_augment(
 
     def step(pixels, op_arg):
         op, arg = op_arg
-        return pixelwise(pixels, table(op, arg, IDS)), None
+        return pixelwise(pixels, table(op, arg)), None
 
     return jax.lax.scan(step, pixels, (ops.T, args.T))[0]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Num, UInt32
 
 from deit_jax.arrays import AnyArray
+from deit_jax.augment.ops import IDS
 from deit_jax.augment.pixels import join, split
 
 ONE = 1 << 16  # a pixel
@@ -36,17 +37,16 @@ def affine(
     op: Int[AnyArray, "batch"],
     arg: Float[AnyArray, "batch"],
     cubic: Bool[AnyArray, "batch"],
-    ids: dict[str, int],
     height: int,
     width: int,
     xp: ModuleType = jnp,
 ) -> Affine:
     """The displacements of each image's op: degrees counter-clockwise (Rotate), slope (ShearX, ShearY), share of the
-    image's side (TranslateXRel, TranslateYRel). `op` holds numbers of `ids`; other ops give none.
+    image's side (TranslateXRel, TranslateYRel). `op` holds numbers of `IDS`; other ops give none.
 
     With `xp` numpy, in double precision: PIL's half-pixel translations at an image's edge hang on its last bit.
     """
-    of = lambda name, value: xp.where(op == ids[name], value, 0)
+    of = lambda name, value: xp.where(op == IDS[name], value, 0)
     angle = of("Rotate", arg * (xp.pi / 180))
     sin, cos_less_one = xp.sin(angle), -2 * xp.square(xp.sin(angle / 2))
     shear_x, shear_y = of("ShearX", arg), of("ShearY", arg)

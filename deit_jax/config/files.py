@@ -18,7 +18,7 @@ def arguments(text: str | None, allowed: tuple[str, ...]) -> dict[str, str]:
 
 def model_of(weights: str) -> str:
     """The registry name that weights' own name starts with (`timm/regnety_160.deit_in1k`), or "": what they are."""
-    from deit_jax.models import list_models  # here: flags are checked before jax is imported
+    from deit_jax.models import list_models  # here: flags are checked without the models
 
     stem = weights.rstrip("/").split("/")[-1].split(".")[0]
     return stem if stem in list_models() else ""

@@ -99,13 +99,13 @@ class Distill(Group):
 class TeacherSettings(Group):
     name: str = setting("regnety_160", "as model.name; several, comma-separated, are averaged; '': its weights' model")
     init: str = setting("", "its weights, as `init`; several, comma-separated")
-    epochs: int = setting(0, "train the teacher on the same data first, for this many epochs; 0: `teacher.init` has it")
-    lr: float = setting(0.0, "learning rate of that training per 512 images; 0: the student's")
+    epochs: int = setting(0, "train the teacher on the same data first, for this many epochs; 0: load `teacher.init`")
+    lr: float = setting(0.0, "learning rate of that training, per `optimizer.lr_batch` images; 0: the student's")
     drop_path_rate: float = setting(0.0, "drop path of that training")
     augment: str = setting("student", "of that training: the student's, or crops and flips alone", ("student", "light"))
     img_size: int = setting(0, "input size of the teacher in pixels; 0: the student's")
     mean: tuple[float, ...] = setting((), "normalization mean of the teacher's inputs; (): what its weights record")
-    std: tuple[float, ...] = setting((), "normalization standard deviation of its inputs; (): as `mean`")
+    std: tuple[float, ...] = setting((), "normalization standard deviation of its inputs; (): what its weights record")
     dtype: str = setting("auto", "compute dtype of the teacher", ("auto", "float32", "bfloat16"))
 
 
@@ -224,7 +224,7 @@ class LogSettings(Group):
 
 class Stability(Group):
     patience: int = setting(
-        10, "consecutive non-finite steps (each is skipped) before a roll-back to the last checkpoint"
+        10, "consecutive non-finite steps (each is skipped) before a roll-back; checked every `log.every` steps"
     )
     rollbacks: int = setting(3, "roll-backs before the run stops")
 

@@ -57,7 +57,7 @@ def train_batches(
     Args:
       size: of the images, pixels per side.
       labels: (step, rows) → further entries of the batch: a teacher's stored labels
-        (`deit_jax.distill.label_reader.BatchLabels`).
+        (`deit_jax.distill.label_reader.StoredLabels`).
 
     Returns:
       An iterator that counts unreadable images; each is replaced by the next readable one. `.close()` ends its threads

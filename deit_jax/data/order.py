@@ -10,7 +10,8 @@ from deit_jax.randomness import PURPOSES
 
 def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:
     """The random generator of one place in a run; no other place draws the same numbers."""
-    return np.random.Generator(np.random.Philox(key=[seed, PURPOSES[purpose]], counter=[0, index, epoch, repeat]))
+    key = np.array([seed, PURPOSES[purpose]], np.uint64)  # of a list with a seed from 2^63 on NumPy makes float64
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, index, epoch, repeat]))
 
 
 @functools.lru_cache(maxsize=2)

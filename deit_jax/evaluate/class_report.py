@@ -1,7 +1,5 @@
 """The part of a report about single classes and images: scores per class, confusion, calibration, mistakes, heads."""
 
-import heapq
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +46,7 @@ class Outcomes:
     def __init__(self, class_names: list[str]):
         self.class_names = [printable(name) for name in class_names]
         self.parts: list[dict[str, np.ndarray]] = []
-        self.examples: dict[str, list[tuple[float, int, Example]]] = {"mistakes": [], "heads": []}
+        self.sheets: dict[str, list[Example]] = {"mistakes": [], "heads": []}  # most confident first
         self.num_images = 0
 
     def add(
@@ -56,30 +54,21 @@ class Outcomes:
     ) -> None:
         """Add the images of a batch whose mask is 1. predictions: of `inference.predict`."""
         real = batch["mask"] > 0
-        images, labels = batch["image"][real], batch["label"][real]
-        part = {name: x[real] for name, x in predictions.items()}
-        confidence, heads = part["confidence"], {name: x for name, x in part.items() if name != "confidence"}
-        self.parts.append(part | {"label": labels})
-        readable = labels >= 0  # an unreadable image is black, and says nothing about the model
-        differ = heads["cls"] != heads["dist"] if "dist" in heads else np.zeros(len(labels), bool)
-        for name, chosen in (("mistakes", heads["joint"] != labels), ("heads", differ)):
-            for i in np.flatnonzero(chosen & readable):
-                predicted = {head: int(classes[i]) for head, classes in heads.items()}
-                position = self.num_images + int(i)
-                self.keep(name, Example(float(confidence[i]), position, int(labels[i]), predicted, images[i]))
-        self.num_images += len(labels)
+        part = {name: x[real] for name, x in predictions.items()} | {"label": batch["label"][real]}
+        self.parts.append(part)
+        images = batch["image"][real]
+        readable = part["label"] >= 0  # an unreadable image is black, and says nothing about the model
+        wrong = {"mistakes": part["joint"] != part["label"], "heads": part["cls"] != part.get("dist", part["cls"])}
+        for name, chosen in wrong.items():
+            found = [self.example(part, int(i), images[i]) for i in np.flatnonzero(chosen & readable)]
+            best = sorted([*self.sheets[name], *found], key=lambda example: (-example.confidence, example.position))
+            self.sheets[name] = best[:MAX_EXAMPLES]
+        self.num_images += len(readable)
 
-    def keep(self, name: str, example: Example) -> None:
-        """Keep the MAX_EXAMPLES most confident of a sheet; of equals, the first."""
-        heap, entry = self.examples[name], (example.confidence, -example.position, example)
-        if len(heap) < MAX_EXAMPLES:
-            heapq.heappush(heap, entry)
-        elif entry[:2] > heap[0][:2]:
-            heapq.heapreplace(heap, entry)
-
-    def sheet(self, name: str) -> list[Example]:
-        """The images of a contact sheet, "mistakes" or "heads", most confident first."""
-        return [example for *_, example in sorted(self.examples[name], key=lambda entry: entry[:2], reverse=True)]
+    def example(self, part: dict[str, np.ndarray], i: int, image: UInt8[np.ndarray, "height width 3"]) -> Example:
+        """Image `i` of a batch, of which `part` is what was predicted."""
+        predicted = {head: int(x[i]) for head, x in part.items() if head not in ("label", "confidence")}
+        return Example(float(part["confidence"][i]), self.num_images + i, int(part["label"][i]), predicted, image)
 
     def column(self, name: str, *, readable: bool = False) -> Shaped[np.ndarray, " images"]:
         """Of all images, or those that could be read: "label", "confidence", or a head's predicted class."""
@@ -99,27 +88,30 @@ def analyze(outcomes: Outcomes) -> dict[str, Any]:
     """
     names, labels = outcomes.class_names, outcomes.column("label", readable=True)
     joint, confidence = (outcomes.column(name, readable=True) for name in ("joint", "confidence"))
-    scores = class_scores(labels, joint, len(names))
-    reliability = calibration(confidence, joint == labels)
+    scores = {name: to_list(values) for name, values in class_scores(labels, joint, len(names)).items()}
+    examples = {
+        sheet: [
+            {
+                "position": e.position,
+                "label": names[e.label],
+                "probability": e.confidence,
+                "predicted": {head: names[index] for head, index in e.predicted.items()},
+            }
+            for e in found
+        ]
+        for sheet, found in outcomes.sheets.items()
+    }
     found: dict[str, Any] = {
         "images": len(labels),
-        "classes": [
-            {"name": name, **{field: finite(values[i]) for field, values in scores._asdict().items()}}
-            for i, name in enumerate(names)
-        ],
+        "classes": [{"name": name} | {k: v[i] for k, v in scores.items()} for i, name in enumerate(names)],
         "most_confused": [
-            {"class": names[a], "taken_for": names[b], "images": n}
-            for a, b, n in most_confused(labels, joint, len(names))
+            {"class": names[a], "taken_for": names[b], "images": n} for a, b, n in most_confused(labels, joint)
         ],
         "calibration": {
-            "expected_calibration_error": reliability.error,
-            "largest_difference": reliability.largest,
-            "bin_edges": reliability.edges.tolist(),
-            "images": reliability.images.tolist(),
-            "confidence": [finite(x) for x in reliability.confidence],
-            "accuracy": [finite(x) for x in reliability.accuracy],
+            name: to_list(value) if isinstance(value, np.ndarray) else value
+            for name, value in calibration(confidence, joint == labels).items()
         },
-        "mistakes": [example_record(example, names) for example in outcomes.sheet("mistakes")],
+        "mistakes": examples["mistakes"],
     }
     if len(names) <= MAX_CLASSES:
         found["confusion"] = confusion_matrix(labels, joint, len(names)).tolist()
@@ -130,22 +122,14 @@ def analyze(outcomes: Outcomes) -> dict[str, Any]:
             "disagree": int(differ.sum()),
             "class_head_right": int((differ & (cls == labels)).sum()),
             "distillation_head_right": int((differ & (dist == labels)).sum()),
-            "examples": [example_record(example, names) for example in outcomes.sheet("heads")],
+            "examples": examples["heads"],
         }
     return found
 
 
-def finite(value: Any) -> Any:
-    """A NumPy number as JSON's; NaN is None."""
-    number = value.item()
-    return None if isinstance(number, float) and math.isnan(number) else number
-
-
-def example_record(example: Example, names: list[str]) -> dict[str, Any]:
-    """An image of a contact sheet, for JSON."""
-    predicted = {head: names[index] for head, index in example.predicted.items()}
-    label, probability = names[example.label], example.confidence
-    return {"position": example.position, "label": label, "probability": probability, "predicted": predicted}
+def to_list(values: np.ndarray) -> list[Any]:
+    """An array as JSON's list; NaN is None."""
+    return [None if x != x else x for x in values.tolist()]
 
 
 def write_class_report(folder: Path, outcomes: Outcomes) -> str:
@@ -153,22 +137,22 @@ def write_class_report(folder: Path, outcomes: Outcomes) -> str:
 
     Returns the section as Markdown.
     """
-    found = analyze(outcomes)
+    found, names = analyze(outcomes), outcomes.class_names
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     atomic.write_json(folder / "classes.json", found)
-    names = outcomes.class_names
     if "confusion" in found:
         plots.confusion(folder / "confusion.png", np.array(found["confusion"]), names)
-    reliability = found["calibration"]
-    numbers = [np.array(reliability[key], float) for key in ("bin_edges", "images", "confidence", "accuracy")]
-    title = f"expected calibration error {100 * reliability['expected_calibration_error']:.1f} %"
-    plots.reliability(folder / "reliability.png", *numbers, title=title)
+    bins = {
+        key: np.array(found["calibration"][key], float) for key in ("bin_edges", "images", "confidence", "accuracy")
+    }
+    title = f"expected calibration error {100 * found['calibration']['expected_calibration_error']:.1f} %"
+    plots.reliability(folder / "reliability.png", *bins.values(), title=title)
     for name, lines in (
         ("mistakes", lambda e: [f"{100 * e.confidence:.0f} %: {names[e.predicted['joint']]}"]),
         ("heads", lambda e: [f"class: {names[e.predicted['cls']]}", f"dist.: {names[e.predicted['dist']]}"]),
     ):
-        if examples := outcomes.sheet(name):
+        if examples := outcomes.sheets[name]:
             captions = ["\n".join([f"true: {names[e.label]}", *lines(e)]) for e in examples]
             plots.contact_sheet(folder / f"{name}.png", [e.image for e in examples], captions)
     return class_section(found, folder)

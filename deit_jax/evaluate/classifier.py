@@ -13,13 +13,12 @@ from jaxtyping import Bool
 
 from deit_jax import models
 from deit_jax.arrays import AnyArray
-from deit_jax.config import Config, default_config
+from deit_jax.config import default_config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
-from deit_jax.evaluate.inference import evaluate_sets, head_logits
+from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.runtime import sharding, storage
-from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.progress import track
 from deit_jax.weights import Weights, fit_weights, load_weights
 from deit_jax.weights.load import View, view_of
@@ -58,14 +57,6 @@ class Classifier:
         """Number of trainable parameters, without batch statistics."""
         weights = next(iter(self.sets.values()))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights["params"]))
-
-    def flops(self) -> int:
-        """Floating-point operations per image, two per multiply-add."""
-        options = {"attention": "einsum"} if "attention" in self.build.keywords else {}
-        graphdef, params, batch_stats = models.abstract(functools.partial(self.build, **options))
-        image = jax.ShapeDtypeStruct((1, self.view.size, self.view.size, 3), jnp.uint8)
-        run = lambda weights, images: head_logits(graphdef, weights, images, self.view.mean, self.view.std)
-        return count_flops(run, {"params": params, "batch_stats": batch_stats}, image)
 
 
 def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
@@ -119,24 +110,6 @@ def evaluation_rows(wanted: int, images: int, devices: int) -> int:
     return -(-min(wanted, max(images, 1)) // devices) * devices
 
 
-def evaluation_stream(
-    classifier: Classifier, source: Source, mesh: Mesh, *, batch_size: int, config: Config
-) -> tuple[Any, int]:
-    """(this process's batches of a source as the classifier sees it, images per batch over all devices)."""
-    rows = evaluation_rows(batch_size, len(source), mesh.devices.size)
-    config, view = config.copy_and_resolve_references(), classifier.view
-    config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
-    batches = loader.eval_batches(
-        config,
-        source,
-        size=view.size,
-        fit=view.fit,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    return batches, rows
-
-
 def evaluate_classifier(
     classifier: Classifier,
     source: Source,
@@ -163,10 +136,14 @@ def evaluate_classifier(
     Returns {"params" or "ema": result of `evaluate_sets`, and "unreadable": a line per image of this process that could
     not be read}; these count as `data.eval_broken` says. Raises UserError where none can be read.
     """
-    stream, rows = evaluation_stream(classifier, source, mesh, batch_size=batch_size, config=config or default_config())
+    view, rows = classifier.view, evaluation_rows(batch_size, len(source), mesh.devices.size)
+    config = (config or default_config()).copy_and_resolve_references()
+    config.data.eval_batch_size, config.data.crop, config.data.interpolation = rows, view.crop, view.interpolation
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    stream = loader.eval_batches(config, source, size=view.size, fit=view.fit, **processes)
     shown = progress and jax.process_index() == 0
     batches = track(stream, "batches", -(-len(source) // rows) if shown else 0)
-    view, options = classifier.view, {"fusion": fusion, "subset": subset, "outcomes": outcomes}
+    options = {"fusion": fusion, "subset": subset, "outcomes": outcomes}
     results = evaluate_sets(
         classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, **options
     )

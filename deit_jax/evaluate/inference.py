@@ -11,11 +11,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 
+from deit_jax import models
 from deit_jax.arrays import AnyArray
 from deit_jax.augment import normalize
-from deit_jax.evaluate.metrics import accuracies, add_counts, count_correct
+from deit_jax.evaluate.metrics import accuracies, count_correct
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
+from deit_jax.runtime.flops import count_flops
 
 HEADS = ("cls", "dist", "fused_logits", "fused_probabilities")
 USED = ("image", "label", "labels", "mask")  # entries of a batch that go to the devices
@@ -45,6 +47,16 @@ def head_logits(
 def joint_logits(logits: Logits, fusion: str) -> Float[Array, "batch classes"]:
     """The logits of the joint prediction: of both heads fused, or of the only one."""
     return logits.get(f"fused_{fusion}", logits["cls"])
+
+
+def forward_flops(build: functools.partial, size: int) -> int:
+    """Floating-point operations of a model's forward pass per image of `size` pixels, two per multiply-add."""
+    if "attention" in build.keywords:
+        build = functools.partial(build, attention="einsum")  # a fused kernel's arithmetic cannot be seen
+    graphdef, params, batch_stats = models.abstract(build)
+    run = lambda weights, images: head_logits(graphdef, weights, images, (0.5,) * 3, (0.5,) * 3)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    return count_flops(run, {"params": params, "batch_stats": batch_stats}, image)
 
 
 def infer(
@@ -83,11 +95,6 @@ def infer(
         yield done, jax.device_get(found)
 
 
-def evaluate(graphdef: nnx.GraphDef, weights: Weights, batches: Iterable[Batch], **options: Any) -> dict[str, Any]:
-    """`evaluate_sets` of one set of weights: its result."""
-    return evaluate_sets(graphdef, {"": weights}, batches, **options)[""]
-
-
 def evaluate_sets(
     graphdef: nnx.GraphDef,
     sets: dict[str, Weights],
@@ -112,14 +119,15 @@ def evaluate_sets(
     percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
     same of predictions among its classes alone.
     """
-    totals: dict[str, dict[str, np.ndarray]] = {name: {} for name in sets}
+    totals = {name: collections.defaultdict(lambda: np.zeros(4)) for name in sets}
 
     def reduce(logits: Logits, batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         return count_correct(logits, batch, subset), outcomes and predict(logits, fusion=fusion)
 
     for batch, found in infer(graphdef, sets, batches, mesh=mesh, mean=mean, std=std, reduce=reduce):
         for name, (counts, _) in found.items():
-            add_counts(totals[name], counts)
+            for head, values in counts.items():
+                totals[name][head] += values
         if outcomes:
             outcomes.add(batch, next(iter(found.values()))[1])
     return {name: accuracies(total, fusion) for name, total in totals.items()}

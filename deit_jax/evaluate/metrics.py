@@ -4,7 +4,7 @@ Throughout, `labels` and `predictions` are class indices (images,).
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from deit_jax.arrays import AnyArray
-from deit_jax.errors import UserError
 
 SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
 
@@ -58,14 +57,8 @@ def count_correct(
     return counts
 
 
-def add_counts(totals: dict[str, Float[np.ndarray, "4"]], counts: dict[str, Float[AnyArray, "4"]]) -> None:
-    """Add one batch's counts per head to the totals of a set of weights."""
-    for head, values in counts.items():
-        totals[head] = totals.get(head, 0.0) + np.asarray(values, np.float64)
-
-
 def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[str, Any]:
-    """The result of `inference.evaluate` from its totals per head."""
+    """The result of `inference.evaluate_sets` from its totals per head."""
     whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
     part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {
@@ -77,102 +70,48 @@ def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[s
     return result | {"subset": accuracies(part, fusion)} if part else result
 
 
-def confusion_counts(
-    labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int
-) -> tuple[Integer[np.ndarray, " pairs"], Integer[np.ndarray, " pairs"], Integer[np.ndarray, " pairs"]]:
-    """The pairs (class, predicted class) that occur, in their order, and how many images have each.
-
-    Their number is at most that of the images, however many classes there are.
-    Raises UserError for indices outside 0 … num_classes - 1, and arrays of different lengths.
-    """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    if labels.shape != predictions.shape or labels.ndim != 1:
-        raise UserError(f"labels {labels.shape} and predictions {predictions.shape} must be one index per image")
-    for what, values in (("labels", labels), ("predictions", predictions)):
-        if values.size and not 0 <= values.min() <= values.max() < num_classes:
-            raise UserError(f"{what} lie in {values.min()} … {values.max()}, outside 0 … {num_classes - 1}")
-    pairs, images = np.unique(labels.astype(np.int64) * num_classes + predictions, return_counts=True)
-    return pairs // num_classes, pairs % num_classes, images
-
-
 def confusion_matrix(
     labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int
 ) -> Integer[np.ndarray, "classes classes"]:
-    """How many images of each class (row) were predicted as each (column). Raises as `confusion_counts`."""
-    rows, columns, images = confusion_counts(labels, predictions, num_classes)
+    """How many images of each class (row) were predicted as each (column)."""
     matrix = np.zeros((num_classes, num_classes), np.int64)
-    matrix[rows, columns] = images
+    np.add.at(matrix, (labels, predictions), 1)
     return matrix
 
 
 def most_confused(
-    labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int, count: int = 20
+    labels: Indices, predictions: Integer[np.ndarray, " _"], count: int = 20
 ) -> list[tuple[int, int, int]]:
-    """The `count` most frequent mistakes, (class, predicted class, images); ties in the order of the classes."""
-    rows, columns, images = confusion_counts(labels, predictions, num_classes)
-    wrong = np.flatnonzero(rows != columns)
-    order = wrong[np.argsort(-images[wrong], kind="stable")][:count]
-    return [(int(rows[i]), int(columns[i]), int(images[i])) for i in order]
+    """The `count` most frequent mistakes, (class, predicted class, images); ties in the order of the classes.
 
-
-class ClassScores(NamedTuple):
-    """Per class; NaN where a class has no image (recall, f1) or was never predicted (precision).
-
-    Attributes:
-        images: images of the class.
-        predicted: images predicted as it.
-        precision: fraction of these that are of the class.
-        recall: fraction of its images that were predicted as it.
-        f1: harmonic mean of both, 2 TP / (2 TP + FP + FN).
+    Its memory grows with the images, however many classes there are.
     """
-
-    images: Integer[np.ndarray, " classes"]
-    predicted: Integer[np.ndarray, " classes"]
-    precision: Float[np.ndarray, " classes"]
-    recall: Float[np.ndarray, " classes"]
-    f1: Float[np.ndarray, " classes"]
+    wrong = np.stack([labels, predictions])[:, labels != predictions]
+    pairs, images = np.unique(wrong, axis=1, return_counts=True)
+    order = np.argsort(-images, kind="stable")[:count]
+    return [tuple(row) for row in np.stack([*pairs, images])[:, order].T.tolist()]
 
 
-def class_scores(labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int) -> ClassScores:
-    """Precision, recall and counts per class. Raises as `confusion_counts`."""
-    rows, columns, counts = confusion_counts(labels, predictions, num_classes)
+def class_scores(
+    labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int
+) -> dict[str, Shaped[np.ndarray, " classes"]]:
+    """Counts and scores per class.
 
-    def total(classes: np.ndarray, where: np.ndarray | slice = slice(None)) -> np.ndarray:
-        return np.bincount(classes[where], counts[where], num_classes).astype(np.int64)
-
-    right, images, predicted = total(rows, rows == columns), total(rows), total(columns)
-    f1 = np.where(images > 0, _fraction(2 * right, images + predicted), np.nan)
-    return ClassScores(images, predicted, _fraction(right, predicted), _fraction(right, images), f1)
-
-
-def _fraction(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, NaN where whole is 0."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
-
-
-class Calibration(NamedTuple):
-    """How confidence and accuracy agree, by bins of confidence.
-
-    Attributes:
-        edges: of the bins, from 0 to 1; a bin holds its upper edge.
-        images: per bin.
-        confidence: mean probability of the predicted class per bin; NaN in an empty one.
-        accuracy: fraction of correct predictions per bin; NaN in an empty one.
-        error: expected calibration error, the mean of |accuracy - confidence| weighted by images.
-        largest: the largest of these differences.
+    Returns "images" of the class and those "predicted" as it; "precision", the fraction of these that are of the class;
+    "recall", the fraction of its images that were predicted as it; "f1", the harmonic mean of both. NaN where a class
+    was never predicted (precision) or has no image (recall, f1).
     """
-
-    edges: Float[np.ndarray, " edges"]
-    images: Integer[np.ndarray, " bins"]
-    confidence: Float[np.ndarray, " bins"]
-    accuracy: Float[np.ndarray, " bins"]
-    error: float
-    largest: float
+    count = lambda classes: np.bincount(classes, minlength=num_classes)
+    images, predicted, right = count(labels), count(predictions), count(labels[labels == predictions])
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        f1 = np.where(images > 0, 2 * right / (images + predicted), np.nan)
+        scores = {"precision": right / predicted, "recall": right / images, "f1": f1}
+    return {"images": images, "predicted": predicted, **scores}
 
 
 def calibration(
     confidence: Float[np.ndarray, " images"], correct: Bool[np.ndarray, " _"], bins: int = 15
-) -> Calibration:
+) -> dict[str, Any]:
     """Reliability of the predicted class's probability, in bins of equal width (Guo et al. 2017).
 
     Args:
@@ -180,18 +119,21 @@ def calibration(
         correct: whether that is the image's class.
         bins: number of bins.
 
-    Raises UserError without images, and for numbers that are not probabilities.
+    Returns "bin_edges" from 0 to 1, a bin holding its upper one; per bin the number of "images", their mean
+    "confidence" and their "accuracy", NaN without images; "expected_calibration_error", the mean of
+    |accuracy - confidence| weighted by images, and "largest_difference" of these.
     """
-    confidence = np.asarray(confidence, np.float64)
-    if not len(confidence):
-        raise UserError("calibration needs at least one image")
-    if confidence.min() < 0 or confidence.max() > 1 + 1e-3:
-        raise UserError("calibration needs the probability of each predicted class, from 0 to 1, not logits")
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    place = np.clip(np.searchsorted(edges, confidence) - 1, 0, bins - 1)
     images = np.bincount(place, minlength=bins)
-    mean_confidence = _fraction(np.bincount(place, confidence, bins), images)
-    accuracy = _fraction(np.bincount(place, correct, bins), images)
-    gaps = np.abs(accuracy - mean_confidence)[images > 0]
-    error = float((gaps * images[images > 0]).sum() / len(correct))
-    return Calibration(edges, images, mean_confidence, accuracy, error, float(gaps.max()))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        mean, accuracy = (np.bincount(place, x, bins) / images for x in (confidence, correct))
+    gaps = np.abs(accuracy - mean)
+    return {
+        "expected_calibration_error": float(np.nansum(gaps * images) / len(correct)),
+        "largest_difference": float(np.nanmax(gaps)),
+        "bin_edges": edges,
+        "images": images,
+        "confidence": mean,
+        "accuracy": accuracy,
+    }

@@ -41,78 +41,70 @@ def accuracy_table(results: Sequence[tuple[str, dict[str, Any]]], num_classes: i
     return table(header[:shown], [row[:shown] for row in rows])
 
 
-def evaluation_columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Headings of the rows' data sets; one whose classes are a subset of the model's has two, see `top1_by_data`."""
-    return list(dict.fromkeys(heading for row in rows for heading in top1_by_data(row)))
+def by_heading(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{heading: result} of one row's data sets, with "among": of how many classes the prediction is one.
 
-
-def top1_by_data(row: dict[str, Any]) -> dict[str, float]:
-    """{heading: top-1} of one row.
-
-    Where data has a subset of the model's classes, its own heading has the accuracy of predictions among these alone
-    (as ImageNet-A's and -R's authors count), and "NAME, all classes" that of predictions among all.
+    Where data has a subset of the model's classes, its own heading has the result of predictions among these alone (as
+    ImageNet-A's and -R's authors count), and "NAME, all classes" that of predictions among all.
     """
     out = {}
     for name, result in row["results"].items():
         if "subset" in result:
-            out[name] = result["subset"]["top1"]
-            out[f"{name}, all classes"] = result["top1"]
-        else:
-            out[name] = result["top1"]
+            out[name] = result["subset"] | {"among": result["classes"]}
+            name = f"{name}, all classes"
+        out[name] = result | {"among": result["outputs"]}
     return out
 
 
-def evaluation_cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """(header, a line per row), of text."""
-    headings = evaluation_columns(rows)
+def headings(rows: list[dict[str, Any]]) -> list[str]:
+    """Those of all rows' data sets, in their order."""
+    return list(dict.fromkeys(heading for row in rows for heading in by_heading(row)))
+
+
+def models_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per set of weights, its top-1 on each data set."""
+    columns = headings(rows)
     header = ["model", "weights", "parameters", "px", "crop", "GFLOPs", "images/s"]
-    header += [f"{heading}, top-1 %" for heading in headings]
+    header += [f"{heading}, top-1 %" for heading in columns]
     lines = []
     for row in rows:
-        found = top1_by_data(row)
+        found = by_heading(row)
         source = row["source"] + (f", {WEIGHT_LABELS[row['kind']]}" if row["kind"] == "ema" else "")
         first = [row["model"] or "-", source, f"{row['parameters']:,}", str(row["img_size"]), f"{row['crop']:g}"]
         first += [f"{row['flops'] / 1e9:.3g}", f"{row['images_per_second']:,.0f}"]
-        lines.append(first + [f"{found[h]:.2f}" if h in found else "" for h in headings])
-    return header, lines
+        lines.append(first + [f"{found[h]['top1']:.2f}" if h in found else "" for h in columns])
+    return table(header, lines)
 
 
 def heads_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: every head's top-1, and top-5 among more than five classes, on every data set."""
     lines = []
     for row in rows:
-        for name, result in row["results"].items():
-            protocols = [(name, result)]
-            if "subset" in result:
-                protocols = [(name, result["subset"]), (f"{name}, all classes", result)]
-            for heading, counted in protocols:
-                few = result["classes" if counted is not result else "outputs"] <= 5
-                for head, r in counted["heads"].items():
-                    top5 = "" if few else f"{r['top5']:.2f}"
-                    first = [row["model"] or row["source"], WEIGHT_LABELS[row["kind"]], heading, HEAD_NAMES[head]]
-                    lines.append([*first, f"{r['top1']:.2f}", top5, f"{r['loss']:.4f}"])
+        for heading, result in by_heading(row).items():
+            for head, r in result["heads"].items():
+                top5 = f"{r['top5']:.2f}" if result["among"] > 5 else ""
+                first = [row["model"] or row["source"], WEIGHT_LABELS[row["kind"]], heading, HEAD_NAMES[head]]
+                lines.append([*first, f"{r['top1']:.2f}", top5, f"{r['loss']:.4f}"])
     return table(["model", "weights", "data", "head", "top-1 %", "top-5 %", "cross-entropy"], lines)
 
 
 def evaluation_markdown(report: dict[str, Any]) -> str:
     """The whole report: one line per data set, the table of models, the table of heads."""
     lines = [f"- {name}: {about}" for name, about in report["data"].items()]
-    header, rows = evaluation_cells(report["rows"])
     batch = max(row["batch_size"] for row in report["rows"])
     footnote = (
         f"GFLOPs: per image, two per multiply-add. images/s: forward pass, batches of {batch}, on {report['device']}."
     )
-    return "\n\n".join(["\n".join(lines), table(header, rows), footnote, heads_table(report["rows"])]) + "\n"
+    return "\n\n".join(["\n".join(lines), models_table(report["rows"]), footnote, heads_table(report["rows"])]) + "\n"
 
 
 def evaluation_csv(report: dict[str, Any]) -> str:
     """One line per set of weights; numbers as measured, not rounded."""
-    headings = evaluation_columns(report["rows"])
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     fixed = ["model", "source", "kind", "parameters", "img_size", "crop", "interpolation", "flops", "images_per_second"]
-    writer.writerow([*fixed, *(f"{heading} top1" for heading in headings)])
+    names = [*fixed, *(f"{heading} top1" for heading in headings(report["rows"]))]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for row in report["rows"]:
-        found = top1_by_data(row)
-        writer.writerow([row[key] for key in fixed] + [found.get(heading, "") for heading in headings])
+        writer.writerow(row | {f"{heading} top1": result["top1"] for heading, result in by_heading(row).items()})
     return buffer.getvalue()

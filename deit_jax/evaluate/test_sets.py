@@ -6,7 +6,6 @@ names or numbers, see `deit_jax.classes.match`), a folder of such folders by spl
 ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import shards, tfds_source
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, cached, limit_images
+from deit_jax.data.base import FileSource, Source, limit_images
 from deit_jax.data.folders import scan_folder, splits_by_word
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
 from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
@@ -80,12 +79,13 @@ def open_eval_sets(text: str) -> list[EvalSet]:
         if spec.name == "digits":
             return [EvalSet("digits", open_digits()[1], "the held-out fifth")]
         return [EvalSet(spec.name, tfds_source.open_eval_split(spec.name, None))]
-    if spec.root.is_dir() and not spec.split:
-        variants = [(V2_FOLDER.fullmatch(entry.name), entry) for entry in sorted(spec.root.iterdir())]
-        found = [(match[1], entry) for match, entry in variants if match]
-        if found:
-            return [_open_root(spec._replace(name=f"{spec.name} {variant}", root=entry)) for variant, entry in found]
-    return [_open_root(spec)]
+    entries = sorted(spec.root.iterdir()) if spec.root.is_dir() and not spec.split else []
+    variants = [
+        spec._replace(name=f"{spec.name} {match[1]}", root=entry)
+        for entry in entries
+        if (match := V2_FOLDER.fullmatch(entry.name))
+    ]
+    return [_open_root(one) for one in variants or [spec]]
 
 
 def _open_root(spec: Spec) -> EvalSet:
@@ -163,11 +163,6 @@ class LabelledFiles(FileSource):
         self.several_labels, self.left_out = labels.several, len(paths) - len(kept)
         self.right = [np.array(right[path], np.int32) for path in kept]
 
-    @cached
-    def fingerprint(self) -> str:
-        every = repr([right.tolist() for right in self.right])
-        return hashlib.sha256((super().fingerprint + every).encode()).hexdigest()
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = super().__getitem__(index)
         return sample | {"labels": self.right[index]} if self.several_labels else sample
@@ -178,16 +173,12 @@ def present_classes(source: Source) -> np.ndarray:
 
     ImageNet-A and -R of TFDS are read through for theirs.
     """
-    match source:
-        case LabelledFiles(several_labels=True):
-            return np.unique(np.concatenate(source.right))
-        case FileSource() | ArraySource() | shards.ShardSource():
-            return np.unique(source.labels)
-        case Subset(source=FileSource() | ArraySource() | shards.ShardSource()):
-            return np.unique(source.labels)
-        case tfds_source.TfdsSource() if source.title.startswith(SUBSETS_OF_TFDS):
-            return np.unique([source[i]["label"] for i in range(len(source))])
-    return np.arange(source.num_classes)
+    if isinstance(source, LabelledFiles):
+        return np.unique(np.concatenate(source.right))
+    labels = getattr(source, "labels", None)
+    if labels is None and source.title.startswith(SUBSETS_OF_TFDS):
+        labels = [source[i]["label"] for i in range(len(source))]
+    return np.arange(source.num_classes) if labels is None else np.unique(labels)
 
 
 def match_source(
@@ -223,7 +214,7 @@ class MappedSource:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.source.fingerprint.encode() + self.outputs.tobytes()).hexdigest()
+        return self.source.fingerprint
 
     def __len__(self) -> int:
         return len(self.source)

@@ -4,14 +4,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from flax import linen, nnx, traverse_util
+from flax import linen, nnx
 from jaxtyping import Array, Float
 
 from deit_jax import models
-from deit_jax.errors import UserError
 from deit_jax.models.inputs import Images
-
-COLLECTIONS = ("params", "batch_stats")
 
 
 class LinenModel(linen.Module):
@@ -37,38 +34,20 @@ class LinenModel(linen.Module):
 
     def run(self, method: str, images: Images, train: bool) -> Any:
         build = models.constructor(self.model_name, **self.arguments)
-        graphdef, *_ = models.abstract(build)
-        trees = self.arrays(build)
-        model = nnx.merge(graphdef, *trees)
+        graphdef, *shapes = models.abstract(build)
+        drawn = functools.cache(lambda: models.init_arrays(build, self.make_rng("params")))
+        variables = [
+            {name: self.variable(collection, name, lambda i=i, name=name: drawn()[i][name]) for name in shapes[i]}
+            for i, collection in enumerate(("params", "batch_stats"))
+        ]
+        model = nnx.merge(graphdef, *({name: v.value for name, v in part.items()} for part in variables))
         draws = train and any(build.keywords.get(rate) for rate in ("drop_rate", "drop_path_rate"))
         key = self.make_rng("dropout") if draws and not self.is_initializing() else None
         out = getattr(model, method)(images, train=train, key=key)
-        if train and trees[1] and not self.is_initializing():
+        if train and not self.is_initializing():
             for name, value in nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)).items():
-                self.put_variable("batch_stats", name, value)
+                variables[1][name].value = value
         return out
-
-    def arrays(self, build: functools.partial) -> list[dict]:
-        """Parameters and statistics: those given; where "params" may change, missing ones are drawn and kept."""
-        _, *shapes = models.abstract(build)
-        given = [traverse_util.flatten_dict(dict(self.variables.get(name, {}))) for name in COLLECTIONS]
-        needed = [traverse_util.flatten_dict(tree) for tree in shapes]
-        missing = [path for have, want in zip(given, needed, strict=True) for path in want if path not in have]
-        if missing and not self.is_mutable_collection("params"):
-            names = ", ".join(".".join(path) for path in missing)
-            raise UserError(
-                f"variables of {self.model_name} lack {names}: give them, or let apply draw them with "
-                'mutable=["params", "batch_stats"] and rngs={"params": key}'
-            )
-        if missing:
-            drawn = [traverse_util.flatten_dict(t) for t in models.init_arrays(build, self.make_rng("params"))]
-            given = [new | have for new, have in zip(drawn, given, strict=True)]
-        trees = [traverse_util.unflatten_dict(flat) for flat in given]
-        if missing:
-            for collection, tree in zip(COLLECTIONS, trees, strict=True):
-                for name, value in tree.items():
-                    self.put_variable(collection, name, value)
-        return trees
 
 
 def to_linen(
@@ -87,7 +66,7 @@ def to_linen(
 
         variables = linen_variables(deit_jax.load_model(source))
 
-    or in part, the missing rest being drawn:
+    or in part, by top-level names, the missing rest being drawn:
 
         partial = {"params": {"blocks": variables["params"]["blocks"]}}
         logits, variables = model.apply(partial, images, rngs={"params": key}, mutable=["params", "batch_stats"])

@@ -1,8 +1,7 @@
 """How often labels, teacher and student disagree (paper, Table 4), how similar the student's two tokens are
 (section 4), and the teacher's part of a step. For the report of a run."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, UInt8
 
 from deit_jax.augment import normalize
 from deit_jax.config.derived import plain_config
@@ -21,9 +20,10 @@ from deit_jax.evaluate.inference import head_logits, predict_classes
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.runtime import sharding
+from deit_jax.runtime.timing import time_once
 from deit_jax.train import log
-from deit_jax.train.run import Run
-from deit_jax.train.student import Student, make_student
+from deit_jax.train.run import Normalization, Run
+from deit_jax.train.student import make_student
 from deit_jax.weights.orbax import find_step, read_weights
 
 Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
@@ -49,10 +49,19 @@ def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
 
 
-def measure_agreement(run: Run, student: Predictions | None = None) -> dict[str, Any]:
+def mean_cosine(
+    model: nnx.Module, images: UInt8[np.ndarray, "images height width 3"], view: Normalization
+) -> list[float]:
+    """`token_cosine` of a model on images before normalization; [] without a second token."""
+    if not (isinstance(model, ViT) and model.distilled):
+        return []
+    return [round(float(x), 4) for x in token_cosine(model, normalize(jnp.asarray(images), **view))]
+
+
+def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
     """What the report says of a finished run with a teacher; computed by this process alone.
 
-    student: `student_predictions` of the run's best weights, where they are known.
+    student: what each head of the best student predicts for the evaluation images, and the true labels as "label".
 
     Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer], "teacher_time_fraction": of a
     step}.
@@ -67,21 +76,19 @@ def measure_agreement(run: Run, student: Predictions | None = None) -> dict[str,
 
     plain = run.folder / "plain"
     if find_step(plain):
-        untaught = make_student(plain_config(run.config), run.student.num_classes)
-        predictions[PLAIN_STUDENT] = student_predictions(run, untaught, best_weights(plain, mesh), mesh)["cls"]
-    weights = best_weights(run.folder, mesh)
-    heads = student_predictions(run, run.student, weights, mesh) if student is None else dict(student)
-    heads["fused"] = heads.get(f"fused_{run.config.evaluate.fusion}", heads["cls"])
-    names = STUDENT_HEADS if "dist" in heads else {"cls": "student"}
-    labels = {"true label": heads.pop("label")}
-    agreed["disagreement"] = disagreement(labels | predictions | {name: heads[head] for head, name in names.items()})
+        plain_student = make_student(plain_config(run.config), run.student.num_classes)
+        weights, batches = best_weights(plain, mesh), evaluation_batches(run, plain_student.img_size)
+        heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.normalization)
+        predictions[PLAIN_STUDENT] = heads["cls"]
+    fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
+    names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
+    own = {name: (student | {"fused": fused})[head] for head, name in names.items()}
+    agreed["disagreement"] = disagreement({"true label": student["label"]} | predictions | own)
 
+    weights = best_weights(run.folder, mesh)
     model = nnx.merge(run.student.graphdef, weights["params"], weights["batch_stats"])
-    if isinstance(model, ViT) and model.distilled:
-        batch = next(evaluation_batches(run, run.student.img_size))
-        real = np.linspace(0, int(batch["mask"].sum()) - 1, COSINE_IMAGES).astype(int)
-        cosine = token_cosine(model, normalize(jnp.asarray(batch["image"][real]), **run.normalization))
-        agreed["cosine"] = [round(float(x), 4) for x in cosine]
+    if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES)["image"], run.normalization):
+        agreed["cosine"] = cosine
     return agreed
 
 
@@ -90,53 +97,37 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
     return loader.eval_batches(run.config, run.data.evaluation, size=size)
 
 
+def some_images(run: Run, count: int) -> loader.Batch:
+    """`count` evaluation images, spread over the first batch, as the student sees them."""
+    batch = next(evaluation_batches(run, run.student.img_size))
+    picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
+    return {name: values[picked] for name, values in batch.items()}
+
+
 def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
     """{"params", "batch_stats"} of the best checkpoint in a workdir, on all devices of the mesh."""
     return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
 
 
-def student_predictions(run: Run, student: Student, weights: dict[str, Any], mesh: Mesh) -> Predictions:
-    """The predictions of each head of a student on the evaluation images, and the true labels as "label"."""
-    batches = evaluation_batches(run, student.img_size)
-    heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **run.normalization)
-    return heads | {"label": labels}
-
-
 def teacher_predictions(run: Run, mesh: Mesh) -> tuple[Predictions, float]:
-    """(classes of the data predicted, seconds per image) of the live teacher's models; ({}, 0.0)
-    without one."""
+    """(classes of the data predicted, seconds per image on all devices of the run) of the live teacher's models; ({},
+    0.0) without one."""
     predictions, seconds = {}, 0.0
     if run.teacher is None:
         return predictions, seconds
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
-        size, mean, std = model.size, model.mean, model.std
-        heads, _ = predict_classes(
-            model.graphdef, weights, evaluation_batches(run, size), mesh=mesh, mean=mean, std=std, outputs=model.outputs
-        )
+        pixels = {"mean": tuple(model.mean), "std": tuple(model.std)}
+        batches = evaluation_batches(run, model.size)
+        heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
         predictions[name] = heads.get("fused_logits", heads["cls"])
-        batch = next(evaluation_batches(run, size))
-        seconds += seconds_per_image(batch, mesh, model.graphdef, weights, mean, std)
+        images = next(evaluation_batches(run, model.size))["image"]
+        placed = sharding.place_batch({"image": images}, mesh)["image"]
+        call = lambda m=model, w=weights, x=placed, p=pixels: head_logits(m.graphdef, w, x, **p)
+        fastest = min(time_once(call) for _ in range(3))
+        seconds += fastest / len(images) * mesh.devices.size / jax.device_count()
     return predictions, seconds
-
-
-def seconds_per_image(
-    batch: loader.Batch,
-    mesh: Mesh,
-    graphdef: nnx.GraphDef,
-    weights: dict[str, Any],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> float:
-    """Seconds a model's forward pass takes per image, on all devices of the run together: the best of three."""
-    images = sharding.place_batch({"image": batch["image"]}, mesh)["image"]
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        jax.block_until_ready(head_logits(graphdef, weights, images, tuple(mean), tuple(std)))
-        times.append(time.perf_counter() - begun)
-    return min(times) / len(batch["label"]) * mesh.devices.size / jax.device_count()
 
 
 def teacher_time_fraction(records: list[dict[str, Any]], image_seconds: float) -> float | None:
@@ -148,12 +139,17 @@ def teacher_time_fraction(records: list[dict[str, Any]], image_seconds: float) -
     return image_seconds / float(np.median(steps)) if steps else None
 
 
+def report_agreement(run: Run, student: Predictions) -> str:
+    """The report's Markdown about agreement; arguments as of `measure_agreement`."""
+    return agreement_section(measure_agreement(run, student))
+
+
 def agreement_section(found: dict[str, Any]) -> str:
     """The report's Markdown about agreement. found: of `measure_agreement`."""
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [
-        "## Agreement",
+        "## Disagreement",
         "Percent of the evaluation images for which two classifiers predict different classes (paper, Table 4):",
         tables.table(["", *names], rows),
     ]
@@ -164,6 +160,6 @@ def agreement_section(found: dict[str, Any]) -> str:
     if "teacher_time_fraction" in found:
         text.append(
             f"The teacher takes about {100 * found['teacher_time_fraction']:.0f} % of a training step; "
-            "`--mode=label` stores its labels once for all later runs."
+            "`--mode=label` stores its labels for later runs with the same seed, batch size and augmentation."
         )
     return "\n\n".join(text)

@@ -42,14 +42,12 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
     try_section("curves.png", draw_curves, student, list(results), failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, student, failed=failed)
-    if has_teacher(student.config):
-        predictions = outcomes and outcomes.heads | {"label": outcomes.column("label")}
-        agreed = try_section("agreement", agreement.measure_agreement, student, predictions, failed=failed)
-        sections += [agreement.agreement_section(agreed)] if agreed else []
+    if outcomes and has_teacher(student.config):
+        predictions = outcomes.heads | {"label": outcomes.column("label")}
+        sections.append(try_section("agreement", agreement.report_agreement, student, predictions, failed=failed))
     if outcomes:
-        section = try_section("classes", write_class_report, folder, outcomes, failed=failed)
-        sections += [section] if section else []
-    text = report_markdown(student, results, seconds, sections, failed)
+        sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
+    text = report_markdown(student, results, seconds, [*filter(None, sections)], failed)
     atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
     print(printable(f"\n{results_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
     for line in failed:
@@ -99,22 +97,19 @@ def draw_curves(student: Run, trained: Sequence[str]) -> None:
 def draw_student_attention(student: Run, count: int = 8) -> None:
     """attention.png: attention of the best student's class and distillation token on `count` held-out images."""
     config, folder = student.config, student.folder
-    _, weights = read_weights(folder)
-    graphdef, size = student.student.graphdef, student.student.img_size
+    weights, graphdef = read_weights(folder)[1], student.student.graphdef
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    batch = next(agreement.evaluation_batches(student, size))
-    picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
-    images, labels = batch["image"][picked], batch["label"][picked]
-    logits = head_logits(graphdef, weights, images, **student.normalization)
+    batch = agreement.some_images(student, count)
+    logits = head_logits(graphdef, weights, batch["image"], **student.normalization)
     predicted = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
     names = [printable(name) for name in student.data.train.class_names]
     captions = [
         names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
-        for label, guess in zip(labels, predicted, strict=True)
+        for label, guess in zip(batch["label"], predicted, strict=True)
     ]
-    draw_attention(folder / "attention.png", model, images, captions, **student.normalization)
+    draw_attention(folder / "attention.png", model, batch["image"], captions, **student.normalization)
 
 
 def results_table(student: Run, results: dict[str, dict]) -> str:
@@ -147,7 +142,7 @@ def report_markdown(
     text = [
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
-        f"Evaluated on {results['student']['params']['images']} held-out images. "
+        f"Evaluated on {results['student']['params']['images']} evaluation images. "
         f"This took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
         results_table(student, results),
         *(picture for name, picture in pictures.items() if (folder / name).exists()),

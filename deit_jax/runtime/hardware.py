@@ -74,7 +74,7 @@ def best(setting: str, value: Any, platform: str) -> Any:
 
 def compute_dtype(name: str) -> Any:
     """The compute type that a setting names; "auto" is bfloat16 on accelerators and float32 on CPU."""
-    import jax  # here: settings are checked before jax is imported
+    import jax  # here: settings are checked before jax looks for devices
     import jax.numpy as jnp
 
     return jnp.dtype(best("dtype", name, jax.default_backend()))

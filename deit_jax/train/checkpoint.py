@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, Bool, Integer
 from orbax.checkpoint import checkpoint_managers as policies
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import atomic, storage
 from deit_jax.runtime.processes import from_process_0, print_once
 from deit_jax.weights import integrity
@@ -121,28 +121,21 @@ class Checkpoints:
 
     def forecast(self, shapes: dict) -> str:
         """One line: the disk space that the run's checkpoints will take, and what is free. shapes: the state's."""
-        each, free, count = state_bytes(shapes), atomic.free_space(self.directory), self.keep + 2  # best, in progress
-        line = f"checkpoints: {atomic.readable(each)} each, {count} at most"
+        line = f"checkpoints: {atomic.readable(state_bytes(shapes))} each, {self.keep + 2} at most"  # best, in progress
         if storage.is_bucket(self.directory):
-            return f"{line}, in {self.directory}"
-        existing = sum(path.stat().st_size for path in storage.files(self.directory))
-        short = count * each - existing > free
-        return f"{line}; {atomic.readable(free)} free" + (
-            f" in {self.directory}: that may not be enough" if short else ""
-        )
+            return line
+        return f"{line}; {atomic.readable(atomic.free_space(self.directory))} free"
 
-    def save(self, state: dict, meta: dict, metrics: dict | None = None) -> bool:
+    def save(self, state: dict, meta: dict) -> bool:
         """Start to save the state as its step; an existing step is left alone.
 
-        metrics: as `score`, if known. Returns whether the save was started. A failed save is reported in one line:
-        training continues, and the next save tries again.
+        Returns whether the save was started. A failed save is reported in one line: training continues, and the next
+        save tries again.
         """
         self.wait_for_save()
         step, needed = int(state["step"]), state_bytes(state)
         if step in self.manager.all_steps():
             return True
-        if metrics:
-            self.scores[step] = metrics
         healthy = bool(is_healthy(state["params"], state["nonfinite"]["in_row"]))
         more = {"step": step, "metrics": self.scores.get(step, {}), "healthy": healthy}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in split_items(state).items()}
@@ -195,25 +188,17 @@ class Checkpoints:
         try:
             got = self.manager.restore(chosen, args=ocp.args.Composite(**items))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise UserError(
-                f"checkpoint {self.folder(chosen)} cannot be read ({reason}): move it out of the folder, and the"
-                " same command resumes from the one before"
+                f"checkpoint {self.folder(chosen)} cannot be read ({first_line(error)}): move it out of the folder, and"
+                " the same command resumes from the one before"
             ) from error
         return {**got["rest"], **got["params"], "ema": got.get("ema", {})}
 
     def last_good(self) -> int | None:
         """The newest intact step that was saved with finite, bounded parameters and no skipped step just before it."""
         self.wait_for_save()  # a step that is still being written has no metadata yet
-        healthy = [
-            self.folder(s) for s in sorted(self.manager.all_steps(), reverse=True) if self.meta(s).get("healthy")
-        ]
-
-        def newest() -> int:
-            step, _ = integrity.newest_intact(healthy)
-            return int(step.name) if step else -1
-
-        found = from_process_0(newest)
+        healthy = [s for s in sorted(self.manager.all_steps(), reverse=True) if self.meta(s).get("healthy")]
+        found = from_process_0(lambda: next((s for s in healthy if integrity.damage(self.folder(s)) is None), -1))
         return None if found < 0 else found
 
     def discard_after(self, step: int) -> None:
@@ -223,11 +208,6 @@ class Checkpoints:
             self.manager.delete(later)
         for later in [s for s in self.scores if s > step]:
             del self.scores[later]
-
-    def roll_back(self, step: int, shapes: dict) -> dict:
-        """The state at `step`, after `discard_after` it."""
-        self.discard_after(step)
-        return self.restore(shapes, step)
 
     def close(self) -> None:
         """Wait for the running save. Raises UserError if the last one failed: the run's end is not on the disk."""

@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
-import numpy as np
 
 from deit_jax import plots
 from deit_jax.config import recipe_differences
@@ -18,6 +17,7 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.tables import duration
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import atomic, storage
+from deit_jax.train.run import Run
 
 # metrics of which a line has the mean over its interval; of the others it has the last step's value
 AVERAGED = ("loss", "class_loss", "distillation_loss", "cls_agreement", "dist_agreement")
@@ -54,68 +54,50 @@ class Log:
     console, and training continues.
 
     A resumed run drops what was logged past its checkpoint, so that the curve has each step once. In a bucket, where
-    nothing can be appended, log.jsonl is written whole at each checkpoint and evaluation.
+    nothing can be appended, log.jsonl is written at each checkpoint and evaluation.
 
     Args:
-        workdir: of the run; log.jsonl, tensorboard/ and curves.png go there.
-        title: what its lines begin with.
-        config: resolved.
+        run: the run; log.jsonl, tensorboard/ and curves.png go into its folder.
         start: the step it begins or resumes at.
-        total: steps of the run.
-        per_epoch: steps of an epoch.
         evaluated: False where the evaluation of step `start` is not recorded, and will be logged (again).
         losses: of the steps before `start` that no line has averaged yet, of `interval_losses`.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        *,
-        title: str,
-        config,
-        start: int,
-        total: int,
-        per_epoch: int,
-        evaluated: bool = True,
-        losses: Sequence[dict[str, float]] = (),
-    ):
-        self.workdir, self.title, self.config = workdir, title, config
-        self.start, self.total, self.per_epoch = start, total, per_epoch
-        self.path, self.writes = workdir / "log.jsonl", jax.process_index() == 0
-        self.waited, self.mark, self.mark_step = 0.0, time.perf_counter(), start
-        self.first_step_seconds: float | None = None
-        self.losses: list[dict[str, Any]] = list(losses)  # of each step since the last line, on the device if just made
-        self.file: Any = None
-        self.bucket_lines: list[bytes] = []
+    def __init__(self, run: Run, start: int, *, evaluated: bool = True, losses: Sequence[dict[str, float]] = ()):
+        self.run, self.config, self.start, self.compiled = run, run.config, start, False
+        self.writes = jax.process_index() == 0
+        self.path: Path | None = run.folder / "log.jsonl" if self.writes else None  # None: not written (any more)
+        self.pending: list[bytes] = []  # lines that are not in the file yet
         self.events: Any = None
-        if self.writes:
-            with self.ending("file"):
-                self.rewind(start, evaluated)
-            if config.log.tensorboard:
-                with self.ending("events"):
-                    self.events = open_events(workdir / "tensorboard", start)
+        self.losses: list[dict[str, Any]] = list(losses)  # of each step since the last line, on the device if just made
+        self.rewind(start, evaluated)
+        if self.writes and self.config.log.tensorboard:
+            with self.ending("events"):
+                self.events = open_events(run.folder / "tensorboard", start)
+        self.reset(start)
 
     def rewind(self, step: int, evaluated: bool = True) -> None:
         """Drop what was logged past `step`, and its evaluation unless `evaluated`; a kill leaves the old log whole."""
-        if self.file:
-            self.file.close()
-        kept = [
-            r
-            for r in read_log(self.workdir)
-            if r["step"] < step or (r["step"] == step and (evaluated or "eval/top1" not in r))
-        ]
-        lines = [json_line(r) for r in kept]
-        atomic.write_bytes(self.path, b"".join(lines))
-        if storage.is_bucket(self.path):
-            self.bucket_lines = lines
-        else:
-            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  lives as long as the run
+        if self.path:
+            with self.ending("path"):
+                kept = [
+                    json_line(r)
+                    for r in read_log(self.run.folder)
+                    if r["step"] < step or (r["step"] == step and (evaluated or "eval/top1" not in r))
+                ]
+                atomic.write_bytes(self.path, b"".join(kept))
+            self.pending = []
 
     def sync(self) -> None:
-        """Bring log.jsonl up to date; called before a checkpoint, which must not be ahead of the log."""
-        if self.bucket_lines:
-            with self.ending("bucket_lines"):
-                atomic.write_bytes(self.path, b"".join(self.bucket_lines))
+        """Write the pending lines; called before a checkpoint, which must not be ahead of the log."""
+        lines, self.pending = b"".join(self.pending), []
+        if self.path and lines:
+            with self.ending("path"):
+                if storage.is_bucket(self.path):
+                    atomic.write_bytes(self.path, self.path.read_bytes() + lines)
+                else:
+                    with self.path.open("ab") as file:
+                        file.write(lines)
 
     @contextlib.contextmanager
     def ending(self, what: str) -> Iterator[None]:
@@ -125,7 +107,7 @@ class Log:
         except (OSError, UserError) as error:
             setattr(self, what, None)
             name = "the TensorBoard log" if what == "events" else "log.jsonl"
-            self.print(f"{self.title}: {name} cannot be written, and ends here ({error}): training continues")
+            self.print(f"{self.run.title}: {name} cannot be written, and ends here ({error}): training continues")
 
     def print(self, text: str, *, transient: bool = False) -> None:
         """Print a line; a transient one is overwritten by the next on a terminal."""
@@ -137,37 +119,33 @@ class Log:
 
     def write(self, step: int, **values: Any) -> None:
         """Log values at a step, to log.jsonl and TensorBoard."""
-        line = json_line({"step": step, "epoch": round(step / self.per_epoch, 4), **values})
-        if self.file:
-            with self.ending("file"):
-                self.file.write(line)
-        elif self.bucket_lines is not None and storage.is_bucket(self.path):
-            self.bucket_lines.append(line)
+        epoch = round(step / self.run.steps_per_epoch, 4)
+        self.pending.append(json_line({"step": step, "epoch": epoch, **values}))
+        if self.path and not storage.is_bucket(self.path):
+            self.sync()
         if self.events:
             with self.ending("events"):
-                scalars = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-                write_events(self.events, step, scalars)
+                write_events(self.events, step, values)
 
-    def begin(self, student, params: dict, *, teacher: str, notes: Sequence[str], mesh) -> None:
-        """Introduce the run. teacher: the live teacher's name or ""; notes: more lines."""
-        count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
-        c = self.config
+    def begin(self, params: dict, notes: Sequence[str]) -> None:
+        """Introduce the run. notes: more lines."""
+        run, c, student, devices = self.run, self.config, self.run.student, self.run.mesh.devices
+        count = sum(x.size for x in jax.tree.leaves(params))
         distil = f", {OBJECTIVES[c.distill.kind].title}" if c.distill.kind != "none" else ""
-        distil += f" from {teacher}" if teacher else (" from stored labels" if c.distill.labels else "")
-        devices = f"{mesh.devices.size} {mesh.devices.flat[0].device_kind} device{'s' if mesh.devices.size > 1 else ''}"
+        if run.teacher:
+            distil += f" from {c.teacher.name}" if run.teacher.models else " from stored labels"
         self.print(
-            f"{self.title}: {c.model.name}, {count:,} parameters, {student.img_size} px, {student.num_classes} classes"
-            f"{distil}; {self.total} steps of {c.batch_size} on {devices}"
+            f"{run.title}: {c.model.name}, {count:,} parameters, {student.img_size} px, {student.num_classes} classes"
+            f"{distil}; {run.total_steps} steps of {c.batch_size} on {devices.size} x {devices.flat[0].device_kind}"
         )
+        if student.num_classes == 1000:  # ImageNet: what is compared with published numbers
+            notes = [*notes, *recipe_differences(c)]
         for note in notes:
             self.print(f"  {note}")
-        if student.num_classes == 1000:  # ImageNet: what is compared with published numbers
-            for line in recipe_differences(c):
-                self.print(f"  {line}")
         if self.start:
-            done = "complete, evaluating again" if self.start >= self.total else f"resuming from step {self.start}"
-            self.print(f"{self.title}: {done}")
-        self.mark = time.perf_counter()
+            done = f"resuming from step {self.start}" if self.start < run.total_steps else "complete, evaluating again"
+            self.print(f"{run.title}: {done}")
+        self.reset(self.start)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -183,13 +161,13 @@ class Log:
         broken: training images so far that could not be read and were replaced.
         """
         self.losses.append({name: metrics[name] for name in AVERAGED if name in metrics})
-        if self.first_step_seconds is None:  # the first step holds the compilation: it says nothing about speed
+        if not self.compiled:  # the first step holds the compilation: it says nothing about speed
             jax.block_until_ready(metrics["loss"])
-            self.first_step_seconds = time.perf_counter() - self.mark
-            text = f"first step after {self.first_step_seconds:.1f} s, compilation included"
-            self.print(f"{self.title}: {text}", transient=True)
+            seconds, self.compiled = time.perf_counter() - self.mark, True
+            self.print(f"{self.run.title}: first step after {seconds:.1f} s, compilation included", transient=True)
             self.reset(step)
-        if step % self.config.log.every and step != self.total:
+        total = self.run.total_steps
+        if step % self.config.log.every and step != total:
             return None
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         interval = self.interval_losses()
@@ -200,10 +178,9 @@ class Log:
         if steps:
             rate = steps * self.config.batch_size / elapsed
             speed = {"images_per_second": round(rate, 1), "wait_share": round(self.waited / elapsed, 4)}
-            left = duration((self.total - step) * elapsed / steps)
-            epochs = self.total / self.per_epoch
+            left, per_epoch = duration((total - step) * elapsed / steps), self.run.steps_per_epoch
             self.print(
-                f"{self.title}  epoch {step / self.per_epoch:.1f}/{epochs:.1f}  step {step}/{self.total}  "
+                f"{self.run.title}  epoch {step / per_epoch:.1f}/{total / per_epoch:.1f}  step {step}/{total}  "
                 f"{describe_loss(values)}  {rate:,.0f} images/s  {left} left  "
                 f"waiting for data {100 * speed['wait_share']:.0f} %",
                 transient=True,
@@ -235,40 +212,35 @@ class Log:
             with self.ending("events"):
                 self.events.flush()
         ema = f"  (EMA {results['ema']['top1']:.2f} %)" if "ema" in results else ""
-        at = f"step {step}/{self.total}"
-        top1 = results["params"]["top1"]
-        self.print(f"{self.title}  {at}  top-1 {top1:.2f} %{ema}", transient=step != self.total)
+        total, top1 = self.run.total_steps, results["params"]["top1"]
+        line = f"{self.run.title}  step {step}/{total}  top-1 {top1:.2f} %{ema}"
+        self.print(line, transient=step != total)
         self.reset(step)
 
-    def rolled_back(self, step: int, to: int, losses: Sequence[dict[str, float]] = ()) -> None:
-        """Log that the run went back from `step` to `to`. losses: as at the start."""
-        patience = self.config.stability.patience
+    def rolled_back(self, step: int, to: int, in_row: int, losses: Sequence[dict[str, float]] = ()) -> None:
+        """Log that the run went back from `step` to `to` after `in_row` non-finite steps. losses: as at the start."""
         self.print(
-            f"{self.title}: {patience} non-finite steps in a row at step {step}: back to step {to}, with other data"
+            f"{self.run.title}: {in_row} non-finite steps in a row at step {step}: back to step {to}, with other data"
         )
-        if self.writes:
-            with self.ending("file"):
-                self.rewind(to)
+        self.rewind(to)
         self.write(to, rolled_back_from=step)
         self.losses = list(losses)
         self.reset(to)
 
     def end(self) -> None:
         """Draw the curves of a finished run. A failure is a printed line: the run's weights are what counts."""
-        if not self.writes:
-            return
         self.sync()
-        try:
-            plots.curves(self.workdir / "curves.png", {self.title: read_log(self.workdir)})
-        except Exception as error:
-            self.print(f"{self.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
+        if self.writes:
+            try:
+                plots.curves(self.run.folder / "curves.png", {self.run.title: read_log(self.run.folder)})
+            except Exception as error:
+                self.print(f"{self.run.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
 
     def close(self) -> None:
-        """Close the files."""
-        for output in (self.file, self.events):
-            if output:
-                with contextlib.suppress(OSError):  # what a full disk refuses is lost
-                    output.close()
+        """Close the TensorBoard log."""
+        if self.events:
+            with contextlib.suppress(OSError):  # what a full disk refuses is lost
+                self.events.close()
 
 
 def describe_loss(values: dict[str, float]) -> str:
@@ -295,18 +267,18 @@ def open_events(folder: Path, start: int) -> Any:
     from tensorboardX.proto import event_pb2
 
     folder.mkdir(parents=True, exist_ok=True)
-    writer = EventsWriter(str(folder / "events"))
-    messages: Any = event_pb2  # made at run time: its classes are unknown to type checkers
+    writer, messages = EventsWriter(str(folder / "events")), cast(Any, event_pb2)  # its classes are made at run time
     session = messages.SessionLog(status=messages.SessionLog.START)
     writer.write_event(messages.Event(step=start + 1, session_log=session))
     return writer
 
 
-def write_events(writer: Any, step: int, scalars: dict[str, float]) -> None:
-    """Add scalars at a step to a writer of `open_events`."""
+def write_events(writer: Any, step: int, values: dict[str, Any]) -> None:
+    """Add the finite numbers among values at a step to a writer of `open_events`."""
     from tensorboardX.proto import event_pb2
     from tensorboardX.summary import scalar
 
-    messages: Any = event_pb2
-    for name, value in scalars.items():
-        writer.write_event(messages.Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+    for name, value in values.items():
+        if isinstance(value, int | float) and math.isfinite(value):
+            summary = scalar(name, float(value))
+            writer.write_event(cast(Any, event_pb2).Event(wall_time=time.time(), step=step, summary=summary))

@@ -32,7 +32,7 @@ STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynch
 
 
 class Program(NamedTuple):
-    """The compiled parts of a run.
+    """The jitted functions of a run, and its teacher's arrays.
 
     Attributes:
         abstract_state: shapes, types and shardings of the state.
@@ -69,7 +69,7 @@ def train(run: Run) -> dict[str, dict]:
     Weights come from 1. the newest checkpoint in the folder, 2. else `run.init`, 3. else the seed. A step is saved
     before it is evaluated, so that an evaluation that fails or is interrupted loses no training.
 
-    Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate` returns it.
+    Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate_sets` returns it.
 
     Raises:
         UserError: bad input, or a run that diverges again and again, or takes none of its steps.
@@ -180,21 +180,11 @@ def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> TrainSt
 def begin_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
     """The run's log, continued at the state's step, with the lines that introduce the run."""
     step, config = int(state.step), run.config
-    log = Log(
-        run.folder,
-        title=run.title,
-        config=config,
-        start=step,
-        total=run.total_steps,
-        per_epoch=run.steps_per_epoch,
-        evaluated=checkpoints.scored(step),
-        losses=checkpoints.meta(step).get("interval_losses", []),
-    )
+    log = Log(run, step, evaluated=checkpoints.scored(step), losses=checkpoints.meta(step).get("interval_losses", []))
     teachers = run.teacher.models if run.teacher else ()
     changes = [*run.init.notes, *(note for model in teachers for note in model.notes)]
     plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
-    teacher = config.teacher.name if teachers else ""
-    log.begin(run.student, state.params, teacher=teacher, notes=changes + plan, mesh=run.mesh)
+    log.begin(state.params, changes + plan)
     return log
 
 
@@ -256,14 +246,15 @@ def roll_back(
             f" {rollbacks - 1} roll-backs: {lower_lr(run)}"
         )
     to = checkpoints.last_good()
+    checkpoints.discard_after(to or 0)
     if to is None:
-        checkpoints.discard_after(to := 0)
-        back = program.initialize(initial_weights(run), small_seed(run.config.seed))
+        to, back = 0, program.initialize(initial_weights(run), small_seed(run.config.seed))
     else:
-        back = TrainState(**checkpoints.roll_back(to, vars(program.abstract_state)))
+        back = TrainState(**checkpoints.restore(vars(program.abstract_state), to))
     offset = int(state.offset) + step - to
     back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
-    log.rolled_back(step, to, losses=checkpoints.meta(to).get("interval_losses", []))
+    in_row = int(state.nonfinite["in_row"])
+    log.rolled_back(step, to, in_row, losses=checkpoints.meta(to).get("interval_losses", []))
     return back
 
 

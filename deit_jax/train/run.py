@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import UInt8
 
 from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.derived import has_teacher, teacher_config, trains_teacher, without_token
@@ -34,7 +33,7 @@ from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.student import Student, make_student
-from deit_jax.weights import fit_weights, load_weights, split_sources
+from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
 
 
@@ -179,24 +178,20 @@ def open_data(config: Config) -> Data:
     """
     data = Data(*sources.open_sources(config))
     print_once("\n".join(summary(*data)))
-    if jax.process_count() > 1:
-        ours = [np.frombuffer(hashlib.sha256(x.fingerprint.encode()).digest(), np.uint8) for x in data]
-        compare_fingerprints(np.asarray(multihost_utils.process_allgather(np.stack(ours))))
+    compare_processes("\n".join(x.fingerprint for x in data))
     return data
 
 
-def compare_fingerprints(gathered: UInt8[np.ndarray, "processes 2 32"]) -> None:
-    """Raise UserError naming the processes whose images differ from process 0's.
-
-    gathered: digests of each process's training and evaluation images.
-    """
-    for which, name in enumerate(("training", "evaluation")):
-        others = [str(p) for p in range(len(gathered)) if (gathered[p, which] != gathered[0, which]).any()]
-        if others:
-            raise UserError(
-                f"process{'es' if len(others) > 1 else ''} {', '.join(others)} of {len(gathered)} see other {name}"
-                " images than process 0: data.root must hold the same files on every host"
-            )
+def compare_processes(fingerprint: str) -> None:
+    """Raise UserError on every process where one of them sees other images than process 0."""
+    digest = hashlib.sha256(fingerprint.encode()).digest()
+    found = np.atleast_2d(multihost_utils.process_allgather(np.frombuffer(digest, np.uint8)))
+    others = np.flatnonzero((found != found[0]).any(-1)).tolist()
+    if others:
+        raise UserError(
+            f"process {others[0]} of {len(found)} sees other images than process 0: data.root must hold the same files"
+            " on every host"
+        )
 
 
 def open_teacher(config: Config, student: Student, data: Data, init: str = "") -> Teacher | None:
@@ -241,7 +236,6 @@ def load_init(config: Config, student: Student, class_names: Sequence[str] | Non
 
 
 FILES = "images.txt.gz"
-WEIGHT_SETTINGS = ("init", "teacher.init")  # their values may be files and folders
 
 
 def claim_workdir(
@@ -275,9 +269,8 @@ def claim_workdir(
         if files:
             names = "\0".join(files).encode("utf-8", "surrogateescape")
             atomic.write_bytes(folder / FILES, gzip.compress(names, 1))
-        located = {key: absolute_paths(ours[key]) for key in WEIGHT_SETTINGS}
         fingerprints = {"data.fingerprint": fingerprint, "data.eval_fingerprint": eval_fingerprint}
-        atomic.write_json(record, ours | located | fingerprints)
+        atomic.write_json(record, ours | fingerprints)
     return folder
 
 
@@ -293,9 +286,7 @@ def check_record(
         raise UserError(
             f"workdir {workdir} holds a config.json that does not record a run: choose another --workdir"
         ) from None
-    changed = [
-        k for k in differences(ours, theirs) if k not in WEIGHT_SETTINGS or not same_weights(ours[k], theirs.get(k))
-    ]
+    changed = differences(ours, theirs)
     if changed:
         shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -327,17 +318,3 @@ def missing_files(folder: Path, files: Sequence[str]) -> str:
     began = gzip.decompress(record.read_bytes()).decode("utf-8", "surrogateescape").split("\0")
     gone = sorted(set(began) - set(files))
     return f" ({len(gone)} of its files are gone: {', '.join(gone[:3])}{', …' * (len(gone) > 3)})" if gone else ""
-
-
-def absolute_paths(setting: str) -> str:
-    """A setting that names weights, comma-separated, with the files and folders of this machine as absolute paths."""
-    parts = [(part, storage.as_path(part)) for part in split_sources(setting)]
-    return ",".join(str(path.absolute()) if part and path.exists() else part for part, path in parts)
-
-
-def same_weights(ours: Any, theirs: Any) -> bool:
-    """Whether two settings name the same weights, one by relative and one by absolute paths; they may be gone since."""
-    if not (ours and theirs and isinstance(ours, str) and isinstance(theirs, str)):
-        return ours == theirs
-    a, b = ([storage.as_path(part) for part in split_sources(text)] for text in (ours, theirs))
-    return a == b

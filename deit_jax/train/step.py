@@ -1,4 +1,4 @@
-"""The train step, one pure function: batch → augment → teacher → student → loss → gradient → AdamW → EMA → metrics."""
+"""The train step, one pure function: batch → augment → teacher → student → loss → gradient → update → EMA → metrics."""
 
 from collections.abc import Callable
 from typing import Any

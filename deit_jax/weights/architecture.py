@@ -24,6 +24,8 @@ HEAD_KEYS = {
     "RegNet": ("head.fc.weight", "head.fc.bias"),
     "EfficientNet": ("classifier.weight", "classifier.bias"),
 }
+# ends of the names of a tensor that each block has, and no other part of a model
+BLOCK_ENDS = (".norm1.weight", ".layernorm_before.weight", ".conv3.conv.weight", ".conv_pwl.weight")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -84,15 +86,11 @@ def architecture_of(
         raise UserError(unnamed(shapes, naming, source))
     shape = lambda key: shapes.get(naming.split(key)[0], ())
     heads = [shape(key)[0] for key in HEAD_KEYS[module.__name__] if shape(key)]
-    config["num_classes"] = heads[0] if heads else 0
+    config["num_classes"] = next(iter(heads), 0)
     if module is vit.ViT:
         full = all_arguments(module, config)
         if isinstance(naming, HuggingFace) and naming.head == "classifier" and heads and full["distilled"]:
             config["dist_head"] = False  # DeiTForImageClassification: the distillation token has no head of its own
-        if full["embed_dim"] % full["num_heads"]:
-            raise UserError(
-                f"{source} has {full['num_heads']} attention heads, which do not divide its width {full['embed_dim']}"
-            )
         if len(shape("pos_embed")) == 3 and bool(shape("dist_token")) == full["distilled"]:
             patches, own = shape("pos_embed")[1] - positions_before_patches(full), metadata.arguments.get("img_size")
             config["img_size"] = own or fitting_size(patches, full["patch_size"], [img_size, full["img_size"]], source)
@@ -150,24 +148,38 @@ def fitting_size(patches: int, patch: int, sizes: list, source: str) -> int | tu
 
 def unnamed(shapes: Shapes, naming: Naming, source: str) -> str:
     """The error for weights of which nothing says what model they are: it names the models that may be meant."""
-    shape = lambda key: shapes.get(naming.split(key)[0])
-    stems = {"stem.conv.weight": regnet.CONFIGS, "conv_stem.weight": efficientnet.CONFIGS}
-    names = next((list(configs) for stem, configs in stems.items() if naming.split(stem)[0] in shapes), [])
-    if width := shape("blocks.0.norm1.weight"):
-        configs = {name: all_arguments(vit.ViT, config) for name, config in vit.CONFIGS.items()}
-        plain = lambda c: ((c["embed_dim"],), c["depth"], c["patch_size"], c["distilled"])
-        depth = sum(shape(f"blocks.{i}.norm1.weight") is not None for i in range(len(shapes)))
-        patch, distilled = (shape("patch_embed.proj.weight") or (0,))[-1], shape("dist_token") is not None
-        names = [name for name, config in configs.items() if plain(config) == (width, depth, patch, distilled)]
+    shape = lambda key: shapes.get(naming.split(key)[0], ())
+    widths = sorted(found[0] for key, found in shapes.items() if key.endswith(BLOCK_ENDS) and found)
+    names = [
+        name
+        for module, configs in models.FAMILIES.items()
+        for name, config in configs.items()
+        if widths and sorted(block_widths(module, all_arguments(module, config))) == widths
+    ]
+    if patch := shape("patch_embed.proj.weight"):
+        configs = {name: all_arguments(vit.ViT, vit.CONFIGS[name]) for name in names}
+        own = patch[-1], bool(shape("dist_token"))
+        names = [name for name, config in configs.items() if (config["patch_size"], config["distilled"]) == own]
     if not names:
-        held = listed(list(shapes)[:3]) or "nothing"
-        return (
-            f"{source} has an unknown layout (it holds {held}, …): it is none of the models of deit_jax.list_models()"
-        )
+        return f"{source} has an unknown layout (it holds {listed(list(shapes)[:3])} …): see deit_jax.list_models()"
     return (
         f"{source} does not say which model it is: name it, by name=, as NAME.safetensors or in a config.json beside it"
         f' ({{"architecture": NAME}}); its tensors allow {", ".join(sorted(names))}'
     )
+
+
+def block_widths(module: type[nnx.Module], config: Mapping[str, Any]) -> list[int]:
+    """The first axis of the BLOCK_ENDS tensors of a model with all of its arguments."""
+    if module is vit.ViT:
+        return [config["embed_dim"]] * config["depth"]
+    if module is regnet.RegNet:
+        stages = regnet.stage_widths(*(config[key] for key in ("w0", "wa", "wm", "depth", "group_width")))
+        return [width for width, depth, _ in stages for _ in range(depth)]
+    if module is efficientnet.EfficientNet:  # the first stage has none
+        scale = (config[key] for key in ("width_coefficient", "depth_coefficient", "lite"))
+        stages = efficientnet.scaled_stages(*scale)[1:]
+        return [width for *_, width, layers in stages for _ in range(layers)]
+    return []
 
 
 def check_keys(found: Shapes, needed: Shapes, source: str, what: str) -> None:

@@ -15,7 +15,6 @@ from flax import nnx, traverse_util
 from deit_jax import models
 from deit_jax.classes.match import match_classes
 from deit_jax.errors import UserError, printable
-from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.models.vit import ViT
 from deit_jax.weights.architecture import all_arguments, check_keys, positions_before_patches
@@ -27,8 +26,6 @@ log = logging.getLogger("deit_jax")
 Path = tuple[str, ...]
 POS, DIST = ("params", "pos_embed"), ("params", "dist_token")
 TOKEN = ("dist_token", "head_dist")  # what only a distilled model has
-
-
 Arrays = dict[Path, Any]  # numpy arrays, or their shapes
 
 
@@ -77,14 +74,16 @@ def fit_weights(
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
     needed = flatten({"params": params, "batch_stats": batch_stats})
 
-    fit = Fit(flatten(weights.tree))
-    check_computation(fit, weights, model)
+    fit, found = Fit(flatten(weights.tree)), weights.architecture
+    if not isinstance(model, found.module):
+        raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
     fit_heads(fit, needed, weights, model, class_names)
     if isinstance(model, ViT) and POS in fit.arrays:
         fit_tokens(fit, needed, weights, model)
     if fit.missing and not allow_new_parameters:
         raise UserError(f"{weights.source} does not fit: {'; '.join(fit.notes)}: give the model these weights are of")
     check_shapes(fit, needed, weights)
+    fit.notes += check_computation(weights, model)
     tree = traverse_util.unflatten_dict(initialize_missing(fit, needed, target, seed))
     return tree["params"], tree.get("batch_stats", {}), fit.notes
 
@@ -94,29 +93,20 @@ def flatten(tree: dict) -> Arrays:
     return dict(traverse_util.flatten_dict(tree))
 
 
-def check_computation(fit: Fit, weights: Weights, model: nnx.Module) -> None:
-    """Raise UserError where the model is of another kind, or computes something else with arrays of the same shapes;
-    note layer normalizations that differ in their epsilon."""
+def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
+    """Raise UserError where the model computes something else with arrays of the same shapes; a note where only the
+    epsilon of its layer normalizations differs."""
     found = weights.architecture
-    if not isinstance(model, found.module):
-        raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
     config = all_arguments(found.module, found.config)
-    if isinstance(model, EfficientNet) and model.tf_style != config["tf_style"]:
-        own, other = ("TensorFlow's", "symmetric")[:: 1 if config["tf_style"] else -1]
-        raise UserError(
-            f"{weights.source} holds {found.describe()} of {own} padding, the model has {other} padding and another"
-            f" batch-norm eps: use the model {found.name}"
-        )
-    if not isinstance(model, ViT):
-        return
-    heads, eps = config["num_heads"], config["norm_eps"]
-    if heads != model.num_heads and model.embed_dim == config["embed_dim"]:
-        raise UserError(
-            f"{weights.source} has {heads} attention heads, the model {model.num_heads}: use a model of {heads}"
-            f" (num_heads={heads})"
-        )
-    if eps != model.norm_eps:
-        fit.notes.append(f"norm_eps {model.norm_eps:g}, the model's: the weights have {eps:g}")
+    for key in ("num_heads", "tf_style"):
+        own, wanted = config.get(key), getattr(model, key, None)
+        if own != wanted:
+            raise UserError(
+                f"{weights.source} holds {found.describe()} of {key}={own}, the model has {key}={wanted}: use a model"
+                f" of {key}={own}"
+            )
+    eps, wanted = config.get("norm_eps"), getattr(model, "norm_eps", None)
+    return [] if eps == wanted else [f"norm_eps {wanted:g}, the model's: the weights have {eps:g}"]
 
 
 def fit_heads(fit: Fit, needed: Arrays, weights: Weights, model: Any, class_names: Sequence[str] | None) -> None:
@@ -195,26 +185,19 @@ def initialize_missing(fit: Fit, needed: Arrays, build: functools.partial, seed:
     """The arrays by path in the order of `needed`, the missing ones as a new model has them."""
     if not fit.missing:
         return {path: fit.arrays[path] for path in needed}
-    with_token = DIST in fit.missing and not build.keywords.get(
-        "no_embed_class"
-    )  # its position is drawn too, the others' are not
-    drawn = new_arrays(build, seed, fit.missing | ({POS} if with_token else set()))
+    # the distillation token's position is drawn too, the others' are not
+    with_token = DIST in fit.missing and not build.keywords.get("no_embed_class")
+
+    @jax.jit
+    def draw(key):  # no array but the missing ones is ever computed: the compiler drops them
+        arrays = flatten(dict(zip(("params", "batch_stats"), models.init_arrays(build, key), strict=True)))
+        return {path: arrays[path] for path in fit.missing | ({POS} if with_token else set())}
+
+    drawn = jax.device_get(draw(jax.random.key(seed)))
     if with_token:
         pos = fit.arrays[POS]
         drawn[POS] = np.concatenate([pos[:, :1], drawn[POS][:, 1:2], pos[:, 2:]], axis=1)
     return {path: drawn[path] if path in drawn else fit.arrays[path] for path in needed}
-
-
-def new_arrays(build: functools.partial, seed: int, paths: set[Path]) -> Arrays:
-    """The arrays at `paths` of a newly initialized model; no other is ever computed (the compiler drops them)."""
-
-    @jax.jit
-    def draw(key):
-        params, batch_stats = models.init_arrays(build, key)
-        arrays = flatten({"params": params, "batch_stats": batch_stats})
-        return [arrays[path] for path in sorted(paths)]
-
-    return {path: np.array(a) for path, a in zip(sorted(paths), draw(jax.random.key(seed)), strict=True)}
 
 
 def load_model(
@@ -252,22 +235,7 @@ def load_model(
     if overrides["num_classes"] is None:
         raise UserError(f"{source} has no classification head: give num_classes=, and a new one is initialized")
     build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
-    model, notes = build_model(loaded, build, seed=rngs)
+    params, batch_stats, notes = fit_weights(loaded, build, seed=rngs)
     for note in notes:
         log.warning("%s: %s", printable(source), printable(note))
-    return model
-
-
-def build_model(weights: Weights, build: functools.partial, *, seed: int = 0) -> tuple[nnx.Module, list[str]]:
-    """(model, notes of `fit_weights`); uses `weights` up, so that the arrays are not there twice."""
-    params, batch_stats, notes = fit_weights(weights, build, seed=seed)
-    weights.tree.clear()
-    graphdef, _, _ = models.abstract(build)
-    return nnx.merge(graphdef, to_device(params), to_device(batch_stats)), notes
-
-
-def to_device(tree: dict) -> dict:
-    """The arrays as JAX's, each host copy freed before the next is made."""
-    for key, value in tree.items():
-        tree[key] = to_device(value) if isinstance(value, dict) else jnp.asarray(value)
-    return tree
+    return nnx.merge(models.abstract(build)[0], *jax.tree.map(jnp.asarray, (params, batch_stats)))

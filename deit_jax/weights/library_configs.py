@@ -35,13 +35,16 @@ HUGGING_FACE: dict[str, tuple[str, Any]] = {
     "image_size": ("img_size", 224),
     "patch_size": ("patch_size", 16),
 }
-# what DINOv2's classes have beside these, and other defaults of theirs
+# DINOv2's models: what their switches are, and their defaults
 DINOV2: dict[str, dict[str, Any]] = {
     "dinov2": {"init_values": 1e-5, "pos_offset": 0.1},
     "dinov2_with_registers": {"init_values": 1e-5, "no_embed_class": True, "pos_antialias": True},
 }
-DINOV2_DEFAULTS = {"layer_norm_eps": 1e-6, "mlp_ratio": 4}
-HALF, CLIP_MEAN, CLIP_STD = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+DINOV2_DEFAULTS = {
+    "dinov2": {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "patch_size": 14},
+    "dinov2_with_registers": {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "patch_size": 16, "num_register_tokens": 4},
+}
+HALF, CLIP_MEAN, CLIP_STD = (0.5,) * 3, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "image_mean": HALF, "image_std": HALF},
     "DeiT": {
@@ -100,11 +103,11 @@ def from_timm(config: Mapping[str, Any], where: str) -> Metadata:
     return Metadata(
         name=name,
         arguments=arguments,
-        mean=pretrained.get("mean"),
-        std=pretrained.get("std"),
+        mean=pretrained.get("mean") or (),
+        std=pretrained.get("std") or (),
         crop=pretrained.get("crop_pct"),
         fit="squash" if mode == "squash" else "",
-        interpolation=pretrained.get("interpolation"),
+        interpolation=pretrained.get("interpolation") or "",
         class_names=config.get("label_names") or pretrained.get("label_names"),
     )
 
@@ -114,16 +117,9 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> Metadata:
     kind = config.get("model_type")
     if kind not in (None, "vit", "deit", "timm_wrapper", *DINOV2):
         raise UserError(f"{where} has model_type '{kind}': of Hugging Face's models ViT, DeiT and DINOv2 are read")
-    fixed = {
-        "qkv_bias": (True,),
-        "num_channels": (3,),
-        "hidden_act": ("gelu", "gelu_python"),
-        "use_swiglu_ffn": (False,),
-    }
-    if kind in DINOV2:
-        patch = 14 if kind == "dinov2" else 16
-        config = DINOV2_DEFAULTS | {"patch_size": patch} | dict(config)
-    for key, right in fixed.items():
+    config = DINOV2_DEFAULTS.get(kind or "", {}) | dict(config)
+    fixed = {"qkv_bias": (True,), "num_channels": (3,), "hidden_act": ("gelu", "gelu_python")}
+    for key, right in (fixed | {"use_swiglu_ffn": (False,)}).items():
         if config.get(key, right[0]) not in right:
             raise UserError(f"{where} has {key} {config[key]!r:.60}: {right[0]} is implemented")
     complete = kind in ("vit", "deit", *DINOV2)
@@ -137,8 +133,7 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> Metadata:
     if complete:
         ratio = config.get("mlp_ratio") or config.get("intermediate_size", 3072) / arguments["embed_dim"]
         arguments |= {"mlp_ratio": ratio, "distilled": kind == "deit"} | DINOV2.get(kind or "", {})
-    if kind == "dinov2_with_registers":
-        arguments["reg_tokens"] = config.get("num_register_tokens", 4)
+        arguments["reg_tokens"] = config.get("num_register_tokens", 0)
     # transformers fills in "LABEL_0", … where nobody named the classes
     labels: Any = config.get("id2label") or {}
     named = not any(str(name).startswith("LABEL_") for name in labels.values())
@@ -164,11 +159,11 @@ def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> 
             raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented: remove it if it has no effect")
     # the processor makes (255 p f - mean) / std of pixels p in 0..1, with the factor f
     factor = 255 * float(entries.get("rescale_factor", 1 / 255)) if entries["do_rescale"] else 255.0
-    mean, std = entries.get("image_mean"), entries.get("image_std")
+    mean, std = entries.get("image_mean", ()), entries.get("image_std", ())
     if not entries["do_normalize"]:
         mean, std = (0, 0, 0), (1, 1, 1)
-    mean, std = (values and tuple(x / factor for x in values) for values in (mean, std))
-    resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else None
+    mean, std = (tuple(x / factor for x in values) for values in (mean, std))
+    resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else ""
     found = Metadata(mean=mean, std=std, interpolation=resample)
     if entries["do_resize"] and "size" in entries:
         squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))

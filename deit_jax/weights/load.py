@@ -1,12 +1,12 @@
 """Weights from anywhere, in our names and layout: `load_weights`."""
 
 import dataclasses
-import functools
 import importlib.resources
 import json
 import logging
 import math
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -20,45 +20,38 @@ from deit_jax.errors import UserError, printable
 from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
-from deit_jax.weights.library_configs import read_configuration
-from deit_jax.weights.metadata import Metadata, from_checkpoint, from_header, given_size, reading
-from deit_jax.weights.names import HEADS, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
+from deit_jax.weights.library_configs import CLIP_MEAN, CLIP_STD, HALF, read_configuration
+from deit_jax.weights.metadata import Conventions, Metadata, from_checkpoint, from_header, given_size, reading
+from deit_jax.weights.names import COUNTER, HEADS, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
 from deit_jax.weights.weight_files import Tensors, is_weight_file, open_file, weight_file
 
 PACKAGE = "package:"
 log = logging.getLogger("deit_jax")
 CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command say
+# (mean, std) of published weights that were trained with others than ImageNet's, by the first word after the model's
+# name (`tf_efficientnet_b0.ap_in1k`, `tf_efficientnet_b0_ap-f262efe1`)
+TAGGED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    **dict.fromkeys(("ap", "ra4", "augreg", "augreg2", "orig", "sam"), (HALF, HALF)),
+    "bamboo": (CLIP_MEAN, CLIP_STD),
+}
 
 
 @dataclasses.dataclass
-class Weights:
+class Weights(Conventions):
     """A model's arrays and the metadata stored beside them.
 
     Attributes:
         source: where they came from.
         architecture: what they are.
         tree: {"params": …, "batch_stats": …} of numpy arrays, in the form of `models.abstract`.
-        mean, std: normalization statistics of the pixels they were trained with.
-        crop: of their evaluation, side of the centre crop / resized short side; None: not known.
-        fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
-        interpolation: of that resizing, a name of PIL's Image.Resampling in lower case; "": not known.
-        class_names: by output; None: not known.
-        counters, header: PyTorch's batch counters and the safetensors header, so that a file can be written again as it
-            was.
+        counters: PyTorch's batch counters, so that a file can be written again as it was.
         notes: what was chosen, left out or assumed, a line each.
     """
 
     source: str
     architecture: Architecture
     tree: dict
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    crop: float | None = None
-    fit: str = ""
-    interpolation: str = ""
-    class_names: list[str] | None = None
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
-    header: dict[str, str] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -99,24 +92,31 @@ def load_weights(
     path, img_size = str(source), given_size(img_size)
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
-    try:
-        tensors, metadata = open_source(path, weights)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check that it exists and may be read") from error
-    naming = naming_of(tensors.shapes)
+    tensors, metadata = open_source(path, weights)
+    naming, notes = naming_of(tensors.arrays), tensors.notes
+    arrays = fold_class_position(tensors.arrays, naming)
+    shapes = {key: array.shape for key, array in arrays.items()}
     with reading(path):
-        tensors = fold_class_position(tensors, naming)
-        found = architecture_of(tensors.shapes, naming, metadata, path, name=name, img_size=img_size)
-        tree = allocate(found, tensors.shapes, naming, path)
+        found = architecture_of(shapes, naming, metadata, path, name=name, img_size=img_size)
+        tree = allocate(found, shapes, naming, path)
     for entry in entries(tree, naming):
-        entry.view(tree)[...] = tensors.read(entry.key)
+        entry.view(tree)[...] = arrays.pop(entry.key)  # its memory is freed as ours fills
     check_finite(tree, naming, path)
-    counters = {
-        timm: int(tensors.read(key)) for timm, key in counter_keys(tree, naming).items() if key in tensors.shapes
-    }
-    loaded = Weights(path, found, tree, counters=counters, header=tensors.header, notes=tensors.notes)
-    apply_metadata(loaded, metadata)
-    for note in loaded.notes:
+    counters = {ours: int(arrays[key]) for ours, key in counter_keys(tree, naming).items() if key in arrays}
+    metadata = metadata | published_view(metadata.name or found.name)
+    if not (metadata.mean and metadata.std):
+        notes.append(
+            f"assumed, for nothing says otherwise: pixel mean {IMAGENET_MEAN}, deviation {IMAGENET_STD} (a config.json"
+            " beside the weights can, see docs/weights.md)"
+        )
+    outputs, names = found.config["num_classes"], metadata.class_names or []
+    if outputs and len(names) not in (0, outputs):
+        notes.append(f"its {len(names)} class names are not used: the head has {outputs} outputs")
+    loaded = Weights(path, found, tree, counters, notes, **metadata.conventions())
+    loaded.class_names = names if outputs and len(names) == outputs else None
+    loaded.mean, loaded.std = loaded.mean or IMAGENET_MEAN, loaded.std or IMAGENET_STD
+    loaded.crop = loaded.crop or found.config.get("crop")  # an EfficientNet's follows from its size
+    for note in notes:
         log.warning("%s: %s", printable(path), printable(note))
     return loaded
 
@@ -124,30 +124,68 @@ def load_weights(
 def split_sources(text: str) -> list[str]:
     """The weights that a setting lists, separated by commas; the path of an existing file or folder is one source,
     whatever commas it holds."""
-    return [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
+    parts, found = text.split(","), []
+    while parts:
+        candidates = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        found.append(next((path for path in candidates if os.path.exists(os.path.expanduser(path))), parts[0]))
+        del parts[: found[-1].count(",") + 1]
+    return found
 
 
-def find_file(source: str) -> Path | None:
-    """The weight file that a source stands for, downloaded where it is a hub name; None for an Orbax folder.
+def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata]:
+    """The tensors of a hub repository, a file or an Orbax folder, and the metadata stored beside them.
 
     Raises UserError where there is nothing of this name.
     """
-    if source.startswith(PACKAGE):
-        return packaged_file(source)
-    path = storage.as_path(source)
-    if path.is_dir():
-        if (path / "checkpoints").is_dir() or (path / "params").is_dir():  # weight files may lie beside checkpoints
-            return None
-        file = weight_file(path)
-        return file and storage.local_copy(file, hub.CONFIGURATION)
-    if path.is_file():
-        return storage.local_copy(path, hub.CONFIGURATION)
-    if hub.is_hub_name(source):
-        return hub.fetch(source)
-    raise UserError(
-        f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder or"
-        f" {PACKAGE}NAME"
-    )
+    path = packaged_file(source) if source.startswith(PACKAGE) else storage.as_path(source)
+    try:
+        # weight files may lie beside checkpoints
+        is_run = (path / "checkpoints").is_dir() or (path / "params").is_dir()
+        file = None if is_run else weight_file(path) if path.is_dir() else path
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check that it may be read") from error
+    if file is None:
+        from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
+
+        tensors, meta = orbax.open_checkpoint(source, weights)
+        return tensors, from_checkpoint(meta, source)
+    if file.is_file():
+        file = storage.local_copy(file, hub.CONFIGURATION)
+    elif hub.is_hub_name(source):
+        file = hub.fetch(source)
+    else:
+        raise UserError(
+            f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder or"
+            f" {PACKAGE}NAME (commas separate several; a path that exists may hold commas)"
+        )
+    tensors = open_file(file, weights)
+    return tensors, file_metadata(file, source, tensors)
+
+
+def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
+    """The metadata of a weight file, its name as the configuration or the file has it, else that of a registered model
+    with which the repository's, file's or folder's name begins."""
+    metadata = read_configuration(file.parent) | from_header(tensors.header, source)
+    hints = [source.rstrip("/"), file.name, file.absolute().parent.name]
+    if isinstance(naming_of(tensors.arrays), EfficientNetPytorch):  # all of its weights were trained in TensorFlow
+        hints = [f"tf_{hint.split('/')[-1].removeprefix('tf_')}" for hint in hints]
+    stated = metadata.name or tensors.name
+    names = [stated] if stated else hints
+    metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, names)), "")
+    for hint in hints if metadata.name else []:
+        tag = re.fullmatch(rf"{metadata.name}[._-]([a-z]+\d*).*", hint.split("/")[-1])
+        if tag and tag[1] in TAGGED:
+            mean, std = TAGGED[tag[1]]
+            return metadata | Metadata(mean=mean, std=std)
+    return metadata | published_view(metadata.name)
+
+
+def published_view(name: str) -> Metadata:
+    """Statistics of the pixels, and the crop, where all published weights of the model have the same ones."""
+    whole = name.startswith("deit3") or name.endswith("_dinov2")
+    if whole or name.startswith(("deit", "regnet")):
+        return Metadata(mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0 if whole else None)
+    return Metadata(mean=HALF, std=HALF) if name.startswith("tf_efficientnet_lite") else Metadata()
 
 
 def packaged_file(source: str) -> Path:
@@ -167,67 +205,6 @@ def packaged_file(source: str) -> Path:
     return found[0]
 
 
-def read_metadata(source: str) -> Metadata:
-    """The metadata of weights; no array is read. Errors as `load_weights`."""
-    file = find_file(source)
-    if file is None:
-        from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
-
-        return from_checkpoint(orbax.read_meta(orbax.intact_step(storage.as_path(source))), source)
-    return file_metadata(file, source, open_file(file))
-
-
-def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
-    """The metadata of a weight file, its name as the configuration or the file has it, else that of a registered model
-    with which the repository's, file's or folder's name begins."""
-    metadata = read_configuration(file.parent) | from_header(tensors.header, source)
-    stated = metadata.name or tensors.name
-    hints = [stated] if stated else [source.rstrip("/"), file.name, file.absolute().parent.name]
-    if isinstance(naming_of(tensors.shapes), EfficientNetPytorch):  # all of its weights were trained in TensorFlow
-        hints = [f"tf_{hint.split('/')[-1].removeprefix('tf_')}" for hint in hints]
-    metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, hints)), "")
-    return metadata | published_view(metadata.name)
-
-
-def published_view(name: str) -> Metadata:
-    """Statistics of the pixels, and the crop, where all published weights of the model have the same ones."""
-    whole = name.startswith("deit3") or name.endswith("_dinov2")
-    if whole or name.startswith(("deit", "regnet")):
-        return Metadata(mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0 if whole else None)
-    half = (0.5, 0.5, 0.5)
-    return Metadata(mean=half, std=half) if name.startswith("tf_efficientnet_lite") else Metadata()
-
-
-def open_source(source: str, weights: str) -> tuple[Tensors, Metadata]:
-    """The tensors of a file or an Orbax folder, and the metadata stored beside them."""
-    if file := find_file(source):
-        tensors = open_file(file, weights)
-        return tensors, file_metadata(file, source, tensors)
-    from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
-
-    tensors, meta = orbax.open_checkpoint(source, weights)
-    return tensors, from_checkpoint(meta, source)
-
-
-def apply_metadata(weights: Weights, metadata: Metadata) -> None:
-    """Fill in the evaluation view and class names, and note what is not used or had to be assumed."""
-    metadata = metadata | published_view(metadata.name or weights.name)
-    if not (metadata.mean and metadata.std):
-        weights.notes.append(
-            f"assumed, for nothing says otherwise: pixel mean {weights.mean}, deviation {weights.std} (a config.json"
-            " beside the weights can, see docs/weights.md)"
-        )
-    weights.mean, weights.std = metadata.mean or weights.mean, metadata.std or weights.std
-    # an EfficientNet's crop follows from its size
-    weights.crop = metadata.crop or weights.architecture.config.get("crop")
-    weights.fit, weights.interpolation = metadata.fit, metadata.interpolation or ""
-    names = metadata.class_names
-    if names and weights.num_classes not in (0, len(names)):
-        weights.notes.append(f"its {len(names)} class names are not used: the head has {weights.num_classes} outputs")
-    elif weights.num_classes:
-        weights.class_names = names
-
-
 def check_finite(tree: dict, naming: Naming, source: str) -> None:
     """Raise UserError naming the tensors of which a number is not finite."""
     damaged = [entry.key for entry in entries(tree, naming) if not np.isfinite(entry.view(tree)).all()]
@@ -238,22 +215,14 @@ def check_finite(tree: dict, naming: Naming, source: str) -> None:
         )
 
 
-def fold_class_position(tensors: Tensors, naming: Naming) -> Tensors:
+def fold_class_position(arrays: dict[str, np.ndarray], naming: Naming) -> dict[str, np.ndarray]:
     """DINOv2's tensors with registers as timm has them: the class token's position, which the official code and Hugging
     Face keep beside those of the patches, is added to the token."""
     pos, cls, registers = (naming.split(key)[0] for key in ("pos_embed", "cls_token", "reg_token"))
-    shape = tensors.shapes.get(pos, ())
-    if registers not in tensors.shapes or len(shape) != 3 or math.isqrt(shape[1]) ** 2 == shape[1]:
-        return tensors
-
-    @functools.cache
-    def read(key: str) -> np.ndarray:
-        if key == pos:
-            return tensors.read(pos)
-        return tensors.read(key) + read(pos)[:, :1] if key == cls else tensors.read(key)
-
-    shapes = tensors.shapes | {pos: (shape[0], shape[1] - 1, shape[2])}
-    return dataclasses.replace(tensors, shapes=shapes, read=lambda key: read(key)[:, 1:] if key == pos else read(key))
+    shape = arrays[pos].shape if pos in arrays else ()
+    if registers not in arrays or len(shape) != 3 or math.isqrt(shape[1]) ** 2 == shape[1]:
+        return arrays
+    return arrays | {cls: arrays[cls] + arrays[pos][:, :1], pos: arrays[pos][:, 1:]}
 
 
 def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> dict:
@@ -263,22 +232,17 @@ def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> 
         params = {key: value for key, value in params.items() if key not in HEADS}
     tree = {"params": params, "batch_stats": batch_stats}
     needed = {entry.key: entry.shape for entry in entries(tree, naming)}
-    counters = dict.fromkeys(counter_keys(tree, naming).values(), ())
-    if counters.keys() & shapes.keys():  # files of older PyTorch versions have none
-        needed |= counters
+    if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none
+        needed |= dict.fromkeys(counter_keys(tree, naming).values(), ())
     check_keys(shapes, needed, source, f"all of {found.describe()} and nothing else")
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
 
 
 class View(NamedTuple):
-    """What a model sees of an image.
+    """What a model sees of an image: `Conventions` with everything decided.
 
     Attributes:
         size: pixels per side.
-        crop: side of the centre crop / resized short side.
-        interpolation: of the resizing.
-        fit: how resizing and crop are done, as `eval_image` has it.
-        mean, std: normalization statistics of its pixels.
     """
 
     size: int
@@ -299,14 +263,8 @@ def view_of(weights: Weights, size: int, *, crop: float | None = None, interpola
 
     crop, interpolation: what is asked for; empty or 0: the weights' own, else the defaults.
     """
-    return View(
-        size,
-        crop or weights.crop or CROP,
-        interpolation or weights.interpolation or INTERPOLATION,
-        weights.mean,
-        weights.std,
-        weights.fit or "short",
-    )
+    crop, interpolation = crop or weights.crop or CROP, interpolation or weights.interpolation or INTERPOLATION
+    return View(size, crop, interpolation, weights.mean, weights.std, weights.fit or "short")
 
 
 def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[str] = ()):
@@ -325,9 +283,9 @@ def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[s
         return config
     theirs = recorded_normalization(workdir)
     if theirs is None:
-        metadata = read_metadata(config.init)
-        theirs = (metadata.mean, metadata.std) if metadata.mean and metadata.std else None
-    if theirs in (None, ours):
+        _, metadata = open_source(config.init)
+        theirs = metadata.mean, metadata.std
+    if not all(theirs) or theirs == ours:
         return config
     config = config.copy_and_resolve_references()
     config.augment.mean, config.augment.std = theirs

@@ -20,15 +20,6 @@ from deit_jax.models.inputs import image_size
 HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `metadata_json` makes it
 MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are of pixels in 0..255
 
-
-def given_size(value: Any) -> int | tuple[int, int] | None:
-    """`image_size` of a caller's argument, or None. Raises UserError where it is neither."""
-    try:
-        return None if value is None else image_size(value)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 # of the arguments that configurations have, what makes them of a JSON value
 ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "img_size": image_size,
@@ -44,36 +35,29 @@ ARGUMENTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@dataclasses.dataclass
-class Metadata:
-    """Metadata stored beside the tensors; None (or empty) where absent.
+@dataclasses.dataclass(kw_only=True)
+class Conventions:
+    """What a model's pixels and outputs mean; empty where it is not known.
 
     Attributes:
-        name: a model's name; of a registered model or not.
-        family: class of the model ("ViT", …) where `arguments` are all of its arguments.
-        arguments: of the model's constructor.
         mean, std: normalization statistics of the pixels, in 0..1.
         crop: side of the evaluation's centre crop / side of the resized image.
         fit: how that resizing and the crop are done, as `eval_image` has it; "": "short".
-        interpolation: of the evaluation's resizing, a name of PIL's Image.Resampling in lower case.
+        interpolation: of that resizing, a name of PIL's Image.Resampling in lower case.
         class_names: by output; also Hugging Face's {"0": name, …}.
 
     Raises ValueError or TypeError for values that cannot be.
     """
 
-    name: str = ""
-    family: str = ""
-    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     crop: float | None = None
     fit: str = ""
-    interpolation: str | None = None
+    interpolation: str = ""
     class_names: list[str] | None = None
 
     def __post_init__(self) -> None:
-        self.arguments = {key: ARGUMENTS.get(key, lambda x: x)(value) for key, value in self.arguments.items()}
-        self.mean, self.std = (values and tuple(float(x) for x in values) for values in (self.mean, self.std))
+        self.mean, self.std = (tuple(float(x) for x in values or ()) for values in (self.mean, self.std))
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and not (len(values) == 3 and all(-MAX_STATISTIC <= x <= MAX_STATISTIC for x in values)):
                 raise ValueError(f"{name} {values}: three numbers are needed, for pixels in 0..1")
@@ -88,11 +72,42 @@ class Metadata:
         if not all(isinstance(name, str) for name in self.class_names or ()):
             raise ValueError("class names that are no text")
 
+    def conventions(self) -> dict[str, Any]:
+        """The fields above alone."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Conventions)}
+
+
+@dataclasses.dataclass
+class Metadata(Conventions):
+    """Metadata stored beside the tensors.
+
+    Attributes:
+        name: a model's name; of a registered model or not.
+        family: class of the model ("ViT", …) where `arguments` are all of its arguments.
+        arguments: of the model's constructor.
+    """
+
+    name: str = ""
+    family: str = ""
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arguments = {key: ARGUMENTS.get(key, lambda x: x)(value) for key, value in self.arguments.items()}
+
     def __or__(self, other: "Metadata") -> "Metadata":
         """The entries of both, `self` winning."""
         merged = {key: value or getattr(other, key) for key, value in vars(self).items()}
         merged["arguments"] = other.arguments | self.arguments
         return Metadata(**merged)
+
+
+def given_size(value: Any) -> int | tuple[int, int] | None:
+    """`image_size` of a caller's argument, or None. Raises UserError where it is neither."""
+    try:
+        return None if value is None else image_size(value)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -133,11 +148,11 @@ def to_header(metadata: Metadata) -> dict[str, str]:
     return {HEADER_KEY: json.dumps(metadata_json(metadata))}
 
 
-def from_header(header: Mapping[str, str] | None, file: str) -> Metadata:
+def from_header(header: Mapping[str, str], file: str) -> Metadata:
     """What our own export wrote into the header of a .safetensors file."""
-    written, where = (header or {}).get(HEADER_KEY, "{}"), f"{file}: its header's '{HEADER_KEY}'"
+    where = f"{file}: its header's '{HEADER_KEY}'"
     try:
-        content = json.loads(written)
+        content = json.loads(header.get(HEADER_KEY, "{}"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not readable ({first_line(error)}): write the file again") from error
     return from_json(content, where)
@@ -151,5 +166,5 @@ def from_checkpoint(meta: Mapping[str, Any], source: str) -> Metadata:
         found = from_json(meta.get("weights", {}), where)
         size = {"img_size": model["img_size"]} if model.get("img_size") else {}
         data = config["data"] if config else {}  # a run is evaluated as its settings say
-        interpolation = data.get("interpolation", "bicubic") if config else None
-        return found | Metadata(model.get("name") or "", "", size, crop=data.get("crop"), interpolation=interpolation)
+        view = {"crop": data.get("crop"), "interpolation": data.get("interpolation", "bicubic") if config else ""}
+        return found | Metadata(model.get("name") or "", "", size, **view)

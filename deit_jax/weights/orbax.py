@@ -88,11 +88,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
 def open_checkpoint(folder: str, weights: str) -> tuple[Tensors, dict[str, Any]]:
     """(the arrays of a checkpoint under timm's names, its JSON); see `read_weights`."""
     meta, tree = read_weights(folder, weights)
-    written = meta.get("weights", {})
-    counters = written.get("counters")
-    if counters is None:  # trained here; PyTorch's batch normalization counts from 0
-        counters = dict.fromkeys(counter_keys(tree, Timm()), 0)
-    found = {entry.key: entry for entry in entries(tree, Timm())}
-    shapes = {key: entry.shape for key, entry in found.items()} | dict.fromkeys(counters, ())
-    read = lambda key: found[key].view(tree) if key in found else np.array(counters[key])
-    return Tensors(shapes, read, written.get("header", {"format": "pt"})), meta
+    # a model trained here has no batch counters; PyTorch's batch normalization counts from 0
+    counters = meta.get("weights", {}).get("counters", dict.fromkeys(counter_keys(tree, Timm()), 0))
+    arrays = {entry.key: entry.view(tree) for entry in entries(tree, Timm())}
+    return Tensors(arrays | {key: np.array(count) for key, count in counters.items()}), meta

@@ -1,4 +1,4 @@
-"""Weight files, safetensors and PyTorch's: every name and shape at once, each array when it is asked for.
+"""Weight files, safetensors and PyTorch's: their tensors by name, as numpy arrays.
 
 PyTorch's (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`) are read by `torch.load(weights_only=True)`, which runs no code
 in them.
@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,8 @@ AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_di
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "timm_model.")
 # official codes' names where they are not timm's: DeiT III's LayerScale, DINOv2's registers
 OFFICIAL = {r"(blocks\.\d+)\.gamma_([12])": r"\1.ls\2.gamma", "register_tokens": "reg_token"}
-# tensors that take no part in classification: their ends, and what they are
-UNUSED_TENSORS = {
-    "pooler.dense.weight": "the pooler",
-    "pooler.dense.bias": "the pooler",
-    "mask_token": "the mask token",
-    "n_averaged": "the counter of averaged weights",
-}
+# tensors that take no part in classification: of ViTModel and DINOv2, and a counter of averaged weights
+UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "mask_token", "n_averaged")
 
 
 @dataclasses.dataclass
@@ -44,98 +39,44 @@ class Tensors:
     """What a file holds.
 
     Attributes:
-        shapes: by name.
-        read: one array by its name, as numpy's; a second read of the same name may fail.
+        arrays: by name, in the file's type or float32.
         header: of a safetensors file.
         name: a model's name that the file holds beside its tensors, or "".
         notes: what was chosen or left out, a line each.
     """
 
-    shapes: dict[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
-    header: dict[str, str] | None = None
+    arrays: dict[str, np.ndarray]
+    header: dict[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def unwrap(tensors: Tensors, path: Any) -> Tensors:
+def unwrap(tensors: Tensors, path: Path) -> Tensors:
     """The same tensors without wrappers' prefixes and without those that take no part in classification.
 
     Raises UserError where two names become one.
     """
-    original: dict[str, str] = {}
-    for key in tensors.shapes:
+    bare_names: dict[str, str] = {}
+    for key in tensors.arrays:
         bare = key
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), ""):
             bare = bare.removeprefix(prefix)
         for theirs, ours in OFFICIAL.items():
             bare = re.sub(f"^{theirs}$", ours, bare)
-        if bare in original:
-            raise UserError(f"{path} holds {bare} twice, as {original[bare]} and as {key}: keep one of the two models")
-        original[bare] = key
-    unused = {
-        bare: what
-        for bare in original
-        for end, what in UNUSED_TENSORS.items()
-        if re.search(rf"(^|\.){re.escape(end)}$", bare)
-    }
-    notes = (
-        [f"left out {', '.join(sorted(set(unused.values())))}: it takes no part in classification"] if unused else []
-    )
-    return dataclasses.replace(
-        tensors,
-        shapes={bare: tensors.shapes[key] for bare, key in original.items() if bare not in unused},
-        read=lambda bare: tensors.read(original[bare]),
-        notes=tensors.notes + notes,
-    )
+        if bare in bare_names:
+            raise UserError(
+                f"{path} holds {bare} twice, as {bare_names[bare]} and as {key}: keep one of the two models"
+            )
+        bare_names[bare] = key
+    unused = [bare for bare in bare_names if f".{bare}".endswith(tuple(f".{end}" for end in UNUSED))]
+    arrays = {bare: tensors.arrays[key] for bare, key in bare_names.items() if bare not in unused}
+    notes = [f"left out {', '.join(unused)}: no part of a classifier"] if unused else []
+    return dataclasses.replace(tensors, arrays=arrays, notes=tensors.notes + notes)
 
 
 def is_weight_file(path: Path) -> bool:
     """Whether the file's name is one of safetensors or PyTorch."""
-    return path.suffix == ".safetensors" or is_pickle(path)
-
-
-def open_file(path: Path, weights: str = "params") -> Tensors:
-    """The tensors of a weight file.
-
-    weights: "params", or "ema" for the EMA of a training script's file. Raises UserError where it is
-    another kind of file, or damaged.
-    """
-    if not is_weight_file(path):
-        raise UserError(
-            f"{path} is not a weight file: give a .safetensors or {SUFFIXES[0]} file, an Orbax folder or a hub name"
-        )
-    if is_pickle(path):
-        return unwrap(open_pickle(path, weights), path)
-    if weights != "params":
-        raise UserError(f"{path} holds one set of weights: leave --weights={weights} out")
-    return unwrap(open_safetensors(path), path)
-
-
-def open_safetensors(path: Path) -> Tensors:
-    """The tensors of a .safetensors file. Raises UserError where it is damaged.
-
-    The library checks the header against the file's size, maps the file and copies each array out of the map. It is
-    opened again for each array, because the pages of a map that stays open count as much memory as the arrays.
-    """
-    try:
-        with safe_open(path, "numpy") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  not a dict
-            header = file.metadata()
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable .safetensors file ({first_line(error)}): it is corrupt or was cut short:"
-            " download it again"
-        ) from error
-
-    def read(key: str) -> np.ndarray:
-        try:
-            with safe_open(path, "numpy") as file:
-                return file.get_tensor(key)
-        except (SafetensorError, AttributeError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: {key} cannot be read ({first_line(error)}): save it as float32") from error
-
-    return Tensors(shapes, read, header)
+    return path.name.endswith((".safetensors", *SUFFIXES))
 
 
 def weight_file(folder: Path) -> Path | None:
@@ -148,14 +89,39 @@ def weight_file(folder: Path) -> Path | None:
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.is_file() and is_weight_file(path))
     if len(found) > 1:
-        shown = ", ".join(p.name for p in found[:4]) + (", …" if len(found) > 4 else "")
-        raise UserError(f"{folder} holds several weight files: name one of {shown}")
+        raise UserError(f"{folder} holds several weight files: name one of {', '.join(p.name for p in found[:4])}")
     return found[0] if found else None
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether the file's name is one of PyTorch's."""
-    return path.name.endswith(SUFFIXES)
+def open_file(path: Path, weights: str = "params") -> Tensors:
+    """The tensors of a weight file.
+
+    weights: "params", or "ema" for the EMA of a training script's file. Raises UserError where it is
+    another kind of file, or damaged.
+    """
+    if not is_weight_file(path):
+        raise UserError(
+            f"{path} is not a weight file: give a .safetensors or {SUFFIXES[0]} file, an Orbax folder or a hub name"
+        )
+    if path.suffix != ".safetensors":
+        return unwrap(open_pickle(path, weights), path)
+    if weights != "params":
+        raise UserError(f"{path} holds one set of weights: leave --weights={weights} out")
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+            header = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise damaged_file(path, error) from error
+    return unwrap(Tensors(arrays, header), path)
+
+
+def damaged_file(path: Path, error: Exception) -> UserError:
+    """The error for a damaged weight file, or one of a type that numpy lacks."""
+    return UserError(
+        f"{path} is not a readable {path.suffix} file of float32, float16 or bfloat16 ({first_line(error)}): it is"
+        " corrupt or was cut short: download it again"
+    )
 
 
 def open_pickle(path: Path, weights: str = "params") -> Tensors:
@@ -172,47 +138,30 @@ def open_pickle(path: Path, weights: str = "params") -> Tensors:
     try:
         with torch.serialization.safe_globals(harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
+        state, notes = choose_weights(content, weights, path)
+        if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise UserError(
+                f"{path} has an unknown layout: a PyTorch file of tensors by name, or those under 'model', is needed"
+            )
+        arrays = {str(k): (v.float() if v.is_floating_point() else v).numpy() for k, v in state.items()}
+    except UserError:
+        raise
     except Exception as error:  # whatever the unpickler and the zip reader find wrong
         if "unsupported" in str(error).lower():
             raise UserError(
                 f"{path} holds more than tensors, which could run code: it is refused, save its state dict alone"
             ) from error
-        raise UserError(
-            f"{path} is not a readable PyTorch file ({first_line(error)}): it is corrupt or was cut short: download it"
-            " again"
-        ) from error
-    state, notes = choose_weights(content, weights, path)
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} has an unknown layout: a PyTorch file of tensors by name, or those under 'model', is needed"
-        )
-    shapes = {str(key): tuple(tensor.shape) for key, tensor in state.items()}
-
-    def read(key: str) -> np.ndarray:
-        tensor = state.pop(key)  # PyTorch's memory is freed as ours fills
-        try:
-            return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        except (TypeError, RuntimeError) as error:
-            raise UserError(f"{path}: {key} of type {tensor.dtype} is not supported: save it as float32") from error
-
-    return Tensors(shapes, read, name=model_name(content), notes=notes)
+        raise damaged_file(path, error) from error
+    return Tensors(arrays, name=model_name(content), notes=notes)
 
 
 def harmless() -> list:
     """Classes that training scripts save beside tensors and that hold data only."""
     scalar = np.float64().__reduce__()[0]  # how numpy pickles its numbers
     numbers = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    return [
-        argparse.Namespace,
-        collections.OrderedDict,
-        collections.defaultdict,
-        pathlib.PosixPath,
-        pathlib.PurePosixPath,
-        np.dtype,
-        *numbers,
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),
-    ]
+    containers = [argparse.Namespace, collections.OrderedDict, collections.defaultdict]
+    paths = [pathlib.PosixPath, pathlib.PurePosixPath]
+    return [*containers, *paths, np.dtype, *numbers, scalar, (scalar, "numpy.core.multiarray.scalar")]
 
 
 def choose_weights(content: Any, weights: str, path: Path) -> tuple[dict, list[str]]:

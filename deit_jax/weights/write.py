@@ -14,7 +14,7 @@ from deit_jax.runtime import atomic
 from deit_jax.weights import integrity
 from deit_jax.weights.architecture import all_arguments
 from deit_jax.weights.load import Weights
-from deit_jax.weights.metadata import HEADER_KEY, Metadata, metadata_json, to_header
+from deit_jax.weights.metadata import Metadata, metadata_json, to_header
 from deit_jax.weights.names import HuggingFace, Naming, Timm, entries
 
 DISTILLED = HuggingFace("deit.", "cls_classifier")
@@ -34,21 +34,12 @@ def tensors(tree: dict, naming: Naming) -> dict[str, np.ndarray]:
 
 def metadata_of(weights: Weights) -> Metadata:
     """What describes weights beside their tensors, of every family."""
-    arguments = {key: value for key, value in weights.architecture.config.items() if key != "num_classes"}
-    return Metadata(
-        name=weights.name,
-        family=weights.architecture.module.__name__,
-        arguments=arguments,
-        mean=tuple(weights.mean),
-        std=tuple(weights.std),
-        crop=weights.crop,
-        fit=weights.fit,
-        interpolation=weights.interpolation or None,
-        class_names=weights.class_names,
-    )
+    found = weights.architecture
+    arguments = {key: value for key, value in found.config.items() if key != "num_classes"}
+    return Metadata(found.name, found.module.__name__, arguments, **weights.conventions())
 
 
-def write_file(content: dict[str, np.ndarray], header: dict[str, str] | None, path: Path) -> None:
+def write_file(content: dict[str, np.ndarray], header: dict[str, str], path: Path) -> None:
     """Write a .safetensors file, whole or not at all."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -67,8 +58,7 @@ def save_timm(weights: Weights, path: Path) -> None:
     """
     counters = {key: np.array(count, np.int64) for key, count in weights.counters.items()}
     content = tensors(weights.tree, Timm()) | counters
-    header = {key: value for key, value in (weights.header or {}).items() if key != HEADER_KEY}
-    write_file(content, header | to_header(metadata_of(weights)), path)
+    write_file(content, {"format": "pt"} | to_header(metadata_of(weights)), path)
 
 
 def save_orbax(weights: Weights, path: Path) -> None:
@@ -79,8 +69,7 @@ def save_orbax(weights: Weights, path: Path) -> None:
     meta = {
         "model": {"name": weights.name, "num_classes": config["num_classes"], "img_size": config.get("img_size")},
         "step": 0,
-        "weights": metadata_json(metadata_of(weights))
-        | {"source": weights.source, "counters": weights.counters, "header": weights.header},
+        "weights": metadata_json(metadata_of(weights)) | {"source": weights.source, "counters": weights.counters},
     }
     items = {"params": ocp.args.StandardSave(weights.tree), "meta": ocp.args.JsonSave(meta)}
     try:
@@ -138,23 +127,21 @@ def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
 def processor_config(weights: Weights) -> dict[str, Any]:
     """The preprocessor_config.json: the evaluation view of `deit_jax.eval_image` in transformers' terms.
 
-    BitImageProcessor resizes the short side and cuts the middle out; ViT's and DeiT's own processors squash the whole
-    image, as models of rectangular images need it.
+    BitImageProcessor resizes the short side and cuts the middle out; DeiT's own squashes the whole image, as models of
+    rectangular images need it.
     """
     size = weights.architecture.img_size
     height, width = (size, size) if isinstance(size, int) else size
     squash = weights.fit == "squash" or height != width
     crop = weights.crop or (1.0 if squash else 0.875)
-    kind = "Bit" if not squash else "DeiT" if crop < 1 else "ViT"
+    outer = {"height": int(height / crop), "width": int(width / crop)}
     return {
-        "image_processor_type": f"{kind}ImageProcessor",
+        "image_processor_type": f"{'DeiT' if squash else 'Bit'}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": int(height / crop), "width": int(width / crop)}
-        if squash
-        else {"shortest_edge": int(height / crop)},
+        "size": outer if squash else {"shortest_edge": outer["height"]},
         "resample": Image.Resampling[(weights.interpolation or "bicubic").upper()].value,
-        "do_center_crop": kind != "ViT",
+        "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "crop_pct": crop,
         "do_rescale": True,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deit_jax.augment import draw_erasing, erase
-from deit_jax.augment.erasing import normal_of_bits
+from deit_jax.augment.erasing import draw_erasing, erase, normal_of_bits
 
 DRAWS = 20_000
 

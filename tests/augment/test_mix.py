@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deit_jax.augment import Box, Mix, draw_mix, group_size, mix_images, mix_targets, num_groups
+from deit_jax.augment.erasing import Box
+from deit_jax.augment.mix import Mix, draw_mix, mix_images, mix_targets, num_groups
 from deit_jax.losses import soft_targets
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mixup.npz")
@@ -52,11 +53,6 @@ def test_groups_do_not_mix_with_each_other():
     one = mixes(0.3, False)
     mixed = mix_images(images, jax.tree.map(lambda x: jnp.concatenate([x, x]), one))
     np.testing.assert_allclose(mixed, images, atol=1e-6)
-
-
-@pytest.mark.parametrize(("batch", "group"), [(1024, 64), (96, 48), (32, 32), (100, 50), (67, 1), (1, 1)])
-def test_group_is_the_largest_divisor(batch, group):
-    assert group_size(batch, 64) == group
 
 
 @pytest.mark.parametrize(

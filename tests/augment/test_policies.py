@@ -12,17 +12,10 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pil_ops import assert_close, pil_op, timm_arg
 from scipy import stats
 
-from deit_jax.augment import (
-    OPS,
-    draw_rand_augment,
-    draw_three_augment,
-    gaussian_blur,
-    rand_augment,
-    three_augment,
-)
+from deit_jax.augment import OPS
 from deit_jax.augment.pixels import choose, on_chosen, pack, unpack
-from deit_jax.augment.rand import passes_needed
-from deit_jax.augment.three import BLUR, GREY, SOLARIZE
+from deit_jax.augment.rand import draw_rand_augment, passes_needed, rand_augment
+from deit_jax.augment.three import BLUR, GREY, SOLARIZE, draw_three_augment, gaussian_blur, three_augment
 from deit_jax.config import SETTINGS
 
 DRAWS = 20_000

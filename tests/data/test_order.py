@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deit_jax.augment import num_groups
+from deit_jax.augment.mix import num_groups
 from deit_jax.data import order
 
 

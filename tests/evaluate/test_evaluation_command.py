@@ -16,15 +16,8 @@ from deit_jax import load_model
 from deit_jax.augment import normalize
 from deit_jax.classes import imagenet
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config, resolve
-from deit_jax.data import sources
 from deit_jax.errors import UserError
-from deit_jax.evaluate.evaluation_command import (
-    EvalTarget,
-    Request,
-    default_eval_set,
-    evaluate_command,
-    target_settings,
-)
+from deit_jax.evaluate.evaluation_command import Request, default_eval_set, evaluate_command, target_settings
 
 SYNSETS = imagenet.synsets()
 SHOWN = [3, 999, 10, 2, 100, 641]  # classes whose order as text, as numbers and as devkit ids differs
@@ -163,64 +156,46 @@ def test_a_limit_of_its_own(root, weights):
     assert (result["images"], result["classes"], result["top1"]) == (4, 6, 100.0)
 
 
-def test_bad_input_is_said_before_anything_is_compiled(tmp_path, weights, monkeypatch):
+def test_bad_input_is_refused_before_anything_is_compiled(tmp_path, weights, monkeypatch):
+    """Also of the second weights, before the first are evaluated."""
     monkeypatch.setattr("deit_jax.evaluate.evaluation_command.make_classifier", None)
     for name in ("cats", "dogs", "emus", "foxes"):
         oracle.save_image(tmp_path / "mine" / name / "0.png", 0)
+    oracle.save_image(tmp_path / "known" / SYNSETS[3] / "0.png", 3)
     save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / f"{oracle.NAME}-small.safetensors")
-    mine, missing = str(tmp_path / "mine"), tmp_path / "none"
+    mine, missing = f"x={tmp_path / 'mine'}", tmp_path / "none"
     cases = [
-        (
-            (weights, f"x={mine}"),
-            {},
-            "4 of the 4 classes of x are not classes of .*: 'cats', 'dogs', 'emus'",
-        ),
-        (
-            (small, f"x={mine}"),
-            {},
-            "x has 4 classes .'cats', 'dogs', 'emus' and 1 more., .* have 3 and do not name them",
-        ),
-        ((weights, f"x={mine}", f"x={mine}"), {}, "names two sets 'x'"),
+        ((weights, mine), {}, "4 of the 4 classes of x are not classes of .*: 'cats', 'dogs', 'emus'"),
+        ((small, mine), {}, "x has 4 classes .'cats', 'dogs', 'emus' and 1 more., .* have 3 and do not name them"),
+        ((f"{weights},{small}", f"x={tmp_path / 'known'}"), {}, "have 3 and do not name them"),
+        ((weights, mine, mine), {}, "names two sets 'x'"),
         ((weights, f"x={missing}"), {}, "none does not exist"),
         ((weights,), {}, "no data: give --data="),
         (("",), {}, "nothing to evaluate"),
         (("",), {"workdir": str(missing)}, "holds no checkpoint"),
-        ((weights, f"x={mine}"), {"kind": "avg"}, "--weights avg is not known: use params or ema"),
-        ((weights, f"x={mine}"), {"explicit": {"data.crop": 0.0}}, "data.crop is 0"),
+        ((weights, mine), {"kind": "avg"}, "--weights avg is not known: use params or ema"),
+        ((weights, mine), {"explicit": {"data.crop": 0.0}}, "data.crop is 0"),
     ]
     for arguments, options, message in cases:
         with pytest.raises(UserError, match=message):
             run(*arguments, **options)
 
 
-def test_weights_that_fit_no_data_stop_the_table_before_it_begins(tmp_path, weights, monkeypatch):
-    """The second weights are checked before the first are evaluated."""
-    oracle.save_image(tmp_path / "mine" / SYNSETS[3] / "0.png", 3)
-    save_file(state_of(oracle.NAME, num_classes=3), small := tmp_path / f"{oracle.NAME}-small.safetensors")
-    monkeypatch.setattr("deit_jax.evaluate.evaluation_command.make_classifier", None)
-    with pytest.raises(UserError, match="have 3 and do not name them"):
-        run(f"{weights},{small}", f"x={tmp_path / 'mine'}")
-
-
-def test_only_the_runs_own_folder_is_evaluated_in_part(tmp_path):
+def test_without_data_the_images_that_training_holds_out_are_taken(tmp_path):
     for name in ("2", "10"):
         for i in range(10):
             oracle.save_image(tmp_path / "data" / name / f"{i}.png", i)
     config = default_config()
     config.data.root = str(tmp_path / "data")
-    config = resolve(config)
-    meta = tmp_path / "run" / "checkpoints" / "5" / "meta"
-    for folder in (meta, meta.parent / "params"):
-        folder.mkdir(parents=True)
-    (meta / "metadata").write_text(json.dumps({"weights": {"class_names": ["2", "10"]}}))
-    fingerprint = sources.open_sources(config)[0].fingerprint
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"data.fingerprint": fingerprint}))
-    own = default_eval_set(config, [EvalTarget("a/hub", config), EvalTarget(str(tmp_path / "run"), config)])
-    assert (len(own.source), own.note) == (2, "held out of the run's training images")
-    whole = default_eval_set(config, [EvalTarget("a/hub", config)])
-    assert (len(whole.source), whole.note) == (20, "")
-    oracle.save_image(tmp_path / "data" / "10" / "new.png", 0)
-    assert len(default_eval_set(config, [EvalTarget(str(tmp_path / "run"), config)]).source) == 21
+    own = default_eval_set(resolve(config))
+    assert (own.name, len(own.source)) == ("data", 2)
+    assert "held out of the training images" in own.note
+    oracle.save_image(tmp_path / "split" / "val" / "2" / "0.png", 0)
+    for name in ("2", "10"):
+        oracle.save_image(tmp_path / "split" / "train" / name / "0.png", 0)
+    config.data.root = str(tmp_path / "split")
+    whole = default_eval_set(resolve(config))
+    assert (len(whole.source), whole.note) == (1, "")
 
 
 def test_settings_are_the_runs_unless_given(tmp_path):

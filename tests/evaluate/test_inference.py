@@ -10,7 +10,7 @@ from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.errors import UserError
 from deit_jax.evaluate.class_report import Outcomes
-from deit_jax.evaluate.inference import evaluate, infer, predict, predict_classes
+from deit_jax.evaluate.inference import evaluate_sets, infer, predict, predict_classes
 from deit_jax.evaluate.metrics import count_correct
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
@@ -41,7 +41,7 @@ def test_counts_are_those_by_hand(model):
     labels = rng.integers(0, 10, 21).astype(np.int32)
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
-    result = evaluate(graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)
+    result = evaluate_sets(graphdef, {"": weights}, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)[""]
 
     cls, dist = model.heads(normalize(jnp.asarray(images), *PIXELS.values()))
     for head, logits in (("cls", cls), ("dist", dist), ("fused_logits", (cls + dist) / 2)):
@@ -68,7 +68,7 @@ def test_a_diverged_model_is_right_nowhere(model):
     params = jax.tree.map(lambda x: x * jnp.nan, nnx.to_pure_dict(params))
     images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.int32)
     weights = {"params": params, "batch_stats": nnx.to_pure_dict(batch_stats)}
-    result = evaluate(graphdef, weights, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)
+    result = evaluate_sets(graphdef, {"": weights}, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)[""]
     assert result["top1"] == result["top5"] == 0
 
 
@@ -105,7 +105,7 @@ def test_predictions_are_of_the_images_that_count():
     batch = {"image": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, 3), "label": np.array([0, 1, 2])}
     found = Outcomes(["a", "b", "c"])
     found.add(batch | {"mask": np.array([1.0, 1.0, 0.0])}, jax.device_get(predict(logits)))
-    assert [example.image[0, 0, 0] for example in found.sheet("mistakes")] == [1]
+    assert [example.image[0, 0, 0] for example in found.sheets["mistakes"]] == [1]
     assert found.column("label").tolist() == [0, 1]
     assert {head: x.tolist() for head, x in found.heads.items()} == {
         "cls": [0, 1],

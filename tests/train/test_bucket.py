@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 def test_what_is_saved_in_a_bucket_comes_back_and_damage_is_noticed(bucket, capsys):
     checkpoints = Checkpoints(bucket)
     for step in (1, 2):
-        checkpoints.save(state(step), META, {"top1": 10.0 * step})
+        checkpoints.score(step, {"top1": 10.0 * step})
+        checkpoints.save(state(step), META)
     checkpoints.close()
     assert [path.name for path in integrity.steps_in(bucket / "checkpoints")] == ["2", "1"]
     assert all(finding.damage is None for finding in check.check(bucket))

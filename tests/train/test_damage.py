@@ -22,7 +22,8 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
-        checkpoints.save(state(step), META, {"top1": 10.0 * step})
+        checkpoints.score(step, {"top1": 10.0 * step})
+        checkpoints.save(state(step), META)
     checkpoints.close()
     return folder
 
@@ -143,7 +144,7 @@ def test_a_full_disk_is_said_and_the_next_save_tries_again(tmp_path, monkeypatch
     checkpoints.wait_for_save()
     monkeypatch.setattr(atomic, "free_space", lambda folder: 10)
     assert not checkpoints.save(state(2), META)
-    assert "not be enough" in checkpoints.forecast(state(2))
+    assert checkpoints.forecast(state(2)) == "checkpoints: 12.3 kB each, 4 at most; 10 B free"
     assert "(10 B free, 12.3 kB needed): make room there; training continues" in capsys.readouterr().out
     monkeypatch.undo()
     assert checkpoints.save(state(3), META)

@@ -1,19 +1,19 @@
 """The log of a run: valid JSON, means over intervals that a restart does not change, no fault that ends it."""
 
-import errno
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
 from deit_jax import plots
 from deit_jax.config import default_config, resolve
-from deit_jax.train import log as logs
+from deit_jax.runtime import sharding
 from deit_jax.train.log import Log, mean_of_finite, read_log, to_json
-
-FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def metrics(loss: float, nonfinite: int = 0) -> dict:
@@ -21,10 +21,15 @@ def metrics(loss: float, nonfinite: int = 0) -> dict:
     return {name: jnp.asarray(value) for name, value in values.items()}
 
 
-def make_log(folder, every=4, start=0, tensorboard=False, **options):
+def make_log(folder, every=4, start=0, tensorboard=False, classes=10, **options):
     config = resolve(default_config())
     config.log.every, config.log.tensorboard = every, tensorboard
-    return Log(folder, title="student", config=config, start=start, total=12, per_epoch=6, **options)
+    student = SimpleNamespace(img_size=224, num_classes=classes)
+    run = SimpleNamespace(
+        **{"title": "student", "config": config, "folder": folder, "total_steps": 12, "steps_per_epoch": 6},
+        **{"student": student, "teacher": None, "mesh": sharding.make_mesh()},
+    )
+    return Log(run, start, **options)
 
 
 def losses(folder) -> list[tuple[int, float]]:
@@ -39,7 +44,6 @@ def test_the_loss_is_the_intervals_mean_also_over_a_restart(tmp_path):
     assert kept == [{"loss": 5.0}, {"loss": 6.0}]
     for step in range(7, 9):
         log.step(step, metrics(float(step)))
-    log.close()
     whole = losses(tmp_path)
     assert whole == [(4, 2.5), (8, 6.5)]
 
@@ -47,11 +51,10 @@ def test_the_loss_is_the_intervals_mean_also_over_a_restart(tmp_path):
     assert losses(tmp_path) == whole[:1], "what came after the checkpoint is dropped"
     for step in range(7, 9):
         resumed.step(step, metrics(float(step)))
-    resumed.close()
     assert losses(tmp_path) == whole
 
 
-def test_skipped_steps_do_not_hide_the_others(tmp_path):
+def test_skipped_steps_do_not_hide_the_others():
     assert mean_of_finite([1.0, math.nan, 3.0, math.inf]) == 2.0
     assert math.isnan(mean_of_finite([math.nan]))
 
@@ -60,7 +63,6 @@ def test_values_that_are_not_finite_are_valid_json(tmp_path):
     log = make_log(tmp_path, every=1)
     log.step(1, metrics(math.nan, 1))
     log.step(2, metrics(math.inf, 2))
-    log.close()
     text = (tmp_path / "log.jsonl").read_text()
     records = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [r["loss"] for r in records] == [None, None]
@@ -73,34 +75,24 @@ def test_an_evaluation_that_is_not_recorded_is_dropped_and_logged_again(tmp_path
     log = make_log(tmp_path, every=1)
     log.step(6, metrics(1.0))
     log.evaluation(6, results)
-    log.close()
     for evaluated, count in ((True, 1), (False, 0)):
-        make_log(tmp_path, start=6, evaluated=evaluated).close()
+        make_log(tmp_path, start=6, evaluated=evaluated)
         assert sum("eval/top1" in r for r in read_log(tmp_path)) == count
         assert losses(tmp_path) == [(6, 1.0)]
-
-
-class FullDisk:
-    """A file on a disk without room."""
-
-    def write(self, _):
-        raise FULL
-
-    def close(self):
-        pass
 
 
 def test_a_full_disk_ends_the_log_with_one_line_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
     log = make_log(tmp_path, every=1, tensorboard=True)
     log.step(1, metrics(1.0))
-    log.file.close()
-    log.file = FullDisk()
-    monkeypatch.setattr(logs, "write_events", lambda *_: (_ for _ in ()).throw(FULL))
+    (file,) = (tmp_path / "tensorboard").glob("events*")
+    log.close()
+    assert b"grad_norm" in file.read_bytes()
+    full = log.path = Path("/dev/full")
+    log.events = SimpleNamespace(write_event=lambda event: full.write_text("x"))
     for step in range(2, 5):
         assert log.step(step, metrics(1.0)) is not None
     monkeypatch.setattr(plots, "curves", lambda *_: (_ for _ in ()).throw(ValueError("bad $ markup")))
     log.end()
-    log.close()
     out = capsys.readouterr().out
     assert out.count("log.jsonl cannot be written, and ends here ([Errno 28] No space left on device)") == 1
     assert out.count("TensorBoard log cannot be written, and ends here") == 1
@@ -113,19 +105,19 @@ def test_loss_terms_and_agreements_are_means_in_the_log_and_in_the_line(tmp_path
     for step, (class_loss, agreement) in enumerate([(1.0, 0.25), (2.0, 0.75)], 1):
         terms = {"class_loss": class_loss, "distillation_loss": 3.0, "cls_agreement": agreement, "dist_agreement": 1.0}
         log.step(step, metrics(2.0) | {name: jnp.asarray(value) for name, value in terms.items()})
-    log.close()
     (record,) = read_log(tmp_path)
     assert (record["class_loss"], record["distillation_loss"]) == (1.5, 3.0)
     assert (record["cls_agreement"], record["dist_agreement"]) == (0.5, 1.0)
     assert "loss 2.0000 (class 1.500, distillation 3.000)  agreement 50/100 %" in capsys.readouterr().out
 
 
-def test_events_hold_the_scalars(tmp_path):
-    events = logs.open_events(tmp_path / "tensorboard", 0)
-    logs.write_events(events, 3, {"loss": 2.5})
-    events.close()
-    (file,) = (tmp_path / "tensorboard").glob("events*")
-    assert b"loss" in file.read_bytes()
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_an_imagenet_run_begins_with_its_choices(tmp_path, capsys, classes):
+    make_log(tmp_path, classes=classes).begin({"weight": np.zeros(3)}, ["a note"])
+    said = capsys.readouterr().out
+    assert "3 parameters, 224 px" in said
+    assert "  a note\n" in said
+    assert ("optimizer.lr_update = epoch, as released (paper: step)" in said) == (classes == 1000)
 
 
 def test_a_curve_of_one_point_is_seen(tmp_path):
@@ -139,4 +131,4 @@ def test_a_curve_of_one_point_is_seen(tmp_path):
 
 def test_a_damaged_log_gives_the_lines_that_are_whole(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n[3]\n{"st')
-    assert [r["step"] for r in logs.read_log(tmp_path)] == [1, 2]
+    assert [r["step"] for r in read_log(tmp_path)] == [1, 2]

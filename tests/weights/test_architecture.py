@@ -11,15 +11,14 @@ import deit_jax
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.weights import fit_weights, load_weights
-from deit_jax.weights.architecture import registered_name
+from deit_jax.weights.architecture import architecture_of, registered_name
+from deit_jax.weights.metadata import Metadata
+from deit_jax.weights.names import Timm, entries
 
 PLAIN = "deit_digits_patch4_16"
 
 
-NAMES = ["deit_tiny_patch16_224", "deit_small_distilled_patch16_384", SMALL, "deit_cifar_patch4_32", "regnety_cifar"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", SMALL, "deit_cifar_patch4_32", "regnety_cifar"])
 def test_a_model_is_named_by_its_file_its_folder_or_the_caller(tmp_path, name):
     state, (_, config) = state_of(name, num_classes=7), models.find(name)
     (tmp_path / f"{name}-best").mkdir()
@@ -34,24 +33,23 @@ def test_a_model_is_named_by_its_file_its_folder_or_the_caller(tmp_path, name):
         assert {k: weights.architecture.config[k] for k in config} == config
 
 
-@pytest.mark.parametrize("name", [*NAMES, "tf_efficientnet_b0"])
-def test_weights_without_a_name_list_the_models_that_their_tensors_allow(tmp_path, name):
-    save_file(state_of(name, num_classes=7), tmp_path / "x.safetensors")
-    with pytest.raises(
-        UserError, match="does not say which model it is: name it, by name=, as NAME.safetensors"
-    ) as error:
-        load_weights(tmp_path / "x.safetensors")
-    allowed = str(error.value).split("its tensors allow ")[1].split(", ")
-    families = {name: list(configs) for configs in models.FAMILIES.values() for name in configs}
-    alike = {"deit_tiny_patch16_224": ["deit_tiny_patch16_384", "vit_tiny_patch16_224", "vit_tiny_patch16_384"],
-             "deit_small_distilled_patch16_384": ["deit_small_distilled_patch16_224"]}  # fmt: skip
-    expected = [name, *alike.get(name, [])] if name.startswith("deit") else families[name]
-    assert allowed == sorted(expected)
-
-
-def test_a_file_says_which_of_two_names_alike(tmp_path):
-    save_file(state_of("vit_tiny_patch16_224"), tmp_path / "vit_tiny_patch16_224.augreg.safetensors")
-    assert load_weights(tmp_path / "vit_tiny_patch16_224.augreg.safetensors").name == "vit_tiny_patch16_224"
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [
+        (SMALL, []),
+        ("deit_tiny_patch16_224", ["deit_tiny_patch16_384", "vit_tiny_patch16_224", "vit_tiny_patch16_384"]),
+        ("deit_small_distilled_patch16_384", ["deit_small_distilled_patch16_224"]),
+        ("regnety_002", []),
+        ("tf_efficientnet_b0", ["efficientnet_b0"]),
+        ("efficientnet_b2", ["tf_efficientnet_b2"]),
+    ],
+)
+def test_weights_without_a_name_list_the_models_that_their_tensors_allow(tmp_path, name, alike):
+    _, params, batch_stats = models.abstract(models.constructor(name, num_classes=7))
+    shapes = {entry.key: entry.shape for entry in entries({"params": params, "batch_stats": batch_stats}, Timm())}
+    with pytest.raises(UserError, match="x does not say which model it is: name it, by name=, as NAME.safe") as error:
+        architecture_of(shapes, Timm(), Metadata(), "x")
+    assert str(error.value).split("its tensors allow ")[1].split(", ") == sorted([name, *alike])
 
 
 @pytest.mark.parametrize(
@@ -97,9 +95,7 @@ def test_a_grid_of_a_square_count_keeps_its_shape(tmp_path):
     state = state_of(PLAIN, num_classes=10, img_size=(8, 32))
     save_file(state, tmp_path / "wide.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": PLAIN, "model_args": {"img_size": [8, 32]}}))
-    weights = load_weights(tmp_path / "wide.safetensors")
-    assert weights.architecture.config["img_size"] == (8, 32)
-    params, _, notes = fit_weights(weights, PLAIN, img_size=(8, 32))
+    params, _, notes = fit_weights(load_weights(tmp_path / "wide.safetensors"), PLAIN, img_size=(8, 32))
     np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"])
     assert notes == []
 

@@ -1,18 +1,21 @@
 """The hub, played by a server of our own."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from helpers import SMALL
 from safetensors.numpy import save_file
 
-from deit_jax.convert import DISTILLED, tensors
 from deit_jax.weights import hub, load_weights
+from deit_jax.weights.write import DISTILLED, tensors
 
 CLIENT = """
 import sys, time
@@ -35,30 +38,22 @@ def test_hub_names(source, right):
     assert hub.is_hub_name(source) == right
 
 
-class Hub(BaseHTTPRequestHandler):
-    files: dict[str, bytes] = {}  # noqa: RUF012
+class Hub(SimpleHTTPRequestHandler):
+    """Files as the hub gives them: FOLDER/OWNER/NAME/resolve/main/FILE."""
 
-    def do_HEAD(self):
-        self.answer(send=False)
-
-    def do_GET(self):
-        self.answer(send=True)
-
-    def answer(self, send: bool):
-        name, _, file = self.path.lstrip("/").partition("/resolve/main/")
-        content = self.files.get(f"{name}/{file}")
-        known = any(key.startswith(f"{name}/") for key in self.files)
-        self.send_response(200 if content is not None else 404 if known else 401)
-        if content is None:
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{abs(hash(content))}"')
-        self.send_header("Content-Length", str(len(content or b"")))
+    def send_error(self, code, message=None, explain=None):
+        known = Path(self.translate_path(self.path)).parent.is_dir()
+        self.send_response(404 if known else 401)
+        self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        if send and content is not None:
-            self.wfile.write(content)
 
-    def log_message(self, *args):
+    def end_headers(self):
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{abs(hash(self.path))}"')
+        super().end_headers()
+
+    def log_message(self, format, *args):
         pass
 
 
@@ -80,14 +75,17 @@ def test_repositories(tmp_path, small):
     sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 384}
     sizes |= {"image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-6}
     hf_config = sizes | {"model_type": "deit", "id2label": {str(i): f"digit {i}" for i in range(10)}}
-    Hub.files = {
-        "timm/small.test/model.safetensors": path.read_bytes(),
-        "timm/small.test/config.json": json.dumps(timm_config).encode(),
-        "facebook/small-distilled/model.safetensors": (tmp_path / "hf.safetensors").read_bytes(),
-        "facebook/small-distilled/config.json": json.dumps(hf_config).encode(),
-        "owner/no-weights/config.json": b"{}",
-    }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    for repository, weight_file, config in (
+        ("timm/small.test", path, timm_config),
+        ("facebook/small-distilled", tmp_path / "hf.safetensors", hf_config),
+        ("owner/no-weights", None, {}),
+    ):
+        folder = tmp_path / "hub" / repository / "resolve/main"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        if weight_file:
+            shutil.copy(weight_file, folder / "model.safetensors")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hub, directory=str(tmp_path / "hub")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     names = ["timm/small.test", "facebook/small-distilled", "owner/nothing", "owner/no-weights", "owner/a b"]

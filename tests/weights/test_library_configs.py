@@ -15,6 +15,7 @@ from deit_jax.errors import UserError
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.library_configs import crop_of, from_processor
 from deit_jax.weights.load import view_of
+from deit_jax.weights.metadata import reading
 from deit_jax.weights.names import HuggingFace
 from deit_jax.weights.write import tensors
 
@@ -55,16 +56,11 @@ def test_heads_and_epsilon_come_from_the_config(folder, tmp_path):
     other = np.asarray(deit_jax.load_model(tmp_path / f"{PLAIN}.safetensors", num_heads=12, norm_eps=1e-3)(images))
     np.testing.assert_allclose(logits, other, rtol=1e-5, atol=1e-6)
     assert np.abs(logits - np.asarray(deit_jax.load_model(tmp_path / f"{PLAIN}.safetensors")(images))).max() > 1e-2
-    for first, second, to in (("orbax", "hf2", "huggingface"), ("again.safetensors", "orbax2", None)):
-        convert.convert(path, tmp_path / first)
-        convert.convert(tmp_path / first, tmp_path / second, to=to)
-        there = load_weights(tmp_path / second).architecture.config
-        assert (there["num_heads"], there["norm_eps"]) == (12, 1e-3)
 
 
 def test_weights_of_other_heads_do_not_pass_for_a_models(folder):
     weights = load_weights(folder(SIZES | {"num_attention_heads": 12}))
-    with pytest.raises(UserError, match="has 12 attention heads, the model 3: use a model of 12"):
+    with pytest.raises(UserError, match="of num_heads=12, the model has num_heads=3: use a model of num_heads=12"):
         fit_weights(weights, PLAIN)
     eps = load_weights(folder(SIZES | {"layer_norm_eps": 1e-12}))
     assert fit_weights(eps, PLAIN)[2] == ["norm_eps 1e-06, the model's: the weights have 1e-12"]
@@ -86,11 +82,11 @@ PROCESSORS = [
      ("short_floor", 16 / 18, "bilinear", None, None)),
     ({"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3}, ("squash", 0.875, "bicubic", None, None)),
     ({"size": {"height": 224, "width": 224}, "resample": 2}, ("squash", 1.0, "bilinear", None, None)),
-    ({"do_resize": False, "size": 224}, ("", 1.0, None, None, None)),
-    ({"do_normalize": False}, ("", None, None, 0.0, 1.0)),
-    ({"do_rescale": False, "image_mean": PIXELS[0], "image_std": PIXELS[1]}, ("", None, None, 0.485, 0.229)),
-    ({"do_rescale": False, "do_normalize": False}, ("", None, None, 0.0, 1 / 255)),
-    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, ("", None, None, 0.5, 0.5)),
+    ({"do_resize": False, "size": 224}, ("", 1.0, "", None, None)),
+    ({"do_normalize": False}, ("", None, "", 0.0, 1.0)),
+    ({"do_rescale": False, "image_mean": PIXELS[0], "image_std": PIXELS[1]}, ("", None, "", 0.485, 0.229)),
+    ({"do_rescale": False, "do_normalize": False}, ("", None, "", 0.0, 1 / 255)),
+    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, ("", None, "", 0.5, 0.5)),
     ({"image_processor_type": "ViTImageProcessor"}, ("squash", 1.0, "bilinear", 0.5, 0.5)),
     ({"feature_extractor_type": "DeiTFeatureExtractor", "image_mean": [0.485] * 3},
      ("squash", 0.875, "bicubic", 0.485, 0.5)),
@@ -107,33 +103,25 @@ def test_image_processors(processor, expected):
     crop = expected[1] and pytest.approx(expected[1])
     assert (found.fit, found.crop, found.interpolation) == (expected[0], crop, expected[2])
     for values, right in ((found.mean, expected[3]), (found.std, expected[4])):
-        assert (values and values[0]) == (right and pytest.approx(right))
+        assert (values[0] if values else None) == (right and pytest.approx(right))
 
 
-@pytest.mark.parametrize(
-    ("processor", "message"),
-    [
-        (
-            {"image_processor_type": "ConvNextImageProcessor"},
-            "the processor ConvNextImageProcessor: those of ViT, DeiT",
-        ),
-        ({"rescale_offset": True}, "rescale_offset True, which is not implemented"),
-        ({"do_flip_channel_order": True}, "do_flip_channel_order True"),
-        ({"do_resize": False, "do_center_crop": True}, "do_center_crop without do_resize"),
-        ({"do_center_crop": True, "size": 224, "crop_size": 256}, "crop_size 256 over size 224"),
-    ],
-)
+REFUSED = [
+    ({"image_processor_type": "ConvNextImageProcessor"}, "the processor ConvNextImageProcessor: those of ViT, DeiT"),
+    ({"rescale_offset": True}, "rescale_offset True, which is not implemented"),
+    ({"do_flip_channel_order": True}, "do_flip_channel_order True"),
+    ({"do_resize": False, "do_center_crop": True}, "do_center_crop without do_resize"),
+    ({"do_center_crop": True, "size": 224, "crop_size": 256}, "crop_size 256 over size 224"),
+    ({"size": {"longest_edge": 224}}, "an entry of another form"),
+    ({"size": {"shortest_edge": 224, "longest_edge": 320}}, "an entry of another form"),
+    ({"size": "x"}, "an entry of another form"),
+]
+
+
+@pytest.mark.parametrize(("processor", "message"), REFUSED)
 def test_processors_that_make_other_pixels_are_refused(processor, message):
-    with pytest.raises(UserError, match=f"p.json has {message}"):
+    with pytest.raises(UserError, match=f"p.json has {message}"), reading("p.json"):
         from_processor(processor, "p.json")
-
-
-@pytest.mark.parametrize(
-    "size", [{"longest_edge": 224}, {"shortest_edge": 224, "longest_edge": 320}, {"width": 3}, "x"]
-)
-def test_sizes_of_other_forms_are_refused(size):
-    with pytest.raises((ValueError, TypeError)):
-        from_processor({"size": size}, "p.json")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +160,7 @@ def test_crops_give_the_processors_sizes_back():
         ({"hidden_act": "relu"}, "has hidden_act 'relu': gelu is implemented"),
         ({"model_type": "beit"}, "model_type 'beit': of Hugging Face's models ViT, DeiT and DINOv2 are read"),
         ({"qkv_bias": False}, "qkv_bias False, which is not implemented"),
-        ({"num_attention_heads": 7}, "has 7 attention heads, which do not divide its width 96"),
+        ({"num_attention_heads": 7}, "embed_dim 96 is not a multiple of num_heads 7"),
         ({"num_attention_heads": "3"}, "config.json has an entry of another form than expected .*'str'"),
         ({"num_attention_heads": 0}, "an entry of another form than expected .*zero"),
         ({"num_hidden_layers": 3}, "unknown vit.encoder.layer.3."),
@@ -221,19 +209,13 @@ def test_arguments_that_are_not_implemented_are_refused_by_name(tmp_path, where,
 
 def test_model_args_are_the_models(tmp_path):
     """Each is in the model, or refused by name; a model of fewer blocks is no damaged file."""
-    arguments = {"depth": 2, "num_heads": 6, "mlp_ratio": 2.0, "patch_size": 2, "img_size": [8, 12], "embed_dim": 48}
-    save_file(state_of(PLAIN, num_classes=10, **arguments | {"img_size": (8, 12)}), tmp_path / "model.safetensors")
-    neutral = {
-        "drop_path_rate": 0.1,
-        "weight_init": "skip",
-        "global_pool": "token",
-        "class_token": True,
-        "fc_norm": None,
-    }
+    arguments = {"depth": 2, "num_heads": 6, "mlp_ratio": 2.0, "patch_size": 2, "img_size": (8, 12), "embed_dim": 48}
+    save_file(state_of(PLAIN, num_classes=10, **arguments), tmp_path / "model.safetensors")
+    neutral = {"drop_path_rate": 0.1, "weight_init": "skip", "global_pool": "token", "fc_norm": None}
     config = {"architecture": PLAIN, "model_args": arguments | neutral}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = deit_jax.load_model(tmp_path)
-    assert (model.depth, model.num_heads, model.embed_dim, model.patch_size, model.img_size) == (2, 6, 48, 2, (8, 12))
+    assert {key: getattr(model, key) for key in arguments if key != "mlp_ratio"}.items() <= arguments.items()
     config["model_args"]["init_values"] = 1e-5
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="init_values 1e-05, which is not implemented"):

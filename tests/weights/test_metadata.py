@@ -1,5 +1,6 @@
 """Metadata beside the tensors: what our exports write, and what is assumed where there is none."""
 
+import json
 import logging
 
 import pytest
@@ -8,7 +9,9 @@ from safetensors.numpy import save_file
 
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
+from deit_jax.weights.load import file_metadata
 from deit_jax.weights.metadata import from_checkpoint
+from deit_jax.weights.weight_files import Tensors
 
 PLAIN = "deit_digits_patch4_16"
 
@@ -21,6 +24,31 @@ def test_what_nothing_says_is_noted_and_a_name_says_it(tmp_path, caplog):
         load_weights(tmp_path / "vit_tiny_patch16_224.safetensors")
     assert "assumed, for nothing says otherwise: pixel mean (0.485, 0.456, 0.406)" in caplog.text
     assert load_weights(tmp_path / "deit_tiny_patch16_224.safetensors").notes == []
+
+
+HALF, IMAGENET = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("file", "mean"),
+    [
+        ("tf_efficientnet_b0.ap_in1k.safetensors", HALF),
+        ("tf_efficientnet_b0_ap-f262efe1.safetensors", HALF),
+        ("efficientnet_b0.ra4_e3600_r224_in1k/model.safetensors", HALF),
+        ("vit_tiny_patch16_224.augreg_in21k.safetensors", HALF),
+        ("vit_base_patch16_224.bamboo.safetensors", (0.48145466, 0.4578275, 0.40821073)),
+        ("efficientnet_b0.ra_in1k.safetensors", ()),
+        ("tf_efficientnet_b0_aa-827b6e33.safetensors", ()),
+        ("efficientnet_b0_apple.safetensors", ()),
+    ],
+)
+def test_published_names_say_the_pixel_statistics(tmp_path, file, mean):
+    path = tmp_path / file
+    tensors = Tensors({})
+    assert file_metadata(path, str(path), tensors).mean == mean
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": IMAGENET, "std": HALF}}))
+    assert file_metadata(path, str(path), tensors).mean == IMAGENET, "what a configuration says comes first"
 
 
 def test_a_runs_checkpoint_is_viewed_as_the_run_was():

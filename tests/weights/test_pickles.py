@@ -99,7 +99,7 @@ def test_pth_files(tmp_path, small, zipped):
     torch.save({"model": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
     jax.tree.map(np.testing.assert_array_equal, load_weights(path, name=SMALL).tree, load_weights(small[0]).tree)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="not a readable PyTorch file"):
+    with pytest.raises(UserError, match="not a readable .pth file"):
         load_weights(path)
     torch.save({"model": Command(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="could run code: it is refused"):

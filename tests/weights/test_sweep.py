@@ -1,6 +1,5 @@
 """Odd weight files of each kind, alone and in pairs: the right weights, or one line; never, unsaid, others."""
 
-import itertools
 import json
 from collections.abc import Callable
 
@@ -98,14 +97,3 @@ def test_files_cut_anywhere_and_under_other_names(tmp_path, state, cut, name):
     with pytest.raises(UserError) as error:
         load_weights(tmp_path / name)
     assert str(error.value).isprintable()
-
-
-def test_no_two_kinds_are_the_same(state):
-    """Else a pair would stand for one kind alone."""
-    made = []
-    for kind in KINDS.values():
-        config: dict = {}
-        with np.errstate(all="ignore"):
-            tensors = kind(dict(state), config)
-        made.append((sorted((k, v.shape, str(v.dtype), v.tobytes()) for k, v in tensors.items()), config))
-    assert all(a != b for a, b in itertools.combinations(made[1:], 2))
