@@ -4,13 +4,16 @@ B0 was found by an architecture search: a stem, seven stages of mobile inverted 
 2018) with squeeze-excitation and SiLU, a 1x1 convolution, a linear head. B1 … B7 are B0 with more channels, more layers
 and larger images (section 3.3). Attribute names are timm's (`blocks.1.0.conv_pw`), so weights map one to one.
 
+EfficientNet-Lite (`lite0` … `lite4`, R. Liu 2020, in the same released code) is for small devices: no
+squeeze-excitation, ReLU6 instead of SiLU, and the first and last layers of every size are B0's.
+
 Each size has two names. `tf_efficientnet_b0` holds weights that were trained in TensorFlow (AutoAugment, AdvProp,
 NoisyStudent): padding as there and batch normalization with eps 1e-3. `efficientnet_b0` pads symmetrically and has eps
 1e-5. Their tensors are the same.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -49,11 +52,20 @@ def scaled_width(width: int, coefficient: float) -> int:
     return rounded if rounded >= 0.9 * wanted else rounded + 8
 
 
-def scaled_stages(width_coefficient: float, depth_coefficient: float) -> list[tuple[int, int, int, int, int]]:
-    """`STAGES` with scaled channels and layers."""
+def scaled_stages(
+    width_coefficient: float, depth_coefficient: float, lite: bool = False
+) -> list[tuple[int, int, int, int, int]]:
+    """`STAGES` with scaled channels and layers; of a `lite` model the first and last stage keep their one layer."""
+    kept = (0, len(STAGES) - 1) if lite else ()
     return [
-        (expansion, kernel, stride, scaled_width(width, width_coefficient), math.ceil(depth * depth_coefficient))
-        for expansion, kernel, stride, width, depth in STAGES
+        (
+            expansion,
+            kernel,
+            stride,
+            scaled_width(width, width_coefficient),
+            depth if i in kept else math.ceil(depth * depth_coefficient),
+        )
+        for i, (expansion, kernel, stride, width, depth) in enumerate(STAGES)
     ]
 
 
@@ -91,6 +103,10 @@ def norm(width: int, *, tf_style: bool, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx
     return nnx.BatchNorm(width, momentum=0.9, epsilon=1e-3 if tf_style else 1e-5, dtype=dtype, rngs=rngs)
 
 
+def activation(lite: bool) -> Callable[[Features], Features]:
+    return jax.nn.relu6 if lite else jax.nn.silu
+
+
 class SqueezeExcite(nnx.Module):
     """Channels weighted by sigmoid(expand(silu(reduce(mean over pixels))))."""
 
@@ -107,43 +123,49 @@ class MBConv(nnx.Module):
     """A mobile inverted bottleneck: 1x1 to `expansion` times the channels, depthwise convolution (with the stride),
     squeeze-excitation, 1x1 back without an activation; a shortcut where the shape stays.
 
-    common: `tf_style`, `dtype`, `rngs`. Calling it with `key` drops the branch of each sample with probability
-    `drop_path` (stochastic depth, Huang et al. 2016).
+    lite: no squeeze-excitation, ReLU6. common: `tf_style`, `dtype`, `rngs`. Calling it with `key` drops the branch of
+    each sample with probability `drop_path` (stochastic depth, Huang et al. 2016).
     """
 
-    def __init__(self, width_in: int, width: int, kernel: int, *, stride: int = 1, expansion: int = 6, **common):
+    def __init__(
+        self, width_in: int, width: int, kernel: int, *, stride: int = 1, expansion: int = 6, lite: bool, **common
+    ):
         expanded = width_in * expansion
         self.conv_pw, self.bn1 = conv(width_in, expanded, **common), norm(expanded, **common)
         self.conv_dw = conv(expanded, expanded, kernel, stride=stride, depthwise=True, **common)
         self.bn2 = norm(expanded, **common)
-        self.se = SqueezeExcite(expanded, int(width_in * SE_RATIO), **common)
+        self.se = None if lite else SqueezeExcite(expanded, int(width_in * SE_RATIO), **common)
         self.conv_pwl, self.bn3 = conv(expanded, width, **common), norm(width, **common)
+        self.act = activation(lite)
         self.has_shortcut = stride == 1 and width_in == width
 
     def __call__(
         self, x: Features, *, train: bool = False, drop_path: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Features:
-        y = jax.nn.silu(self.bn1(self.conv_pw(x), use_running_average=not train))
-        y = jax.nn.silu(self.bn2(self.conv_dw(y), use_running_average=not train))
-        y = self.bn3(self.conv_pwl(self.se(y)), use_running_average=not train)
+        y = self.act(self.bn1(self.conv_pw(x), use_running_average=not train))
+        y = self.act(self.bn2(self.conv_dw(y), use_running_average=not train))
+        y = self.se(y) if self.se else y
+        y = self.bn3(self.conv_pwl(y), use_running_average=not train)
         return x + dropout(y, drop_path, key, (y.shape[0], 1, 1, 1)) if self.has_shortcut else y
 
 
 class MBConv1(nnx.Module):
     """An `MBConv` of expansion 1, which has no first 1x1 convolution: the paper's MBConv1."""
 
-    def __init__(self, width_in: int, width: int, kernel: int, *, stride: int = 1, **common):
+    def __init__(self, width_in: int, width: int, kernel: int, *, stride: int = 1, lite: bool, **common):
         self.conv_dw = conv(width_in, width_in, kernel, stride=stride, depthwise=True, **common)
         self.bn1 = norm(width_in, **common)
-        self.se = SqueezeExcite(width_in, int(width_in * SE_RATIO), **common)
+        self.se = None if lite else SqueezeExcite(width_in, int(width_in * SE_RATIO), **common)
         self.conv_pw, self.bn2 = conv(width_in, width, **common), norm(width, **common)
+        self.act = activation(lite)
         self.has_shortcut = stride == 1 and width_in == width
 
     def __call__(
         self, x: Features, *, train: bool = False, drop_path: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Features:
-        y = jax.nn.silu(self.bn1(self.conv_dw(x), use_running_average=not train))
-        y = self.bn2(self.conv_pw(self.se(y)), use_running_average=not train)
+        y = self.act(self.bn1(self.conv_dw(x), use_running_average=not train))
+        y = self.se(y) if self.se else y
+        y = self.bn2(self.conv_pw(y), use_running_average=not train)
         return x + dropout(y, drop_path, key, (y.shape[0], 1, 1, 1)) if self.has_shortcut else y
 
 
@@ -180,6 +202,7 @@ class EfficientNet(nnx.Module):
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth, rising linearly from 0; block i of n has drop_path_rate i / n.
         tf_style: padding and batch normalization as in TensorFlow, see the top of this file.
+        lite: the Lite variant, see there.
         dtype: compute type. Parameters, statistics and the head are float32.
         img_size: height and width in pixels it is made for; a ConvNet takes any.
         crop: fraction of the resized image's short side that evaluation keeps at `img_size`.
@@ -198,6 +221,7 @@ class EfficientNet(nnx.Module):
         drop_rate: float = 0.2,
         drop_path_rate: float = 0.2,
         tf_style: bool = False,
+        lite: bool = False,
         dtype: DTypeLike = jnp.float32,
         img_size: int | tuple[int, int] = 224,
         crop: float = 0.875,
@@ -208,27 +232,29 @@ class EfficientNet(nnx.Module):
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
         common = {"tf_style": tf_style, "dtype": self.dtype, "rngs": rngs}
 
-        width_in = scaled_width(STEM, width_coefficient)
+        self.act = activation(lite)
+
+        width_in, top = (width if lite else scaled_width(width, width_coefficient) for width in (STEM, TOP))
         self.conv_stem, self.bn1 = conv(3, width_in, 3, stride=2, **common), norm(width_in, **common)
         stages = []
-        for expansion, kernel, stride, width, depth in scaled_stages(width_coefficient, depth_coefficient):
-            stages.append(make_stage(width_in, width, depth, kernel, stride=stride, expansion=expansion, **common))
+        for expansion, kernel, stride, width, depth in scaled_stages(width_coefficient, depth_coefficient, lite):
+            options = {"stride": stride, "expansion": expansion, "lite": lite}
+            stages.append(make_stage(width_in, width, depth, kernel, **options, **common))
             width_in = width
         self.blocks = Numbered(stages)
-        top = scaled_width(TOP, width_coefficient)
         self.conv_head, self.bn2 = conv(width_in, top, **common), norm(top, **common)
         self.classifier = nnx.Linear(top, num_classes, kernel_init=head_init, rngs=rngs)
 
     def features(self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None) -> Features:
         """Activations after the last convolution, at a thirty-second of the images' size."""
         check_images(images)
-        x = jax.nn.silu(self.bn1(self.conv_stem(jnp.asarray(images, self.dtype)), use_running_average=not train))
+        x = self.act(self.bn1(self.conv_stem(jnp.asarray(images, self.dtype)), use_running_average=not train))
         stages: Any = self.blocks
         blocks = [block for stage in stages for block in stage]
         for i, block in enumerate(blocks):
             own = None if key is None else jax.random.fold_in(key, i)
             x = block(x, train=train, drop_path=self.drop_path_rate * i / len(blocks), key=own)
-        return jax.nn.silu(self.bn2(self.conv_head(x), use_running_average=not train))
+        return self.act(self.bn2(self.conv_head(x), use_running_average=not train))
 
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
@@ -261,6 +287,11 @@ SIZES = {
     "b5": (1.6, 2.2, 456, 0.934, 0.4),
     "b6": (1.8, 2.6, 528, 0.942, 0.5),
     "b7": (2.0, 3.1, 600, 0.949, 0.5),
+    "lite0": (1.0, 1.0, 224, 0.875, 0.2),
+    "lite1": (1.0, 1.1, 240, 0.882, 0.2),
+    "lite2": (1.1, 1.2, 260, 0.890, 0.3),
+    "lite3": (1.2, 1.4, 280, 0.904, 0.3),
+    "lite4": (1.4, 1.8, 300, 0.920, 0.3),
 }
 
 CONFIGS: dict[str, dict] = {
@@ -271,6 +302,7 @@ CONFIGS: dict[str, dict] = {
         "crop": crop,
         "drop_rate": drop_rate,
         "tf_style": bool(mark),
+        "lite": size.startswith("lite"),
     }
     for mark in ("", "tf_")
     for size, (width, depth, img_size, crop, drop_rate) in SIZES.items()

@@ -10,21 +10,30 @@ from jaxtyping import Array, Float
 from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 
-A = -0.75  # PyTorch's cubic coefficient; jax.image.resize takes -0.5
+A = -0.75  # PyTorch's cubic coefficient; jax.image.resize takes -0.5, as PyTorch does with antialiasing
 
 
-def cubic(distance: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Keys' cubic convolution kernel (1981) with coefficient A."""
+def cubic(distance: Float[np.ndarray, "*shape"], a: float = A) -> Float[np.ndarray, "*shape"]:
+    """Keys' cubic convolution kernel (1981) with coefficient `a`."""
     d = np.abs(distance)
-    near = ((A + 2) * d - (A + 3)) * d * d + 1
-    far = ((d - 5) * d + 8) * d * A - 4 * A
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def resize_matrix(old: int, new: int) -> Float[np.ndarray, "{new} {old}"]:
-    """The weight of each of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False),
-    the border repeated, without antialiasing."""
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
+def resize_matrix(
+    old: int, new: int, *, antialias: bool = False, offset: float = 0.0
+) -> Float[np.ndarray, "{new} {old}"]:
+    """The weight of each of `old` samples in each of `new`: bicubic, pixel centres at halves (align_corners=False).
+
+    The border is repeated; with `antialias` the kernel is as wide as a new pixel, and cut at the border. Old pixels per
+    new one: old / (new + offset).
+    """
+    scale = old / (new + offset)
+    centre = (np.arange(new) + 0.5) * scale - 0.5
+    if antialias:
+        weights = cubic((np.arange(old) - centre[:, None]) / max(scale, 1.0), a=-0.5)
+        return weights / weights.sum(1, keepdims=True)
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
         at = np.floor(centre) + tap
@@ -38,6 +47,8 @@ def resize_pos_embed(
     *,
     prefix_tokens: int = 1,
     old_grid: tuple[int, int] | None = None,
+    antialias: bool = False,
+    offset: float = 0.0,
 ) -> Float[Array, "1 new_positions dim"]:
     """The position embedding for a grid of (rows, columns) patches, as PyTorch's bicubic interpolation makes it.
 
@@ -46,6 +57,8 @@ def resize_pos_embed(
         grid: new patches, (rows, columns).
         prefix_tokens: leading positions of other tokens than patches; they are kept as they are.
         old_grid: present patches, (rows, columns); None: a square.
+        antialias: PyTorch's `antialias=True`, as DINOv2 with registers has it.
+        offset: added to the new rows and columns for the scale alone; DINOv2 without registers has 0.1.
 
     Raises UserError where `old_grid` does not fit the number of positions.
     """
@@ -62,7 +75,8 @@ def resize_pos_embed(
         return jnp.asarray(pos_embed)
     prefix, image = pos_embed[:, :prefix_tokens], pos_embed[:, prefix_tokens:].reshape(1, rows, columns, -1)
     vertical, horizontal = (
-        jnp.asarray(resize_matrix(old, new), pos_embed.dtype) for old, new in zip((rows, columns), grid, strict=True)
+        jnp.asarray(resize_matrix(old, new, antialias=antialias, offset=offset), pos_embed.dtype)
+        for old, new in zip((rows, columns), grid, strict=True)
     )
     resized = jnp.einsum("yr,xc,brcd->byxd", vertical, horizontal, image, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([prefix, resized.reshape(1, grid[0] * grid[1], -1)], axis=1)

@@ -1,5 +1,6 @@
 """ViT and DeiT: the vision transformer of Dosovitskiy et al. (2021, arXiv 2010.11929), with the distillation token of
-Touvron et al. (2021, arXiv 2012.12877, section 4).
+Touvron et al. (2021, arXiv 2012.12877, section 4). Switches make it DeiT III's (2022, arXiv 2204.07118) and DINOv2's
+(Oquab et al. 2023, arXiv 2304.07193), with registers (Darcet et al. 2023, arXiv 2309.16588).
 
 In the paper's order: patch embedding, tokens, blocks, heads. The blocks are one module whose arrays have a leading
 depth axis, scanned: one block is compiled, whatever the depth. Parameters are float32; products run in `dtype`;
@@ -140,6 +141,16 @@ class Mlp(nnx.Module):
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
 
+class LayerScale(nnx.Module):
+    """Each channel times a learned factor, at first `init` (Touvron et al. 2021, arXiv 2103.17239); None: x itself."""
+
+    def __init__(self, dim: int, init: float | None):
+        self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32)) if init else None
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        return x if self.gamma is None else x * self.gamma[...].astype(x.dtype)
+
+
 class Block(nnx.Module):
     """One pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
@@ -147,6 +158,7 @@ class Block(nnx.Module):
         dim, num_heads, mlp_ratio: width, heads, hidden width of the MLP over `dim`.
         drop_rate: dropout after each branch's projection.
         norm_eps: added to the variance in the LayerNorms.
+        init_values: of the LayerScale at each branch's end; None: there is none.
         dtype: of the products; parameters stay float32.
         attention: see `Attention`.
 
@@ -162,6 +174,7 @@ class Block(nnx.Module):
         *,
         drop_rate: float = 0.0,
         norm_eps: float = 1e-6,
+        init_values: float | None = None,
         dtype: DTypeLike = jnp.float32,
         attention: str = "recompute",
         rngs: nnx.Rngs,
@@ -170,6 +183,7 @@ class Block(nnx.Module):
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
         self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.ls1, self.ls2 = LayerScale(dim, init_values), LayerScale(dim, init_values)
 
     def __call__(
         self,
@@ -180,8 +194,8 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch tokens dim"]:
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         per_sample = (x.shape[0], 1, 1)
-        x = x + dropout(self.attn(self.norm1(x), key=keys[0]), drop_path, keys[1], per_sample)
-        return x + dropout(self.mlp(self.norm2(x), key=keys[2]), drop_path, keys[3], per_sample)
+        x = x + dropout(self.ls1(self.attn(self.norm1(x), key=keys[0])), drop_path, keys[1], per_sample)
+        return x + dropout(self.ls2(self.mlp(self.norm2(x), key=keys[2])), drop_path, keys[3], per_sample)
 
 
 REMAT = {
@@ -235,7 +249,12 @@ class ViT(nnx.Module):
         dist_head: False leaves the distillation token without a head of its own (Hugging Face's
             DeiTForImageClassification): the class head alone predicts.
         norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
+        init_values: of the blocks' LayerScale; None: there is none (DeiT).
+        no_embed_class: the patches alone have positions.
+        reg_tokens: registers, learned tokens before the patches that no head reads.
+        pos_antialias, pos_offset: how the positions are brought to another grid, see `resize_pos_embed`.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
+        uniform_drop_path: that of every block alike (DeiT III's released code).
         dtype: compute type. Parameters are always float32.
         attention: "einsum", "recompute" or "cudnn", see `Attention`.
         remat: what the backward pass computes again ("none", "dots": all but products, "full": everything).
@@ -257,8 +276,14 @@ class ViT(nnx.Module):
         distilled: bool = False,
         dist_head: bool = True,
         norm_eps: float = 1e-6,
+        init_values: float | None = None,
+        no_embed_class: bool = False,
+        reg_tokens: int = 0,
+        pos_antialias: bool = False,
+        pos_offset: float = 0.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        uniform_drop_path: bool = False,
         dtype: DTypeLike = jnp.float32,
         attention: str = "recompute",
         remat: str = "none",
@@ -275,21 +300,25 @@ class ViT(nnx.Module):
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
         self.patch_size, self.num_classes, self.embed_dim, self.depth = patch_size, num_classes, embed_dim, depth
         self.num_heads, self.norm_eps = num_heads, norm_eps
-        self.distilled, self.prefix_tokens = distilled, 2 if distilled else 1
+        self.distilled, self.prefix_tokens = distilled, 1 + distilled + reg_tokens
+        self.no_embed_class, self.pos_antialias, self.pos_offset = no_embed_class, pos_antialias, pos_offset
         self.dist_head = distilled and dist_head
         self.drop_rate, self.drop_path_rate, self.dtype = drop_rate, drop_path_rate, jnp.dtype(dtype)
+        self.uniform_drop_path = uniform_drop_path
         self.remat, self.scan_unroll = remat, scan_unroll
 
-        tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
+        positions = self.grid[0] * self.grid[1] + (0 if no_embed_class else self.prefix_tokens)
         self.patch_embed = PatchEmbed(patch_size, embed_dim, dtype=self.dtype, rngs=rngs)
         self.cls_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
         if distilled:
             self.dist_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
-        self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, tokens, embed_dim), jnp.float32))
+        if reg_tokens:
+            self.reg_token = nnx.Param(weight_init(rngs.params(), (1, reg_tokens, embed_dim), jnp.float32))
+        self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, positions, embed_dim), jnp.float32))
 
         def block(rngs):
             options = {"drop_rate": drop_rate, "norm_eps": norm_eps, "dtype": self.dtype, "attention": attention}
-            return Block(embed_dim, num_heads, mlp_ratio, **options, rngs=rngs)
+            return Block(embed_dim, num_heads, mlp_ratio, init_values=init_values, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
         self.norm = nnx.LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
@@ -298,19 +327,22 @@ class ViT(nnx.Module):
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
 
     def embed(self, images: Images) -> Float[Array, "batch tokens dim"]:
-        """Patches behind the class (and distillation) token, position embedding added."""
+        """Patches behind the class (and distillation) token and registers, position embedding added."""
         check_images(images, self.img_size)
-        patches = self.patch_embed(images)
-        prefix = [self.cls_token[...]] + ([self.dist_token[...]] if self.distilled else [])
-        prefix = [jnp.broadcast_to(t.astype(self.dtype), (images.shape[0], 1, self.embed_dim)) for t in prefix]
-        return jnp.concatenate([*prefix, patches], axis=1) + self.pos_embed[...].astype(self.dtype)
+        patches, positions = self.patch_embed(images), self.pos_embed[...].astype(self.dtype)
+        names = ("cls_token", "dist_token", "reg_token")
+        prefix = jnp.concatenate([getattr(self, name)[...] for name in names if hasattr(self, name)], axis=1)
+        prefix = jnp.broadcast_to(prefix.astype(self.dtype), (images.shape[0], *prefix.shape[1:]))
+        if self.no_embed_class:
+            return jnp.concatenate([prefix, patches + positions], axis=1)
+        return jnp.concatenate([prefix, patches], axis=1) + positions
 
     def encode(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None, inspect: int = 0
     ) -> tuple[Float[Array, "batch tokens dim"], Any]:
         """The blocks: (tokens, what `run_blocks` saw on the way)."""
         graphdef, stacked = nnx.split(self.blocks)
-        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        rates = jnp.linspace(self.drop_path_rate if self.uniform_drop_path else 0.0, self.drop_path_rate, self.depth)
         return run_blocks(
             graphdef,
             stacked,
@@ -332,7 +364,7 @@ class ViT(nnx.Module):
         """
         key = training_key(train, key, self.drop_rate, self.drop_path_rate)
         tokens, _ = self.encode(self.embed(images), key=key)
-        prefix = self.norm(tokens[:, : self.prefix_tokens]).astype(jnp.float32)
+        prefix = self.norm(tokens[:, : 1 + self.distilled]).astype(jnp.float32)
         return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
 
     def __call__(
@@ -341,11 +373,18 @@ class ViT(nnx.Module):
         """Logits; a distilled model's are the mean of its heads' (as released; `fuse` has the paper's way)."""
         return fuse(*self.heads(images, train=train, key=key))
 
+    def features(
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        """Normalized tokens after the last block: class (and distillation) token, registers, patches row by row."""
+        key = training_key(train, key, self.drop_rate, self.drop_path_rate)
+        return self.norm(self.encode(self.embed(images), key=key)[0])
+
     def inspect(self, images: Images) -> dict[str, Float[Array, "..."]]:
         """Intermediate activations, in evaluation mode.
 
         Returns a dictionary: `embed` (B, N, D) tokens before the blocks; `blocks` (depth, B, N, D) after each;
-        `attention` (depth, B, heads, prefix, N) of the class (and distillation) token to all tokens; `norm` (B, N, D).
+        `attention` (depth, B, heads, prefix, N) of the tokens before the patches to all tokens; `norm` (B, N, D).
         """
         x = self.embed(images)
         tokens, (blocks, attention) = self.encode(x, inspect=self.prefix_tokens)
@@ -355,7 +394,10 @@ class ViT(nnx.Module):
 SIZES = {
     "tiny": {"embed_dim": 192, "num_heads": 3},
     "small": {"embed_dim": 384, "num_heads": 6},
+    "medium": {"embed_dim": 512, "num_heads": 8},
     "base": {"embed_dim": 768, "num_heads": 12},
+    "large": {"embed_dim": 1024, "num_heads": 16, "depth": 24},
+    "huge": {"embed_dim": 1280, "num_heads": 16, "depth": 32, "patch_size": 14},
 }
 # Small images, small machines: digits and CIFAR-10.
 SMALL = {
@@ -367,17 +409,29 @@ SMALL = {
 
 CONFIGS: dict[str, dict] = {
     f"deit_{size}{mark}_patch16_{pixels}": {**SIZES[size], "distilled": bool(mark), "img_size": pixels}
-    for size in SIZES
+    for size in ("tiny", "small", "base")
     for mark in ("", "_distilled")
     for pixels in (224, 384)
 }
 CONFIGS |= {
-    f"vit_{size}_patch16_{pixels}": {**SIZES[size], "img_size": pixels} for size in SIZES for pixels in (224, 384)
+    f"vit_{size}_patch16_{pixels}": {**SIZES[size], "img_size": pixels}
+    for size in ("tiny", "small", "base", "large")
+    for pixels in (224, 384)
+}
+CONFIGS["vit_huge_patch14_224"] = SIZES["huge"] | {"img_size": 224}
+
+DEIT3 = {"init_values": 1e-6, "no_embed_class": True, "uniform_drop_path": True}
+DINOV2 = {"init_values": 1e-5, "patch_size": 14, "img_size": 518}
+REGISTERS = {"reg_tokens": 4, "no_embed_class": True, "pos_antialias": True}
+CONFIGS |= {
+    f"deit3_{size}_patch{SIZES[size].get('patch_size', 16)}_{pixels}": {**SIZES[size], **DEIT3, "img_size": pixels}
+    for size in ("small", "medium", "base", "large", "huge")
+    for pixels in ((224,) if size in ("medium", "huge") else (224, 384))
 }
 CONFIGS |= {
-    "vit_large_patch16_224": {"embed_dim": 1024, "num_heads": 16, "depth": 24},
-    "vit_large_patch16_384": {"embed_dim": 1024, "num_heads": 16, "depth": 24, "img_size": 384},
-    "vit_huge_patch14_224": {"embed_dim": 1280, "num_heads": 16, "depth": 32, "patch_size": 14},
+    f"vit_{size}_patch14_{mark}dinov2": SIZES[size] | DINOV2 | switches
+    for size in ("small", "base", "large")
+    for mark, switches in (("", {"pos_offset": 0.1}), ("reg4_", REGISTERS))
 }
 CONFIGS |= {
     f"deit_{name.split('_')[0]}{mark}_{name.split('_', 1)[1]}": {**sizes, "distilled": bool(mark)}

@@ -92,9 +92,14 @@ def architecture_of(
         if isinstance(naming, HuggingFace) and naming.head == "classifier" and heads and full["distilled"]:
             config["dist_head"] = False  # DeiTForImageClassification: the distillation token has no head of its own
         if len(shape("pos_embed")) == 3 and bool(shape("dist_token")) == full["distilled"]:
-            patches, own = shape("pos_embed")[1] - 1 - full["distilled"], metadata.arguments.get("img_size")
+            patches, own = shape("pos_embed")[1] - positions_before_patches(full), metadata.arguments.get("img_size")
             config["img_size"] = own or fitting_size(patches, full["patch_size"], [img_size, full["img_size"]], source)
     return Architecture(registry_name(module, config, name), module, config)
+
+
+def positions_before_patches(config: Mapping[str, Any]) -> int:
+    """How many positions of a ViT of all these arguments are not of patches."""
+    return 0 if config["no_embed_class"] else 1 + config["distilled"] + config["reg_tokens"]
 
 
 def all_arguments(module: type[nnx.Module], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +112,12 @@ def registry_name(module: type[nnx.Module], config: dict, hint: str) -> str:
     """The name of the registered model that `config` makes, whatever its size in pixels, classes and epsilon: `hint` if
     it is one of several, else one of the same size; "" where there is none."""
     free = ("num_classes", "img_size", "norm_eps")
-    plain = lambda config: {k: v for k, v in all_arguments(module, config).items() if k not in free}
+    plain = lambda config: (
+        {k: v for k, v in all_arguments(module, config).items() if k not in free}
+        | {
+            "init_values": bool(config.get("init_values"))  # how LayerScale began does not matter any more
+        }
+    )
     alike = {name: other for name, other in models.FAMILIES[module].items() if plain(other) == plain(config)}
     sized = [name for name, other in alike.items() if other.get("img_size") == config.get("img_size")]
     return hint if hint in alike else next(iter([*sized, *alike]), "")
@@ -166,7 +176,8 @@ def block_widths(module: type[nnx.Module], config: Mapping[str, Any]) -> list[in
         stages = regnet.stage_widths(*(config[key] for key in ("w0", "wa", "wm", "depth", "group_width")))
         return [width for width, depth, _ in stages for _ in range(depth)]
     if module is efficientnet.EfficientNet:  # the first stage has none
-        stages = efficientnet.scaled_stages(config["width_coefficient"], config["depth_coefficient"])[1:]
+        scale = (config[key] for key in ("width_coefficient", "depth_coefficient", "lite"))
+        stages = efficientnet.scaled_stages(*scale)[1:]
         return [width for *_, width, layers in stages for _ in range(layers)]
     return []
 

@@ -17,7 +17,7 @@ from deit_jax.classes.match import match_classes
 from deit_jax.errors import UserError, printable
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.models.vit import ViT
-from deit_jax.weights.architecture import all_arguments, check_keys
+from deit_jax.weights.architecture import all_arguments, check_keys, positions_before_patches
 from deit_jax.weights.load import Weights, load_weights
 from deit_jax.weights.metadata import given_size
 from deit_jax.weights.names import HEADS
@@ -138,21 +138,18 @@ def fit_tokens(fit: Fit, needed: Arrays, weights: Weights, model: ViT) -> None:
     """Put the position embedding on the model's grid; drop or mark for initialization what only distilled models have:
     distillation token, its position and head."""
     config = all_arguments(ViT, weights.architecture.config)
-    pos = fit_positions(fit, config, model)
+    pos, has_position = fit_positions(fit, config, model), not config["no_embed_class"]
+    position = " and pos_embed's second position" if has_position else ""
     token = {path for path in needed if path[1] in TOKEN}
     if config["distilled"] and not model.distilled:
-        pos = np.delete(pos, 1, axis=1)
+        pos = np.delete(pos, 1, axis=1) if has_position else pos
         dropped = sorted({path[1] for path in fit.arrays if path[1] in TOKEN})
         fit.arrays = {path: array for path, array in fit.arrays.items() if path[1] not in TOKEN}
-        fit.notes.append(
-            f"dropped {', '.join(dropped)} and pos_embed's second position: the model has no distillation token"
-        )
+        fit.notes.append(f"dropped {', '.join(dropped)}{position}: the model has no distillation token")
     elif model.distilled and not config["distilled"]:
-        pos = np.insert(pos, 1, 0.0, axis=1)
+        pos = np.insert(pos, 1, 0.0, axis=1) if has_position else pos
         fit.missing |= token
-        fit.notes.append(
-            "randomly initialized dist_token, head_dist and pos_embed's second position: the weights have none"
-        )
+        fit.notes.append(f"randomly initialized dist_token, head_dist{position}: the weights have none")
     elif not config["dist_head"] and (lacking := token - set(fit.arrays) - fit.missing):
         fit.missing |= lacking
         fit.notes.append("randomly initialized head_dist: the weights have none, their class head alone predicts")
@@ -167,7 +164,9 @@ def fit_positions(fit: Fit, config: dict[str, Any], model: ViT) -> np.ndarray:
     if old == grid or pos.shape[-1] != model.embed_dim:  # a model of another width is told by its shapes
         return pos
     fit.notes.append(f"pos_embed resized from {old[0]}x{old[1]} to {grid[0]}x{grid[1]} patches")
-    return np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=1 + config["distilled"], old_grid=old))
+    options = {"antialias": model.pos_antialias, "offset": model.pos_offset}
+    prefix = positions_before_patches(config)
+    return np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=prefix, old_grid=old, **options))
 
 
 def check_shapes(fit: Fit, needed: Arrays, weights: Weights) -> None:
@@ -186,7 +185,8 @@ def initialize_missing(fit: Fit, needed: Arrays, build: functools.partial, seed:
     """The arrays by path in the order of `needed`, the missing ones as a new model has them."""
     if not fit.missing:
         return {path: fit.arrays[path] for path in needed}
-    with_token = DIST in fit.missing  # its position is drawn too, the others' are not
+    # the distillation token's position is drawn too, the others' are not
+    with_token = DIST in fit.missing and not build.keywords.get("no_embed_class")
 
     @jax.jit
     def draw(key):  # no array but the missing ones is ever computed: the compiler drops them

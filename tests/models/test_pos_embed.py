@@ -43,11 +43,18 @@ def test_pos_embed_of_a_grid_that_is_no_square():
         deit_jax.resize_pos_embed(pos, (3, 5), old_grid=(5, 5))
 
 
+@pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("grid", [(24, 24), (7, 7), (10, 31)])
-def test_pos_embed_equals_torch(grid):
+def test_pos_embed_equals_torch(grid, antialias):
     torch = pytest.importorskip("torch", reason="needs torch: the golden value carries the proof without it")
     pos = seeded.tensor("pos_embed", (1, 197, 12))
     square = torch.from_numpy(pos[:, 1:].reshape(1, 14, 14, 12)).permute(0, 3, 1, 2)
-    theirs = torch.nn.functional.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    ours = deit_jax.resize_pos_embed(pos, grid, prefix_tokens=1)[:, 1:]
+    options = {"mode": "bicubic", "align_corners": False, "antialias": antialias}
+    theirs = torch.nn.functional.interpolate(square, size=grid, **options)
+    ours = deit_jax.resize_pos_embed(pos, grid, prefix_tokens=1, antialias=antialias)[:, 1:]
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).reshape(1, -1, 12), atol=2e-6)
+    if not antialias:  # DINOv2's official code without registers: a scale, not a size
+        scale = ((grid[0] + 0.1) / 14, (grid[1] + 0.1) / 14)
+        theirs = torch.nn.functional.interpolate(square, scale_factor=scale, mode="bicubic", antialias=False)
+        ours = deit_jax.resize_pos_embed(pos, grid, prefix_tokens=1, offset=0.1)[:, 1:]
+        np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).reshape(1, -1, 12), atol=2e-6)

@@ -158,7 +158,7 @@ def test_crops_give_the_processors_sizes_back():
     ("config", "message"),
     [
         ({"hidden_act": "relu"}, "has hidden_act 'relu': gelu is implemented"),
-        ({"model_type": "beit"}, "model_type 'beit': of Hugging Face's models ViT and DeiT are read"),
+        ({"model_type": "beit"}, "model_type 'beit': of Hugging Face's models ViT, DeiT and DINOv2 are read"),
         ({"qkv_bias": False}, "qkv_bias False, which is not implemented"),
         ({"num_attention_heads": 7}, "embed_dim 96 is not a multiple of num_heads 7"),
         ({"num_attention_heads": "3"}, "config.json has an entry of another form than expected .*'str'"),
