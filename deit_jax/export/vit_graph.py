@@ -15,12 +15,12 @@ def vit_graph(graph: Graph, x: str, model: ViT, attention: bool) -> tuple[str, s
     x, (rows, columns) = graph.conv(x, model.patch_embed, model.img_size)
     x = graph.op("Transpose", graph.reshape(x, 0, dim, rows * columns), perm=[0, 2, 1])
     # a row of zeros per token before the patches; the tokens themselves are added with their positions
-    embedding = graph.value(model.pos_embed).copy()
-    missing = rows * columns + prefix - embedding.shape[1]  # DeiT III has no positions of the tokens
-    embedding = np.pad(embedding, ((0, 0), (missing, 0), (0, 0)))
-    embedding[:, 0] += graph.value(model.cls_token)[:, 0]
-    if model.distilled:
-        embedding[:, 1] += graph.value(model.dist_token)[:, 0]
+    names = ("cls_token", "dist_token", "reg_token")
+    tokens = np.concatenate([graph.value(getattr(model, name)) for name in names if hasattr(model, name)], axis=1)
+    positions = graph.value(model.pos_embed)
+    without = rows * columns + prefix - positions.shape[1]  # tokens without a position: none, or all of them
+    embedding = np.pad(positions, ((0, 0), (without, 0), (0, 0)))
+    embedding[:, :prefix] += tokens
     x = graph.op("Add", graph.op("Pad", x, np.array([0, prefix, 0, 0, 0, 0])), embedding)
 
     seen: list[str] = []
@@ -53,9 +53,15 @@ def block(graph: Graph, x: str, model: ViT, layer: int, seen: list[str] | None) 
             seen.append(weights)
         y = graph.op("Transpose", graph.op("MatMul", weights, v), perm=[0, 2, 1, 3])
         y = graph.reshape(y, 0, -1, dim)
-    x = graph.op("Add", x, graph.linear(y, part.attn.proj, layer))
+    x = graph.op("Add", x, graph.linear(y, part.attn.proj, layer, layer_scale(graph, part, "ls1", layer)))
     y = graph.gelu(graph.linear(graph.layer_norm(x, part.norm2, layer), part.mlp.fc1, layer))
-    return graph.op("Add", x, graph.linear(y, part.mlp.fc2, layer))
+    return graph.op("Add", x, graph.linear(y, part.mlp.fc2, layer, layer_scale(graph, part, "ls2", layer)))
+
+
+def layer_scale(graph: Graph, blocks: Any, name: str, layer: int) -> Any:
+    """The factors of a branch's channels, which go into its last layer; 1 without a LayerScale."""
+    gamma = getattr(getattr(blocks, name, None), "gamma", None)
+    return 1.0 if gamma is None else graph.value(gamma, layer)
 
 
 def attention_nodes(graph: Graph, seen: list[str], tokens: int, prefix: int) -> dict[str, str]:
