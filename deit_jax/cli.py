@@ -23,6 +23,8 @@ TOOLS = {  # name: module
     "config": "config.__main__",
     "prepare": "data.tools.prepare",
     "doctor": "data.tools.doctor",
+    "export": "export.export_command",
+    "page": "export.page",
 }
 USAGE = f"""deit-jax MODE --config=NAME_OR_FILE --workdir=DIR [--config.a.b=VALUE …]
 deit-jax TOOL …

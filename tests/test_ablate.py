@@ -50,6 +50,7 @@ def study(tmp_path_factory):
         return folder, config, ablate(config, folder)
 
 
+@pytest.mark.slow
 def test_a_study_has_every_arm_for_every_seed(study):
     _, _, scores = study
     heads = {"cls", "dist", "fused_logits", "fused_probabilities"}
@@ -61,12 +62,14 @@ def test_a_study_has_every_arm_for_every_seed(study):
     }
 
 
+@pytest.mark.slow
 def test_stored_labels_train_the_same_student(study):
     _, _, scores = study
     assert scores["hard_live"][0] == scores["hard"][0]
     assert scores[OTHER][0] != scores["hard"][0]
 
 
+@pytest.mark.slow
 def test_runs_record_the_ema_predictions_and_token_cosines(study):
     folder, _, scores = study
     done = job_result(folder / "hard-0")
@@ -82,6 +85,7 @@ def test_runs_record_the_ema_predictions_and_token_cosines(study):
     assert 100 * right.mean() == pytest.approx(teacher["evaluation"]) == pytest.approx(teacher["teaches_with"])
 
 
+@pytest.mark.slow
 def test_its_table_has_the_means_and_the_paired_differences(study):
     folder, _, scores = study
     text = (folder / "results/ablation.md").read_text()
@@ -110,6 +114,7 @@ def test_paired_differences_are_students_test():
     assert paired_difference({0: 1.0}, {1: 1.0})["mean"] is None
 
 
+@pytest.mark.slow
 def test_a_finished_study_trains_nothing_again(study, capsys):
     folder, config, scores = study
     assert ablate(config, folder) == scores

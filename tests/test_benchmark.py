@@ -64,6 +64,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(benchmark.input_wait_fraction, "__defaults__", (0.5,))
 
 
+@pytest.mark.slow
 def test_a_whole_benchmark(quick, monkeypatch, capsys):
     kind = jax.devices()[0].device_kind
     monkeypatch.setitem(hardware.ACCELERATORS, kind, hardware.Accelerator(peak=1e12, memory=2**30))

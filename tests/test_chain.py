@@ -15,7 +15,7 @@ from deit_jax.experiment import chain
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.weights.orbax import read_weights
 
-pytestmark = pytest.mark.long_runs
+pytestmark = [pytest.mark.slow, pytest.mark.long_runs]
 
 
 def chain_config(**changes):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from deit_jax import augment, losses, models
+from deit_jax import losses, models
+from deit_jax.augment import pipeline
 from deit_jax.classes.match import ClassMap
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
@@ -19,7 +20,7 @@ LOGITS, IMAGES = jnp.zeros((4, 10)), np.zeros((4, 8, 8, 3), np.uint8)
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: augment.flip(IMAGES, np.zeros(3, bool)),
+        lambda: pipeline.flip(IMAGES, np.zeros(3, bool)),
         lambda: ClassMap(np.zeros(3, np.float32), 3, "names"),
         lambda: disagreement({"cls": np.zeros((3, 2), int)}),
         lambda: losses.cross_entropy(LOGITS, jnp.zeros(5, jnp.int32)),

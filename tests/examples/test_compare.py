@@ -87,6 +87,7 @@ def test_timm_missing_is_told(tmp_path, monkeypatch):
         compare.timm_activations("x", "deit_tiny_patch16_224", 10, seeded.images(1, 224))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "regnety_002"])
 def test_every_layer_agrees_with_timm(tmp_path, name):
     import_timm()

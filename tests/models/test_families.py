@@ -1,5 +1,7 @@
 """What every family of models does alike: arguments of any number type, batches of any size, forward derivatives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +25,10 @@ def small(name: str, **changes):
     return models.constructor(name, num_classes=5, **(SMALL[name] | {"img_size": 16} | changes))
 
 
-def forward(name: str, **changes):
+@functools.cache
+def forward(name: str):
     """(a function of images, with weights for which the images matter)"""
-    build = small(name, **changes)
+    build = small(name)
     params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(0))
     # a new RegNet's blocks are their shortcuts
     params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params)

@@ -95,6 +95,7 @@ def test_an_unknown_name_is_told_at_once():
         deit_jax.to_linen("deit_tiny_patch16_225")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [foreign_nnx, foreign_linen], ids=["nnx", "linen"])
 def test_our_parts_learn_inside_foreign_models(example):
     losses = example.main(steps=12)

@@ -30,6 +30,7 @@ def faults(how: str) -> int:
     return int(run.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_steps_fault_in_their_memory_once():
     assert faults("keep") < faults("give back") / 5

@@ -117,7 +117,7 @@ def test_an_imagenet_run_begins_with_its_choices(tmp_path, capsys, classes):
     said = capsys.readouterr().out
     assert "3 parameters, 224 px" in said
     assert "  a note\n" in said
-    assert ("optimizer.lr_update = epoch, as released (paper: step)" in said) == (classes == 1000)
+    assert ("optimizer.lr_update = epoch (paper: step, release: epoch)" in said) == (classes == 1000)
 
 
 def test_a_curve_of_one_point_is_seen(tmp_path):

@@ -1,0 +1,1 @@
+"""Models for programs without JAX: ONNX, StableHLO, a page for a browser."""

@@ -1,0 +1,36 @@
+"""EfficientNet as an ONNX graph."""
+
+from typing import Any
+
+import jax
+
+from deit_jax.export.graph import Graph
+from deit_jax.models.efficientnet import EfficientNet, MBConv1
+
+
+def efficientnet_graph(graph: Graph, x: str, model: EfficientNet, size: tuple[int, int]) -> str:
+    """Add the model; x: images (batch, 3, *size). Returns its logits."""
+
+    def active(x: str, conv: Any, norm: Any, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+        x, size = graph.conv(x, conv, size, norm)
+        return graph.relu6(x) if lite else graph.silu(x), size
+
+    def excited(x: str, block: Any) -> str:
+        se = block.se
+        return graph.squeeze_excite(x, se.conv_reduce, se.conv_expand, graph.silu) if se else x
+
+    lite = getattr(model, "act", None) is jax.nn.relu6
+
+    x, size = active(x, model.conv_stem, model.bn1, size)
+    stages: Any = model.blocks
+    for block in [block for stage in stages for block in stage]:
+        if isinstance(block, MBConv1):
+            y, size = active(x, block.conv_dw, block.bn1, size)
+            y, _ = graph.conv(excited(y, block), block.conv_pw, size, block.bn2)
+        else:
+            y, size = active(x, block.conv_pw, block.bn1, size)
+            y, size = active(y, block.conv_dw, block.bn2, size)
+            y, _ = graph.conv(excited(y, block), block.conv_pwl, size, block.bn3)
+        x = graph.op("Add", x, y) if block.has_shortcut else y
+    x, _ = active(x, model.conv_head, model.bn2, size)
+    return graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), model.classifier)

@@ -1,0 +1,137 @@
+"""A page in which a model can be tried without a server: one HTML file that opens from disk or any static host.
+
+    deit-jax page WEIGHTS FILE.html [--examples=IMAGE_OR_FOLDER …] [--dtype=fp16] [--assets=DIR]
+
+The model, ONNX Runtime for browsers and the examples are inside. The latter's files are fetched once, by npm, into the
+user's cache; `--assets` names a folder that holds them.
+"""
+
+import argparse
+import base64
+import dataclasses
+import gzip
+import html
+import io
+import json
+import string
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image, ImageOps
+
+from deit_jax.command import command
+from deit_jax.errors import UserError
+from deit_jax.export.browser_runtime import PACKAGE, VERSION, runtime_files
+from deit_jax.export.export_command import check_file, compare_exports, needs_extra
+from deit_jax.export.exportable import DTYPES, Exportable, Form, load_exportable
+from deit_jax.models.vit import ViT
+from deit_jax.predict import find_images, output_names
+from deit_jax.runtime import atomic
+from deit_jax.weights.load import view_of
+
+HERE = Path(__file__).parent
+LARGEST = 360_000_000  # bytes of a model: browsers hold half a gigabyte of text
+EXAMPLES, EXAMPLE_SIDE = 12, 640  # how many, and pixels of their longer side
+
+
+def example(path: str) -> tuple[str, str]:
+    """(name, data: URL) of an image for the page, made smaller. Raises UserError where it is not an image."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise UserError(f"example {path} is not a readable image: give JPEG or PNG files") from error
+    image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    kind = "png" if max(image.size) < 100 else "jpeg"  # JPEG would blur small ones
+    image.save(content := io.BytesIO(), kind, quality=88)
+    return Path(path).stem, f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def page_settings(exportable: Exportable, examples: list[tuple[str, str]]) -> dict[str, Any]:
+    """What the page's script must know."""
+    weights, form, (height, width) = exportable.weights, exportable.form, exportable.size
+    if height != width:
+        raise UserError(f"{weights.source} sees images of {height}x{width} pixels: a page shows square views")
+    view = view_of(weights, height)
+    titles = ("Both together", "Class head", "Distillation head") if form.heads == "both" else ("Classes",)
+    outputs = dict(zip(form.names(), titles, strict=True))
+    about = {
+        "outputs": {name: outputs[name] for name in [*form.names()[1:], form.names()[0]]},
+        "classes": output_names(weights.class_names, weights.num_classes),
+        "examples": examples,
+        **{key: getattr(view, key) for key in ("size", "crop", "interpolation", "fit")},
+    }
+    if form.attention:
+        model = exportable.model()
+        shape = {"depth": model.depth, "heads": model.num_heads, "prefix": model.prefix_tokens, "grid": model.grid}
+        about |= shape | {"tokens": ("Class token", "Distillation token")[: 1 + model.distilled]}
+    return about
+
+
+def packed(content: bytes) -> str:
+    """Bytes as the page's script unpacks them."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+def make_page(exportable: Exportable, runtime: list[bytes], examples: list[tuple[str, str]]) -> str:
+    """The page, of a model that was compared as an .onnx file. runtime: of `runtime_files`."""
+    from deit_jax.export import onnx_file  # here: it needs the extra
+
+    about = page_settings(exportable, examples)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        onnx_file.save_onnx(onnx_file.make_onnx(exportable), path)
+        if path.stat().st_size > LARGEST:
+            size = atomic.readable(path.stat().st_size)
+            raise UserError(f"{exportable.weights.source} has {size}, too much for a page: try --dtype=fp16")
+        compare_exports(exportable, onnx_file.open_onnx(path), path.name, batches=(1,))
+        model = path.read_bytes()
+    weights, size = exportable.weights, exportable.size[0]
+    count = sum(leaf.size for leaf in jax.tree.leaves(weights.tree["params"]))
+    name = weights.name or weights.architecture.describe()
+    script, wasm = runtime
+    values = {
+        "title": html.escape(name),
+        "subtitle": f"{count / 1e6:.3g} million parameters, {weights.num_classes} classes, {size} px",
+        "credits": f"Made by deit_jax; run by {PACKAGE} {VERSION} (MIT licence).",
+        "about": json.dumps(about).replace("<", "\\u003c"),  # no class name ends the element
+        "runtime": packed(script),
+        "wasm": packed(wasm),
+        "model": packed(model),
+        "style": (HERE / "page.css").read_text(),
+        "script": (HERE / "page.js").read_text(),
+    }
+    return string.Template((HERE / "page.html").read_text()).substitute(values)
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("deit-jax page", description="Make a page in which a model can be tried.")
+    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
+    parser.add_argument("file", metavar="FILE", help="NAME.html")
+    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
+    parser.add_argument("--examples", action="append", default=[], help="an image or a folder of them; repeatable")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the stored weights")
+    parser.add_argument("--assets", default="", help=f"the dist folder of the npm package {PACKAGE} {VERSION}")
+    args = parser.parse_args(arguments)
+    path = check_file(args.file, (".html",))
+    examples = [example(found) for found in find_images(args.examples)[:EXAMPLES]]
+    runtime = runtime_files(args.assets)
+    form = Form(layout="nhwc", pixels="uint8", dtype=args.dtype)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        exportable = load_exportable(args.source, form, weights=args.weights)
+        model = exportable.model()
+        heads = "both" if getattr(model, "dist_head", False) else "fused"
+        form = dataclasses.replace(form, heads=heads, attention=isinstance(model, ViT))
+        try:
+            page = make_page(dataclasses.replace(exportable, form=form), runtime, examples)
+        except ImportError as error:
+            raise needs_extra(error) from error
+    atomic.write_text(path, page)
+    print(f"wrote {path} ({atomic.readable(path.stat().st_size)}): open it in a browser")
+
+
+if __name__ == "__main__":
+    main()
