@@ -7,7 +7,7 @@ in place the slice. Caches can make that a little less, everything else makes it
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from deit_jax.runtime import hlo
@@ -87,7 +87,7 @@ def total(some: Iterable[Kernel], peak: float, bandwidth: float) -> Total:
     )
 
 
-def totals(some: list[Kernel], by: Callable[[Kernel], str], peak: float, bandwidth: float) -> dict[str, Total]:
+def totals(some: Sequence[Kernel], by: Callable[[Kernel], str], peak: float, bandwidth: float) -> dict[str, Total]:
     """{group: its sum}, the longest first. by: a kernel's group."""
     groups = {by(k) for k in some}
     sums = {group: total((k for k in some if by(k) == group), peak, bandwidth) for group in groups}

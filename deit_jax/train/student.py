@@ -12,6 +12,7 @@ from deit_jax.config import RECIPES, Config
 from deit_jax.config.recipes import value_of
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
+from deit_jax.models.kernels import best_attention
 from deit_jax.runtime import hardware, sharding
 
 
@@ -52,7 +53,7 @@ def make_student(config: Config, num_classes: int) -> Student:
     options["dtype"] = hardware.compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):
         head_dim = defaults["embed_dim"] // defaults["num_heads"]
-        options["attention"] = models.kernels.best_attention(m.attention, options["dtype"], head_dim)
+        options["attention"] = best_attention(m.attention, options["dtype"], head_dim)
         options |= {"scan_unroll": hardware.best("scan_unroll", m.scan_unroll), "remat": m.remat}
     options |= dropout_options(config, module)
     if OBJECTIVES[config.distill.kind].two_heads and not defaults.get("distilled"):
