@@ -121,6 +121,7 @@ class Attention(nnx.Module):
 
     attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass,
     best where the blocks are scanned; "cudnn", fused, on NVIDIA GPUs.
+    tokens: number of them that cudnn's attends to, where padding follows; 0: all.
     """
 
     def __init__(
