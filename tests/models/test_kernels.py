@@ -1,7 +1,5 @@
 """GELU and attention against plain definitions: values, derivatives, what is kept for the backward pass."""
 
-import types
-
 import einops
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.models.vit import Attention
-from deit_jax.runtime import hardware
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
@@ -26,21 +23,13 @@ def exact(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x * cdf, cdf + x * np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize(("dtype", "ulp"), [(jnp.float32, 2.5e-7), (jnp.bfloat16, 2**-8), (jnp.float16, 2**-11)])
-def test_gelu_is_the_exact_one(dtype, ulp, platform):
-    with hardware.compiling_for(types.SimpleNamespace(platform=platform)):
-        check_gelu(dtype, ulp)
-
-
-def check_gelu(dtype, ulp):
+def test_gelu_is_the_exact_one(dtype, ulp):
     x = jnp.asarray(X, dtype)
     value, derivative = exact(np.asarray(x, np.float64))
     assert kernels.gelu(x).dtype == dtype
     scale = np.maximum(np.abs(np.asarray(x, np.float64)), 1)
     assert (np.abs(np.asarray(kernels.gelu(x), np.float64) - value) / scale).max() < ulp
-    trained, _ = jax.vjp(kernels.gelu, x)
-    assert (np.abs(np.asarray(trained, np.float64) - value) / scale).max() < ulp
     ours = jax.vmap(jax.grad(kernels.gelu))(x)
     assert ours.dtype == dtype
     assert (np.abs(np.asarray(ours, np.float64) - derivative) / scale).max() < ulp
@@ -150,24 +139,6 @@ def test_a_models_gradient_is_the_plain_ones(remat):
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
-
-
-def test_a_model_with_fused_attention_is_the_plain_one(monkeypatch):
-    """Queries, keys and values by three products, 17 tokens padded to 18: by jax's other implementation of the call."""
-    monkeypatch.setattr(kernels, "has_fused_attention", lambda *_: True)
-    monkeypatch.setattr(kernels, "fused_attention_of", lambda n: lambda *x: kernels.fused_attention(*x, "xla", n))
-    ours, plain = (
-        models.constructor("deit_digits_patch4_16", num_classes=10, attention=how) for how in ("cudnn", "einsum")
-    )
-    params, _ = models.init_arrays(plain, jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.05 * draw(*p.shape, seed=p.size), params)
-    images = draw(4, 16, 16, 3)
-    logits = lambda model, x: model.heads(x)[0]
-    results = [gradients(models.abstract(build)[0], params, images, logits) for build in (ours, plain)]
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(results[1]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), *results)
-    inspected = [nnx.merge(models.abstract(build)[0], params, {}).inspect(images) for build in (ours, plain)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *inspected)
 
 
 def test_forward_derivatives_work():
