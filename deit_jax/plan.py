@@ -80,7 +80,7 @@ def make_plan(config: Config, devices: list[Any], options: dict[str, Any] | None
     """
     kind = devices[0].device_kind
     try:
-        with hardware.compiling_for(devices[0]):
+        with hardware.compiling_for(*devices):
             compiled, seconds = compile_step(config, sharding.make_mesh(devices, **config.mesh), options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

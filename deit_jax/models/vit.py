@@ -212,8 +212,10 @@ class Block(nnx.Module):
 
 def row_major(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
     """x, in the order in memory that its shape says. XLA's GPU compiler would have the batch vary fastest, which the
-    heads' small products like, and transpose around every large product (docs/performance.md)."""
-    return with_layout_constraint(x, Layout((0, 1, 2))) if hardware.target().platform == "gpu" else x
+    heads' small products like, and transpose around every large product (docs/performance.md). On one GPU only: the
+    partitioner would gather what is constrained."""
+    one_gpu = [device.platform for device in hardware.targets()] == ["gpu"]
+    return with_layout_constraint(x, Layout((0, 1, 2))) if one_gpu else x
 
 
 REMAT = {

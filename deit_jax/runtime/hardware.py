@@ -62,24 +62,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_target: contextvars.ContextVar[Any] = contextvars.ContextVar("target", default=None)
+_targets: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("targets", default=())
 
 
 @contextlib.contextmanager
-def compiling_for(device: Any) -> Iterator[None]:
-    """Within it, models and settings are those of `device`, which need not be here, not of this process's devices."""
-    token = _target.set(device)
+def compiling_for(*devices: Any) -> Iterator[None]:
+    """Within it, models and settings are those of `devices`, which need not be here, not of this process's devices."""
+    token = _targets.set(devices)
     try:
         yield
     finally:
-        _target.reset(token)
+        _targets.reset(token)
+
+
+def targets() -> tuple[Any, ...]:
+    """The devices that programs are compiled for: those of `compiling_for`, else all that jax has."""
+    import jax  # here: settings are checked before jax looks for devices
+
+    return _targets.get() or tuple(jax.devices())
 
 
 def target() -> Any:
-    """The device that programs are compiled for: that of `compiling_for`, else this process's first."""
-    import jax  # here: settings are checked before jax is imported
-
-    return _target.get() or jax.devices()[0]
+    """The first of `targets`."""
+    return targets()[0]
 
 
 # What "auto" and 0 mean, by setting and platform.
