@@ -85,6 +85,14 @@ def dense(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs)
     return nnx.Linear(features_in, features_out, kernel_init=weight_init, dtype=dtype, rngs=rngs)
 
 
+class LayerNorm(nnx.LayerNorm):
+    """Flax's, in a named scope."""
+
+    @jax.named_scope("norm")
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().__call__(x)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
@@ -115,6 +123,7 @@ class Attention(nnx.Module):
         qkv = self.qkv(x.reshape(-1, dim))  # 2-D operands: the fast product on every platform
         return einops.rearrange(qkv, "(b n) (k h d) -> k b h n d", b=batch, n=tokens, k=3, h=self.num_heads)
 
+    @jax.named_scope("attention")
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
@@ -133,6 +142,7 @@ class Mlp(nnx.Module):
         self.fc2 = dense(hidden, dim, dtype, rngs)
         self.drop_rate = drop_rate
 
+    @jax.named_scope("mlp")
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
@@ -166,9 +176,9 @@ class Block(nnx.Module):
         attention: str = "recompute",
         rngs: nnx.Rngs,
     ):
-        self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -292,7 +302,7 @@ class ViT(nnx.Module):
             return Block(embed_dim, num_heads, mlp_ratio, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
-        self.norm = nnx.LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
+        self.norm = LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
         self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
         if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
