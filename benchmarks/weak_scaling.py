@@ -30,7 +30,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     Args:
         case: model, images (per chip), topology, mesh (a name of MESHES), settings ({name: value}).
     """
-    from deit_jax.runtime import hardware, topologies
+    from deit_jax.runtime import topologies
 
     chip, _, grid = case["topology"].partition(":")
     alone = grid == "1"
@@ -41,7 +41,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     devices = topologies.topology_devices(f"{chip}:2x2" if alone else case["topology"])
     devices = devices[:1] if alone else devices
     changes = {"model.name": case["model"], "batch_size": case["images"] * len(devices), **MESHES[case["mesh"]]}
-    config = hardware.settle(settings(changes | case["settings"]), "tpu")
+    config = settings(changes | case["settings"])
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     found: dict[str, Any] = {**case, "chips": len(devices), "kind": devices[0].device_kind, "versions": versions}
     try:

@@ -68,7 +68,8 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     text("workdir", None, "Folder of the run: checkpoints, log, report.")
     text("mode", "train", f"What to do: {', '.join(MODES)}.")
     number("verify", 0, "label: compute this many stored batches again and compare.")
-    text("topology", "", "plan: a TPU topology, as v5e:4x4; '' plans for this machine's devices.")
+    text("topology", "", "plan: devices that are not here, h100:8 or v5e:4x4; '' plans for this machine's.")
+    flags.DEFINE_float("price", 0.0, "plan: of a device's hour, for the forecast.", 0.0, flag_values=found)
     texts("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
     texts("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
     text("weights", "", "evaluate: params, or ema, of a run; '': both where both exist.")
@@ -186,7 +187,7 @@ def run_mode(given: flags.FlagValues) -> None:
     elif mode == "plan":
         from deit_jax.plan import plan
 
-        plan(config, given.topology)
+        plan(config, given.topology, given.price)
     elif mode == "benchmark":
         from deit_jax.benchmark import benchmark
 

@@ -1,6 +1,7 @@
 """`--mode=plan`: what a training run needs of a machine, from its compiled step: memory, arithmetic, communication.
 
-Nothing is trained, no data and no weights are read, and with `--topology=v5e:4x4` the machine need not be there.
+Nothing is trained, no data and no weights are read, and with `--topology=v5e:4x4` or `h100:8` the machine need not be
+there. Of a GPU's program the kernels are read too, and with them a bound on its speed.
 """
 
 import math
@@ -14,16 +15,21 @@ from deit_jax import models
 from deit_jax.abstract_step import abstract_step, step_flops
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
 from deit_jax.errors import first_line
-from deit_jax.runtime import hardware, sharding
+from deit_jax.runtime import hardware, sharding, traffic
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
 from deit_jax.runtime.mesh import mesh_sizes
 from deit_jax.runtime.processes import print_once
-from deit_jax.runtime.topologies import topology_devices
+from deit_jax.runtime.topologies import compiler_options, topology_devices
 from deit_jax.train.optimizer import num_steps
 
 
-def compile_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Compiled, float]:
-    """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it."""
+def compile_step(
+    config: Config, mesh: Mesh, options: dict[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, float]:
+    """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it.
+
+    options: of the compiler, see `topologies.compiler_options`.
+    """
     step, state, batch, teacher_arrays = abstract_step(config, mesh)
     place = lambda tree, sharding: jax.tree.map(lambda x: x.update(sharding=sharding), tree)
     places = sharding.param_shardings(state, mesh)
@@ -32,12 +38,12 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[jax.stages.Compiled, float
     teacher_arrays = place(teacher_arrays, sharding.replicated(mesh))
     begun = time.perf_counter()
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
-    compiled = jitted.lower(state, batch, teacher_arrays).compile()
+    compiled = jitted.lower(state, batch, teacher_arrays).compile(options)
     return compiled, time.perf_counter() - begun
 
 
 class Plan(NamedTuple):
-    """What `plan` found. Bytes are per device; `collectives` by kind."""
+    """What `plan` found. Bytes and `kernels` are per device, the latter only of GPUs; `collectives` by kind."""
 
     devices: int
     device_kind: str
@@ -50,6 +56,7 @@ class Plan(NamedTuple):
     flops: int
     collectives: dict[str, Collective]
     compile_seconds: float
+    kernels: tuple[traffic.Kernel, ...] = ()
 
     @property
     def needed(self) -> int:
@@ -66,11 +73,15 @@ class DoesNotFit(Exception):
     """The compiler itself found no way to place the program in the device's memory; its own line."""
 
 
-def make_plan(config: Config, devices: list[Any]) -> Plan:
-    """The plan of a resolved and settled config on these devices. Raises DoesNotFit where the compiler gives up."""
+def make_plan(config: Config, devices: list[Any], options: dict[str, Any] | None = None) -> Plan:
+    """The plan of a resolved config on these devices. Raises DoesNotFit where the compiler gives up.
+
+    options: of the compiler.
+    """
     kind = devices[0].device_kind
     try:
-        compiled, seconds = compile_step(config, sharding.make_mesh(devices, **config.mesh))
+        with hardware.compiling_for(*devices):
+            compiled, seconds = compile_step(config, sharding.make_mesh(devices, **config.mesh), options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -79,6 +90,7 @@ def make_plan(config: Config, devices: list[Any]) -> Plan:
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     memory = compiled.memory_analysis()
     assert memory is not None, "the CPU, GPU and TPU compilers of jax all give it"
+    text = compiled.as_text() or ""
     here = sum(d.process_index == devices[0].process_index for d in devices)
     return Plan(
         devices=len(devices),
@@ -90,29 +102,31 @@ def make_plan(config: Config, devices: list[Any]) -> Plan:
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         available=hardware.device_memory(kind, here),
         flops=step_flops(config),
-        collectives=collectives(compiled.as_text() or ""),
+        collectives=collectives(text),
         compile_seconds=seconds,
+        kernels=tuple(traffic.kernels(text)) if devices[0].platform == "gpu" else (),
     )
 
 
-def plan(config: Config, topology: str = "") -> Plan | None:
+def plan(config: Config, topology: str = "", price: float = 0.0) -> Plan | None:
     """`--mode=plan`: compile the train step of a resolved config and print what it needs, and whether that fits.
 
     Where it does not, what would make it fit is compiled too, and printed with its memory.
 
     Args:
         config: resolved and valid.
-        topology: "" for the devices at hand, or a TPU topology ("v5e:4x4"), once `prepare_environment` was called.
+        topology: "" for the devices at hand, or one that is not ("v5e:4x4", "h100:8"), once `prepare_environment` was
+            called.
+        price: of a device's hour, for the forecast; 0: not known.
 
     Returns the plan; None where the compiler gave up on it.
     """
     devices = topology_devices(topology) if topology else jax.devices()
+    options = compiler_options(topology)
     validate(config, num_devices=len(devices))
-    if topology:
-        config = hardware.settle(config, "tpu")
     try:
-        result = make_plan(config, devices)
-        print_once(plan_text(result, config))
+        result = make_plan(config, devices, options)
+        print_once(plan_text(result, config, price))
         if result.fits:
             return result
         reason = f"{format_memory(result)} per device"
@@ -123,7 +137,7 @@ def plan(config: Config, topology: str = "") -> Plan | None:
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
         try:
-            memory = format_memory(make_plan(changed, devices))
+            memory = format_memory(make_plan(changed, devices, options))
         except DoesNotFit:
             memory = "does not fit"
         flags = " ".join(f"--config.{name}={value}" for name, value in changes.items())
@@ -157,7 +171,7 @@ def format_memory(p: Plan) -> str:
     return f"{amount(p.needed)} of {amount(p.available).strip()}{': fits' if p.fits else ''}"
 
 
-def plan_text(p: Plan, config: Config) -> str:
+def plan_text(p: Plan, config: Config, price: float = 0.0) -> str:
     """Format the plan for the console."""
     teacher = f", teacher {config.teacher.name} {p.teacher_parameters:,}" if p.teacher_parameters else ""
     mesh = " x ".join(f"{n} {axis}" for axis, n in mesh_sizes(p.devices, **config.mesh).items() if n > 1)
@@ -176,29 +190,69 @@ def plan_text(p: Plan, config: Config) -> str:
     ]
     lines += ["", "communication per step and device" + ("" if p.collectives else ": none")]
     lines += [f"  {name:18} {c.count:5} times, {amount(c.bytes)} in all" for name, c in p.collectives.items()]
-    lines += forecast(p, config)
+    lines += bound_text(p)
+    lines += forecast(p, config, price)
     lines += ["", f"recipe {config.recipe}: where paper and released code differ"]
     lines += [f"  {line}" for line in recipe_differences(config)]
     return "\n".join(lines)
 
 
-def forecast(p: Plan, config: Config) -> list[str]:
-    """Lines that estimate images/s and hours; none for devices of unknown rates.
+def bound(p: Plan) -> float | None:
+    """Seconds that the kernels of a GPU's step take at least; None where they or the device's rates are not known."""
+    known = hardware.accelerator(p.device_kind)
+    if not known or not known.bandwidth or not p.kernels:
+        return None
+    return traffic.total(p.kernels, known.peak, known.bandwidth).seconds
 
-    Computing is counted at half of the peak rate, communication (the collectives' bytes, by ring algorithms) at the
-    published link bandwidth.
+
+def bound_text(p: Plan) -> list[str]:
+    """Lines on the kernels of a GPU's step: what they move, and the least time of each part and kind."""
+    known, least = hardware.accelerator(p.device_kind), bound(p)
+    if not known or least is None:
+        return []
+    rates = known.peak, known.bandwidth
+    row = lambda name, t: f"  {name:14} {t.kernels:6,} {t.bytes / 1e9:9.2f} {t.seconds * 1e3:9.2f}"
+    lines = [
+        "",
+        f"bound by kernels: each takes at least its arithmetic at {known.peak / 1e12:,.0f} TFLOP/s or its bytes at"
+        f" {known.bandwidth / 1e12:.1f} TB/s",
+        "(nothing ran; compiled with autotuning off where the GPU is not here)",
+        f"  {'':14} {'kernels':>6} {'GB':>8} {'least ms':>9}",
+    ]
+    for by in ("kind", "part"):
+        lines += [row(name, t) for name, t in traffic.totals(p.kernels, lambda k: getattr(k, by), *rates).items()]  # noqa: B023
+        lines.append("")
+    lines.append(row("whole step", traffic.total(p.kernels, *rates)))
+    lines.append(f"  bound on MFU: {p.flops / p.devices / known.peak / least:.2f} of {known.peak / 1e12:,.0f} TFLOP/s")
+    return lines
+
+
+def forecast(p: Plan, config: Config, price: float = 0.0) -> list[str]:
+    """Lines that estimate images/s and hours, and money at `price` per device and hour; none for devices of unknown
+    rates.
+
+    Computing takes the bound of the kernels, or where that is not known, half of the peak rate; communication (the
+    collectives' bytes, by ring algorithms) the published link bandwidth.
     """
     known = hardware.accelerator(p.device_kind)
     if not known:
         return []
-    computing = p.flops / (p.devices * known.peak / 2)
+    least = bound(p)
+    computing = least or p.flops / (p.devices * known.peak / 2)
     sent = bytes_sent(p.collectives, p.devices)
     sending = sent / known.link if known.link else 0.0
     steps = num_steps(config, max(1, IMAGENET_TRAIN_IMAGES // config.batch_size))
-    rate = lambda seconds: f"{config.batch_size / seconds:,.0f} images/s, {steps * seconds / 3600:,.1f} h"
+
+    def rate(seconds: float) -> str:
+        hours = steps * seconds / 3600
+        money = f", {hours * p.devices * price:,.0f} at {price:g} per device and hour" if price else ""
+        return f"{config.batch_size / seconds:,.0f} images/s, {hours:,.1f} h{money}"
+
+    limit = "communication" if sending > computing else "kernels"
+    how = f"at the bound, limited by {limit}: no run is faster" if least else "at half of the peak rate"
     lines = [
         "",
-        f"forecast for {steps:,} steps, at half of the peak rate",
+        f"forecast for {steps:,} steps, {how}",
         f"  communication hidden: {rate(max(computing, sending))}",
     ]
     if sending:

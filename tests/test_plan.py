@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -14,7 +15,8 @@ from flax import nnx
 from deit_jax import plan
 from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
-from deit_jax.runtime import hardware, topologies
+from deit_jax.models import kernels
+from deit_jax.runtime import hardware, topologies, traffic
 from deit_jax.runtime.collectives import Collective, collectives
 from deit_jax.runtime.flops import count_flops
 from deit_jax.train.student import make_student
@@ -212,17 +214,57 @@ def test_forecast_by_hand():
     assert example(available=2**30).fits is False
 
 
+def test_a_gpus_bound_is_printed_by_kind_and_part():
+    """On two H100: 79 ms of products, 30 ms of copies; 45 GB sent at 450 GB/s take 0.1 s."""
+    found = (
+        traffic.Kernel("gemm", "products", "mlp", 10, 79 * 10**11, 10),
+        traffic.Kernel("copy", "copies", "norm", 1, 0, 9 * 10**10),
+    )
+    p = example(
+        devices=2,
+        device_kind="NVIDIA H100 80GB HBM3",
+        flops=2 * 79 * 10**12,
+        kernels=found,
+        collectives={"all-reduce": Collective(1, 45 * 10**9)},
+    )
+    config = small_config(batch_size=1024, steps=36000)
+    text = plan.plan_text(p, config, price=2.0)
+    assert re.search(r"products +10 +0\.00 +100\.00\n +copies +1 +90\.00 +30\.00\n", text)
+    assert re.search(r"mlp +10 .*\n +norm +1 ", text)
+    assert re.search(r"whole step +11 +90\.00 +130\.00\n +bound on MFU: 0\.77 of 790 TFLOP/s", text)
+    assert "at the bound, limited by kernels: no run is faster" in text
+    assert "communication hidden: 7,877 images/s, 1.3 h, 5 at 2 per device and hour" in text
+    assert "measured" not in text
+    assert plan.bound_text(example()) == []
+
+
+def test_settings_follow_the_target():
+    """An H100 that is not here: cuDNN's attention where it can run, another where not."""
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    with hardware.compiling_for(gpu):
+        assert hardware.compute_dtype("auto") == np.dtype("bfloat16")
+        assert kernels.best_attention("auto", "bfloat16", 64) == "cudnn"
+        assert kernels.best_attention("auto", "float32", 64) == "recompute"
+        assert kernels.best_attention("auto", "bfloat16", 36) == "recompute"
+        assert kernels.best_attention("einsum", "bfloat16", 64) == "einsum"
+        gpu.compute_capability = "7.5"
+        assert kernels.best_attention("auto", "bfloat16", 64) == "recompute"
+    assert kernels.best_attention("auto", "bfloat16", 64) == "einsum"
+
+
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
         ("pod", "not a chip and its grid: write v5e:4x4"),
         ("v5e", "not a chip and its grid"),
+        ("h100:16", "1 to 8 GPUs of one machine, h100:8"),
         ("v5e:2x2", "pip install libtpu"),
+        ("h100:8", r"pip install 'deit-jax\[plan-gpu\]'"),
     ],
 )
 def test_topologies_that_cannot_be_planned(topology, message, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
+    find, compilers = importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in compilers else find(name))
     with pytest.raises(UserError, match=message):
         topologies.prepare_environment(topology)
 
@@ -241,3 +283,22 @@ def test_a_tpu_that_is_not_here():
     done = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True)
     assert "4 x TPU v5 lite" in done.stdout, done.stderr
     assert "all-reduce" in done.stdout
+
+
+WHEELS = ("jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia")
+
+
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, WHEELS)), reason="needs the extra plan-gpu")
+def test_a_gpu_that_is_not_here():
+    """The digits step with cuDNN's attention, a live teacher and accumulation compiles for an H100."""
+    root = Path(__file__).parents[1]
+    flags = ["--config=configs/digits.py", "--mode=plan", "--topology=h100:1", "--config.accumulate=2"]
+    done = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True)
+    assert "1 x NVIDIA H100" in done.stdout, done.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
+    for name in ("products", "attention", "elementwise", "teacher", "mlp", "norm", "optimizer", "augment"):
+        assert int(rows[name][0].replace(",", "")) > 0, done.stdout
+    # of cuDNN: forward and backward of each of 4 blocks in each of 2 microbatches
+    assert re.search(r"^  attention +16 ", done.stdout, re.MULTILINE), done.stdout
+    assert "bound on MFU" in done.stdout
+    assert "measured" not in done.stdout

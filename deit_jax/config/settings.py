@@ -82,7 +82,7 @@ class Model(Group):
         ("none", "dots", "full"),
         resumable=True,
     )
-    scan_unroll: int = setting(0, "blocks per iteration of the scan; 0: all on CPU, one elsewhere", resumable=True)
+    scan_unroll: int = setting(0, "blocks per iteration of the scan; 0: all on CPU and GPU, one on TPU", resumable=True)
 
 
 class Distill(Group):

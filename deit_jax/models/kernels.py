@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from deit_jax.errors import UserError, nearest
+from deit_jax.runtime import hardware
 
 # Abramowitz & Stegun 1964, 7.1.26: erfc(z) = t (A1 + t (A2 + …)) exp(-z^2) + e, |e| < 1.5e-7, t = 1 / (1 + P z), z >= 0
 P = 0.3275911
@@ -103,16 +104,25 @@ def find_attention(name: str, dtype: DTypeLike, head_dim: int) -> Callable[[Head
     if name == "cudnn" and not has_fused_attention(dtype, head_dim):
         raise UserError(
             f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
-            f" {jax.default_backend()}, {jnp.dtype(dtype)} and {head_dim}: use recompute"
+            f" {hardware.target().platform}, {jnp.dtype(dtype)} and {head_dim}: use recompute"
         )
     return ATTENTION[name]
 
 
+def best_attention(name: str, dtype: DTypeLike, head_dim: int) -> str:
+    """`name`, or for "auto" the fastest attention that the target device can run on this type and size of heads."""
+    chosen = hardware.best("attention", name)
+    if name == "auto" and chosen == "cudnn" and not has_fused_attention(dtype, head_dim):
+        return "recompute"
+    return chosen
+
+
 def has_fused_attention(dtype: DTypeLike, head_dim: int) -> bool:
-    """Whether the default device can run `fused_attention` on this type and size of heads."""
-    if jax.default_backend() != "gpu" or head_dim % 8 or head_dim > 128:
+    """Whether the target device can run `fused_attention` on this type and size of heads."""
+    device = hardware.target()
+    if device.platform != "gpu" or head_dim % 8 or head_dim > 128:
         return False
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; AMD's is a name
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's is a name
     return capability[:1].isdigit() and float(capability) >= 8.0

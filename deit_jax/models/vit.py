@@ -15,6 +15,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -22,6 +23,7 @@ from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.models.inputs import Images, ImgSize, check_images, image_size, training_key
+from deit_jax.runtime import hardware
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
 weight_init = nnx.initializers.normal(0.02)
@@ -86,6 +88,14 @@ def dense(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs)
     return nnx.Linear(features_in, features_out, kernel_init=weight_init, dtype=dtype, rngs=rngs)
 
 
+class LayerNorm(nnx.LayerNorm):
+    """Flax's, in a named scope."""
+
+    @jax.named_scope("norm")
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().__call__(x)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
@@ -116,6 +126,7 @@ class Attention(nnx.Module):
         qkv = self.qkv(x.reshape(-1, dim))  # 2-D operands: the fast product on every platform
         return einops.rearrange(qkv, "(b n) (k h d) -> k b h n d", b=batch, n=tokens, k=3, h=self.num_heads)
 
+    @jax.named_scope("attention")
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
@@ -134,6 +145,7 @@ class Mlp(nnx.Module):
         self.fc2 = dense(hidden, dim, dtype, rngs)
         self.drop_rate = drop_rate
 
+    @jax.named_scope("mlp")
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
@@ -179,9 +191,9 @@ class Block(nnx.Module):
         attention: str = "recompute",
         rngs: nnx.Rngs,
     ):
-        self.norm1 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
         self.ls1, self.ls2 = LayerScale(dim, init_values), LayerScale(dim, init_values)
 
@@ -196,6 +208,14 @@ class Block(nnx.Module):
         per_sample = (x.shape[0], 1, 1)
         x = x + dropout(self.ls1(self.attn(self.norm1(x), key=keys[0])), drop_path, keys[1], per_sample)
         return x + dropout(self.ls2(self.mlp(self.norm2(x), key=keys[2])), drop_path, keys[3], per_sample)
+
+
+def row_major(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+    """x, in the order in memory that its shape says. XLA's GPU compiler would have the batch vary fastest, which the
+    heads' small products like, and transpose around every large product (docs/performance.md). On one GPU only: the
+    partitioner would gather what is constrained."""
+    one_gpu = [device.platform for device in hardware.targets()] == ["gpu"]
+    return with_layout_constraint(x, Layout((0, 1, 2))) if one_gpu else x
 
 
 REMAT = {
@@ -227,6 +247,7 @@ def run_blocks(
 
     def body(x, layer):
         arrays, rate, key = layer
+        x = row_major(x)
         block = nnx.merge(graphdef, arrays)
         seen = None
         if inspect:
@@ -321,7 +342,7 @@ class ViT(nnx.Module):
             return Block(embed_dim, num_heads, mlp_ratio, init_values=init_values, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
-        self.norm = nnx.LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
+        self.norm = LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
         self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
         if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)

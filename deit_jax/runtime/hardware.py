@@ -1,6 +1,9 @@
 """What is known of machines: peak rates and memory of accelerators, and which of several ways is best on which."""
 
+import contextlib
+import contextvars
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 GIB = 2**30
@@ -13,11 +16,13 @@ class Accelerator(NamedTuple):
         peak: dense bfloat16 FLOP/s.
         memory: bytes.
         link: bytes/s that it can send to all of its neighbours together, while it receives as many; 0: not known.
+        bandwidth: bytes/s of its memory that large copies reach, nine tenths of the data sheet's; 0: not known.
     """
 
     peak: float
     memory: float
     link: float = 0.0
+    bandwidth: float = 0.0
 
 
 # By a part of jax's `device_kind`, the first that matches. Data sheets' rates, but for H100 and H200, whose 989 TFLOP/s
@@ -25,9 +30,9 @@ class Accelerator(NamedTuple):
 # compiler gives a program 15.75. Links: half of the bidirectional bandwidth that NVIDIA (NVLink) and Google (per chip)
 # publish; of TPU v4 a pod's all-reduce bandwidth by its chips, which is the same figure for v5e and v6e.
 ACCELERATORS = {
-    "H200": Accelerator(790e12, 139 * GIB, 450e9),
-    "H100": Accelerator(790e12, 79 * GIB, 450e9),
-    "A100-SXM4-80GB": Accelerator(312e12, 79 * GIB, 300e9),
+    "H200": Accelerator(790e12, 139 * GIB, 450e9, 4.3e12),
+    "H100": Accelerator(790e12, 79 * GIB, 450e9, 3.0e12),
+    "A100-SXM4-80GB": Accelerator(312e12, 79 * GIB, 300e9, 1.8e12),
     "A100 80GB": Accelerator(312e12, 79 * GIB),
     "A100": Accelerator(312e12, 39 * GIB),
     "TPU v4": Accelerator(275e12, 32 * GIB, 268e9),
@@ -57,33 +62,49 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_targets: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("targets", default=())
+
+
+@contextlib.contextmanager
+def compiling_for(*devices: Any) -> Iterator[None]:
+    """Within it, models and settings are those of `devices`, which need not be here, not of this process's devices."""
+    token = _targets.set(devices)
+    try:
+        yield
+    finally:
+        _targets.reset(token)
+
+
+def targets() -> tuple[Any, ...]:
+    """The devices that programs are compiled for: those of `compiling_for`, else all that jax has."""
+    import jax  # here: settings are checked before jax looks for devices
+
+    return _targets.get() or tuple(jax.devices())
+
+
+def target() -> Any:
+    """The first of `targets`."""
+    return targets()[0]
+
+
 # What "auto" and 0 mean, by setting and platform.
 BEST = {
     "dtype": {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"},
-    # cudnn: not yet run on a GPU. On CPU, without a loop over the blocks, nothing is won by computing weights twice
-    "attention": {"cpu": "einsum", "gpu": "recompute", "tpu": "recompute"},
-    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers, about a tenth of a step
-    "scan_unroll": {"cpu": 64, "gpu": 1, "tpu": 1},
+    # On CPU, without a loop over the blocks, nothing is won by computing weights twice. cudnn: where it can run, else
+    # recompute (`models.kernels.best_attention`)
+    "attention": {"cpu": "einsum", "gpu": "cudnn", "tpu": "recompute"},
+    # 64: every block of any model. Without a loop nothing is copied into arrays of all layers
+    "scan_unroll": {"cpu": 64, "gpu": 64, "tpu": 1},
 }
 
 
-def best(setting: str, value: Any, platform: str) -> Any:
-    """`value`, or, where it is left open ("auto" or 0), what is best on `platform` (jax.default_backend())."""
-    return BEST[setting].get(platform, BEST[setting]["gpu"]) if value in ("auto", 0) else value
+def best(setting: str, value: Any) -> Any:
+    """`value`, or, where it is left open ("auto" or 0), what is best on the target's platform."""
+    return BEST[setting].get(target().platform, BEST[setting]["gpu"]) if value in ("auto", 0) else value
 
 
 def compute_dtype(name: str) -> Any:
     """The compute type that a setting names; "auto" is bfloat16 on accelerators and float32 on CPU."""
-    import jax  # here: settings are checked before jax looks for devices
     import jax.numpy as jnp
 
-    return jnp.dtype(best("dtype", name, jax.default_backend()))
-
-
-def settle(config: Any, platform: str) -> Any:
-    """A copy of `config` in which all that model and teacher leave open is what is best on `platform`."""
-    config = config.copy_and_resolve_references()
-    for group in (config.model, config.teacher):
-        for name in BEST.keys() & group.keys():
-            group[name] = best(name, group[name], platform)
-    return config
+    return jnp.dtype(best("dtype", name))

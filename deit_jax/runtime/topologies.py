@@ -1,4 +1,4 @@
-"""TPU topologies that are not here: libtpu compiles for them on any Linux x86-64 machine."""
+"""Devices that are not here, to compile for: TPUs by libtpu and NVIDIA GPUs by jax's CUDA plugin, on Linux x86-64."""
 
 import importlib.util
 import math
@@ -10,20 +10,73 @@ import jax
 
 from deit_jax.errors import UserError, first_line
 
+# XLA describes a GPU by such a text (openxla/xla, device_description.proto). The values are those of its own
+# specifications, xla/backends/gpu/target_config/specs/{h100_sxm,h200,a100_sxm_80}.txtpb; cuDNN's version decides
+# whether its attention is taken.
+GPU_TEXT = """\
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: {optin}
+  threads_per_core_limit: 2048
+  core_count: {cores}
+  fpus_per_core: {fpus}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  runtime_version: "12.8.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{name}"
+"""
+HOPPER = {"shared": 233472, "optin": 232448, "cores": 132, "fpus": 128, "cache": 52428800, "clock": 1.98, "major": 9}
+AMPERE = {"shared": 167936, "optin": 166912, "cores": 108, "fpus": 64, "cache": 41943040, "clock": 1.41, "major": 8}
+GPUS = {
+    "h100": HOPPER | {"name": "NVIDIA H100 80GB HBM3", "memory": 84942979072, "bandwidth": 3352320000000},
+    "h200": HOPPER | {"name": "NVIDIA H200 141GB HBM3e", "memory": 151397597184, "bandwidth": 4800000000000},
+    "a100": AMPERE | {"name": "NVIDIA A100-SXM4-80GB", "memory": 85100068864, "bandwidth": 2039040000000},
+}
+
 
 def prepare_environment(topology: str) -> None:
     """To be called before jax looks for devices: plan on the CPU, and let libtpu not look for a TPU.
 
     Args:
-        topology: chip and grid as libtpu names them, "v5e:4x4"; "" changes nothing.
+        topology: a GPU and how many of one machine, "h100:8", or a TPU chip and grid as libtpu names them, "v5e:4x4";
+            "" changes nothing.
 
     Raises:
-        UserError: the name has another form, or libtpu is not installed.
+        UserError: the name has another form, or the compiler is not installed.
     """
     if not topology:
         return
-    if not re.fullmatch(r"v\d+\w?:\d+(x\d+)+", topology):
-        raise UserError(f"topology '{topology}' is not a chip and its grid: write v5e:4x4, v5p:2x2x2 or v6e:4x4")
+    gpu = re.fullmatch(rf"({'|'.join(GPUS)}):[1-8]", topology)
+    if not gpu and not re.fullmatch(r"v\d+\w?:\d+(x\d+)+", topology):
+        raise UserError(
+            f"topology '{topology}' is not a chip and its grid: write v5e:4x4, v5p:2x2x2 or v6e:4x4, or 1 to 8 GPUs of"
+            f" one machine, {', '.join(f'{name}:8' for name in GPUS)}"
+        )
+    if gpu and importlib.util.find_spec("jax_cuda12_plugin") is None:
+        raise UserError(
+            "a plan for a GPU that is not here needs its compiler: pip install 'deit-jax[plan-gpu]' (Linux, x86-64;"
+            " into an environment without another jax plugin)"
+        )
+    if not gpu:
+        _prepare_libtpu(topology)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _prepare_libtpu(topology: str) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("a plan for a TPU that is not here needs its compiler: pip install libtpu (Linux, x86-64)")
     chip, _, grid = topology.partition(":")
@@ -36,17 +89,27 @@ def prepare_environment(topology: str) -> None:
         # libtpu's lock keeps two programs off one TPU; compiling uses none
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
-    jax.config.update("jax_platforms", "cpu")
 
 
 def topology_devices(topology: str) -> list[Any]:
-    """The devices of a TPU topology, for compiling only. Raises UserError with libtpu's reason."""
+    """The devices of a topology, for compiling only. Raises UserError with the compiler's reason."""
     from jax.experimental import topologies
 
+    name, _, count = topology.partition(":")
     try:
+        if name in GPUS:  # slices x machines x GPUs
+            text = GPU_TEXT.format(**GPUS[name])
+            return topologies.get_topology_desc(name, "cuda", target_config=text, topology=f"1x1x{count}").devices
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        raise UserError(
-            f"libtpu cannot compile for topology '{topology}' ({first_line(error)}): v5e:4x4 and v6e:16x16 are two that"
-            " it can; if it is locked, end the other program that uses it"
-        ) from None
+        hint = (
+            "the wheels of deit-jax[plan-gpu] belong together: install them again"
+            if name in GPUS
+            else "v5e:4x4 and v6e:16x16 are two that libtpu can; if it is locked, end the other program that uses it"
+        )
+        raise UserError(f"the compiler cannot make topology '{topology}' ({first_line(error)}): {hint}") from None
+
+
+def compiler_options(topology: str) -> dict[str, Any]:
+    """What XLA has to be told to compile for a topology: on a GPU that is not here no kernel can be timed."""
+    return {"xla_gpu_autotune_level": 0} if topology.partition(":")[0] in GPUS else {}

@@ -121,16 +121,16 @@ def make_train_step(
             grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
-        ema = state.ema
-        if ema:
-            with jax.named_scope("ema"):
-                keep = ema_decay_at(config, state.step)
-                ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
+            ema = state.ema
+            if ema:
+                with jax.named_scope("ema"):
+                    keep = ema_decay_at(config, state.step)
+                    ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
 
-        # a step whose loss or gradient is not finite leaves all of this unchanged, and is counted
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: getattr(state, name) for name in new})
+            # a step whose loss or gradient is not finite leaves all of this unchanged, and is counted
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+            new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: getattr(state, name) for name in new})
         in_row = jnp.where(finite, 0, state.nonfinite["in_row"] + 1)
         skipped = state.nonfinite["total"] + jnp.where(finite, 0, 1)
         state = state.replace(step=state.step + 1, nonfinite={"in_row": in_row, "total": skipped}, **new)

@@ -4,7 +4,6 @@ import functools
 import inspect
 from typing import NamedTuple
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,6 +12,7 @@ from deit_jax.config import RECIPES, Config
 from deit_jax.config.recipes import value_of
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
+from deit_jax.models.kernels import best_attention
 from deit_jax.runtime import hardware, sharding
 
 
@@ -47,13 +47,14 @@ def make_student(config: Config, num_classes: int) -> Student:
     Raises:
         UserError: settings that do not make a model, or a model that does not fit the objective.
     """
-    m, platform = config.model, jax.default_backend()
+    m = config.model
     module, defaults = models.find(m.name)
     options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
     options["dtype"] = hardware.compute_dtype(m.dtype)
     if issubclass(module, models.vit.ViT):
-        options |= {name: hardware.best(name, m[name], platform) for name in ("attention", "scan_unroll")}
-        options["remat"] = m.remat
+        head_dim = defaults["embed_dim"] // defaults["num_heads"]
+        options["attention"] = best_attention(m.attention, options["dtype"], head_dim)
+        options |= {"scan_unroll": hardware.best("scan_unroll", m.scan_unroll), "remat": m.remat}
     options |= dropout_options(config, module)
     if OBJECTIVES[config.distill.kind].two_heads and not defaults.get("distilled"):
         raise UserError(
