@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {  # name: where it is
+    "OwnTeacher": "distill.own_teacher",
     "UserError": "errors",
     "__version__": "version",
     "create_model": "models",

@@ -168,7 +168,7 @@ def run_mode(given: flags.FlagValues) -> None:
         request = Request(tuple(given.checkpoint), tuple(given.data), given.weights, workdir, output)
         evaluate_command(given.config, changed | overrides, request)
         return
-    config = resolve(given.config)
+    config = resolve(given.config, given=overrides)
     validate(config, num_devices=jax.device_count())
     if mode in ("train", "label", "ablate"):
         config = with_normalization(config, workdir, overrides)

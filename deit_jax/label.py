@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from deit_jax.augment import augment_train
 from deit_jax.config import Config
@@ -20,7 +21,7 @@ from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
 from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header
-from deit_jax.distill.teacher import TeacherFunction, load_teacher
+from deit_jax.distill.teacher import Teacher, load_teacher
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import OBJECTIVES
 from deit_jax.randomness import purpose_key
@@ -36,25 +37,30 @@ from deit_jax.train.student import make_student
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
 
-def make_labeller(
-    config: Config, teacher: TeacherFunction, num_classes: int, header: dict[str, Any], devices: int
-) -> Callable:
-    """(teacher's arrays, batch, step) → the store's arrays for one step, to be jitted; images as the train step's.
+def make_labeller(config: Config, teacher: Teacher, num_classes: int, header: dict[str, Any], mesh: Mesh) -> Callable:
+    """(teacher's arrays, batch, step) → the store's arrays for one step; images as the train step's.
 
-    Beside them `finite`: whether all logits of the teacher are.
+    Beside them `finite`: whether all logits of the teacher are. A teacher that another library runs is called between
+    two jitted functions, on a mesh of one device.
     """
 
-    def label_batch(arrays, batch, step):
+    def augmented(batch, step):
         key = purpose_key(config.seed, "augment")
-        images, _ = augment_train(batch, key, step, config.augment, num_classes, devices)
-        logits = teacher(arrays, {**batch, "image": images}).astype(jnp.float32)
+        return augment_train(batch, key, step, config.augment, num_classes, mesh.devices.size)[0]
+
+    def labels(logits):
+        logits = logits.astype(jnp.float32)
         finite = jnp.isfinite(logits.max(-1)).all()  # an average may hold log 0
         if header["kind"] == "hard":
             return {"label": logits.argmax(-1), "finite": finite}
         probability, index = jax.lax.top_k(jax.nn.softmax(logits / header["tau"]), header["k"])
         return {"index": index, "probability": probability, "finite": finite}
 
-    return label_batch
+    if teacher.host:
+        images, answers = jax.jit(augmented), jax.jit(labels)
+        return lambda arrays, batch, step: answers(teacher.predict(arrays, {"image": images(batch, step)}))
+    whole = lambda arrays, batch, step: labels(teacher.predict(arrays, {**batch, "image": augmented(batch, step)}))
+    return jax.jit(whole, out_shardings=sharding.replicated(mesh))
 
 
 def make_header(config: Config, source: Source, img_size: int, teacher: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
         check_store(folder, header)
     with hold_folder(folder):
         trained = teacher_init or train_teacher(config, folder, data)[0]
-        teacher = load_teacher(config, source.class_names, size, trained)
+        teacher = load_teacher(config, source.class_names, size, trained, host=True)
         for note in [note for member in teacher.models for note in member.notes]:
             print_once(f"labels: {note}")
         identity = teacher_identity(config, size, teacher, config.teacher.init or "trained for it")
@@ -122,11 +128,11 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
         if (folder / "labels.json").exists():
             check_store(folder, header)
         from_process_0(lambda: prepare_store(folder, header, total))
-        store, mesh = LabelStore(folder), sharding.make_mesh(jax.local_devices())
-        labeller = make_labeller(config, teacher.predict, source.num_classes, store.header, mesh.devices.size)
-        arrays = jax.device_put(teacher.arrays, sharding.replicated(mesh))
-        jitted = jax.jit(labeller, out_shardings=sharding.replicated(mesh))
-        label_batch = lambda batch, step: jitted(arrays, sharding.place_batch(batch, mesh), step)
+        devices = jax.local_devices()
+        store, mesh = LabelStore(folder), sharding.make_mesh(devices[:1] if teacher.host else devices)
+        labeller = make_labeller(config, teacher, source.num_classes, store.header, mesh)
+        arrays = teacher.arrays if teacher.host else jax.device_put(teacher.arrays, sharding.replicated(mesh))
+        label_batch = lambda batch, step: labeller(arrays, sharding.place_batch(batch, mesh), step)
         batches = lambda start: loader.train_batches(config, source, size=size, start=start)
         if verify:
             return compare(store, label_batch, batches, verify, total)

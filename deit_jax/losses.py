@@ -28,14 +28,14 @@ class TermInputs(NamedTuple):
     Attributes:
         student: logits of the distillation head, or of the class head where the model has no other.
         teacher: the teacher's logits or hard labels; None without a teacher.
-        targets: true labels or probabilities, smoothed and mixed as for the class head.
+        targets: true labels as probabilities, smoothed and mixed as for the class head; None where there are none.
         tau: temperature of both softmaxes.
         normalization: what a sum of KL divergences is divided by, see `soft_term`.
     """
 
     student: Distributions
     teacher: TeacherOutput | None
-    targets: Distributions
+    targets: Distributions | None
     tau: float
     normalization: str
 
@@ -94,6 +94,7 @@ def soft_term(x: TermInputs) -> Float[Array, ""]:
 
 def label_term(x: TermInputs) -> Float[Array, ""]:
     """Cross-entropy with the true labels: the paper's control, a second class token."""
+    assert x.targets is not None
     return cross_entropy(x.student, x.targets)
 
 
@@ -127,7 +128,10 @@ _PAPER_SOFT = {"distill.alpha": 0.1, "distill.tau": 3.0}
 OBJECTIVES: dict[str, Objective] = {
     "none": Objective("cross-entropy"),
     "soft": Objective(
-        "soft distillation", soft_term, teacher="logits", settings={"paper": _PAPER_SOFT, "tuned": _PAPER_SOFT}
+        "soft distillation",
+        soft_term,
+        teacher="logits",
+        settings={"paper": _PAPER_SOFT, "tuned": _PAPER_SOFT, "function_matching": {"distill.alpha": 1.0}},
     ),
     "hard": Objective("hard distillation", hard_term, teacher="hard labels"),
     "second_cls": Objective("cross-entropy of two heads", label_term, two_heads=True),
@@ -137,24 +141,27 @@ OBJECTIVES: dict[str, Objective] = {
 def distillation_terms(
     cls_logits: Distributions,
     dist_logits: Distributions | None,
-    targets: Labels | Distributions,
+    targets: Labels | Distributions | None,
     teacher_logits: TeacherOutput | None = None,
     kind: str = "hard",
     tau: float = 1.0,
     normalization: str = "paper",
     label_smoothing: float = 0.0,
+    alpha: float = 0.5,
 ) -> dict[str, Float[Array, ""]]:
     """The unweighted terms of the training objective.
 
     Args:
         cls_logits: of the class head.
         dist_logits: of the distillation head; None for a model without one, whose class head then learns both terms.
-        targets: labels (B,) or mixed probabilities (B, classes), for the class head.
+        targets: labels (B,) or mixed probabilities (B, classes), for the class head; None where only the teacher is
+            learned from.
         teacher_logits: (B, classes), or hard labels (B,) where the objective needs no more.
         kind: a key of `OBJECTIVES`.
         tau: temperature of soft distillation.
         normalization: of its KL sum, "paper" or "released".
         label_smoothing: of the class head's targets where these are labels.
+        alpha: weight of the second term: at 0 and 1 the term whose weight is 0 is not computed.
 
     Returns {"class_loss"}, and "distillation_loss" where the objective has a second term.
 
@@ -168,14 +175,18 @@ def distillation_terms(
     if normalization not in NORMALIZATIONS:
         raise UserError(f"normalization '{normalization}' is not known: use {' or '.join(NORMALIZATIONS)}")
     objective = OBJECTIVES[kind]
-    terms = {"class_loss": cross_entropy(cls_logits, targets, label_smoothing)}
-    if objective.term is None:
+    terms = {}
+    if objective.term is None or alpha != 1:
+        if targets is None:
+            raise UserError(f"distillation kind '{kind}' needs targets: give them, or distill with alpha=1")
+        terms["class_loss"] = cross_entropy(cls_logits, targets, label_smoothing)
+    if objective.term is None or alpha == 0:
         return terms
     student = (cls_logits if dist_logits is None else dist_logits).astype(jnp.float32)
     classes = student.shape[-1]
     if objective.teacher is not None:
         check_teacher_output(kind, objective, teacher_logits, classes)
-    if targets.ndim == 1:
+    if targets is not None and targets.ndim == 1:
         targets = soft_targets(targets, classes, label_smoothing)
     inputs = TermInputs(student, teacher_logits, targets, tau, normalization)
     return terms | {"distillation_loss": objective.term(inputs)}
@@ -194,17 +205,16 @@ def check_teacher_output(kind: str, objective: Objective, teacher: TeacherOutput
 
 
 def weighted_sum(terms: Mapping[str, Float[Array, ""]], alpha: float) -> Float[Array, ""]:
-    """(1 - alpha) x the class term + alpha x the distillation term (the paper's lambda); the class term alone where
-    there is no other."""
-    if "distillation_loss" not in terms:
-        return terms["class_loss"]
+    """(1 - alpha) x the class term + alpha x the distillation term (the paper's lambda); one alone is the loss."""
+    if len(terms) == 1:
+        return next(iter(terms.values()))
     return (1 - alpha) * terms["class_loss"] + alpha * terms["distillation_loss"]
 
 
 def distillation_loss(
     cls_logits: Distributions,
     dist_logits: Distributions | None,
-    targets: Labels | Distributions,
+    targets: Labels | Distributions | None,
     teacher_logits: TeacherOutput | None = None,
     kind: str = "hard",
     alpha: float = 0.5,
@@ -219,7 +229,7 @@ def distillation_loss(
     KL(teacher || distillation). "second_cls": the second head learns the true labels too.
     """
     terms = distillation_terms(
-        cls_logits, dist_logits, targets, teacher_logits, kind, tau, normalization, label_smoothing
+        cls_logits, dist_logits, targets, teacher_logits, kind, tau, normalization, label_smoothing, alpha
     )
     return weighted_sum(terms, alpha)
 

@@ -143,3 +143,21 @@ def test_labels_are_of_any_integer_type(dtype):
     np.testing.assert_array_equal(soft_targets(labels, 10), np.eye(10)[labels])
     loss = distillation_loss(logits, logits, labels, labels, kind="hard")
     np.testing.assert_allclose(loss, np.log(10), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_term_of_weight_0_is_not_computed(kind):
+    """Labels may be absent or wrong where the teacher alone is learned from, and the teacher where it is not."""
+    cls, teacher = jax.random.normal(jax.random.key(0), (2, 4, 7))
+    nan = jnp.full((4, 7), jnp.nan)
+    terms = distillation_terms(cls, None, None, teacher, kind=kind, alpha=1.0)
+    assert set(terms) == {"distillation_loss"}
+    whole = distillation_terms(cls, None, teacher, teacher, kind=kind)["distillation_loss"]
+    assert distillation_loss(cls, None, None, teacher, kind=kind, alpha=1.0) == whole
+    gradient = jax.grad(lambda x: distillation_loss(x, None, nan, teacher, kind=kind, alpha=1.0))(cls)
+    assert np.isfinite(gradient).all()
+    labels = jnp.arange(4)
+    assert set(distillation_terms(cls, None, labels, nan, kind=kind, alpha=0.0)) == {"class_loss"}
+    assert np.isfinite(distillation_loss(cls, None, labels, nan, kind=kind, alpha=0.0))
+    with pytest.raises(UserError, match="needs targets: give them, or distill with alpha=1"):
+        distillation_loss(cls, None, None, teacher, kind=kind, alpha=0.5)

@@ -82,5 +82,11 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
             f"distill.kind {config.distill.kind} leaves the distillation head of {config.model.name} untrained: use "
             f"--config.model.name={config.model.name.replace('_distilled', '')}, or kind second_cls"
         )
+    if objective.term is not None and config.distill.alpha in (0, 1) and "_distilled" in config.model.name:
+        head = "class" if config.distill.alpha else "distillation"
+        raise UserError(
+            f"distill.alpha {config.distill.alpha:g} leaves the {head} head of {config.model.name} untrained: use"
+            f" --config.model.name={config.model.name.replace('_distilled', '')}, or an alpha between 0 and 1"
+        )
     if objective.term is not None and config.distill.tau <= 0:
         raise UserError(f"distill.tau is {config.distill.tau}: it must be above 0")

@@ -97,7 +97,11 @@ class Distill(Group):
 
 
 class TeacherSettings(Group):
-    name: str = setting("regnety_160", "as model.name; several, comma-separated, are averaged; '': its weights' model")
+    name: str = setting(
+        "regnety_160",
+        "as model.name, or package.module:function, see docs/distillation.md; several, comma-separated, are averaged;"
+        " '': its weights' model",
+    )
     init: str = setting("", "its weights, as `init`; several, comma-separated")
     epochs: int = setting(0, "train the teacher on the same data first, for this many epochs; 0: load `teacher.init`")
     lr: float = setting(0.0, "learning rate of that training, per `optimizer.lr_batch` images; 0: the student's")
@@ -266,7 +270,9 @@ class Config(Group):
 
     seed: int = setting(0, "every random number of a run is a function of it")
     recipe: str = setting(
-        "released", "where paper and released code differ, which to follow", ("paper", "released", "tuned")
+        "released",
+        "where paper and released code differ, which to follow",
+        ("paper", "released", "tuned", "function_matching"),
     )
     init: str = setting(
         "", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random initialization"

@@ -20,6 +20,7 @@ from deit_jax.config import SETTINGS, Config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
+from deit_jax.distill.own_teacher import has_numbers
 from deit_jax.distill.teacher import Teacher, load_teacher
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
@@ -56,7 +57,7 @@ def teacher_identity(config: Config, img_size: int, teacher: Teacher, init: str)
     """Everything that shapes a loaded teacher's predictions for given images, by readable names."""
     identity = {
         "teacher.name": config.teacher.name,
-        "teacher.weights": weights_digest(teacher.arrays),
+        "teacher.weights": weights_digest(teacher.arrays, [m.own for m in teacher.models]),
         "teacher.init": init,
         "teacher.img_size": config.teacher.img_size or img_size,
         "teacher.mean": [m.mean for m in teacher.models],
@@ -72,11 +73,14 @@ def training_identity(config: Config) -> dict[str, Any]:
     return {f"teacher.{name}": config.teacher[name] for name in names}
 
 
-def weights_digest(arrays: Sequence[Any]) -> str:
-    """SHA-256 over names, shapes and values of a teacher's arrays."""
-    found = hashlib.sha256()
+def weights_digest(arrays: Sequence[Any], own: Sequence[str] = ()) -> str:
+    """SHA-256 over names, shapes and values of a teacher's arrays.
+
+    own: of models of the user's own, name and version, which the arrays do not tell.
+    """
+    found = hashlib.sha256("".join(own).encode())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])):
-        leaf = np.ascontiguousarray(leaf, np.float32)
+        leaf = np.ascontiguousarray(leaf if has_numbers(leaf) else jax.random.key_data(leaf), np.float32)
         found.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
         found.update(leaf.data)
     return found.hexdigest()

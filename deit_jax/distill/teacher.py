@@ -14,6 +14,7 @@ from deit_jax import models
 from deit_jax.classes.match import match_classes
 from deit_jax.config import Config
 from deit_jax.data.batch import DeviceBatch
+from deit_jax.distill.own_teacher import OwnModel, is_own, open_own
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES, TeacherOutput
 from deit_jax.runtime.hardware import compute_dtype
@@ -31,6 +32,8 @@ class TeacherModel(NamedTuple):
         mean, std: its normalization statistics.
         outputs: per class of the data, the index of its logit; None: they are numbered alike.
         notes: what was changed to fit its weights to `build`, a line each.
+        own: of an `OwnTeacher`, its name and version; else "".
+        host: whether another library runs it, outside of jit.
     """
 
     build: functools.partial
@@ -39,6 +42,8 @@ class TeacherModel(NamedTuple):
     std: tuple[float, ...]
     outputs: Integer[np.ndarray, " data_classes"] | None = None
     notes: tuple[str, ...] = ()
+    own: str = ""
+    host: bool = False
 
     @property
     def graphdef(self) -> nnx.GraphDef:
@@ -57,6 +62,11 @@ class Teacher(NamedTuple):
     predict: TeacherFunction
     arrays: Sequence[Any] = ()
     models: Sequence[TeacherModel] = ()
+
+    @property
+    def host(self) -> bool:
+        """Whether one of its models is run by another library, outside of jit."""
+        return any(model.host for model in self.models)
 
 
 def stored_labels(arrays: Any, batch: DeviceBatch) -> TeacherOutput:
@@ -118,7 +128,9 @@ def stored_teacher(config: Config, num_classes: int) -> Teacher:
     return Teacher(stored_labels)
 
 
-def load_teacher(config: Config, class_names: Sequence[str], img_size: int, init: str = "") -> Teacher:
+def load_teacher(
+    config: Config, class_names: Sequence[str], img_size: int, init: str = "", *, host: bool = False
+) -> Teacher:
     """The live teacher of a resolved config, with its arrays on the host.
 
     Args:
@@ -127,26 +139,35 @@ def load_teacher(config: Config, class_names: Sequence[str], img_size: int, init
             none, it must have as many.
         img_size: the student's image size in pixels.
         init: weights of a teacher that was trained just before, where `teacher.init` is empty.
+        host: whether another library may run it, as for its labels; the train step cannot.
 
     Raises UserError for missing weights, weights that lack a part of the model, or a teacher of other classes, before
     anything is compiled.
     """
     init = config.teacher.init or init
-    if not init:
+    sources = split_sources(init) if init else []
+    names = config.teacher.name.split(",") if config.teacher.name else [""] * max(len(sources), 1)
+    registered = [name for name in names if not is_own(name)]
+    if registered and not init:
         raise UserError(
-            f"teacher {config.teacher.name} has no weights: give --config.teacher.init= a hub name, file or workdir,"
+            f"teacher {','.join(registered)} has no weights: give --config.teacher.init= a hub name, file or workdir,"
             " or train it here with --config.teacher.epochs="
         )
-    sources = split_sources(init)
-    names = config.teacher.name.split(",") if config.teacher.name else [""] * len(sources)
-    if len(sources) != len(names):
+    if len(sources) != len(registered):
+        without = " without functions, which bring their arrays" if len(registered) < len(names) else ""
         raise UserError(
-            f"teacher.name has {len(names)} entries, teacher.init {len(sources)}: give one each"
+            f"teacher.name has {len(registered)} entries{without}, teacher.init {len(sources)}: give one each"
             " (commas separate them, also in a path that does not exist)"
         )
     size, dtype = config.teacher.img_size or img_size, compute_dtype(config.teacher.dtype)
-    members, arrays = [], []
-    for name, source in zip(names, sources, strict=True):
+    members, arrays, left = [], [], iter(sources)
+    for name in names:
+        if is_own(name):
+            member, of_member = own_member(config, name, class_names, host=host)
+            members.append(member)
+            arrays.append(of_member)
+            continue
+        source = next(left)
         weights, title = load_weights(source, name=name), f"teacher {source}"
         found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=title)
         options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
@@ -159,11 +180,40 @@ def load_teacher(config: Config, class_names: Sequence[str], img_size: int, init
     return Teacher(live_teacher(config, members), arrays, members)
 
 
+def own_member(
+    config: Config, name: str, class_names: Sequence[str] | None, *, host: bool = False
+) -> tuple[TeacherModel, tuple[dict, dict]]:
+    """A teacher of one's own, and its arrays. class_names: None leaves its outputs as they are; host: see above.
+
+    Errors as of `open_own`, and for other classes than the data's.
+    """
+    own, num_classes = open_own(name)
+    if own.host and not host:
+        raise UserError(
+            f"teacher {name} is run by another library, which the train step cannot do: store its labels with"
+            " --mode=label, and train with --config.distill.labels="
+        )
+    outputs = None
+    if class_names is not None:
+        names = None if own.class_names is None else list(own.class_names)
+        found = match_classes(class_names, names, num_classes, subset=True, model=f"teacher {name}")
+        outputs = None if found.is_identity else found.outputs
+    mean, std = (tuple(map(float, x)) for x in (config.teacher.mean or own.mean, config.teacher.std or own.std))
+    build = functools.partial(OwnModel, own=own)
+    title = f"{name} version '{own.version}' size {own.size}"
+    params, batch_stats = nnx.split(build(), nnx.Param, ...)[1:]
+    member = TeacherModel(build, own.size, mean, std, outputs, own=title, host=own.host)
+    return member, (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+
+
 def teacher_models(config: Config, num_classes: int, img_size: int) -> list[TeacherModel]:
     """The models that `teacher.name` lists, without weights; where no mean is set, they have the student's."""
     size = config.teacher.img_size or img_size
     options = {"num_classes": num_classes, "img_size": size, "dtype": compute_dtype(config.teacher.dtype)}
     mean, std = (tuple(config.teacher[k] or config.augment[k]) for k in ("mean", "std"))
     return [
-        TeacherModel(models.constructor(name, **options), size, mean, std) for name in config.teacher.name.split(",")
+        own_member(config, name, None)[0]
+        if is_own(name)
+        else TeacherModel(models.constructor(name, **options), size, mean, std)
+        for name in config.teacher.name.split(",")
     ]

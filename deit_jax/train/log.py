@@ -246,7 +246,7 @@ class Log:
 def describe_loss(values: dict[str, float]) -> str:
     """The losses and agreements of a line, in short."""
     text = f"loss {values['loss']:.4f}"
-    if "distillation_loss" in values:
+    if "class_loss" in values and "distillation_loss" in values:
         text += f" (class {values['class_loss']:.3f}, distillation {values['distillation_loss']:.3f})"
     agreements = [f"{100 * values[name]:.0f}" for name in ("cls_agreement", "dist_agreement") if name in values]
     return text + (f"  agreement {'/'.join(agreements)} %" if agreements else "")

@@ -101,7 +101,8 @@ def make_train_step(
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
         model = nnx.merge(student.graphdef, params, batch_stats)
         cls, dist = model.heads(batch["image"], train=True, key=key)
-        terms = distillation_terms(cls, dist, batch["target"], teacher_output, d.kind, d.tau, d.normalization)
+        form = {"kind": d.kind, "tau": d.tau, "normalization": d.normalization, "alpha": d.alpha}
+        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form)
         metrics = terms | teacher_agreement(cls, dist, teacher_output)
         return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 

@@ -130,6 +130,7 @@ def test_differences_ignore_what_does_not_shape_a_run():
         ("released", "soft", 0.5, 1.0),
         ("paper", "hard", 0.5, 1.0),
         ("released", "hard", 0.5, 1.0),
+        ("function_matching", "soft", 1.0, 1.0),
     ],
 )
 def test_recipe_sets_lambda_and_temperature_however_the_kind_is_chosen(recipe, kind, alpha, tau):
@@ -140,3 +141,33 @@ def test_recipe_sets_lambda_and_temperature_however_the_kind_is_chosen(recipe, k
     config.distill.alpha, config.distill.tau = 0.3, 2.0
     resolved = resolve(config)
     assert (resolved.distill.alpha, resolved.distill.tau) == (0.3, 2.0), "what is set stays"
+
+
+def test_function_matching_replaces_defaults_and_leaves_what_is_set():
+    config = default_config()
+    config.recipe, config.distill.kind, config.augment.flip, config.augment.mixup = (
+        "function_matching",
+        "soft",
+        0.0,
+        0.3,
+    )
+    found = resolve(config, given={"augment.erasing"})
+    a = found.augment
+    assert (found.epochs, a.policy, a.cutmix, a.repeats, a.crop_scale) == (1200, "none", 0.0, 1, (0.05, 1.0))
+    assert (a.mixup, a.flip, a.erasing) == (0.3, 0.0, 0.25), "set by the config or the command line"
+    assert (found.optimizer.weight_decay, found.optimizer.clip_norm, found.distill.alpha) == (0.01, 1.0, 1.0)
+    assert flat(resolve(found, given={"augment.erasing"})) == flat(found), "resolving twice changes nothing"
+    validate(found)
+    config.steps = 5
+    assert resolve(config).epochs == 300
+
+
+@pytest.mark.parametrize(("alpha", "head"), [(1.0, "class"), (0.0, "distillation")])
+def test_no_head_is_left_untrained(alpha, head):
+    config = default_config()
+    config.distill.kind, config.distill.alpha = "soft", alpha
+    config.model.name = "deit_tiny_distilled_patch16_224"
+    with pytest.raises(UserError, match=f"leaves the {head} head of deit_tiny_distilled_patch16_224 untrained"):
+        validate(resolve(config))
+    config.model.name = "deit_tiny_patch16_224"
+    validate(resolve(config))
