@@ -126,7 +126,7 @@ def upload(folder: Path, name: str, *, overwrite: bool = False, private: bool = 
             return attempt()
         except errors.HFValidationError as error:
             raise UserError(f"{name} is no name of a repository ({first_line(error)}): give user/name") from error
-        except (OSError, errors.HfHubHTTPError) as error:
+        except (OSError, errors.HTTPError) as error:  # HTTPError: also of the HTTP client, without a network
             status = getattr(getattr(error, "response", None), "status_code", 0)
             if status in (401, 403):
                 raise UserError(f"{name} may not be written with this token ({status}): check HF_TOKEN") from error
