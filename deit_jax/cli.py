@@ -25,6 +25,7 @@ TOOLS = {  # name: module
     "doctor": "data.tools.doctor",
     "export": "export.export_command",
     "page": "export.page",
+    "push": "export.push",
 }
 USAGE = f"""deit-jax MODE --config=NAME_OR_FILE --workdir=DIR [--config.a.b=VALUE …]
 deit-jax TOOL …

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import deit_jax
 from deit_jax import convert, models
+from deit_jax.classes import imagenet
 from deit_jax.config import default_config, resolve
 from deit_jax.distill.teacher import load_teacher
 from deit_jax.errors import UserError
@@ -119,8 +120,8 @@ def test_trained_weights_of_a_package_give_the_references_logits():
     images = ((pixels[None] / 255 - 0.5) / 0.5).astype(np.float32)
     config = config_of(**{"teacher.name": "", "teacher.init": TRAINED, "distill.kind": "hard"})
     config.augment.mean = config.augment.std = (0.5,) * 3
-    members, arrays = load_teacher(config, img_size=224, num_classes=1000, dtype=jnp.float32)
-    logits = jax.jit(live_teacher(config, members))(arrays, {"image": images})
+    teacher = load_teacher(config, imagenet.class_names(), 224)
+    logits = jax.jit(teacher.predict)(teacher.arrays, {"image": images})
     assert relative(logits[0], GOLDEN["lite0/panda"]) < 1e-5
 
 

@@ -1,0 +1,111 @@
+"""The model card of a repository on the hub: README.md, with the metadata that the hub reads on top."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deit_jax.errors import UserError, printable
+from deit_jax.evaluate import tables
+from deit_jax.version import __version__
+from deit_jax.weights import Weights
+from deit_jax.weights.load import View, view_of
+from deit_jax.weights.metadata import read_object
+
+PICTURES = {  # of a run's folder: what they show
+    "curves.png": "loss and accuracy",
+    "attention.png": "attention of the tokens in the last block, mean over heads",
+    "confusion.png": "confusion of the classes",
+}
+SHOWN = 20  # class names
+TIMM = """```python
+import timm, transformers
+
+model = timm.create_model("hf-hub:{name}", pretrained=True).eval()
+classify = transformers.pipeline("image-classification", "{name}")  # needs timm, too
+```"""
+TRANSFORMERS = """```python
+import transformers
+
+classify = transformers.pipeline("image-classification", "{name}")
+```"""
+OURS = """```python
+import deit_jax
+
+model = deit_jax.load_model("{name}")
+```"""
+
+
+def record(run: Path, file: str) -> dict[str, Any]:
+    """The JSON object of a file in the run's folder; empty where there is none, or it is damaged."""
+    try:
+        return read_object(run / file)
+    except UserError:
+        return {}
+
+
+def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bool, kind: str) -> str:
+    """README.md of the repository `name`.
+
+    Args:
+        name: user/name.
+        licence: the hub's name of one; "" leaves it open.
+        run: the folder that the weights come from; without a run's records, what they would tell is left out.
+        weights: what is uploaded.
+        timm: whether in timm's form.
+        kind: "params" or "ema".
+    """
+    size = weights.architecture.img_size
+    view = view_of(weights, size) if isinstance(size, int) else View(min(size), *view_of(weights, min(size))[1:])
+    settings, results = record(run, "config.json"), record(run, "results.json")
+    header = {
+        "license": licence or "unknown",
+        "library_name": "timm" if timm else "transformers",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "vision", "deit", "jax"],
+    }
+    names = [printable(one).replace("|", "\\|") for one in weights.class_names or []]
+    listed = ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    parts = [
+        # JSON is YAML, too
+        "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items()) + "\n---",
+        f"# {name}",
+        f"{weights.architecture.describe()}, written by deit_jax {__version__}; {tables.WEIGHT_LABELS[kind]} weights.",
+        "## Use",
+        (TIMM if timm else TRANSFORMERS).format(name=name),
+        OURS.format(name=name),
+        f"Images: {view.describe()}.",
+        f"Classes ({weights.num_classes})" + (f": {listed}." if listed else "."),
+    ]
+    if settings:
+        parts += ["## Training", f"Data: {data_line(settings)}", *command_lines(run)]
+    scored = [(key, results[key]) for key in ("student", "plain", "teacher") if isinstance(results.get(key), dict)]
+    if scored:
+        images = scored[0][1]["params"]["images"]
+        parts += ["## Accuracy", f"On {images} held-out images, in percent."]
+        parts.append(tables.accuracy_table(scored, weights.num_classes))
+    parts += [f"![{shown}]({file})" for file, shown in PICTURES.items() if (run / file).is_file()]
+    parts += [
+        "## Limits",
+        f"The model answers with one of its {weights.num_classes} classes for every image, also for one that shows none"
+        " of them, and its probabilities are not calibrated. Accuracy is known for images like those above alone: test"
+        " it on your own before you rely on it.",
+        "## Licence",
+        f"{licence or 'Not named yet'}, as named by who uploaded it.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def data_line(settings: dict[str, Any]) -> str:
+    """Which images a run was trained on. The folder's last name alone: the rest of a path is nobody's business."""
+    root = Path(str(settings.get("data.root") or "")).name
+    return f"`{printable(str(settings.get('data.name')))}`" + (f", folder `{printable(root)}`" if root else "") + "."
+
+
+def command_lines(run: Path) -> list[str]:
+    """The command that the run's report records, as a code block."""
+    try:
+        lines = (run / "report.md").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = next((line.strip("`") for line in lines if line.startswith("`python ")), "")
+    return [f"```\n{found}\n```"] if found else []
