@@ -35,7 +35,7 @@ model = deit_jax.load_model("{name}")
 ```"""
 
 
-def record(run: Path, file: str) -> dict[str, Any]:
+def read_json_of(run: Path, file: str) -> dict[str, Any]:
     """The JSON object of a file in the run's folder; empty where there is none, or it is damaged."""
     try:
         return read_object(run / file)
@@ -56,7 +56,7 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
     """
     size = weights.architecture.img_size
     view = view_of(weights, size) if isinstance(size, int) else View(min(size), *view_of(weights, min(size))[1:])
-    settings, results = record(run, "config.json"), record(run, "results.json")
+    settings, results = read_json_of(run, "config.json"), read_json_of(run, "results.json")
     header = {
         "license": licence or "unknown",
         "library_name": "timm" if timm else "transformers",

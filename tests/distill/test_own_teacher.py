@@ -107,7 +107,7 @@ def test_a_run_is_taught_by_it_and_reported(tmp_path):
 
 
 def test_a_plan_needs_no_class_names():
-    step = abstract_step(own_config("examples.own_teacher:brightness"))
+    step = abstract_step(own_config("examples.own_teacher:brightness", **{"model.num_classes": 10}))
     assert jax.eval_shape(step.step, step.state, step.batch, step.teacher_arrays)[1]["loss"].shape == ()
 
 

@@ -196,9 +196,7 @@ def test_a_convnets_size_is_the_files(tmp_path, name, config):
 
 
 @pytest.mark.parametrize("where", ["model_args", "pretrained_cfg", ""])
-@pytest.mark.parametrize(
-    ("key", "value"), [("global_pool", "avg"), ("act_layer", "relu"), ("reg_tokens", 4), ("qk_norm", True)]
-)
+@pytest.mark.parametrize(("key", "value"), [("global_pool", "avg"), ("act_layer", "relu"), ("qk_norm", True)])
 def test_arguments_that_are_not_implemented_are_refused_by_name(tmp_path, where, key, value):
     save_file(state_of(PLAIN, num_classes=10), tmp_path / f"{PLAIN}.safetensors")
     entry = {key: value}
