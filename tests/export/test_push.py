@@ -133,4 +133,4 @@ def test_timm_loads_a_pushed_model(hub, weights):
     with torch.no_grad():
         theirs = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert relative(run_jitted(deit_jax.load_model(path), images), theirs) < 1e-5
-    assert model.pretrained_cfg["mean"] == (0.4, 0.5, 0.6)
+    assert tuple(model.pretrained_cfg["mean"]) == (0.4, 0.5, 0.6)
