@@ -26,13 +26,8 @@ from deit_jax.weights.write import save_huggingface, save_orbax, save_timm
 
 TRIES = 3  # of an upload that the hub or the network breaks off
 PAUSE = 5.0  # seconds before the next
-OWN_FILES = (
-    "*.safetensors",
-    "*.json",
-    "*.png",
-    "README.md",
-    "orbax/*",
-)  # what an overwrite deletes where it is not new
+# what an overwrite deletes where it is not new
+OWN_FILES: list[str] = ["*.safetensors", "*.json", "*.png", "README.md", "orbax/*"]
 VIT_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 
 
@@ -115,7 +110,7 @@ def upload(folder: Path, name: str, *, overwrite: bool = False, private: bool = 
                 " name, or --overwrite to replace them"
             )
         checked = True  # from here on what it holds is ours, of a try that broke off
-        patterns = list(OWN_FILES) if overwrite else None
+        patterns = OWN_FILES if overwrite else None
         api.upload_folder(
             repo_id=name, folder_path=folder, commit_message="Model of deit_jax", delete_patterns=patterns
         )
@@ -126,7 +121,8 @@ def upload(folder: Path, name: str, *, overwrite: bool = False, private: bool = 
             return attempt()
         except errors.HFValidationError as error:
             raise UserError(f"{name} is no name of a repository ({first_line(error)}): give user/name") from error
-        except (OSError, errors.HTTPError) as error:  # HTTPError: also of the HTTP client, without a network
+        # the second: of the HTTP client, whose package depends on huggingface_hub's version
+        except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
             status = getattr(getattr(error, "response", None), "status_code", 0)
             if status in (401, 403):
                 raise UserError(f"{name} may not be written with this token ({status}): check HF_TOKEN") from error

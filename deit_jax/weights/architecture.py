@@ -160,6 +160,9 @@ def unnamed(shapes: Shapes, naming: Naming, source: str) -> str:
         configs = {name: all_arguments(vit.ViT, vit.CONFIGS[name]) for name in names}
         own = patch[-1], bool(shape("dist_token"))
         names = [name for name, config in configs.items() if (config["patch_size"], config["distilled"]) == own]
+    # EfficientNet-Lite is the one without squeeze-and-excitation
+    squeezed, efficient = any(".se." in key for key in shapes), efficientnet.CONFIGS
+    names = [name for name in names if name not in efficient or efficient[name].get("lite", False) != squeezed]
     if not names:
         return f"{source} has an unknown layout (it holds {listed(list(shapes)[:3])} …): see deit_jax.list_models()"
     return (
