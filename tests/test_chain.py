@@ -40,7 +40,7 @@ def test_both_stages_run_and_are_reported(finished, capsys):
     assert f"{then['top1']:.2f}" in text
     assert json.loads((folder / "chain.json").read_text()) == results
     for report in (folder / "report.md", folder / "finetune" / "report.md"):
-        assert "## Agreement" in report.read_text(), "the teacher is in both stages"
+        assert "## Disagreement" in report.read_text(), "the teacher is in both stages"
     meta, _ = read_weights(folder / "finetune")
     assert meta["model"]["img_size"] == 32
     assert meta["config"]["teacher"]["img_size"] == 16, "the teacher stays at its own resolution"
