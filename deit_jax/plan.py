@@ -5,6 +5,7 @@ there. Of a GPU's program the kernels are read too, and with them a bound on its
 """
 
 import math
+import operator
 import time
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Plan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether that is there; where it is not known, a program that compiled is taken to fit."""
+        """Whether the device has that memory; where its size is unknown, a program that compiled is taken to fit."""
         return self.available is None or self.needed <= self.available
 
 
@@ -220,7 +221,7 @@ def bound_text(p: Plan) -> list[str]:
         f"  {'':14} {'kernels':>6} {'GB':>8} {'least ms':>9}",
     ]
     for by in ("kind", "part"):
-        lines += [row(name, t) for name, t in traffic.totals(p.kernels, lambda k: getattr(k, by), *rates).items()]  # noqa: B023
+        lines += [row(name, t) for name, t in traffic.totals(p.kernels, operator.attrgetter(by), *rates).items()]
         lines.append("")
     lines.append(row("whole step", traffic.total(p.kernels, *rates)))
     lines.append(f"  bound on MFU: {p.flops / p.devices / known.peak / least:.2f} of {known.peak / 1e12:,.0f} TFLOP/s")

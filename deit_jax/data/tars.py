@@ -13,7 +13,7 @@ from deit_jax.data.splits import TRAIN, split_in, split_of
 from deit_jax.data.table import plain_labels
 from deit_jax.errors import UserError
 
-JSON_LABELS = ("label", "cls", "class", "class_name")  # of a WebDataset's .json, the first that is there
+JSON_LABELS = ("label", "cls", "class", "class_name")  # of a WebDataset's .json; the first that it has counts
 
 
 def tar_files(folder: Path) -> list[Path]:

@@ -91,7 +91,7 @@ class LabelStore:
 
     @classmethod
     def create(cls, folder: Path, header: dict[str, Any], steps: int) -> "LabelStore":
-        """Start a store, or open the one that is there and make room for `steps` steps."""
+        """Start a store, or open the existing one and make room for `steps` steps."""
         if not (folder / "labels.json").exists():
             if any(folder.glob("*/zarr.json")):
                 raise UserError(f"{folder} holds labels whose labels.json is lost: {RESTORE}")

@@ -19,7 +19,7 @@ def efficientnet_graph(graph: Graph, x: str, model: EfficientNet, size: tuple[in
         se = block.se
         return graph.squeeze_excite(x, se.conv_reduce, se.conv_expand, graph.silu) if se else x
 
-    lite = getattr(model, "act", None) is jax.nn.relu6
+    lite = model.act is jax.nn.relu6
 
     x, size = active(x, model.conv_stem, model.bn1, size)
     stages: Any = model.blocks

@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from deit_jax.errors import UserError
 from deit_jax.export.exportable import DTYPES, Exportable, Form, load_exportable
 from deit_jax.predict import output_names
 from deit_jax.runtime import atomic
+from deit_jax.runtime.timing import time_calls
 from deit_jax.version import __version__
-from deit_jax.weights.load import CROP, INTERPOLATION
+from deit_jax.weights.write import pretrained_cfg
 
 BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # of the largest number of an output
@@ -43,15 +43,7 @@ def description(exportable: Exportable, form: dict[str, Any]) -> dict[str, Any]:
         "architecture": weights.name or weights.architecture.module.__name__,
         "num_classes": weights.num_classes,
         "label_names": output_names(weights.class_names, weights.num_classes),
-        "pretrained_cfg": {
-            "input_size": [3, *exportable.size],
-            "fixed_input_size": True,
-            "crop_pct": weights.crop or CROP,
-            "crop_mode": "squash" if weights.fit == "squash" else "center",
-            "interpolation": weights.interpolation or INTERPOLATION,
-            "mean": list(weights.mean),
-            "std": list(weights.std),
-        },
+        "pretrained_cfg": pretrained_cfg(weights, fixed_size=True),
         "made_from": weights.source,
         "made_by": f"deit_jax {__version__}",
         "file": form,
@@ -91,14 +83,8 @@ def compare_exports(exportable: Exportable, run: Run, name: str, batches: Sequen
 
 
 def images_per_second(run: Callable[[np.ndarray], Any], images: np.ndarray) -> float:
-    """By the fastest of several calls; the first, which may compile, is not timed."""
-    run(images)
-    times, start = [], time.perf_counter()
-    while not times or time.perf_counter() - start < TIMED:
-        begun = time.perf_counter()
-        run(images)
-        times.append(time.perf_counter() - begun)
-    return len(images) / min(times)
+    """By the fastest of five stretches."""
+    return len(images) / time_calls(lambda: run(images), samples=5, seconds=TIMED / 5).minimum
 
 
 def write_export(exportable: Exportable, path: Path, *, opset: int = 17, beside: bool = False) -> list[str]:
@@ -148,19 +134,25 @@ def needs_extra(error: ImportError) -> UserError:
     return UserError(f"export needs more packages ({error}): pip install 'deit-jax[export]'")
 
 
+def export_parser(tool: str, description: str, file: str) -> argparse.ArgumentParser:
+    """The arguments that the commands share which write weights as one FILE. file: its help."""
+    parser = argparse.ArgumentParser(f"deit-jax {tool}", description=description)
+    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
+    parser.add_argument("file", metavar="FILE", help=file)
+    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the stored weights")
+    return parser
+
+
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("deit-jax export", description="Export a model to ONNX or StableHLO.")
-    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
-    parser.add_argument("file", metavar="FILE", help="NAME.onnx or NAME.stablehlo")
-    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
+    parser = export_parser("export", "Export a model to ONNX or StableHLO.", "NAME.onnx or NAME.stablehlo")
     parser.add_argument("--heads", choices=("fused", "both"), default="fused", help="both: also each head's output")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="of the images")
     parser.add_argument(
         "--input", choices=("float", "uint8"), default="float", help="uint8: normalizes, returns probabilities"
     )
     parser.add_argument("--attention", action="store_true", help="also return the attention, and its rollout")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the stored weights")
     parser.add_argument("--opset", type=int, default=17, help="of an .onnx file, 17 to 23")
     parser.add_argument("--beside", action="store_true", help="weights of a .stablehlo file in a file beside it")
     args = parser.parse_args(arguments)

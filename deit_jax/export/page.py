@@ -6,7 +6,6 @@ The model, ONNX Runtime for browsers and the examples are inside. The latter's f
 user's cache; `--assets` names a folder that holds them.
 """
 
-import argparse
 import base64
 import dataclasses
 import gzip
@@ -24,8 +23,8 @@ from PIL import Image, ImageOps
 from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.export.browser_runtime import PACKAGE, VERSION, runtime_files
-from deit_jax.export.export_command import check_file, compare_exports, needs_extra
-from deit_jax.export.exportable import DTYPES, Exportable, Form, load_exportable
+from deit_jax.export.export_command import check_file, compare_exports, export_parser, needs_extra
+from deit_jax.export.exportable import Exportable, Form, load_exportable
 from deit_jax.models.vit import ViT
 from deit_jax.predict import find_images, output_names
 from deit_jax.runtime import atomic
@@ -108,12 +107,8 @@ def make_page(exportable: Exportable, runtime: list[bytes], examples: list[tuple
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("deit-jax page", description="Make a page in which a model can be tried.")
-    parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
-    parser.add_argument("file", metavar="FILE", help="NAME.html")
-    parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
+    parser = export_parser("page", "Make a page in which a model can be tried.", "NAME.html")
     parser.add_argument("--examples", action="append", default=[], help="an image or a folder of them; repeatable")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the stored weights")
     parser.add_argument("--assets", default="", help=f"the dist folder of the npm package {PACKAGE} {VERSION}")
     args = parser.parse_args(arguments)
     path = check_file(args.file, (".html",))

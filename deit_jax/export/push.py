@@ -21,8 +21,7 @@ from deit_jax.predict import output_names
 from deit_jax.runtime import atomic, storage
 from deit_jax.weights import Weights, hub, load_weights
 from deit_jax.weights.architecture import all_arguments
-from deit_jax.weights.load import CROP, INTERPOLATION
-from deit_jax.weights.write import save_huggingface, save_orbax, save_timm
+from deit_jax.weights.write import pretrained_cfg, save_huggingface, save_orbax, save_timm
 
 TRIES = 3  # of an upload that the hub or the network breaks off
 PAUSE = 5.0  # seconds before the next
@@ -36,7 +35,7 @@ def timm_config(weights: Weights) -> dict[str, Any]:
 
     Raises UserError for a model that timm does not have.
     """
-    found, size = weights.architecture, weights.architecture.img_size
+    found = weights.architecture
     config, arguments = all_arguments(found.module, found.config), {}
     name, described = weights.name, f"{weights.source} is {found.describe()}"
     if found.module is vit.ViT:
@@ -45,7 +44,7 @@ def timm_config(weights: Weights) -> dict[str, Any]:
         if config["norm_eps"] != 1e-6:
             raise UserError(f"{described} with norm_eps {config['norm_eps']}, timm's is 1e-6: use --to=huggingface")
         name = "deit_base_distilled_patch16_224" if config["distilled"] else "vit_base_patch16_224"
-        arguments = {"img_size": size} | {key: config[key] for key in VIT_SIZES}
+        arguments = {"img_size": found.img_size} | {key: config[key] for key in VIT_SIZES}
     elif not name or name.startswith(("regnety_cifar", "regnety_digits")):
         raise UserError(f"{described}, which timm does not have: push a model of timm's")
     return {
@@ -53,16 +52,8 @@ def timm_config(weights: Weights) -> dict[str, Any]:
         "num_classes": weights.num_classes,
         "label_names": output_names(weights.class_names, weights.num_classes),
         "model_args": arguments,
-        "pretrained_cfg": {
-            "num_classes": weights.num_classes,
-            "input_size": [3, *(size if isinstance(size, tuple) else (size, size))],
-            "fixed_input_size": found.module is vit.ViT,
-            "crop_pct": weights.crop or CROP,
-            "crop_mode": "squash" if weights.fit == "squash" else "center",
-            "interpolation": weights.interpolation or INTERPOLATION,
-            "mean": list(weights.mean),
-            "std": list(weights.std),
-        },
+        "pretrained_cfg": {"num_classes": weights.num_classes}
+        | pretrained_cfg(weights, fixed_size=found.module is vit.ViT),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.export.graph import Graph
-from deit_jax.models.vit import ViT
+from deit_jax.models.vit import LayerScale, ViT
 
 
 def vit_graph(graph: Graph, x: str, model: ViT, attention: bool) -> tuple[str, str | None, dict[str, str]]:
@@ -53,15 +53,14 @@ def block(graph: Graph, x: str, model: ViT, layer: int, seen: list[str] | None) 
             seen.append(weights)
         y = graph.op("Transpose", graph.op("MatMul", weights, v), perm=[0, 2, 1, 3])
         y = graph.reshape(y, 0, -1, dim)
-    x = graph.op("Add", x, graph.linear(y, part.attn.proj, layer, layer_scale(graph, part, "ls1", layer)))
+    x = graph.op("Add", x, graph.linear(y, part.attn.proj, layer, layer_scale(graph, part.ls1, layer)))
     y = graph.gelu(graph.linear(graph.layer_norm(x, part.norm2, layer), part.mlp.fc1, layer))
-    return graph.op("Add", x, graph.linear(y, part.mlp.fc2, layer, layer_scale(graph, part, "ls2", layer)))
+    return graph.op("Add", x, graph.linear(y, part.mlp.fc2, layer, layer_scale(graph, part.ls2, layer)))
 
 
-def layer_scale(graph: Graph, blocks: Any, name: str, layer: int) -> Any:
-    """The factors of a branch's channels, which go into its last layer; 1 without a LayerScale."""
-    gamma = getattr(getattr(blocks, name, None), "gamma", None)
-    return 1.0 if gamma is None else graph.value(gamma, layer)
+def layer_scale(graph: Graph, scale: LayerScale, layer: int) -> Any:
+    """The factors of a branch's channels, which go into its last layer."""
+    return 1.0 if scale.gamma is None else graph.value(scale.gamma, layer)
 
 
 def attention_nodes(graph: Graph, seen: list[str], tokens: int, prefix: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ from deit_jax.models import vit
 from deit_jax.runtime import atomic
 from deit_jax.weights import integrity
 from deit_jax.weights.architecture import all_arguments
-from deit_jax.weights.load import Weights
+from deit_jax.weights.load import CROP, INTERPOLATION, Weights
 from deit_jax.weights.metadata import Metadata, metadata_json, to_header
 from deit_jax.weights.names import HuggingFace, Naming, Timm, entries
 
@@ -121,6 +121,23 @@ def model_config(weights: Weights, naming: HuggingFace) -> dict[str, Any]:
         "qkv_bias": True,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def pretrained_cfg(weights: Weights, *, fixed_size: bool) -> dict[str, Any]:
+    """The entry of that name in timm's config.json: what the images must be.
+
+    fixed_size: whether no other image size works.
+    """
+    size = weights.architecture.img_size
+    return {
+        "input_size": [3, *(size if isinstance(size, tuple) else (size, size))],
+        "fixed_input_size": fixed_size,
+        "crop_pct": weights.crop or CROP,
+        "crop_mode": "squash" if weights.fit == "squash" else "center",
+        "interpolation": weights.interpolation or INTERPOLATION,
+        "mean": list(weights.mean),
+        "std": list(weights.std),
     }
 
 
