@@ -3,7 +3,7 @@
 The installed command `deit-jax` does the same.
 """
 
-from deit_jax.__main__ import main
+from deit_jax.cli import main
 
 if __name__ == "__main__":
     main()

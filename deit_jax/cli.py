@@ -9,6 +9,7 @@ from typing import cast
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from deit_jax.command import command
 from deit_jax.config import SETTINGS, Config, default_config, flat, resolve, validate
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory, storage
@@ -35,23 +36,24 @@ TOOL: {", ".join(TOOLS)}; each explains itself with --help
 NAME: a shipped config (deit-jax train --config=digits --workdir=runs/digits), or the file of one"""
 
 
-def run_command_line(arguments: list[str] | None = None) -> int | None:
+@command
+def main(arguments: list[str] | None = None) -> int | None:
     """Run a command line, the process's own unless given. Returns its exit code, None for 0."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in TOOLS:
-        return importlib.import_module(f"deit_jax.{TOOLS[command]}").main(rest)
-    if command in MODES:
-        command, arguments = "--mode", [f"--mode={command}", *rest]
+    first, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if first in TOOLS:
+        return importlib.import_module(f"deit_jax.{TOOLS[first]}").main(rest)
+    if first in MODES:
+        first, arguments = "--mode", [f"--mode={first}", *rest]
     if "--version" in arguments[:1]:
         print(__version__)
-    elif command == "help" or {"-h", "-help", "--help"} & {command, *rest}:
+    elif first == "help" or {"-h", "-help", "--help"} & {first, *rest}:
         print(f"{USAGE}\n\nFlags:\n{define_flags(['--config']).get_help()}")
         print("\nEvery setting of --config: python -m deit_jax.config")
-    elif command.startswith("-"):
+    elif first.startswith("-"):
         run_mode(parse(arguments))
     else:
-        raise UserError(f"'{command}' is not a command{nearest(command, [*MODES, *TOOLS])}: deit-jax --help lists all")
+        raise UserError(f"'{first}' is not a command{nearest(first, [*MODES, *TOOLS])}: deit-jax --help lists all")
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:

@@ -129,7 +129,8 @@ print(model.img_size)
 
 def test_the_command_beside_the_library_alone_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ml_collections", None)
-    monkeypatch.delitem(sys.modules, "deit_jax.cli", raising=False)
+    for name in ("cli", "__main__"):
+        monkeypatch.delitem(sys.modules, f"deit_jax.{name}", raising=False)
     with pytest.raises(SystemExit, match="^2$"):
-        __main__.main([])
+        importlib.import_module("deit_jax.__main__")
     assert "error: the command needs more than the library" in capsys.readouterr().err
