@@ -40,8 +40,7 @@ from deit_jax.runtime import sharding
 from deit_jax.train.loop import train_run
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.run import Data, load_init, open_data
-from deit_jax.train.step import create_state, make_train_step
-from deit_jax.train.student import make_student
+from deit_jax.train.step import create_state, make_student, make_train_step
 from deit_jax.weights.load import adopt_normalization
 
 MODEL = "deit_pico_patch4_12"

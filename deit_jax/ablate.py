@@ -45,7 +45,7 @@ from deit_jax.runtime import atomic, hardware, lock, sharding
 from deit_jax.runtime.processes import from_process_0, wait_for_process_0
 from deit_jax.train.loop import train_run
 from deit_jax.train.run import Data, Normalization, claim_workdir, open_data, open_models
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 from deit_jax.version import __version__
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import find_step, read_meta, read_weights

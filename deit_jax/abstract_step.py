@@ -12,8 +12,7 @@ from deit_jax.config.derived import has_teacher
 from deit_jax.data import batch
 from deit_jax.distill.teacher import Teacher, live_teacher, stored_teacher, teacher_models
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.step import TrainState, create_state, make_train_step
-from deit_jax.train.student import make_student
+from deit_jax.train.step import TrainState, create_state, make_student, make_train_step
 
 
 class Step(NamedTuple):

@@ -20,8 +20,7 @@ from deit_jax.evaluate.inference import forward_flops, head_logits
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.timing import calls_within, time_calls
-from deit_jax.train.step import create_state, make_train_step
-from deit_jax.train.student import Student, make_student
+from deit_jax.train.step import Student, create_state, make_student, make_train_step
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source

@@ -24,7 +24,7 @@ from deit_jax.runtime import storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.train.loop import train, train_run, train_teacher
 from deit_jax.train.run import Data, open_data, open_run, open_teacher
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 
 
 def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:

@@ -32,7 +32,7 @@ from deit_jax.runtime.stop import Stop
 from deit_jax.train.loop import train_teacher
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.run import open_data
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 

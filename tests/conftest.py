@@ -26,7 +26,7 @@ import jaxtyping
 LESS_OPTIMIZED = "xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]
 CHECKED = (
     *("augment", "classes", "distill", "evaluate.classifier", "evaluate.inference", "evaluate.metrics"),
-    *("losses", "models", "report", "train.optimizer", "train.run", "train.step", "train.student"),
+    *("losses", "models", "report", "train.optimizer", "train.run", "train.step"),
 )
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, as for pyright
 # before deit_jax is imported: annotated types and shapes are checked at each call

@@ -27,7 +27,7 @@ from deit_jax.config import resolve, validate
 from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, lock
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 
 pytestmark = pytest.mark.long_runs
 

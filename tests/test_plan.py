@@ -19,7 +19,7 @@ from deit_jax.models import kernels
 from deit_jax.runtime import hardware, topologies, traffic
 from deit_jax.runtime.collectives import Collective, collectives
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 
 HLO = """\
 HloModule jit_step

@@ -23,7 +23,7 @@ from deit_jax.runtime import sharding
 from deit_jax.runtime.timing import time_once
 from deit_jax.train import log
 from deit_jax.train.run import Normalization, Run
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 from deit_jax.weights.orbax import find_step, read_weights
 
 Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image

@@ -32,7 +32,7 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.student import Student, make_student
+from deit_jax.train.step import Student, make_student
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
 

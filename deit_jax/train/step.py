@@ -1,7 +1,12 @@
-"""The train step, one pure function: batch → augment → teacher → student → loss → gradient → update → EMA → metrics."""
+"""The train step, one pure function: batch → augment → teacher → student → loss → gradient → update → EMA → metrics.
 
+Student, state and step need no data, so that a step can be planned without any.
+"""
+
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -13,16 +18,82 @@ from jaxtyping import Array, Integer, PRNGKeyArray, Shaped
 
 from deit_jax import models
 from deit_jax.augment import augment_train
-from deit_jax.config import Config
+from deit_jax.config import RECIPES, Config
+from deit_jax.config.recipes import value_of
 from deit_jax.data.batch import DeviceBatch
 from deit_jax.distill.teacher import TeacherFunction
-from deit_jax.losses import distillation_terms, teacher_agreement, weighted_sum
+from deit_jax.errors import UserError
+from deit_jax.losses import OBJECTIVES, distillation_terms, teacher_agreement, weighted_sum
+from deit_jax.models.kernels import best_attention
 from deit_jax.randomness import purpose_key, small_seed
-from deit_jax.runtime.sharding import constrain_params
+from deit_jax.runtime import hardware, sharding
 from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
-from deit_jax.train.student import Student
 
 Metrics = dict[str, Shaped[Array, ""]]
+
+
+class Student(NamedTuple):
+    """The model that is trained.
+
+    Attributes:
+        build: its constructor, a function of `rngs`.
+        graphdef: its structure, to be merged with arrays.
+        img_size: height and width in pixels.
+        num_classes: number of classes per head.
+        mesh: the devices its arrays are split over; None: one device.
+    """
+
+    build: functools.partial
+    graphdef: nnx.GraphDef
+    img_size: int
+    num_classes: int
+    mesh: Mesh | None = None
+
+    def on(self, mesh: Mesh) -> "Student":
+        """The same student, which computes with arrays that are split over the devices of `mesh`."""
+        if mesh.size == 1:
+            return self
+        model = nnx.merge(*models.abstract(self.build))
+        return self._replace(graphdef=nnx.graphdef(sharding.gather_kernels(model, mesh)), mesh=mesh)
+
+
+def make_student(config: Config, num_classes: int) -> Student:
+    """The model that `config.model` describes, for data of `num_classes`.
+
+    Raises:
+        UserError: settings that do not make a model, or a model that does not fit the objective.
+    """
+    m = config.model
+    module, defaults = models.find(m.name)
+    options = {"num_classes": num_classes, "img_size": m.img_size or defaults.get("img_size", 224)}
+    options["dtype"] = hardware.compute_dtype(m.dtype)
+    if issubclass(module, models.vit.ViT):
+        head_dim = defaults["embed_dim"] // defaults["num_heads"]
+        options["attention"] = best_attention(m.attention, options["dtype"], head_dim)
+        options |= {"scan_unroll": hardware.best("scan_unroll", m.scan_unroll), "remat": m.remat}
+    options |= dropout_options(config, module)
+    if OBJECTIVES[config.distill.kind].two_heads and not defaults.get("distilled"):
+        raise UserError(
+            f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
+        )
+    build = models.constructor(m.name, **options)
+    return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
+
+
+def dropout_options(config: Config, module: type[nnx.Module]) -> dict[str, float]:
+    """The module's arguments for `model.drop_rate` and `model.drop_path_rate`.
+
+    Raises UserError where one of them is set and the module has none (a RegNet); the recipe's value is ignored there.
+    """
+    taken, options = inspect.signature(module.__init__).parameters, {}
+    for name in ("drop_rate", "drop_path_rate"):
+        value, path = config.model[name], f"model.{name}"
+        by_recipe = path in RECIPES[config.recipe] and value == value_of(config.recipe, path, config.distill.kind)
+        if name in taken:
+            options[name] = value
+        elif value and not by_recipe:
+            raise UserError(f"{path} is {value}, but {config.model.name} has none: leave it out")
+    return options
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -162,7 +233,7 @@ def accumulate(grad_fn: Callable, microbatches: int, mesh: Mesh | None = None) -
             (micro_loss, (batch_stats, metrics)), micro_grads = grad_fn(
                 weights, batch_stats, teacher_arrays, *microbatch
             )
-            grads = constrain_params(jax.tree.map(jnp.add, grads, micro_grads), mesh)
+            grads = sharding.constrain_params(jax.tree.map(jnp.add, grads, micro_grads), mesh)
             return (loss + micro_loss, batch_stats, grads), metrics
 
         def split(x: Shaped[Array, "batch ..."]) -> Shaped[Array, "parts rows ..."]:
@@ -170,7 +241,7 @@ def accumulate(grad_fn: Callable, microbatches: int, mesh: Mesh | None = None) -
             return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
         parts = jax.tree.map(split, batch), jax.random.split(key, microbatches)
-        zeros = jnp.zeros(()), batch_stats, constrain_params(jax.tree.map(jnp.zeros_like, params), mesh)
+        zeros = jnp.zeros(()), batch_stats, sharding.constrain_params(jax.tree.map(jnp.zeros_like, params), mesh)
         (loss, batch_stats, grads), metrics = jax.lax.scan(add_microbatch, zeros, parts)
         loss, grads = jax.tree.map(lambda x: x / microbatches, (loss, grads))
         return (loss, (batch_stats, jax.tree.map(jnp.mean, metrics))), grads

@@ -22,8 +22,7 @@ from deit_jax.models import grouped_conv
 from deit_jax.models.efficientnet import CONFIGS, EfficientNet
 from deit_jax.models.linen import to_linen
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.step import create_state, make_train_step
-from deit_jax.train.student import Student
+from deit_jax.train.step import Student, create_state, make_train_step
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.names import EfficientNetPytorch
 from deit_jax.weights.write import tensors

@@ -10,8 +10,7 @@ from deit_jax.config import default_config, resolve
 from deit_jax.runtime import sharding
 from deit_jax.runtime.collectives import collectives
 from deit_jax.runtime.sharding import param_shardings, param_spec
-from deit_jax.train.step import create_state, make_train_step
-from deit_jax.train.student import make_student
+from deit_jax.train.step import create_state, make_student, make_train_step
 
 SMALL = {"embed_dim": 64, "num_heads": 4, "depth": 3, "num_classes": 16}
 

@@ -13,7 +13,7 @@ from deit_jax.data.base import file_names
 from deit_jax.errors import UserError
 from deit_jax.train.loop import is_due, training_batches
 from deit_jax.train.run import claim_workdir, compare_processes, open_data, open_run
-from deit_jax.train.student import make_student
+from deit_jax.train.step import make_student
 
 
 def digits(**changes):

@@ -20,8 +20,7 @@ from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import soft_targets
 from deit_jax.runtime import sharding
 from deit_jax.train.loop import train_run as train
-from deit_jax.train.step import create_state, make_train_step
-from deit_jax.train.student import Student, make_student
+from deit_jax.train.step import Student, create_state, make_student, make_train_step
 from deit_jax.weights.names import Timm, entries
 from deit_jax.weights.orbax import find_step
 
