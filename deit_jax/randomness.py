@@ -4,6 +4,7 @@ workers, hosts, devices and restarts change nothing."""
 import hashlib
 
 import jax
+import numpy as np
 
 # What a number is for. The numbers are part of every run's identity: never reuse or renumber one.
 PURPOSES = {"init": 0, "augment": 1, "drop": 2, "order": 3, "crop": 4, "subset": 5}
@@ -19,3 +20,9 @@ def small_seed(seed: jax.Array | int) -> jax.Array | int:
     if not isinstance(seed, int) or seed < 2**31:
         return seed
     return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "little")).digest()[:4], "little") % 2**31
+
+
+def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0, repeat: int = 0) -> np.random.Generator:
+    """The host's random generator of one place in a run; no other place draws the same numbers."""
+    key = np.array([seed, PURPOSES[purpose]], np.uint64)  # of a list with a seed from 2^63 on NumPy makes float64
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, index, epoch, repeat]))

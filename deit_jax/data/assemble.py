@@ -10,10 +10,11 @@ import numpy as np
 
 from deit_jax.config import Config
 from deit_jax.data import batch as batches
-from deit_jax.data import decode, images, order
+from deit_jax.data import decode, images
 from deit_jax.data.base import Source
 from deit_jax.data.batch import MAX_LABELS, UNREADABLE
 from deit_jax.errors import UserError
+from deit_jax.randomness import generator
 
 CHUNK = 8  # images per task of the decoding threads
 GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
@@ -84,7 +85,7 @@ class TrainBatch:
 
     def __call__(self, step: int) -> dict[str, Any]:
         data, augment = self.config.data, self.config.augment
-        epoch, index, repeat = order.batch_views(
+        epoch, index, repeat = batches.batch_views(
             int(step),
             seed=self.config.seed,
             length=len(self.source),
@@ -130,7 +131,7 @@ class TrainBatch:
             except OSError as error:
                 broken.append(str(error))
                 continue
-            keys = [order.generator(self.config.seed, "crop", epoch, position, view) for view in views]
+            keys = [generator(self.config.seed, "crop", epoch, position, view) for view in views]
             height, width = pixels.shape[:2]
             boxes = [images.draw_crop(key, height, width, *crop) for key in keys]
             return position, pixels, boxes, sample["label"]

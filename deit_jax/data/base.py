@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from deit_jax.data import order
 from deit_jax.errors import UserError, printable
+from deit_jax.randomness import generator
 
 T = TypeVar("T")
 
@@ -47,6 +47,14 @@ class Source(Protocol):
         ...
 
 
+def spread(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Sorted positions of a random fraction of the labels, spread evenly over the classes; at least one, never all."""
+    count = min(max(round(len(labels) * fraction), 1), len(labels) - 1)
+    shuffled = generator(seed, "subset").permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return np.sort(by_class[((np.arange(count) + 0.5) * len(labels) / count).astype(np.int64)])
+
+
 def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source | None, Source]:
     """Split by image, evenly over the classes, the same way every time.
 
@@ -68,12 +76,12 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
         return source, Subset(source, np.arange(len(source)), title=title, notes=())
     if len(source) < 2:
         raise UserError(f"there is only 1 image in {source.title}: holding one out for evaluation needs at least 2")
-    held = order.spread(labels, share, HOLDOUT_SEED)
+    held = spread(labels, share, HOLDOUT_SEED)
     if len(np.unique(np.delete(labels, held))) < len(np.unique(labels)):  # a class would have none left
         first = np.unique(labels, return_index=True)[1]
         rest = np.setdiff1d(np.arange(len(labels)), first)
         few = len(held) < len(rest)
-        held = rest[order.spread(labels[rest], len(held) / len(rest), HOLDOUT_SEED)] if few else rest
+        held = rest[spread(labels[rest], len(held) / len(rest), HOLDOUT_SEED)] if few else rest
     if not len(held):
         raise UserError(
             f"each class in {source.title} has a single image, so none can be held out: add images, or a folder val"
@@ -107,7 +115,7 @@ def limit_images(source: Source, limit: int) -> Source:
     if not limit or limit >= len(source):
         return source
     labels = getattr(source, "labels", np.zeros(len(source), np.int32))
-    return Subset(source, order.spread(labels, limit / len(source), HOLDOUT_SEED))
+    return Subset(source, spread(labels, limit / len(source), HOLDOUT_SEED))
 
 
 def file_names(source: Source) -> list[str]:

@@ -16,10 +16,9 @@ import numpy as np
 from absl import flags
 
 from deit_jax.config import Config
-from deit_jax.data import order
 from deit_jax.data.assemble import EvalBatch, TrainBatch, header_error, run_in_threads
 from deit_jax.data.base import Source
-from deit_jax.data.batch import Batch
+from deit_jax.data.batch import Batch, epoch_steps
 from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import track
@@ -39,7 +38,7 @@ def steps_per_epoch(config: Config, source: Source) -> int:
             f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
             f"--config.batch_size={max(len(source) // unit, 1) * unit}"
         )
-    return order.epoch_steps(len(source), config.batch_size, config.data.drop_last)
+    return epoch_steps(len(source), config.batch_size, config.data.drop_last)
 
 
 def train_batches(

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 
 from deit_jax.config import Config
-from deit_jax.data import order, shards, tfds_source
+from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, hold_out, limit_images
 from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError, nearest
+from deit_jax.randomness import generator
 from deit_jax.runtime import storage
 
 
@@ -38,7 +39,7 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     _check_classes(config, train)
     limit = config.data.limit
     if 0 < limit < len(train):
-        drawn = order.generator(config.seed, "subset").permutation(len(train))[:limit]
+        drawn = generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
     return train, limit_images(evaluation, config.evaluate.limit)
 

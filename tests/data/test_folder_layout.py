@@ -10,7 +10,7 @@ import pytest
 from helpers import opened, refusal
 from PIL import Image
 
-from deit_jax.data import base, order, sources
+from deit_jax.data import base, sources
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
 
@@ -152,7 +152,7 @@ def test_a_classes_only_training_image_is_never_held_out(counts, share):
     wanted = min(max(round(len(labels) * share), 1), len(labels) - len(counts))
     assert len(evaluation) == wanted
     assert not set(train.positions) & set(evaluation.positions)
-    plain = order.spread(labels, share, base.HOLDOUT_SEED)
+    plain = base.spread(labels, share, base.HOLDOUT_SEED)
     if all(np.bincount(labels[plain], minlength=len(counts)) < counts):  # as runs begun before
         np.testing.assert_array_equal(evaluation.positions, plain)
 

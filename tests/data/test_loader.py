@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from deit_jax.config import default_config, resolve
-from deit_jax.data import images, loader, order, sources
+from deit_jax.data import images, loader, sources
 from deit_jax.data.batch import abstract, eval_entries, train_entries
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
+from deit_jax.randomness import generator
 
 SIZE = 24
 
@@ -80,7 +81,7 @@ def test_training_batch_holds_the_views_its_numbers_name(source):
             index, epoch, repeat = (int(batch[key][row]) for key in ("index", "epoch", "repeat"))
             sample = source[index]
             pixels = images.decode(sample["image"])
-            rng = order.generator(3, "crop", epoch, index, repeat)
+            rng = generator(3, "crop", epoch, index, repeat)
             box = images.draw_crop(rng, *pixels.shape[:2], config.augment.crop_scale, config.augment.crop_ratio)
             np.testing.assert_array_equal(batch["image"][row], images.random_resized_crop(pixels, box, SIZE))
             assert batch["label"][row] == sample["label"]

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from deit_jax.augment.mix import num_groups
-from deit_jax.data import order
+from deit_jax.data import batch as batches
+from deit_jax.data.base import spread
+from deit_jax.randomness import generator
 
 
 def views(step, *, seed=0, length=1000, batch=64, repeats=3, mix_group=64, **more):
-    return order.batch_views(step, seed=seed, length=length, batch=batch, repeats=repeats, mix_group=mix_group, **more)
+    return batches.batch_views(
+        step, seed=seed, length=length, batch=batch, repeats=repeats, mix_group=mix_group, **more
+    )
 
 
 def epoch_views(epoch: int, *, length=1000, batch=64, **kwargs):
@@ -31,13 +35,13 @@ def test_copies_of_an_image_are_never_mixed_with_each_other(batch, repeats):
 
 @pytest.mark.parametrize("batch", [1024, 100, 9, 1, 67, 134, 509])
 def test_layout_is_a_permutation(batch):
-    np.testing.assert_array_equal(np.sort(order.row_order(batch, 64)), np.arange(batch))
+    np.testing.assert_array_equal(np.sort(batches.row_order(batch, 64)), np.arange(batch))
 
 
 def test_views_are_dealt_to_groups_in_turn():
     """The release's sampler: with R processes, process g takes every R-th view from the g-th on."""
     _, index, repeat = views(2, length=4096, batch=256)
-    shuffled = order.epoch_order(0, 0, 4096)
+    shuffled = batches.epoch_order(0, 0, 4096)
     sequence = np.arange(512, 768)
     for group in range(4):
         rows = slice(64 * group, 64 * group + 64)
@@ -64,7 +68,7 @@ def test_without_repeats_every_image_comes_once():
 
 @pytest.mark.parametrize(("length", "batch"), [(200, 16), (50, 16), (53, 13), (64, 16), (17, 16), (16, 16)])
 def test_without_drop_last_every_image_comes_in_every_pass(length, batch):
-    steps = order.epoch_steps(length, batch, drop_last=False)
+    steps = batches.epoch_steps(length, batch, drop_last=False)
     assert steps == -(-length // batch)
     for epoch in (0, 3):
         taken = [views(epoch * steps + k, length=length, batch=batch, repeats=1, drop_last=False) for k in range(steps)]
@@ -72,7 +76,7 @@ def test_without_drop_last_every_image_comes_in_every_pass(length, batch):
         index, repeat = (np.concatenate([part[which] for part in taken]) for which in (1, 2))
         assert len(index) == steps * batch
         np.testing.assert_array_equal(np.sort(index[repeat == 0]), np.arange(length))
-        extra = order.epoch_order(0, epoch, length)[: steps * batch - length]  # the pass's first images, once more
+        extra = batches.epoch_order(0, epoch, length)[: steps * batch - length]  # the pass's first images, once more
         np.testing.assert_array_equal(np.sort(index[repeat == 1]), np.sort(extra))
         assert repeat.max(initial=0) <= 1
 
@@ -85,7 +89,7 @@ def test_whole_batches_are_the_same_either_way():
 
 
 def test_epochs_and_seeds_have_other_orders():
-    orders = [order.epoch_order(seed, epoch, 500) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [batches.epoch_order(seed, epoch, 500) for seed in (0, 1) for epoch in (0, 1)]
     for a in range(4):
         np.testing.assert_array_equal(np.sort(orders[a]), np.arange(500))
         for b in range(a):
@@ -94,15 +98,15 @@ def test_epochs_and_seeds_have_other_orders():
 
 def test_generators_of_different_places_differ():
     places = [(0, "order"), (1, "order"), (0, "crop"), (0, "order", 1), (0, "order", 0, 1), (0, "order", 0, 0, 1)]
-    draws = {order.generator(*place).random() for place in places}
+    draws = {generator(*place).random() for place in places}
     assert len(draws) == len(places)
-    assert order.generator(3, "crop", 5, 7, 1).random() == order.generator(3, "crop", 5, 7, 1).random()
+    assert generator(3, "crop", 5, 7, 1).random() == generator(3, "crop", 5, 7, 1).random()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_spread_takes_its_share_of_every_class(share):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
-    held = order.spread(labels, share, seed=0)
+    held = spread(labels, share, seed=0)
     count = min(max(round(400 * share), 1), 399)
     assert len(np.unique(held)) == len(held) == count
     per_class = np.bincount(labels[held], minlength=10)
@@ -110,6 +114,6 @@ def test_spread_takes_its_share_of_every_class(share):
 
 
 def test_spread_of_single_images():
-    held = order.spread(np.arange(202), 0.1, seed=0)
+    held = spread(np.arange(202), 0.1, seed=0)
     assert len(np.unique(held)) == 20
-    np.testing.assert_array_equal(held, order.spread(np.arange(202), 0.1, seed=0))
+    np.testing.assert_array_equal(held, spread(np.arange(202), 0.1, seed=0))
