@@ -9,8 +9,7 @@ The teacher is kept and sees the images at 224 px, as it was trained; `--config.
 adapted to 384, as the paper's was. Arguments: distill=none|soft|hard, teacher=WEIGHTS, init=WEIGHTS, epochs=N.
 """
 
-from deit_jax.config import arguments, deit
-from deit_jax.config.derived import finetune_config
+from deit_jax.config import arguments, deit, finetune_config
 
 
 def get_config(text: str = ""):

@@ -33,7 +33,7 @@ from scipy import stats
 
 from deit_jax import models
 from deit_jax.config import validate
-from deit_jax.config.derived import plain_config, teacher_config, trains_teacher, without_token
+from deit_jax.config.recipes import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
 from deit_jax.data.base import limit_images
 from deit_jax.errors import UserError, nearest

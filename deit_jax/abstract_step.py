@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
-from deit_jax.config.derived import has_teacher
+from deit_jax.config.recipes import has_teacher
 from deit_jax.data import batch
 from deit_jax.distill.teacher import Teacher, live_teacher, stored_teacher, teacher_models
 from deit_jax.runtime.flops import count_flops

@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 
-from deit_jax.config import Config, validate
-from deit_jax.config.derived import plain_config, stages
+from deit_jax.config import Config, default_config, finetune_config, validate
+from deit_jax.config.recipes import has_teacher, plain_config, trains_teacher
 from deit_jax.data import loader
+from deit_jax.errors import UserError
 from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.report.run_report import write_chain_report, write_report
 from deit_jax.runtime import storage
@@ -88,3 +89,22 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     if jax.process_index() == 0:
         write_chain_report(workdir, {"train": first, "finetune": then}, results, data.train.num_classes)
     return results
+
+
+def stages(config: Config, workdir: Path) -> tuple[Config, Config]:
+    """(config of the pretraining, config of the fine-tuning) of a resolved config with `finetune.epochs`.
+
+    The first is that of the same run without fine-tuning, so that a finished run can be fine-tuned later. Raises
+    UserError where the second would have no teacher.
+    """
+    pretraining = config.copy_and_resolve_references()
+    pretraining.finetune.update(default_config().finetune)
+    fine_tuning = finetune_config(config, str(workdir))
+    if trains_teacher(config):
+        fine_tuning.teacher.init, fine_tuning.teacher.epochs = str(workdir / "teacher"), 0
+    elif has_teacher(config) and not (config.teacher.init or config.finetune.labels):
+        raise UserError(
+            "fine-tuning needs its teacher live, or labels of its own images: give --config.teacher.init= or"
+            " --config.finetune.labels="
+        )
+    return pretraining, fine_tuning

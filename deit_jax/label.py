@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from deit_jax.augment import augment_train
 from deit_jax.config import Config
-from deit_jax.config.derived import has_teacher
+from deit_jax.config.recipes import has_teacher
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity

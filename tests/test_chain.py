@@ -9,9 +9,8 @@ import pytest
 from helpers import one_device, whole_config
 
 from deit_jax.config import default_config, flat
-from deit_jax.config.derived import stages
 from deit_jax.errors import UserError
-from deit_jax.experiment import chain
+from deit_jax.experiment import chain, stages
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.weights.orbax import read_weights
 

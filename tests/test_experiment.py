@@ -11,7 +11,7 @@ from PIL import Image
 from configs.cifar10 import get_config
 from deit_jax import plots
 from deit_jax.config import default_config, resolve
-from deit_jax.config.derived import plain_config, teacher_config
+from deit_jax.config.recipes import plain_config, teacher_config
 from deit_jax.data import loader
 from deit_jax.errors import UserError, printable
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command

@@ -1,7 +1,7 @@
 """Settings, recipes, checks, and configs derived from others."""
 
 from deit_jax.config.checks import validate
-from deit_jax.config.files import arguments, deit, model_of
+from deit_jax.config.files import arguments, deit, finetune_config, model_of
 from deit_jax.config.recipes import RECIPES, recipe_differences, resolve
 from deit_jax.config.settings import (
     IMAGENET_MEAN,
@@ -30,6 +30,7 @@ __all__ = [
     "default_config",
     "deit",
     "differences",
+    "finetune_config",
     "flat",
     "model_of",
     "recipe_differences",

@@ -1,9 +1,10 @@
-"""The recipes: what to do where the paper's text, its released code and later work differ."""
+"""The recipes: what to do where the paper's text, its released code and later work differ. A config completed by them,
+and the configs of a teacher's training and of the student without one, which follow from it."""
 
 from collections.abc import Collection
 from typing import Any
 
-from deit_jax.config.settings import SETTINGS, Config, flat
+from deit_jax.config.settings import SETTINGS, Config, default_config, flat
 from deit_jax.errors import UserError, nearest
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import storage
@@ -94,3 +95,49 @@ def recipe_differences(config: Config) -> list[str]:
         if path not in idle and not ours == paper == released:
             lines.append(f"{path} = {ours} (paper: {paper}, release: {released})")
     return lines
+
+
+def has_teacher(config: Config) -> bool:
+    """Whether the objective has a teacher, live or as stored labels."""
+    return OBJECTIVES[config.distill.kind].teacher is not None
+
+
+def trains_teacher(config: Config) -> bool:
+    """Whether the teacher is trained here, on the same data, before the student."""
+    return bool(config.teacher.epochs and has_teacher(config) and not config.distill.labels)
+
+
+def teacher_config(config: Config) -> Config:
+    """The config of training `teacher.name` on the student's data, by the `teacher.*` settings."""
+    c, t = config.copy_and_resolve_references(), config.teacher
+    c.model.name, c.epochs, c.steps, c.init, c.train_baseline = t.name, t.epochs, 0, "", False
+    c.model.img_size = t.img_size or c.model.img_size or named_size(config.model.name)
+    c.model.drop_path_rate, c.model.dtype = t.drop_path_rate, t.dtype
+    c.optimizer.lr = t.lr or c.optimizer.lr
+    c.augment.mean, c.augment.std = t.mean or c.augment.mean, t.std or c.augment.std
+    if t.augment == "light":
+        a = c.augment
+        a.policy, a.erasing, a.mixup, a.cutmix, a.repeats = "none", 0.0, 0.0, 0.0, 1
+    c.distill.update(default_config().distill)
+    c.teacher.update(default_config().teacher)
+    return resolve(c)
+
+
+def plain_config(config: Config) -> Config:
+    """The config of the same student without distillation token and teacher."""
+    c = config.copy_and_resolve_references()
+    c.model.name, c.distill.kind, c.distill.labels, c.train_baseline = without_token(c.model.name), "none", "", False
+    c.teacher.update(default_config().teacher)
+    return c
+
+
+def without_token(name: str) -> str:
+    """The name of the same model without a distillation token."""
+    return name.replace("_distilled", "")
+
+
+def named_size(name: str) -> int:
+    """The image size in pixels of a registered model."""
+    from deit_jax import models  # here: flags are checked without the models
+
+    return models.find(name)[1].get("img_size", 224)

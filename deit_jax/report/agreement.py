@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Integer, UInt8
 
 from deit_jax.augment import normalize
-from deit_jax.config.derived import plain_config
+from deit_jax.config.recipes import plain_config
 from deit_jax.data import loader
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.inference import head_logits, predict_classes

@@ -14,7 +14,7 @@ from flax import nnx
 
 from deit_jax import losses, plots
 from deit_jax.config import default_config, flat
-from deit_jax.config.derived import has_teacher, without_token
+from deit_jax.config.recipes import has_teacher, without_token
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.attention_maps import draw_attention

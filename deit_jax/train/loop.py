@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.config import Config
-from deit_jax.config.derived import teacher_config, trains_teacher
+from deit_jax.config.recipes import teacher_config, trains_teacher
 from deit_jax.data import loader
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deit_jax.config import Config, differences, flat, validate
-from deit_jax.config.derived import has_teacher, teacher_config, trains_teacher, without_token
+from deit_jax.config.recipes import has_teacher, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader, sources
 from deit_jax.data.base import Source, file_names, summary
 from deit_jax.distill.label_reader import StoredLabels, open_labels

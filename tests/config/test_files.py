@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from deit_jax import models
 from deit_jax.config import RECIPES, default_config, flat, recipe_differences, resolve, validate
-from deit_jax.config.derived import at_size, finetune_config, named_size
+from deit_jax.config.files import at_size, finetune_config
+from deit_jax.config.recipes import named_size
 from deit_jax.errors import UserError
 from deit_jax.experiment import chain
 from deit_jax.runtime import sharding
