@@ -11,12 +11,13 @@ from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
 from deit_jax.config.recipes import has_teacher
 from deit_jax.data import batch
 from deit_jax.distill.teacher import Teacher, live_teacher, stored_teacher, teacher_models
+from deit_jax.runtime import sharding
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.step import TrainState, create_state, make_student, make_train_step
+from deit_jax.train.step import TrainState, make_program, make_student
 
 
 class Step(NamedTuple):
-    """A train step and the shapes of its arguments: step(state, batch, teacher's arrays)."""
+    """A jitted train step and the shapes of its arguments: step(state, batch, teacher's arrays)."""
 
     step: Callable
     state: TrainState
@@ -45,19 +46,19 @@ def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teac
 
 
 def abstract_step(config: Config, mesh: Mesh | None = None) -> Step:
-    """The train step of a resolved config on ImageNet's schedule.
+    """The train step of a resolved config on ImageNet's schedule, with its arguments placed on a mesh.
 
     mesh: the devices it is compiled for; None: one device.
     """
-    classes = config.model.num_classes or 1000
+    mesh, classes = mesh or sharding.make_mesh(jax.devices()[:1]), config.model.num_classes or 1000
     student = make_student(config, classes)
-    student = student if mesh is None else student.on(mesh)
     teacher = abstract_teacher(config, img_size=student.img_size, num_classes=classes)
+    predict, arrays = (teacher.predict, list(teacher.arrays)) if teacher else (None, [])
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
-    predict = teacher.predict if teacher else None
-    step = make_train_step(student, predict, config, per_epoch)
-    state = jax.eval_shape(lambda: create_state(student, config))
-    return Step(step, state, abstract_batch(config, student.img_size), list(teacher.arrays) if teacher else [])
+    program = make_program(student, predict, config, per_epoch, mesh)
+    place = lambda tree, where: jax.tree.map(lambda x: x.update(sharding=where), tree)
+    batch = place(abstract_batch(config, student.img_size), sharding.batch_sharding(mesh))
+    return Step(program.step, program.abstract_state, batch, place(arrays, sharding.replicated(mesh)))
 
 
 def step_flops(config: Config) -> int:

@@ -20,7 +20,7 @@ from deit_jax.evaluate.inference import forward_flops, head_logits
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.timing import calls_within, time_calls
-from deit_jax.train.step import Student, create_state, make_student, make_train_step
+from deit_jax.train.step import Student, make_program, make_student
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
@@ -50,7 +50,8 @@ class Workload:
         config = config.copy_and_resolve_references()
         config.model.num_classes = config.model.num_classes or num_classes
         self.config, self.mesh = config, sharding.make_mesh(**config.mesh)
-        self.student = make_student(config, config.model.num_classes).on(self.mesh)
+        student = make_student(config, config.model.num_classes)
+        self.student = student.on(self.mesh)
         sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
         teacher = abstract_teacher(config, **sizes)
         members = teacher.models if teacher else ()
@@ -59,15 +60,11 @@ class Workload:
             out_shardings=sharding.replicated(self.mesh),
         )
         self.teacher_arrays = random_weights(1)
-        shapes = jax.eval_shape(lambda: create_state(self.student, config))
-        places = sharding.param_shardings(shapes, self.mesh)
-        self.state = jax.jit(lambda: create_state(self.student, config), out_shardings=places)()
         self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
-
-        predict = teacher.predict if teacher else None
-        step = jax.jit(make_train_step(self.student, predict, config, 1000), donate_argnums=0)
+        program = make_program(student, teacher.predict if teacher else None, config, 1000, self.mesh)
+        self.state = program.initialize(None, 0)
         begun = time.perf_counter()
-        self.step = step.lower(self.state, self.batch, self.teacher_arrays).compile()
+        self.step: Any = program.step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun
         self._augment = jax.jit(lambda b, key: augment_train(b, key, 0, config.augment, sizes["num_classes"]))
 

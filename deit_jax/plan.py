@@ -10,7 +10,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from deit_jax import models
 from deit_jax.abstract_step import abstract_step, step_flops
@@ -22,25 +21,6 @@ from deit_jax.runtime.mesh import mesh_sizes
 from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.topologies import compiler_options, topology_devices
 from deit_jax.train.optimizer import num_steps
-
-
-def compile_step(
-    config: Config, mesh: Mesh, options: dict[str, Any] | None = None
-) -> tuple[jax.stages.Compiled, float]:
-    """(the train step compiled for the devices of `mesh`, seconds it took), sharded as `train` shards it.
-
-    options: of the compiler, see `topologies.compiler_options`.
-    """
-    step, state, batch, teacher_arrays = abstract_step(config, mesh)
-    place = lambda tree, sharding: jax.tree.map(lambda x: x.update(sharding=sharding), tree)
-    places = sharding.param_shardings(state, mesh)
-    state = jax.tree.map(lambda x, place: x.update(sharding=place), state, places)
-    batch = place(batch, sharding.batch_sharding(mesh))
-    teacher_arrays = place(teacher_arrays, sharding.replicated(mesh))
-    begun = time.perf_counter()
-    jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
-    compiled = jitted.lower(state, batch, teacher_arrays).compile(options)
-    return compiled, time.perf_counter() - begun
 
 
 class Plan(NamedTuple):
@@ -82,12 +62,14 @@ def make_plan(config: Config, devices: list[Any], options: dict[str, Any] | None
     kind = devices[0].device_kind
     try:
         with hardware.compiling_for(*devices):
-            compiled, seconds = compile_step(config, sharding.make_mesh(devices, **config.mesh), options)
+            parts = abstract_step(config, sharding.make_mesh(devices, **config.mesh))
+            begun = time.perf_counter()
+            compiled = parts.step.lower(parts.state, parts.batch, parts.teacher_arrays).compile(options)
+            seconds = time.perf_counter() - begun
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFit(first_line(error)) from None
-    parts = abstract_step(config)
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     memory = compiled.memory_analysis()
     assert memory is not None, "the CPU, GPU and TPU compilers of jax all give it"

@@ -178,7 +178,7 @@ def test_a_step_that_the_compiler_cannot_place(monkeypatch, capsys):
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 21.50G of 15.75G hbm.\nmore")
 
-    monkeypatch.setattr(plan, "compile_step", exhausted)
+    monkeypatch.setattr(plan, "abstract_step", exhausted)
     assert plan.plan(small_config()) is None
     printed = capsys.readouterr().out
     assert "does not fit: deit_digits_distilled_patch4_16, batch 64: RESOURCE_EXHAUSTED: Used 21.50G" in printed

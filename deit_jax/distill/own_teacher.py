@@ -5,6 +5,7 @@ no other: a run or a store that merely records the name loads nothing. See examp
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 import sys
@@ -69,6 +70,7 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
+@functools.cache  # plans trace it more than once
 def open_own(name: str) -> tuple[OwnTeacher, int]:
     """The teacher that `module:function` returns, and its number of classes, found by running it on two images.
 

@@ -4,9 +4,9 @@ import collections
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,42 +25,10 @@ from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Data, Run, load_init, open_run
-from deit_jax.train.step import TrainState, create_state, make_train_step
+from deit_jax.train.step import Program, TrainState, make_program
 
 PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
 STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
-
-
-class Program(NamedTuple):
-    """The jitted functions of a run, and its teacher's arrays.
-
-    Attributes:
-        abstract_state: shapes, types and shardings of the state.
-        initialize: (weights or None, seed) → state.
-        step: (state, batch, teacher's arrays) → (state, metrics); the state's memory is used again.
-        teacher_arrays: on the devices.
-    """
-
-    abstract_state: TrainState
-    initialize: Callable
-    step: Callable
-    teacher_arrays: Any
-
-
-def make_program(run: Run) -> Program:
-    """Place the state and the teacher on the run's mesh; nothing is compiled before its first call."""
-    config, teacher = run.config, run.teacher
-    shapes = jax.eval_shape(lambda: create_state(run.student, config))
-    state_sharding = sharding.param_shardings(shapes, run.mesh)
-    abstract_state = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_sharding)
-    initialize = jax.jit(
-        lambda weights, seed: create_state(run.student, config, weights, seed=seed), out_shardings=state_sharding
-    )
-    predict = teacher.predict if teacher else None
-    step = make_train_step(run.sharded_student, predict, config, run.steps_per_epoch)
-    step = jax.jit(step, out_shardings=(state_sharding, None), donate_argnums=0)
-    arrays = jax.device_put(list(teacher.arrays) if teacher else [], sharding.replicated(run.mesh))
-    return Program(abstract_state, initialize, step, arrays)
 
 
 def train(run: Run) -> dict[str, dict]:
@@ -76,8 +44,10 @@ def train(run: Run) -> dict[str, dict]:
         Interrupted: a signal came, and the state is saved.
     """
     config, total = run.config, run.total_steps
-    program, due, rollbacks, results = make_program(run), functools.partial(is_due, run), 0, None
-    pending = collections.deque()
+    predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
+    program = make_program(run.student, predict, config, run.steps_per_epoch, run.mesh)
+    teacher_arrays = jax.device_put(arrays, sharding.replicated(run.mesh))
+    due, rollbacks, results, pending = functools.partial(is_due, run), 0, None, collections.deque()
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
@@ -98,7 +68,7 @@ def train(run: Run) -> dict[str, dict]:
                 break
             with log.waiting():
                 batch, broken = next(stream)
-            state, metrics = program.step(state, sharding.place_batch(batch, run.mesh), program.teacher_arrays)
+            state, metrics = program.step(state, sharding.place_batch(batch, run.mesh), teacher_arrays)
             step += 1
             stop.poll()
             pending.append(metrics["loss"])

@@ -212,6 +212,33 @@ def make_train_step(
     return train_step
 
 
+class Program(NamedTuple):
+    """The jitted functions of a run on a mesh; nothing is compiled before their first call.
+
+    Attributes:
+        abstract_state: shapes, types and shardings of the state.
+        initialize: (weights or None, seed) → state.
+        step: (state, batch, teacher's arrays) → (state, metrics); the state's memory is used again.
+    """
+
+    abstract_state: TrainState
+    initialize: Callable
+    step: Callable
+
+
+def make_program(
+    student: Student, teacher: TeacherFunction | None, config: Config, steps_per_epoch: int, mesh: Mesh
+) -> Program:
+    """The functions of a run whose state is placed on the devices of `mesh`; arguments as `make_train_step`."""
+    shapes = jax.eval_shape(lambda: create_state(student, config))
+    places = sharding.param_shardings(shapes, mesh)
+    abstract_state = jax.tree.map(lambda x, place: x.update(sharding=place), shapes, places)
+    initialize = lambda weights, seed: create_state(student, config, weights, seed=seed)
+    step = make_train_step(student.on(mesh), teacher, config, steps_per_epoch)
+    jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
+    return Program(abstract_state, jax.jit(initialize, out_shardings=places), jitted)
+
+
 def accumulate(grad_fn: Callable, microbatches: int, mesh: Mesh | None = None) -> Callable:
     """`grad_fn` over a batch cut into microbatches, computed one after the other to save memory.
 

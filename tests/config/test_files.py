@@ -19,10 +19,11 @@ from deit_jax.errors import UserError
 from deit_jax.experiment import chain
 from deit_jax.runtime import sharding
 from deit_jax.train.log import read_log
-from deit_jax.train.loop import make_program, training_batches
 from deit_jax.train.loop import train_run as train
+from deit_jax.train.loop import training_batches
 from deit_jax.train.optimizer import make_optimizer
 from deit_jax.train.run import open_run
+from deit_jax.train.step import make_program
 
 CASES = [
     ("deit_ti", ""),
@@ -100,9 +101,11 @@ def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tm
             assert np.isfinite(losses).all()
     else:
         run = open_run(config, tmp_path)
-        program, stream = make_program(run), training_batches(run, 0)
+        predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
+        program = make_program(run.student, predict, config, run.steps_per_epoch, run.mesh)
+        stream = training_batches(run, 0)
         batch = sharding.place_batch(next(stream)[0], run.mesh)
-        state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, program.teacher_arrays)
+        state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, arrays)
         stream.close()
         assert (metrics["loss"].shape, run.total_steps) == ((), 2)
         assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.abstract_state)

@@ -13,7 +13,7 @@ from deit_jax.abstract_step import abstract_step
 from deit_jax.augment import normalize
 from deit_jax.distill.label_reader import weights_digest
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.distill.own_teacher import OwnTeacher
+from deit_jax.distill.own_teacher import OwnTeacher, open_own
 from deit_jax.distill.teacher import load_teacher
 from deit_jax.errors import UserError
 from deit_jax.label import label
@@ -39,6 +39,7 @@ def given(monkeypatch):
     def add(function):
         monkeypatch.setitem(sys.modules, "given", type(sys)("given"))
         sys.modules["given"].teacher = function
+        open_own.cache_clear()  # a name stands for one teacher while a process lasts
         return "given:teacher"
 
     return add
@@ -127,6 +128,7 @@ def test_another_librarys_labels_are_its_own_answers_and_training_needs_it_no_mo
         return OwnTeacher(predict, own.arrays, own.size, own.mean, own.std, own.class_names, host=True)
 
     monkeypatch.setattr(own_teacher, "pytorch", recorded)
+    open_own.cache_clear()
     stored = {"label.k": 10, "label.dtype": "float32"}
     with one_device():
         config = own_config(name, **stored)
@@ -141,6 +143,7 @@ def test_another_librarys_labels_are_its_own_answers_and_training_needs_it_no_mo
             np.testing.assert_allclose(np.take_along_axis(probability, found["index"].astype(int), 1),
                                        found["probability"], rtol=1e-5)  # fmt: skip
         assert label(config, tmp_path / "store", verify=2)["same"] == 128
+        open_own.cache_clear()
         monkeypatch.delattr(own_teacher, "pytorch")  # not even its function is asked for
         train_run(own_config(name, **{"distill.labels": str(tmp_path / "store")}), tmp_path / "run")
     assert len([r for r in read_log(tmp_path / "run") if "loss" in r]) > 0
