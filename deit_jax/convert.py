@@ -3,9 +3,9 @@
     python -m deit_jax.convert SRC DST [--to=timm|huggingface|orbax] [--weights=params|ema]
 
 SRC is whatever `deit_jax.load_model` takes: a hub name, a .safetensors or .pth file, an Orbax folder. DST says what is
-written: `NAME.safetensors` is timm's (and the official code's) file, a folder is Orbax's, or Hugging Face's with
-`--to=huggingface` (model.safetensors, config.json and preprocessor_config.json, for `transformers`). Round trips give
-every tensor back as it was. An existing DST is never overwritten.
+written: `NAME.safetensors` is timm's (and the official code's) file, a folder is Orbax's, timm's with `--to=timm`
+(model.safetensors and config.json), or Hugging Face's with `--to=huggingface` (preprocessor_config.json too, for
+`transformers`). Round trips give every tensor back as it was. An existing DST is never overwritten.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def convert(
 
     Args:
         source: see `load_weights`.
-        destination: a file NAME.safetensors (timm) or a new folder (Orbax, Hugging Face).
+        destination: a file NAME.safetensors (timm) or a new folder.
         to: "timm", "huggingface" or "orbax"; None: timm for a .safetensors file, Orbax for a folder.
         weights: of a training checkpoint, "params" or "ema".
 
@@ -43,9 +43,8 @@ def convert(
     to = to or ("timm" if is_file else "orbax")
     if to not in FORMATS:
         raise UserError(f"--to={to} is not known: use {', '.join(FORMATS)}")
-    if is_file != (to == "timm"):
-        wanted = "a file NAME.safetensors" if to == "timm" else "a folder, without a suffix"
-        raise UserError(f"DST {destination} does not fit --to={to}: give {wanted}")
+    if is_file and to != "timm":
+        raise UserError(f"DST {destination} does not fit --to={to}: give a folder, without a suffix")
     if storage.is_bucket(path) or path.exists() or not path.parent.is_dir():
         raise UserError(f"DST {destination} exists already, or its folder does not: give a new name in a local folder")
     FORMATS[to](load_weights(source, weights=weights), path)

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from deit_jax.classes import imagenet
+from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data.images import eval_image
@@ -47,13 +47,6 @@ class Prediction(NamedTuple):
 
     path: str
     heads: dict[str, list[tuple[str, float]]]
-
-
-def output_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Class names by output: the weights' own, ImageNet's where they have 1000 classes, else numbers."""
-    if class_names and len(class_names) == num_classes:
-        return list(class_names)
-    return imagenet.class_names() if num_classes == 1000 else [f"class {i}" for i in range(num_classes)]
 
 
 def find_images(paths: Sequence[str]) -> list[str]:

@@ -6,15 +6,19 @@ import jax
 import numpy as np
 import pytest
 import seeded
-from helpers import GOLDEN, SMALL, import_timm, relative, state_of
+from helpers import GOLDEN, SMALL, import_timm, relative, run_jitted, state_of
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import deit_jax
-from deit_jax import convert, models
+from deit_jax import convert, models, predict
 from deit_jax.errors import UserError
+from deit_jax.evaluate.classifier import make_classifier
+from deit_jax.runtime import sharding
 from deit_jax.weights import load_weights, write
 from deit_jax.weights.integrity import write_sums
+from deit_jax.weights.load import view_of
 from deit_jax.weights.metadata import Metadata, to_header
 
 LOGITS = np.load(GOLDEN / "models.npz")
@@ -94,8 +98,8 @@ def test_files_older_than_batch_counters_get_none(tmp_path):
 @pytest.mark.parametrize(
     ("size", "crop", "expected"),
     [
-        (32, 0.875, ("BitImageProcessor", {"shortest_edge": 36}, {"height": 32, "width": 32}, True)),
-        (32, 1.0, ("BitImageProcessor", {"shortest_edge": 32}, {"height": 32, "width": 32}, True)),
+        (32, 0.875, ("TimmWrapperImageProcessor", {"shortest_edge": 36}, {"height": 32, "width": 32}, True)),
+        (32, 1.0, ("TimmWrapperImageProcessor", {"shortest_edge": 32}, {"height": 32, "width": 32}, True)),
         ((16, 40), None, ("DeiTImageProcessor", {"height": 16, "width": 40}, {"height": 16, "width": 40}, True)),
     ],
 )
@@ -150,7 +154,6 @@ def test_command_line(tmp_path, small, capsys, monkeypatch):
         (f"{SMALL}.safetensors", None, "exists already"),
         ("gs://bucket/x", None, "give a new name in a local folder"),
         ("x.safetensors", "huggingface", "give a folder"),
-        ("x", "timm", "give a file NAME.safetensors"),
         ("no/where/x", None, "or its folder does not"),
         ("x", "keras", "--to=keras is not known: use timm, huggingface, orbax"),
     ],
@@ -170,16 +173,36 @@ def test_a_regnet_has_no_hugging_face_form(tmp_path):
     assert not (tmp_path / "hf").exists()
 
 
-@pytest.mark.parametrize("name", [DISTILLED, "regnety_002"])
-def test_timm_loads_what_we_write(tmp_path, name):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (DISTILLED, {}),
+        ("deit3_small_patch16_224", {"depth": 2}),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 2, "img_size": 56}),
+        ("regnety_002", {}),
+        ("efficientnet_b0", {}),
+        ("tf_efficientnet_lite0", {}),
+    ],
+)
+def test_timm_loads_what_we_write(tmp_path, name, arguments):
+    """A file by its path, and a folder, whose config.json says the model."""
     torch, timm = import_timm()
-    save_file(seeded.checkpoint(name), tmp_path / f"{name}.safetensors")
-    convert.convert(tmp_path / f"{name}.safetensors", tmp_path / "orbax")
+    module, config = models.find(name)
+    header = to_header(Metadata(name, module.__name__, config | arguments))
+    save_file(state_of(name, num_classes=7, **arguments), tmp_path / "first.safetensors", header)
+    convert.convert(tmp_path / "first.safetensors", tmp_path / "orbax")
     path = convert.convert(tmp_path / "orbax", tmp_path / "out.safetensors")
-    model = timm.create_model(name, checkpoint_path=str(path)).eval()
-    with torch.no_grad():
-        logits = model(torch.from_numpy(seeded.images(2, 224).transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(logits, LOGITS[f"{name}/logits"]) < 1e-5
+    folder = convert.convert(tmp_path / "orbax", tmp_path / "timm", to="timm")
+    ours = deit_jax.load_model(path)
+    images = seeded.images(2, arguments.get("img_size", 224))
+    logits = run_jitted(ours, images)
+    file = timm.create_model(name, checkpoint_path=str(path), num_classes=7, **arguments)
+    for model in (file, timm.create_model(f"local-dir:{folder}", pretrained=True)):
+        with torch.no_grad():
+            theirs = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        assert relative(logits, theirs) < 1e-5
+    assert load_weights(folder).architecture.describe() == load_weights(path).architecture.describe()
 
 
 @pytest.mark.parametrize("name", [DISTILLED, "deit_tiny_patch16_224"])
@@ -200,3 +223,40 @@ def test_transformers_loads_what_we_write(tmp_path, name):
     assert relative(logits, LOGITS[f"{name}/logits"]) < 1e-5
     model.save_pretrained(tmp_path / "saved")
     assert relative(deit_jax.load_model(tmp_path / "saved")(images), LOGITS[f"{name}/logits"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "crop"), [(224, 0.875), (224, 0.9), (384, 1.0)])
+def test_other_libraries_see_our_pixels(tmp_path, size, crop):
+    """transformers' pipeline gives predict's probabilities, and timm's transform our bytes, of photos whose margins are
+    even and odd."""
+    _, timm = import_timm()
+    transformers = pytest.importorskip("transformers")
+    name, names = "vit_tiny_patch16_384", ["ant", "bee", "cat"]
+    metadata = Metadata(name, arguments={"img_size": size}, crop=crop, mean=(0.4, 0.5, 0.6), class_names=names)
+    metadata.std = (0.2, 0.25, 0.3)
+    state = state_of(name, num_classes=3, img_size=size)
+    state["head.weight"] *= 3  # probabilities far from 1/3
+    save_file(state, tmp_path / f"{name}.safetensors", to_header(metadata))
+    folder, config = (
+        convert.convert(tmp_path / f"{name}.safetensors", tmp_path / to, to=to) for to in ("huggingface", "timm")
+    )
+    rng, photos = np.random.default_rng(0), []
+    for height, width in ((480, 641), (601, 333), (250, 700)):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+        noise = rng.integers(-20, 21, (height, width, 3))
+        photos.append(tmp_path / f"{width}.png")
+        Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(photos[-1])
+    mesh = sharding.make_mesh()
+    classifier = make_classifier({"params": load_weights(tmp_path / f"{name}.safetensors")}, mesh)
+    predicted = predict.predict_images(classifier, list(map(str, photos)), mesh, {}, top=3, fusion="logits")
+    classify = transformers.pipeline("image-classification", str(folder))
+    for photo, ours in zip(photos, predicted, strict=True):
+        theirs = {one["label"]: one["score"] for one in classify(str(photo), top_k=3)}
+        assert theirs == pytest.approx(dict(ours.heads["class head"]), abs=1e-5)
+    cfg = json.loads((config / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(cfg))
+    for photo in photos:
+        pixels = transform(Image.open(photo)).numpy().transpose(1, 2, 0) * metadata.std + metadata.mean
+        np.testing.assert_array_equal(np.rint(255 * pixels), predict.read_view(str(photo), classifier.view))
+    assert view_of(load_weights(folder), size) == classifier.view

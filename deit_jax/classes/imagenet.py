@@ -3,7 +3,7 @@
 import collections
 import functools
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -36,6 +36,13 @@ def class_names() -> list[str]:
         taken.add(first)
         out.append(first)
     return out
+
+
+def output_names(given: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Class names by output: the weights' own, ImageNet's where they have 1000 classes, else numbers."""
+    if given and len(given) == num_classes:
+        return list(given)
+    return class_names() if num_classes == 1000 else [f"class {i}" for i in range(num_classes)]
 
 
 def plain(name: str) -> str:

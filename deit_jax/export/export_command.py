@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.export.exportable import DTYPES, Exportable, Form, load_exportable
-from deit_jax.predict import output_names
 from deit_jax.runtime import atomic
 from deit_jax.runtime.timing import time_calls
 from deit_jax.version import __version__

@@ -20,13 +20,14 @@ from typing import Any
 import jax
 from PIL import Image, ImageOps
 
+from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.export.browser_runtime import PACKAGE, VERSION, runtime_files
 from deit_jax.export.export_command import check_file, compare_exports, export_parser, needs_extra
 from deit_jax.export.exportable import Exportable, Form, load_exportable
 from deit_jax.models.vit import ViT
-from deit_jax.predict import find_images, output_names
+from deit_jax.predict import find_images
 from deit_jax.runtime import atomic
 from deit_jax.weights.load import view_of
 

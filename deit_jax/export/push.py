@@ -11,63 +11,25 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from deit_jax.command import command
 from deit_jax.errors import UserError, first_line, printable
 from deit_jax.export.model_card import PICTURES, model_card
-from deit_jax.models import vit
-from deit_jax.predict import output_names
 from deit_jax.runtime import atomic, storage
 from deit_jax.weights import Weights, hub, load_weights
-from deit_jax.weights.architecture import all_arguments
-from deit_jax.weights.write import pretrained_cfg, save_huggingface, save_orbax, save_timm
+from deit_jax.weights.write import save_huggingface, save_orbax, save_timm
 
 TRIES = 3  # of an upload that the hub or the network breaks off
 PAUSE = 5.0  # seconds before the next
 # what an overwrite deletes where it is not new
 OWN_FILES: list[str] = ["*.safetensors", "*.json", "*.png", "README.md", "orbax/*"]
-VIT_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-
-
-def timm_config(weights: Weights) -> dict[str, Any]:
-    """The config.json that timm reads, and transformers by way of timm.
-
-    Raises UserError for a model that timm does not have.
-    """
-    found = weights.architecture
-    config, arguments = all_arguments(found.module, found.config), {}
-    name, described = weights.name, f"{weights.source} is {found.describe()}"
-    if found.module is vit.ViT:
-        if config["distilled"] and not config["dist_head"]:
-            raise UserError(f"{described}, of one head, which timm does not have: use --to=huggingface")
-        if config["norm_eps"] != 1e-6:
-            raise UserError(f"{described} with norm_eps {config['norm_eps']}, timm's is 1e-6: use --to=huggingface")
-        name = "deit_base_distilled_patch16_224" if config["distilled"] else "vit_base_patch16_224"
-        arguments = {"img_size": found.img_size} | {key: config[key] for key in VIT_SIZES}
-    elif not name or name.startswith(("regnety_cifar", "regnety_digits")):
-        raise UserError(f"{described}, which timm does not have: push a model of timm's")
-    return {
-        "architecture": name,
-        "num_classes": weights.num_classes,
-        "label_names": output_names(weights.class_names, weights.num_classes),
-        "model_args": arguments,
-        "pretrained_cfg": {"num_classes": weights.num_classes}
-        | pretrained_cfg(weights, fixed_size=found.module is vit.ViT),
-    }
 
 
 def write_repository(folder: Path, run: Path, weights: Weights, name: str, args: argparse.Namespace) -> None:
     """Fill a new `folder` with what the repository `name` will hold."""
     if not weights.num_classes:
         raise UserError(f"{weights.source} has no classification head: give weights that have one")
-    if args.to == "huggingface":
-        save_huggingface(weights, folder)
-    else:
-        config = timm_config(weights)
-        folder.mkdir()
-        save_timm(weights, folder / "model.safetensors")
-        atomic.write_json(folder / "config.json", config)
+    (save_huggingface if args.to == "huggingface" else save_timm)(weights, folder)
     if args.orbax:
         save_orbax(weights, folder / "orbax")
     for picture in PICTURES:

@@ -56,6 +56,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PROCESSORS["CLIP"] = PROCESSORS["Bit"]
+TIMM_PROCESSOR = "TimmWrapperImageProcessor"  # makes the pixels that config.json's `pretrained_cfg` describes
 PROCESSOR_KEYS = {  # the entries that are read, and those without effect on the pixels
     "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale",
     "rescale_factor", "do_normalize", "image_mean", "image_std",
@@ -146,6 +147,8 @@ def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> 
     kind: of the processor ("ViT", …) where the file does not name it. Raises UserError, naming the entry, for a
     processor or an entry of it that is not implemented.
     """
+    if processor.get("image_processor_type") == TIMM_PROCESSOR:
+        return Metadata()
     if written := processor.get("image_processor_type") or processor.get("feature_extractor_type"):
         kind = re.sub("(ImageProcessor(Fast)?|FeatureExtractor)$", "", written)
         if kind not in PROCESSORS:

@@ -1,5 +1,5 @@
-"""Weights into files: timm's safetensors, Orbax folders like one step of a run's checkpoints, and folders that Hugging
-Face's `transformers` loads: model, configuration and image processor."""
+"""Weights into files: timm's safetensors, alone or in a folder with their config.json, Orbax folders like one step of a
+run's checkpoints, and folders that Hugging Face's `transformers` loads: model, configuration and image processor."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deit_jax.classes.imagenet import output_names
 from deit_jax.errors import UserError
 from deit_jax.models import vit
 from deit_jax.runtime import atomic
 from deit_jax.weights import integrity
 from deit_jax.weights.architecture import all_arguments
+from deit_jax.weights.library_configs import TIMM_PROCESSOR
 from deit_jax.weights.load import CROP, INTERPOLATION, Weights
 from deit_jax.weights.metadata import Metadata, metadata_json, to_header
 from deit_jax.weights.names import HuggingFace, Naming, Timm, entries
@@ -25,6 +27,9 @@ CLASSES = {
     ONE_HEAD: "DeiTForImageClassification",
     PLAIN: "ViTForImageClassification",
 }
+# arguments of timm's ViT: its size, and what DeiT III and DINOv2 have beside it
+VIT_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+VIT_SWITCHES = ("init_values", "no_embed_class", "reg_tokens")
 
 
 def tensors(tree: dict, naming: Naming) -> dict[str, np.ndarray]:
@@ -52,13 +57,52 @@ def write_file(content: dict[str, np.ndarray], header: dict[str, str], path: Pat
 
 
 def save_timm(weights: Weights, path: Path) -> None:
-    """A .safetensors file in timm's names, as the official code and `timm.create_model(checkpoint_path=…)` read it.
+    """A .safetensors file in timm's names, as the official code and `timm.create_model(checkpoint_path=…)` read it, or
+    a folder of it and its config.json, for `timm.create_model("local-dir:FOLDER", pretrained=True)` and a hub.
 
-    The metadata goes into the header, which those libraries pass over.
+    The metadata goes into the header, which those libraries pass over. Raises UserError where timm has no such model,
+    and where it cannot be written.
     """
     counters = {key: np.array(count, np.int64) for key, count in weights.counters.items()}
     content = tensors(weights.tree, Timm()) | counters
-    write_file(content, {"format": "pt"} | to_header(metadata_of(weights)), path)
+    header = {"format": "pt"} | to_header(metadata_of(weights))
+    if path.suffix == ".safetensors":
+        return write_file(content, header, path)
+    config = timm_config(weights)
+    with atomic.replacing(path) as part:
+        part.mkdir()
+        atomic.write_json(part / "config.json", config)
+        write_file(content, header, part / "model.safetensors")
+
+
+def timm_config(weights: Weights) -> dict[str, Any]:
+    """The config.json that timm reads, and transformers by way of timm.
+
+    Raises UserError for a model that timm does not have.
+    """
+    found = weights.architecture
+    config, arguments = all_arguments(found.module, found.config), {}
+    name, described = weights.name, f"{weights.source} is {found.describe()}"
+    if not weights.num_classes:
+        raise UserError(f"{described}, without a classification head, which config.json needs: write a .safetensors")
+    if found.module is vit.ViT:
+        if config["distilled"] and not config["dist_head"]:
+            raise UserError(f"{described}, of one head, which timm does not have: use --to=huggingface")
+        if config["norm_eps"] != 1e-6:
+            raise UserError(f"{described} with norm_eps {config['norm_eps']}, timm's is 1e-6: use --to=huggingface")
+        name = "deit_base_distilled_patch16_224" if config["distilled"] else "vit_base_patch16_224"
+        arguments = {"img_size": found.img_size} | {key: config[key] for key in VIT_SIZES}
+        arguments |= {key: config[key] for key in VIT_SWITCHES if config[key]}
+    elif not name or name.startswith(("regnety_cifar", "regnety_digits")):
+        raise UserError(f"{described}, which timm does not have: give a model of timm's")
+    return {
+        "architecture": name,
+        "num_classes": weights.num_classes,
+        "label_names": output_names(weights.class_names, weights.num_classes),
+        "model_args": arguments,
+        "pretrained_cfg": {"num_classes": weights.num_classes}
+        | pretrained_cfg(weights, fixed_size=found.module is vit.ViT),
+    }
 
 
 def save_orbax(weights: Weights, path: Path) -> None:
@@ -95,10 +139,14 @@ def save_huggingface(weights: Weights, path: Path) -> None:
     if config["init_values"] or config["no_embed_class"] or config["reg_tokens"]:
         raise UserError(f"{weights.source} has LayerScale or registers, Hugging Face's ViT and DeiT not: use --to=timm")
     naming = PLAIN if not config["distilled"] else DISTILLED if config["dist_head"] else ONE_HEAD
+    processor = processor_config(weights)
+    content = model_config(weights, naming)
+    if processor["image_processor_type"] == TIMM_PROCESSOR:
+        content |= {"image_processor_type": TIMM_PROCESSOR, "pretrained_cfg": pretrained_cfg(weights, fixed_size=True)}
     with atomic.replacing(path) as part:
         part.mkdir()
-        (part / "config.json").write_text(json.dumps(model_config(weights, naming), indent=2) + "\n")
-        (part / "preprocessor_config.json").write_text(json.dumps(processor_config(weights), indent=2) + "\n")
+        (part / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         write_file(tensors(weights.tree, naming), {"format": "pt"}, part / "model.safetensors")
 
 
@@ -144,20 +192,22 @@ def pretrained_cfg(weights: Weights, *, fixed_size: bool) -> dict[str, Any]:
 def processor_config(weights: Weights) -> dict[str, Any]:
     """The preprocessor_config.json: the evaluation view of `deit_jax.eval_image` in transformers' terms.
 
-    BitImageProcessor resizes the short side and cuts the middle out; DeiT's own squashes the whole image, as models of
-    rectangular images need it.
+    transformers' own processors cut the middle out as `fit` "short_floor" or "squash" does, and resize by torchvision's
+    kernels; timm's, which transformers wraps, makes the bytes of "short", from the `pretrained_cfg` in config.json. The
+    other entries then serve programs that know Bit's processor alone. Rectangular models squash the whole image.
     """
     size = weights.architecture.img_size
     height, width = (size, size) if isinstance(size, int) else size
     squash = weights.fit == "squash" or height != width
-    crop = weights.crop or (1.0 if squash else 0.875)
+    crop = weights.crop or (1.0 if squash else CROP)
     outer = {"height": int(height / crop), "width": int(width / crop)}
+    kind = "DeiTImageProcessor" if squash else "BitImageProcessor" if weights.fit == "short_floor" else TIMM_PROCESSOR
     return {
-        "image_processor_type": f"{'DeiT' if squash else 'Bit'}ImageProcessor",
+        "image_processor_type": kind,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": outer if squash else {"shortest_edge": outer["height"]},
-        "resample": Image.Resampling[(weights.interpolation or "bicubic").upper()].value,
+        "resample": Image.Resampling[(weights.interpolation or INTERPOLATION).upper()].value,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "crop_pct": crop,
