@@ -1,6 +1,5 @@
 """A run's train step as shapes only: student, teacher, state and batch of a config, nothing loaded or allocated."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from deit_jax.train.step import TrainState, make_program, make_student
 class Step(NamedTuple):
     """A jitted train step and the shapes of its arguments: step(state, batch, teacher's arrays)."""
 
-    step: Callable
+    step: jax.stages.Wrapped
     state: TrainState
     batch: dict
     teacher_arrays: list

@@ -64,7 +64,7 @@ class Workload:
         program = make_program(student, teacher.predict if teacher else None, config, 1000, self.mesh)
         self.state = program.initialize(None, 0)
         begun = time.perf_counter()
-        self.step: Any = program.step.lower(self.state, self.batch, self.teacher_arrays).compile()
+        self.step = program.step.lower(self.state, self.batch, self.teacher_arrays).compile()
         self.compile_seconds = time.perf_counter() - begun
         self._augment = jax.jit(lambda b, key: augment_train(b, key, 0, config.augment, sizes["num_classes"]))
 

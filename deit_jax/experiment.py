@@ -56,7 +56,7 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
             results["plain"] = train_run(plain_config(config), student.folder / "plain", student.data, **options)
         if teacher_folder:
             student = dataclasses.replace(
-                student, teacher=open_teacher(config, student.student, student.data, teacher_folder)
+                student, teacher=open_teacher(config, student.model, student.data, teacher_folder)
             )
         results["student"] = train(student)
         results = {name: found for name, found in results.items() if found is not None}

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.config import Config
+from deit_jax.config import SETTINGS, Config
 from deit_jax.data import shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, hold_out, limit_images
 from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
+from deit_jax.data.splits import HOLDOUT
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.randomness import generator
@@ -36,19 +37,16 @@ def open_sources(config: Config) -> tuple[Source, Source]:
             f"{train.title} holds a single class, {train.class_names[0]}: a classifier needs two or more;"
             f" {EXPECTED_LAYOUT}"
         )
-    _check_classes(config, train)
-    limit = config.data.limit
+    wanted, limit = config.model.num_classes, config.data.limit
+    if wanted not in (0, train.num_classes):
+        raise UserError(
+            f"model.num_classes is {wanted} but {train.title} has {train.num_classes} classes: leave it 0 or set it to"
+            " that"
+        )
     if 0 < limit < len(train):
         drawn = generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
     return train, limit_images(evaluation, config.evaluate.limit)
-
-
-def open_eval_source(config: Config) -> Source:
-    """The evaluation images alone, also of data that has none to train on (imagenet_v2, imagenet2012_real)."""
-    evaluation = find_sources(config)[1]
-    _check_classes(config, evaluation)
-    return evaluation
 
 
 def open_digits() -> tuple[Subset, Subset]:
@@ -74,6 +72,9 @@ def find_sources(config: Config) -> tuple[Source | None, Source]:
     check_root(data.root)
     root = storage.as_path(data.root) if data.root else None
     if root is None and data.name == "digits":
+        changed = [name for name, value in splits.items() if value not in (SETTINGS["data"][name].default, HOLDOUT)]
+        if changed:
+            raise UserError(f"data.{changed[0]} is {splits[changed[0]]}: of digits a fifth is held out, leave it unset")
         train, evaluation = open_digits()
     elif root and root.is_file():
         train, evaluation = open_csv(str(root), **splits)
@@ -115,12 +116,3 @@ def check_root(given: str) -> None:
     if not (root.is_dir() or (is_table(root) and root.is_file())):
         right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
         raise UserError(f"data.root {given} is not a folder: {TAR_HINT if is_tar_name(root) else right}")
-
-
-def _check_classes(config: Config, source: Source) -> None:
-    wanted = config.model.num_classes
-    if wanted and wanted != source.num_classes:
-        where = config.data.root or config.data.name
-        raise UserError(
-            f"model.num_classes is {wanted} but {where} has {source.num_classes} classes: leave it 0 or set it to that"
-        )

@@ -76,7 +76,7 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
 
     plain = run.folder / "plain"
     if find_step(plain):
-        plain_student = make_student(plain_config(run.config), run.student.num_classes)
+        plain_student = make_student(plain_config(run.config), run.model.num_classes)
         weights, batches = best_weights(plain, mesh), evaluation_batches(run, plain_student.img_size)
         heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.normalization)
         predictions[PLAIN_STUDENT] = heads["cls"]
@@ -86,7 +86,7 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
     agreed["disagreement"] = disagreement({"true label": student["label"]} | predictions | own)
 
     weights = best_weights(run.folder, mesh)
-    model = nnx.merge(run.student.graphdef, weights["params"], weights["batch_stats"])
+    model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
     if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES)["image"], run.normalization):
         agreed["cosine"] = cosine
     return agreed
@@ -99,7 +99,7 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
 
 def some_images(run: Run, count: int) -> loader.Batch:
     """`count` evaluation images, spread over the first batch, as the student sees them."""
-    batch = next(evaluation_batches(run, run.student.img_size))
+    batch = next(evaluation_batches(run, run.model.img_size))
     picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
     return {name: values[picked] for name, values in batch.items()}
 

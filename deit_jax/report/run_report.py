@@ -74,10 +74,10 @@ def predict_student(student: Run) -> Outcomes:
     """What the best student predicts for the evaluation images, computed by this process alone."""
     mesh, fusion = sharding.make_mesh(jax.local_devices()), student.config.evaluate.fusion
     weights = {"": agreement.best_weights(student.folder, mesh)}
-    batches = agreement.evaluation_batches(student, student.student.img_size)
+    batches = agreement.evaluation_batches(student, student.model.img_size)
     outcomes = Outcomes(student.data.train.class_names)
     reduce = lambda logits, _: predict(logits, fusion=fusion)
-    graphdef = student.student.graphdef
+    graphdef = student.model.graphdef
     for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **student.normalization):
         outcomes.add(batch, found[""])
     return outcomes
@@ -91,13 +91,13 @@ def draw_curves(student: Run, trained: Sequence[str]) -> None:
         title = PLAIN_STUDENT if name == "plain" else name
         logs[title] = log.read_log(folder if name == "student" else folder / name)
         objectives[title] = losses.OBJECTIVES[config.distill.kind if name == "student" else "none"].title
-    plots.curves(folder / "curves.png", logs, objectives, fused=student.student.build.keywords.get("distilled", False))
+    plots.curves(folder / "curves.png", logs, objectives, fused=student.model.build.keywords.get("distilled", False))
 
 
 def draw_student_attention(student: Run, count: int = 8) -> None:
     """attention.png: attention of the best student's class and distillation token on `count` held-out images."""
     config, folder = student.config, student.folder
-    weights, graphdef = read_weights(folder)[1], student.student.graphdef
+    weights, graphdef = read_weights(folder)[1], student.model.graphdef
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
@@ -122,7 +122,7 @@ def results_table(student: Run, results: dict[str, dict]) -> str:
     }
     if config.distill.kind == "none":
         names["student"] = config.model.name
-    return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.student.num_classes)
+    return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.model.num_classes)
 
 
 def report_markdown(

@@ -129,7 +129,7 @@ class Log:
 
     def begin(self, params: dict, notes: Sequence[str]) -> None:
         """Introduce the run. notes: more lines."""
-        run, c, student, devices = self.run, self.config, self.run.student, self.run.mesh.devices
+        run, c, student, devices = self.run, self.config, self.run.model, self.run.mesh.devices
         count = sum(x.size for x in jax.tree.leaves(params))
         distil = f", {OBJECTIVES[c.distill.kind].title}" if c.distill.kind != "none" else ""
         if run.teacher:

@@ -45,7 +45,7 @@ def train(run: Run) -> dict[str, dict]:
     """
     config, total = run.config, run.total_steps
     predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
-    program = make_program(run.student, predict, config, run.steps_per_epoch, run.mesh)
+    program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
     teacher_arrays = jax.device_put(arrays, sharding.replicated(run.mesh))
     due, rollbacks, results, pending = functools.partial(is_due, run), 0, None, collections.deque()
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
@@ -116,7 +116,7 @@ def training_batches(run: Run, position: int, broken: int = 0) -> Generator[tupl
         stream = loader.train_batches(
             run.config,
             run.data.train,
-            size=run.student.img_size,
+            size=run.model.img_size,
             start=position,
             labels=run.labels,
             process_index=jax.process_index(),
@@ -136,7 +136,7 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 def initial_weights(run: Run) -> dict | None:
     """Initial weights of a run without a usable checkpoint; a resumed run has not loaded them yet."""
-    init = run.init if run.init.weights else load_init(run.config, run.student, run.data.train.class_names)
+    init = run.init if run.init.weights else load_init(run.config, run.model, run.data.train.class_names)
     return init.weights
 
 
@@ -170,7 +170,7 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
     def batches() -> Iterator[loader.Batch]:
         process: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         images, rows = run.data.evaluation, run.config.data.eval_batch_size or run.config.batch_size
-        size = run.student.img_size
+        size = run.model.img_size
         stream = loader.eval_batches(run.config, images, size=size, **process)
         total = -(-len(images) // rows) if jax.process_index() == 0 else 0
         for batch in track(stream, "evaluation batches", total, after=PROGRESS_AFTER):
@@ -183,7 +183,7 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
-            run.sharded_student.graphdef,
+            run.sharded_model.graphdef,
             sets,
             batches(),
             mesh=run.mesh,

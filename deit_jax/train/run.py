@@ -75,7 +75,7 @@ class Run:
         config: resolved and valid.
         folder: its workdir, which holds or will hold this run alone.
         data: training and evaluation images.
-        student: the model, wherever its arrays are.
+        model: what is trained: the student, or a teacher of it.
         steps_per_epoch, total_steps: its length.
         teacher: what the student is distilled from; None without distillation, or until its teacher is trained.
         labels: the teacher's stored labels by step, or None.
@@ -88,7 +88,7 @@ class Run:
     config: Config
     folder: Path
     data: Data
-    student: Student
+    model: Student
     steps_per_epoch: int
     total_steps: int
     teacher: Teacher | None = None
@@ -103,9 +103,9 @@ class Run:
         return sharding.make_mesh(**self.config.mesh)
 
     @functools.cached_property
-    def sharded_student(self) -> Student:
-        """The student with its computation split over these devices."""
-        return self.student.on(self.mesh)
+    def sharded_model(self) -> Student:
+        """The model with its computation split over these devices."""
+        return self.model.on(self.mesh)
 
     @property
     def workdir(self) -> Path:
@@ -120,7 +120,7 @@ class Run:
     @property
     def meta(self) -> dict[str, Any]:
         """The JSON that describes the run in each of its checkpoints."""
-        sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
+        sizes = {"img_size": self.model.img_size, "num_classes": self.model.num_classes}
         return {
             "model": {"name": self.config.model.name, **sizes},
             "weights": {**self.normalization, "class_names": list(self.data.train.class_names)},

@@ -223,7 +223,7 @@ class Program(NamedTuple):
 
     abstract_state: TrainState
     initialize: Callable
-    step: Callable
+    step: jax.stages.Wrapped
 
 
 def make_program(

@@ -102,7 +102,7 @@ def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tm
     else:
         run = open_run(config, tmp_path)
         predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
-        program = make_program(run.student, predict, config, run.steps_per_epoch, run.mesh)
+        program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
         stream = training_batches(run, 0)
         batch = sharding.place_batch(next(stream)[0], run.mesh)
         state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, arrays)

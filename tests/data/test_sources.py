@@ -133,8 +133,6 @@ def test_class_count_must_be_the_models(folder):
     config.data.root, config.model.num_classes = str(folder), 4
     with pytest.raises(UserError, match=r"model.num_classes is 4 but .* has 3 classes"):
         sources.open_sources(config)
-    with pytest.raises(UserError, match="has 3 classes"):
-        sources.open_eval_source(config)
 
 
 def test_unknown_dataset_names_the_nearest():
@@ -153,6 +151,8 @@ def test_digits_are_split_evenly_and_exactly():
     assert scans.dtype == np.uint8
     np.testing.assert_array_equal(np.unique(scans), np.round(np.arange(17) * 255 / 16))  # 17 greys, black to white
     assert train.fingerprint != evaluation.fingerprint
+    for setting, value in (("train_split", "test"), ("eval_split", "test"), ("holdout", 0.3)):
+        assert refusal(name="digits", **{setting: value}).startswith(f"data.{setting} is {value}: of digits a fifth")
 
 
 def table(path, rows):
@@ -478,7 +478,7 @@ def test_tfds_datasets(name, tmp_path):
     write_tfds(name, tmp_path, splits)
     config = default_config()
     config.data.name, config.data.root = name, str(tmp_path)
-    evaluation = sources.open_eval_source(config)
+    evaluation = sources.find_sources(config)[1]
     found = [evaluation]
     if "train" in splits:
         found = list(sources.open_sources(config))
@@ -507,7 +507,7 @@ def test_images_with_several_right_labels(tmp_path):
     write_tfds("imagenet2012_real", tmp_path, {"validation": 6})
     config = default_config()
     config.data.name, config.data.root, config.batch_size = "imagenet2012_real", str(tmp_path), 4
-    source = sources.open_eval_source(config)
+    source = sources.find_sources(config)[1]
     batches = list(loader.eval_batches(config, source, size=8))
     labels = np.concatenate([batch["labels"] for batch in batches])
     mask = np.concatenate([batch["mask"] for batch in batches])
