@@ -76,7 +76,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     texts("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
     texts("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
     text("weights", "", "evaluate: params, or ema, of a run; '': both where both exist.")
-    text("output", "", "evaluate: folder for evaluation.md, .json and .csv; show: the picture to write.")
+    text("output", "", "evaluate: folder for evaluation.md and .json; show: the picture to write.")
     number("step", 0, "show: the step whose batch is drawn.")
     return found
 

@@ -4,19 +4,18 @@
     python -m deit_jax.predict WEIGHTS FOLDER --output=FILE.csv
 
 prints the likeliest classes of each image with their probabilities, of the class head, the distillation head and both
-together; with `--output` they go into a table, .csv or .json. WEIGHTS is whatever `deit_jax.load_model` takes. Images
+together; with `--output` they go into a table. WEIGHTS is whatever `deit_jax.load_model` takes. Images
 are turned as their EXIF orientation says, and resized, cropped and normalized as the weights say.
 """
 
 import argparse
 import csv
-import functools
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,15 +30,13 @@ from deit_jax.data.listing import EXTENSIONS, list_images
 from deit_jax.errors import UserError, printable
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_classifier
-from deit_jax.evaluate.inference import Batch, Logits, infer
+from deit_jax.evaluate.inference import Batch, infer
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.weights import load_weights
 from deit_jax.weights.load import View
 
 MAX_DRAWN = 16  # images of an attention picture
 BATCH = 32  # images per forward pass
-HEADS = ("class head", "distillation head", "both")
-SUFFIXES = (".csv", ".json")
 
 
 class Prediction(NamedTuple):
@@ -90,23 +87,18 @@ def image_batches(paths: Sequence[str], view: View, rows: int, failed: dict[str,
             yield {"image": images, "paths": read}
 
 
-@functools.partial(jax.jit, static_argnames="fusion")
-def head_probabilities(logits: Logits, fusion: str) -> list[jax.Array]:
-    """Softmax outputs (batch, classes) of the heads that a model has, and of both together, in the order of HEADS."""
-    heads = [logits["cls"]] + ([logits["dist"], logits[f"fused_{fusion}"]] if "dist" in logits else [])
-    return [jax.nn.softmax(x) for x in heads]
-
-
 def predict_images(
     classifier: Classifier, paths: Sequence[str], mesh: Mesh, failed: dict[str, str], *, top: int, fusion: str
 ) -> Iterator[Prediction]:
     """The prediction for each image that can be read; `failed` gets the others, {path: why}."""
     names, view = output_names(classifier.class_names, classifier.num_classes), classifier.view
     batches = image_batches(paths, view, evaluation_rows(BATCH, len(paths), mesh.devices.size), failed)
-    reduce = lambda logits, _: head_probabilities(logits, fusion)
+    titles = {"cls": "class head", "dist": "distillation head", f"fused_{fusion}": "both"}
+    reduce = jax.jit(lambda logits, _: {head: jax.nn.softmax(x) for head, x in logits.items() if head in titles})
     found = infer(classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, reduce=reduce)
     for batch, sets in found:
-        heads = dict(zip(HEADS, next(iter(sets.values())), strict=False))
+        probabilities = next(iter(sets.values()))
+        heads = {title: probabilities[head] for head, title in titles.items() if head in probabilities}
         for i, path in enumerate(batch["paths"]):
             yield Prediction(path, {head: likeliest(p[i], names, top) for head, p in heads.items()})
 
@@ -127,31 +119,15 @@ def format_prediction(prediction: Prediction) -> str:
     return "\n".join("  " + "    ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
-def write_predictions(path: Path, predictions: Sequence[Prediction], about: dict[str, Any]) -> None:
-    """The table of all predictions: .csv with a row per image (of the joint prediction), .json with every head.
-
-    about: what made them, the head of the .json.
-    """
-    if path.suffix == ".json":
-        rows = [
-            {
-                "path": p.path,
-                "heads": {
-                    head: [{"class": name, "probability": round(value, 6)} for name, value in classes]
-                    for head, classes in p.heads.items()
-                },
-            }
-            for p in predictions
-        ]
-        atomic.write_json(path, about | {"images": rows})
-        return
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """The table of all predictions as CSV: a row per image, with the joint prediction's classes."""
     text = io.StringIO()
-    top = max((len(next(reversed(p.heads.values()))) for p in predictions), default=0)
+    joint = [next(reversed(p.heads.values())) for p in predictions]
+    top = max(map(len, joint), default=0)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", *(f"{what}{i}" for i in range(1, top + 1) for what in ("class", "probability"))])
-    for p in predictions:
-        joint = next(reversed(p.heads.values()))
-        writer.writerow([p.path, *(cell for name, value in joint for cell in (name, f"{value:.6f}"))])
+    for p, classes in zip(predictions, joint, strict=True):
+        writer.writerow([p.path, *(cell for name, value in classes for cell in (name, f"{value:.6f}"))])
     atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -168,8 +144,8 @@ def run(args: argparse.Namespace) -> None:
     output, picture = (
         given and output_path(flag, given) for flag, given in (("output", args.output), ("attention", args.attention))
     )
-    if output and output.suffix not in SUFFIXES:
-        raise UserError(f"--output {output} is not a table: give FILE{' or FILE'.join(SUFFIXES)}")
+    if output and output.suffix != ".csv":
+        raise UserError(f"--output {output} is not a table: give FILE.csv")
     if output and output.exists():
         raise UserError(f"--output {output} exists already: remove it or give another name")
     if not 0 < (1 if args.crop is None else args.crop) <= 1 or args.top < 1:
@@ -195,8 +171,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{message}: give a JPEG or PNG file")
         print(message, file=sys.stderr)
     if output:
-        about = {"weights": str(args.source), "view": classifier.view._asdict(), "failed": failed}
-        write_predictions(output, predictions, about)
+        write_predictions(output, predictions)
         print(f"wrote {output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
     if picture:
         draw_predictions(picture, classifier, predictions)
@@ -222,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m deit_jax.predict", description="Predict the classes of images.")
     parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--output", metavar="FILE", help="write a table, .csv or .json, instead of printing")
+    parser.add_argument("--output", metavar="FILE", help="write a table, .csv, instead of printing")
     parser.add_argument("--top", type=int, default=5, help="classes per image")
     parser.add_argument("--crop", type=float, help="side of the centre crop / resized short side")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resizing")

@@ -1,7 +1,6 @@
 """What `predict` prints and draws, and what `import deit_jax` costs."""
 
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -56,9 +55,8 @@ def test_probabilities_are_the_models(small):
     for one, expected in zip(found, both, strict=True):
         assert [value for _, value in one.heads["both"]] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
         assert one.heads["both"][0][0] == f"class {expected.argmax()}"
+        assert list(one.heads) == ["class head", "distillation head", "both"]
     assert not failed
-    heads = predict.head_probabilities({"cls": cls}, "logits")
-    np.testing.assert_allclose(heads[0], jax.nn.softmax(cls), atol=1e-6)
 
 
 def test_class_names():
@@ -75,7 +73,7 @@ def test_class_names():
         (["DIR/x.jpg"], "image .*x.jpg cannot be read"),
         (["gs://bucket/y.jpg"], "image gs://bucket/y.jpg cannot be read .No such file"),
         ([PHOTOS[0], "--crop=1.5"], "--crop 1.5"),
-        ([PHOTOS[0], "--output=x.txt"], "--output .*x.txt is not a table: give FILE.csv or FILE.json"),
+        ([PHOTOS[0], "--output=x.txt"], "--output .*x.txt is not a table: give FILE.csv"),
         ([PHOTOS[0], "--output=DIR/there.csv"], "there.csv exists already"),
         (["DIR/empty"], "folder .*empty holds no images"),
         ([PHOTOS[0], "--attention=DIR/no/x.png"], "its folder does not exist"),
@@ -108,15 +106,7 @@ def test_a_folder_becomes_a_table(tmp_path, small, capsys, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"{folder}/b.jpeg", f"{folder}/deep/a.JPG"]
     assert rows[0]["class1"] == rows[1]["class1"]
-    predict.main([str(small), folder, PHOTOS[1], f"--output={tmp_path / 'out.json'}", "--top=3"])
-    table = json.loads((tmp_path / "out.json").read_text())
-    assert list(table["failed"]) == [f"{folder}/broken.png"]
-    first = table["images"][0]["heads"]
-    assert list(first) == ["class head", "distillation head", "both"]
-    assert sum(entry["probability"] for entry in first["both"]) == pytest.approx(1, abs=1e-4)
-    assert first["both"][0]["class"] == rows[0]["class1"]
-    assert first["both"][0]["probability"] == pytest.approx(float(rows[0]["probability1"]), abs=1e-5)
-    assert len(table["images"]) == 3
+    assert sum(float(rows[0][f"probability{i}"]) for i in (1, 2)) <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

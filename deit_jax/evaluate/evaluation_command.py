@@ -46,7 +46,6 @@ TIMED_SECONDS = 1.0  # of the forward pass
 OUTPUTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "evaluation.md": tables.evaluation_markdown,
     "evaluation.json": lambda found: json.dumps(found, indent=1) + "\n",
-    "evaluation.csv": tables.evaluation_csv,
 }
 
 

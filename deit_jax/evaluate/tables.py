@@ -1,7 +1,5 @@
-"""Formatting helpers for reports, and the results of `--mode=evaluate` as Markdown, JSON and CSV."""
+"""Formatting helpers for reports, and the results of `--mode=evaluate` as Markdown."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,15 +94,3 @@ def evaluation_markdown(report: dict[str, Any]) -> str:
         f"GFLOPs: per image, two per multiply-add. images/s: forward pass, batches of {batch}, on {report['device']}."
     )
     return "\n\n".join(["\n".join(lines), models_table(report["rows"]), footnote, heads_table(report["rows"])]) + "\n"
-
-
-def evaluation_csv(report: dict[str, Any]) -> str:
-    """One line per set of weights; numbers as measured, not rounded."""
-    fixed = ["model", "source", "kind", "parameters", "img_size", "crop", "interpolation", "flops", "images_per_second"]
-    names = [*fixed, *(f"{heading} top1" for heading in headings(report["rows"]))]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in report["rows"]:
-        writer.writerow(row | {f"{heading} top1": result["top1"] for heading, result in by_heading(row).items()})
-    return buffer.getvalue()

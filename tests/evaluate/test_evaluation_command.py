@@ -1,7 +1,6 @@
 """Each layout in which people have the test sets gives the right labels: a model that knows the answer scores 100 %."""
 
 import csv
-import io
 import json
 import tarfile
 
@@ -111,9 +110,7 @@ def test_every_layout_gives_the_right_labels(root, weights, tmp_path, capsys):
 
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["rows"][0]["results"]["kit"]["top1"] == 100
-    (line,) = csv.DictReader(io.StringIO((tmp_path / "out" / "evaluation.csv").read_text()))
-    assert (line["model"], float(line["kit top1"]), float(line["kit, all classes top1"])) == (oracle.NAME, 100, 100)
-    assert int(line["parameters"]) == row["parameters"] == found["rows"][0]["parameters"]
+    assert written["rows"][0]["parameters"] == row["parameters"]
     assert f"| {oracle.NAME} | {weights} |" in (tmp_path / "out" / "evaluation.md").read_text()
     with pytest.raises(UserError, match="holds evaluation.md of an earlier evaluation"):
         run(weights, f"{root}/flat/table.csv", output=str(tmp_path / "out"))
