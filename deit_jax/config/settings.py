@@ -176,7 +176,10 @@ class Augment(Group):
 class DataSettings(Group):
     name: str = setting("imagenet2012", "digits, or a TFDS name; a `root` of images, a table or shards comes first")
     # what it holds is compared by its fingerprint
-    root: str = setting("", "folder of class folders, table of path,label, shards, or TFDS data_dir", resumable=True)
+    root: str = setting(
+        "", "folder of class folders, table, shards, parquet, hf:user/name of the hub, or TFDS data_dir", resumable=True
+    )
+    columns: str = setting("", "of hf: and parquet with several: IMAGE,LABEL")
     train_split: str = setting("train", "folder or TFDS split to train on")
     eval_split: str = setting("", "split to evaluate on; '': the one that exists; holdout: held-out images")
     holdout: float = setting(0.1, "fraction of the images held out where the data has no evaluation split; 0: none")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.config import SETTINGS, Config
-from deit_jax.data import shards, tfds_source
+from deit_jax.data import hf_source, shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, hold_out, limit_images
 from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
@@ -20,7 +20,7 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
     A `root` decides by what it is: a .csv or .tsv table, a folder of shards as `deit-jax prepare` makes them, a TFDS
-    data_dir, a folder of images by class.
+    data_dir, what Hugging Face's `datasets` reads, a folder of images by class.
 
     Raises:
       UserError: for what is missing, empty or unknown, for a single class, and where `model.num_classes` is given and
@@ -70,8 +70,10 @@ def find_sources(config: Config) -> tuple[Source | None, Source]:
     data = config.data
     splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
     check_root(data.root)
-    root = storage.as_path(data.root) if data.root else None
-    if root is None and data.name == "digits":
+    root = storage.as_path(data.root) if data.root and not data.root.startswith(hf_source.HUB) else None
+    if data.root and hf_source.is_hf(root or data.root):
+        train, evaluation = hf_source.open_hf(str(root or data.root), columns=data.columns, **splits)
+    elif root is None and data.name == "digits":
         changed = [name for name, value in splits.items() if value not in (SETTINGS["data"][name].default, HOLDOUT)]
         if changed:
             raise UserError(f"data.{changed[0]} is {splits[changed[0]]}: of digits a fifth is held out, leave it unset")
@@ -87,7 +89,7 @@ def find_sources(config: Config) -> tuple[Source | None, Source]:
     for source in (train, evaluation):
         while isinstance(source, Subset):
             source = source.source
-        if isinstance(source, FileSource):
+        if isinstance(source, FileSource | hf_source.HfSource):
             source.by_content = data.check == "content"
     if train is not None:
         check_every_class_is_trained(train)
@@ -108,11 +110,13 @@ def check_every_class_is_trained(train: Source) -> None:
 
 
 def check_root(given: str) -> None:
-    """Raise UserError unless `data.root` is "", a folder or a table: what can be told before anything is read."""
-    if not given:
+    """Raise UserError unless `data.root` is "", hf:NAME, a folder or a table: what can be told before anything is
+    read."""
+    if not given or given.startswith(hf_source.HUB):
         return
     root = storage.as_path(given)
     shards.check_place(root, "data.root")
-    if not (root.is_dir() or (is_table(root) and root.is_file())):
-        right = f"give one that holds a folder of images for each class, or a table ({', '.join(DELIMITERS)})"
+    if not (root.is_dir() or ((is_table(root) or root.suffix == hf_source.PARQUET) and root.is_file())):
+        tables = ", ".join([*DELIMITERS, hf_source.PARQUET])
+        right = f"give one that holds a folder of images for each class, or a table ({tables})"
         raise UserError(f"data.root {given} is not a folder: {TAR_HINT if is_tar_name(root) else right}")

@@ -2,8 +2,9 @@
 
 `open_eval_sets("NAME=ROOT,labels=FILE,split=NAME")`. ROOT is a folder of class folders (their names may be WordNet ids,
 names or numbers, see `deit_jax.classes.match`), a folder of such folders by split, a flat folder with a label file (see
-`deit_jax.data.label_files`), a .csv table, shards of `deit-jax prepare`, a TFDS data_dir, or a folder that holds
-ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, or digits.
+`deit_jax.data.label_files`), a .csv table, shards of `deit-jax prepare`, parquet, a TFDS data_dir, or a folder that
+holds ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, digits, or
+hf:user/name.
 """
 
 import os
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deit_jax.classes.match import ClassMap, match_classes
-from deit_jax.data import shards, tfds_source
+from deit_jax.data import hf_source, shards, tfds_source
 from deit_jax.data.base import FileSource, Source, limit_images
 from deit_jax.data.folders import scan_folder, splits_by_word
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
@@ -78,6 +79,8 @@ def open_eval_sets(text: str) -> list[EvalSet]:
     if spec.root is None:
         if spec.name == "digits":
             return [EvalSet("digits", open_digits()[1], "the held-out fifth")]
+        if spec.name.startswith(hf_source.HUB):
+            return [EvalSet(spec.name, hf_source.open_hf(spec.name, holdout=1.0)[1])]
         return [EvalSet(spec.name, tfds_source.open_eval_split(spec.name, None))]
     entries = sorted(spec.root.iterdir()) if spec.root.is_dir() and not spec.split else []
     variants = [
@@ -95,6 +98,8 @@ def _open_root(spec: Spec) -> EvalSet:
     if is_table(root):
         source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
         return EvalSet(spec.name, source)
+    if hf_source.is_hf(root):
+        return EvalSet(spec.name, hf_source.open_hf(str(root), eval_split=spec.split, holdout=1.0)[1])
     if not root.is_dir():
         right = TAR_HINT if is_tar_name(root) else "give one, or a .csv table of path,label"
         raise UserError(f"--data {root} is not a folder: {right}")
