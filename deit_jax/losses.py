@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Integer
 
 from deit_jax.arrays import AnyArray
@@ -63,6 +64,22 @@ def cross_entropy(
         valid = (targets >= 0) & (targets < classes)
         targets = jnp.where(valid[:, None], soft_targets(targets, classes, label_smoothing), jnp.nan)
     return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1).mean()
+
+
+def binary_cross_entropy(
+    logits: Distributions, targets: Labels | Distributions, label_smoothing: float = 0.0
+) -> Float[Array, ""]:
+    """Mean over batch and classes of each class's own binary cross-entropy, float32 (DeiT III's released code).
+
+    Every class of a probability above 0 is right: both of a mixed image. Arguments as `cross_entropy`.
+    """
+    if targets.ndim == 1:
+        targets = soft_targets(targets, logits.shape[-1], label_smoothing)
+    right = (targets > 0).astype(jnp.float32)
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), right).mean()
+
+
+CLASS_LOSSES = {"softmax": cross_entropy, "sigmoid": binary_cross_entropy}  # by `class_loss`
 
 
 def hard_labels(teacher: TeacherOutput) -> Integer[Array, "batch"]:
@@ -148,6 +165,7 @@ def distillation_terms(
     normalization: str = "paper",
     label_smoothing: float = 0.0,
     alpha: float = 0.5,
+    class_loss: str = "softmax",
 ) -> dict[str, Float[Array, ""]]:
     """The unweighted terms of the training objective.
 
@@ -162,6 +180,7 @@ def distillation_terms(
         normalization: of its KL sum, "paper" or "released".
         label_smoothing: of the class head's targets where these are labels.
         alpha: weight of the second term: at 0 and 1 the term whose weight is 0 is not computed.
+        class_loss: a key of `CLASS_LOSSES`, for the class head.
 
     Returns {"class_loss"}, and "distillation_loss" where the objective has a second term.
 
@@ -179,7 +198,7 @@ def distillation_terms(
     if objective.term is None or alpha != 1:
         if targets is None:
             raise UserError(f"distillation kind '{kind}' needs targets: give them, or distill with alpha=1")
-        terms["class_loss"] = cross_entropy(cls_logits, targets, label_smoothing)
+        terms["class_loss"] = CLASS_LOSSES[class_loss](cls_logits, targets, label_smoothing)
     if objective.term is None or alpha == 0:
         return terms
     student = (cls_logits if dist_logits is None else dist_logits).astype(jnp.float32)

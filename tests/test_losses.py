@@ -12,6 +12,7 @@ from seeded import GOLDEN
 from deit_jax.errors import UserError
 from deit_jax.losses import (
     OBJECTIVES,
+    binary_cross_entropy,
     cross_entropy,
     distillation_loss,
     distillation_terms,
@@ -45,6 +46,19 @@ def test_official_values(drawn, key, options):
     loss_of = functools.partial(distillation_loss, label_smoothing=0.1, **options)
     loss = jax.jit(loss_of, compiler_options=AS_USERS)(cls, dist, labels, teacher)
     np.testing.assert_allclose(loss, TRAINING[f"loss/{key}"], rtol=1e-5)
+
+
+def test_sigmoid_loss_is_the_binary_cross_entropy_of_every_class_that_was_mixed_in(drawn):
+    """engine.py of facebookresearch/deit: `targets.gt(0.0)`, then torch's BCEWithLogitsLoss, a mean over everything."""
+    cls, _, _, labels = drawn
+    mixed = 0.7 * soft_targets(labels, 1000) + 0.3 * soft_targets(labels[::-1], 1000)
+    right, x = np.asarray(mixed) > 0, np.asarray(cls, np.float64)
+    expected = np.where(right, np.log1p(np.exp(-x)), np.log1p(np.exp(x))).mean()
+    np.testing.assert_allclose(binary_cross_entropy(cls, mixed), expected, rtol=1e-6)
+    terms = distillation_terms(cls, None, mixed, kind="none", class_loss="sigmoid")
+    np.testing.assert_allclose(terms["class_loss"], expected, rtol=1e-6)
+    one_hot = binary_cross_entropy(cls, soft_targets(labels, 1000))
+    assert binary_cross_entropy(cls, labels) == one_hot
 
 
 def test_labels_and_their_smoothed_probabilities_are_the_same(drawn):

@@ -11,7 +11,7 @@ from deit_jax.runtime.mesh import mesh_sizes
 IN_BUCKETS = ("init", "teacher.init", "distill.labels", "finetune.labels", "data.root")  # settings that may be gs://…
 AT_LEAST_ONE = (
     "batch_size accumulate augment.mix_group augment.repeats log.every evaluate.every checkpoint.every checkpoint.keep"
-    " optimizer.lr_batch label.k finetune.img_size finetune.batch_size"
+    " label.k finetune.img_size finetune.batch_size"
 ).split()
 FRACTIONS = (
     "augment.flip augment.rand_prob augment.erasing augment.mix_switch augment.mix_prob augment.label_smoothing"
@@ -76,6 +76,11 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
             at = f"{num_devices} devices" + (f" x {parts} parts" if parts > 1 else "")
             near = max(1, round(rows / unit)) * unit
             raise UserError(f"{path} {rows} is not divisible by {at}: use --config.{path}={near}")
+    if config.class_loss == "sigmoid" and config.augment.label_smoothing:
+        raise UserError(
+            f"class_loss sigmoid takes every class of a probability above 0 for right, but augment.label_smoothing is"
+            f" {config.augment.label_smoothing}: use --config.augment.label_smoothing=0.0"
+        )
     objective = OBJECTIVES[config.distill.kind]
     if objective.term is None and "_distilled" in config.model.name:
         raise UserError(

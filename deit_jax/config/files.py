@@ -23,6 +23,14 @@ def arguments(text: str | None, allowed: tuple[str, ...]) -> dict[str, str]:
     return out
 
 
+def epochs_of(given: dict[str, str], default: int) -> int:
+    """The config argument `epochs`, or the default. Raises UserError where it is not a whole number."""
+    epochs = given.get("epochs", str(default))
+    if not epochs.isdigit():
+        raise UserError(f"config argument epochs={epochs} is not a whole number: use epochs={default}")
+    return int(epochs)
+
+
 def model_of(weights: str) -> str:
     """The registry name that weights' own name starts with (`timm/regnety_160.deit_in1k`), or "": what they are."""
     from deit_jax.models import list_models  # here: flags are checked without the models
@@ -44,10 +52,7 @@ def deit(size: str, text: str | None = "") -> Config:
     if kind != "none":
         c.teacher.init = given.get("teacher", "timm/regnety_160.deit_in1k")
         c.teacher.name = model_of(c.teacher.init)
-    epochs = given.get("epochs", "300")
-    if not epochs.isdigit():
-        raise UserError(f"config argument epochs={epochs} is not a whole number: use epochs=300")
-    c.epochs = int(epochs)
+    c.epochs = epochs_of(given, 300)
     c.data.resize = "fast"  # three times what timm's loader gives a core
     return c
 

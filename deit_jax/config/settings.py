@@ -126,8 +126,10 @@ class Label(Group):
 
 class Optimizer(Group):
     lr: float = setting(5e-4, "learning rate per `lr_batch` images: the peak is lr x batch_size / lr_batch")
-    lr_batch: int = setting(512, "the batch size that `lr` is given for")
-    name: str = setting("adamw", "AdamW, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "sgd"))
+    lr_batch: int = setting(512, "the batch size that `lr` is given for; 0: any, lr is the peak")
+    name: str = setting(
+        "adamw", "AdamW, LAMB, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "lamb", "sgd")
+    )
     momentum: float = setting(0.9, "SGD")
     head_lr_scale: float = setting(1.0, "the heads' learning rate is this times the others'; above 1 for new heads")
     schedule: str = setting("cosine", "after warm-up", ("cosine", "constant"))
@@ -140,17 +142,22 @@ class Optimizer(Group):
     )
     weight_decay: float = setting(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
     decay_dist_token: bool = setting(None, "decay the distillation token too (the release does)")
-    beta1: float = setting(0.9, "AdamW")
-    beta2: float = setting(0.999, "AdamW")
-    eps: float = setting(1e-8, "AdamW")
+    beta1: float = setting(0.9, "AdamW, LAMB")
+    beta2: float = setting(0.999, "AdamW, LAMB")
+    eps: float = setting(1e-8, "AdamW, LAMB")
     clip_norm: float = setting(None, "largest global gradient norm; 0: no clipping")
     ema_decay: float = setting(0.99996, "decay of the EMA of the weights, which is evaluated too; 0: no EMA")
     ema_warmup: bool = setting(False, "raise that decay from 0.1 on as (1 + step) / (10 + step), for short runs")
 
 
 class Augment(Group):
-    crop_scale: tuple[float, float] = setting((0.08, 1.0), "area of a training crop as a fraction of the image's")
-    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratios of a training crop")
+    crop: str = setting(
+        "inception",
+        "training crops: of random area and aspect, or simple (DeiT III: the short side resized, then a random square)",
+        ("inception", "simple"),
+    )
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), "inception: area of a crop as a fraction of the image's")
+    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "inception: aspect ratios of a crop")
     flip: float = setting(0.5, "probability of a horizontal flip")
     policy: str = setting("rand", "RandAugment, DeiT III's 3-Augment, or neither", ("rand", "three", "none"))
     rand_ops: int = setting(2, "RandAugment: ops per image, drawn with replacement")
@@ -275,7 +282,12 @@ class Config(Group):
     recipe: str = setting(
         "released",
         "where paper and released code differ, which to follow",
-        ("paper", "released", "tuned", "function_matching"),
+        ("paper", "released", "tuned", "function_matching", "deit3"),
+    )
+    class_loss: str = setting(
+        "softmax",
+        "of the class head: cross-entropy, or sigmoid, each class's own binary cross-entropy (DeiT III)",
+        ("softmax", "sigmoid"),
     )
     init: str = setting(
         "", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random initialization"
@@ -340,8 +352,9 @@ def default_config() -> Config:
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the settings that shape a run and differ between two flattened configs."""
     plain = lambda value: list(value) if isinstance(value, tuple) else value  # JSON has no tuples
-    fixed = [path for path, one in flat(SETTINGS).items() if not one.resumable]
-    return sorted(path for path in fixed if plain(ours.get(path)) != plain(theirs.get(path)))
+    fixed = {path: one.default for path, one in flat(SETTINGS).items() if not one.resumable}
+    get = lambda tree, path: plain(tree.get(path, fixed[path]))  # a setting made since is at its default
+    return sorted(path for path in fixed if get(ours, path) != get(theirs, path))
 
 
 def settings_table() -> str:

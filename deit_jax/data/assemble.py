@@ -101,12 +101,13 @@ class TrainBatch:
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         broken: list[list[str]] = [[] for _ in found]
+        crop = images.simple_crop if augment.crop == "simple" else images.random_resized_crop
 
         def load(which: int) -> None:
             views = repeat[rows[which]].tolist()
             position, pixels, boxes, label = self.readable(int(found[which]), epoch, views, broken[which])
             for row, box in zip(rows[which], boxes, strict=True):
-                out["image"][row] = images.random_resized_crop(pixels, box, self.size, fast=data.resize == "fast")
+                out["image"][row] = crop(pixels, box, self.size, fast=data.resize == "fast")
                 out["label"][row], out["index"][row] = label, position
 
         try:
@@ -124,16 +125,20 @@ class TrainBatch:
     ) -> tuple[int, np.ndarray, list[images.Box], int]:
         """Position, pixels, one box per view, and label of the first readable image from `index` on; the others are
         added to `broken`. Raises UserError where too many in a row cannot be read."""
-        exif, crop = self.config.data.exif, (self.config.augment.crop_scale, self.config.augment.crop_ratio)
+        exif, augment = self.config.data.exif, self.config.augment
         for position in ((index + k) % len(self.source) for k in range(min(GIVE_UP, len(self.source)))):
             try:
                 pixels, sample = read(self.source, position, lambda image: decode.decode(image, exif))
+                height, width = pixels.shape[:2]
+                keys = [generator(self.config.seed, "crop", epoch, position, view) for view in views]
+                if augment.crop == "simple":
+                    boxes = [images.draw_simple_crop(key, height, width, self.size) for key in keys]
+                else:
+                    crop = augment.crop_scale, augment.crop_ratio
+                    boxes = [images.draw_crop(key, height, width, *crop) for key in keys]
             except OSError as error:
                 broken.append(str(error))
                 continue
-            keys = [generator(self.config.seed, "crop", epoch, position, view) for view in views]
-            height, width = pixels.shape[:2]
-            boxes = [images.draw_crop(key, height, width, *crop) for key in keys]
             return position, pixels, boxes, sample["label"]
         raise UserError(f"{len(broken)} images in a row cannot be read, the first: {broken[0]}")
 

@@ -11,6 +11,7 @@ from PIL import Image
 from deit_jax.data.decode import Encoded, check_size, decode
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+PAD = 4  # pixels reflected beyond each edge before a simple crop
 LARGE = 1 << 24  # pixels of a resized image above which only the part that is kept is computed
 SUPPORT = 3  # pixels on each side that PIL's widest filter, lanczos, looks at when it enlarges
 _local = threading.local()  # a resizer keeps buffers, so each thread has its own
@@ -60,10 +61,8 @@ def eval_image(
     short = max(size, int(size / crop))
     if fit == "squash":
         new_height = new_width = short
-    elif width <= height:
-        new_height, new_width = int(short * height / width), short
     else:
-        new_height, new_width = short, int(short * width / height)
+        new_height, new_width = with_short_side(height, width, short)
     half = round if fit == "short" else math.floor  # round is half to even, as torchvision
     top, left = half((new_height - size) / 2), half((new_width - size) / 2)
     if new_height * new_width > LARGE and short > min(height, width):  # only the part that is kept is computed
@@ -96,6 +95,28 @@ def draw_crop(rng: np.random.Generator, height: int, width: int, scale: Sequence
     else:
         w, h = width, height
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def with_short_side(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width in pixels of an image that is resized to that short side, as torchvision rounds."""
+    return (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+
+
+def draw_simple_crop(rng: np.random.Generator, height: int, width: int, size: int) -> Box:
+    """A box for `simple_crop`, each place alike. Raises OSError for an image that would be too large."""
+    resized = with_short_side(height, width, size)
+    check_size(*resized)
+    room = np.array(resized) + 2 * PAD - size
+    top, left = (rng.random(2) * (room + 1)).astype(int).tolist()
+    return top, left, size, size
+
+
+def simple_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fast: bool = False) -> np.ndarray:
+    """DeiT III's simple random crop: the short side resized to `size`, PAD pixels reflected beyond each edge, and `box`
+    cut out of that, uint8 (size, size, 3). Arguments as `random_resized_crop`."""
+    pixels, (top, left, *_) = decode(image), box
+    pixels = (fast_resize if fast else resize)(pixels, *with_short_side(*pixels.shape[:2], size))
+    return np.pad(pixels, ((PAD, PAD), (PAD, PAD), (0, 0)), "reflect")[top : top + size, left : left + size]
 
 
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:

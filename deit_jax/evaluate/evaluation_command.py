@@ -156,6 +156,7 @@ def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
     both what is explicit."""
     step = run_step(source)
     recorded = read_meta(step).get("config") if step else None
+    used: dict[str, Any] = {}
     if recorded is None:
         own: Any = config
     else:
@@ -163,7 +164,7 @@ def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
         used = {key: v for key, v in flat(recorded).items() if key in known and key.startswith(INHERITED_SETTINGS)}
         own.update_from_flattened_dict(used)
         own.update_from_flattened_dict(explicit)
-    own = resolve(own)
+    own = resolve(own, given=used | explicit)
     own.batch_size = own.data.eval_batch_size or (own.batch_size if "batch_size" in explicit else BATCH_SIZE)
     own.accumulate, own.data.eval_batch_size = 1, 0
     validate(own)

@@ -441,7 +441,7 @@ CONFIGS |= {
 }
 CONFIGS["vit_huge_patch14_224"] = SIZES["huge"] | {"img_size": 224}
 
-DEIT3 = {"init_values": 1e-6, "no_embed_class": True, "uniform_drop_path": True}
+DEIT3 = {"init_values": 1e-4, "no_embed_class": True, "uniform_drop_path": True}
 DINOV2 = {"init_values": 1e-5, "patch_size": 14, "img_size": 518}
 REGISTERS = {"reg_tokens": 4, "no_embed_class": True, "pos_antialias": True}
 CONFIGS |= {

@@ -1,4 +1,4 @@
-"""AdamW (and SGD) as DeiT uses it: which parameters decay, the learning rate at each step, the EMA."""
+"""AdamW, LAMB and SGD as DeiT uses them: which parameters decay, the learning rate at each step, the EMA."""
 
 import math
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer without its last part, the multiplication by -learning rate, which the train step does.
 
-    AdamW: clipping, Adam, decoupled decay. SGD: clipping, coupled decay, Nesterov momentum, in PyTorch's order. The
-    heads' updates come last, times `optimizer.head_lr_scale`: their learning rate, and so their decay, is that much
-    higher, as that of a parameter group of its own.
+    AdamW: clipping, Adam, decoupled decay. LAMB: the same, then `scale_by_trust_ratio`. SGD: clipping, coupled decay,
+    Nesterov momentum, in PyTorch's order. The heads' updates come last, times `optimizer.head_lr_scale`: their learning
+    rate, and so their decay, is that much higher, as that of a parameter group of its own.
     """
     o = config.optimizer
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
@@ -43,9 +43,26 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         parts = [clip, decay, optax.trace(o.momentum, nesterov=True)]
     else:
         parts = [clip, optax.scale_by_adam(o.beta1, o.beta2, o.eps), decay]
+    if o.name == "lamb":
+        parts.append(optax.stateless(lambda updates, params: scale_by_trust_ratio(updates, params, o.decay_dist_token)))
     if o.head_lr_scale != 1:  # absent otherwise, so that states saved before the setting keep their form
         parts.append(optax.stateless(lambda updates, _: scale_heads(updates, o.head_lr_scale)))
     return optax.chain(*parts)
+
+
+def scale_by_trust_ratio(updates: Any, params: Any, decay_dist_token: bool = True) -> Any:
+    """LAMB's last part (You et al. 2020, arXiv 1904.00962): updates times |parameter| / |update|, norms per layer.
+
+    As in apex's FusedLAMB, parameters without decay (`decay_mask`) keep their update. updates: as the parameters, whose
+    blocks are stacked along the first axis.
+    """
+    scale = lambda update, param: optax.scale_by_trust_ratio().update(update, optax.EmptyState(), param)[0]
+
+    def scaled(path, update, param, decays):
+        stacked = path[0].key == "blocks" and not path[1].key.isdigit()  # EfficientNet's are apart
+        return (jax.vmap(scale) if stacked else scale)(update, param) if decays else update
+
+    return jax.tree_util.tree_map_with_path(scaled, updates, params, decay_mask(params, decay_dist_token))
 
 
 def scale_heads(updates: Any, scale: float) -> Any:
@@ -58,13 +75,18 @@ def num_steps(config: Config, steps_per_epoch: int) -> int:
     return config.steps or config.epochs * steps_per_epoch
 
 
+def lr_scale(config: Config) -> float:
+    """The peak learning rate over `optimizer.lr`: batch_size / lr_batch, or 1 where lr_batch is 0."""
+    return config.batch_size / config.optimizer.lr_batch if config.optimizer.lr_batch else 1.0
+
+
 def schedule(
     config: Config, steps_per_epoch: int | None = None
 ) -> Callable[[Integer[Array, "*steps"] | int], Float[Array, "*steps"]]:
     """step (0, 1, …) → learning rate, float32, traceable.
 
-    Peak lr x batch_size / lr_batch after a linear warm-up, then a half cosine down to min_lr (or constant); neither end
-    lies above the peak. By `optimizer.lr_update`:
+    Peak lr x batch_size / lr_batch (lr where lr_batch is 0) after a linear warm-up, then a half cosine down to min_lr
+    (or constant); neither end lies above the peak. By `optimizer.lr_update`:
 
     "step": moves every step; the cosine spans what is left after warm-up, which is at most half of the run.
     "epoch": the released code: one rate per epoch, set one epoch late (epochs 0 and 1 both train at warmup_lr), the
@@ -75,7 +97,7 @@ def schedule(
     config = resolve(config)
     o = config.optimizer
     per_epoch = steps_per_epoch or max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
-    scale = config.batch_size / o.lr_batch
+    scale = lr_scale(config)
     peak = o.lr * scale
     start, end = (min(x * (scale if o.scale_floors else 1.0), peak) for x in (o.warmup_lr, o.min_lr))
     total = num_steps(config, per_epoch) / per_epoch  # epochs
@@ -112,14 +134,14 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     first, peak, last = rates[0], rates[top], rates[-1]
     rise = f", rising to {peak:.3g} in {steps[top]} warm-up steps" if top else ""
     lines = [f"learning rate: {first:.3g} at first{rise}, {last:.3g} at the end"]
-    full = o.lr * config.batch_size / o.lr_batch
+    full = o.lr * lr_scale(config)
     if o.warmup_epochs and peak <= first:
         why = "the run ends within the warm-up" if full > peak else f"optimizer.warmup_lr is {o.warmup_lr:.3g}"
         lines.append(
             f"warning: the learning rate does not rise: optimizer.lr makes {full:.3g} at batch size {config.batch_size}"
             f" and {why}: raise --config.optimizer.lr, or train longer"
         )
-    elif peak < 0.99 * full:
+    elif peak < 0.99 * full and total <= (o.warmup_epochs + 1) * steps_per_epoch:
         lines.append(
             f"warning: the learning rate reaches {peak:.3g} of {full:.3g}: the run ends within the warm-up of"
             f" {o.warmup_epochs:g} epochs: lower --config.optimizer.warmup_epochs, or train longer"

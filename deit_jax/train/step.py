@@ -172,8 +172,8 @@ def make_train_step(
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
         model = nnx.merge(student.graphdef, params, batch_stats)
         cls, dist = model.heads(batch["image"], train=True, key=key)
-        form = {"kind": d.kind, "tau": d.tau, "normalization": d.normalization, "alpha": d.alpha}
-        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form)
+        form = {name: d[name] for name in ("kind", "tau", "normalization", "alpha")}
+        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form, class_loss=config.class_loss)
         metrics = terms | teacher_agreement(cls, dist, teacher_output)
         return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 

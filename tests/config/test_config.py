@@ -119,6 +119,7 @@ def test_a_file_address_is_the_path_that_it_means():
 def test_differences_ignore_what_does_not_shape_a_run():
     ours, theirs = flat(default_config()), flat(default_config())
     theirs |= {"data.workers": 7, "optimizer.lr": 1.0, "augment.crop_scale": [0.08, 1.0]}
+    del theirs["class_loss"]  # a run from before this setting was made
     assert differences(ours, theirs) == ["optimizer.lr"]
 
 
@@ -160,6 +161,23 @@ def test_function_matching_replaces_defaults_and_leaves_what_is_set():
     validate(found)
     config.steps = 5
     assert resolve(config).epochs == 300
+
+
+def test_deit3_is_the_published_command_of_its_smallest_model():
+    config = default_config()
+    config.recipe, config.model.name = "deit3", "deit3_small_patch16_224"
+    found = resolve(config)
+    o, a = found.optimizer, found.augment
+    assert (o.name, o.lr, o.lr_batch, o.weight_decay, o.clip_norm) == ("lamb", 4e-3, 0, 0.05, 1.0)
+    assert (o.warmup_epochs, o.warmup_lr, o.lr_update) == (5.0, 1e-6, "epoch")
+    assert (found.epochs, found.batch_size, found.class_loss) == (800, 2048, "sigmoid")
+    assert (a.policy, a.crop, a.color_jitter, a.flip, a.repeats) == ("three", "inception", 0.3, 0.5, 3)
+    assert (a.mixup, a.cutmix, a.label_smoothing, a.erasing) == (0.8, 1.0, 0.0, 0.0)
+    assert (found.model.drop_path_rate, found.data.crop) == (0.05, 1.0)
+    validate(found)
+    found.augment.label_smoothing = 0.1
+    with pytest.raises(UserError, match="augment.label_smoothing is 0.1: use"):
+        validate(found)
 
 
 @pytest.mark.parametrize(("alpha", "head"), [(1.0, "class"), (0.0, "distillation")])

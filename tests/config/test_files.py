@@ -36,6 +36,7 @@ CASES = [
     ("folder", "teacher=runs/regnety_160"),
     ("digits", ""),
     ("cifar10", "scale=cpu"),
+    ("deit3", "size=L,stage=21k"),
 ]
 RUN = ("deit_b_chain", "transfer")
 
@@ -178,6 +179,8 @@ def test_transfer_has_both_settings():
         ("deit_b_384", "lr=1", "'lr=1' is not known"),
         ("deit_b_chain", "init=x", "'init=x' is not known"),
         ("regnety_160", "epochs=-1", "epochs=-1 is not a whole number"),
+        ("deit3", "size=M", "no settings are published for size=M, stage=1k: use stage=1k for size=S, B, L, H"),
+        ("deit3", "size=B,stage=1k_384", "give init= the workdir of stage=1k"),
     ],
 )
 def test_bad_arguments_end_in_one_line(name, text, message):

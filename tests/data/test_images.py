@@ -295,3 +295,22 @@ def test_long_strips_take_little_memory(shape):
     tracemalloc.stop()
     assert view.shape == (224, 224, 3)
     assert (view == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (40, 333), (64, 64)])
+def test_a_simple_crop_is_a_square_of_the_resized_image_with_reflected_edges(shape):
+    """torchvision's Resize(64) and RandomCrop(64, padding=4, padding_mode="reflect"), by PIL and NumPy."""
+    photo = textured(*shape)
+    width, height = (64, int(64 * shape[1] / shape[0])) if shape[0] <= shape[1] else (int(64 * shape[0] / shape[1]), 64)
+    resized = np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+    padded = np.pad(resized, ((4, 4), (4, 4), (0, 0)), "reflect")
+    rng, places = np.random.default_rng(0), []
+    for _ in range(2000):
+        box = images.draw_simple_crop(rng, *np.asarray(photo).shape[:2], 64)
+        places.append(box[:2])
+    top, left = places[-1]
+    found = images.simple_crop(np.asarray(photo), box, 64)
+    np.testing.assert_array_equal(found, padded[top : top + 64, left : left + 64])
+    for place, room in zip(np.transpose(places), (height - 56, width - 56), strict=True):
+        assert (place.min(), place.max()) == (0, room)
+        assert stats.chisquare(np.bincount(place, minlength=room + 1)).pvalue > 1e-3

@@ -55,6 +55,11 @@ def test_warm_up_is_at_most_half_of_a_short_run(by_step):
     assert rates.argmax() == 20
 
 
+def test_a_rate_for_any_batch_size_is_the_peak(by_step):
+    by_step.optimizer.lr_batch = 0
+    np.testing.assert_allclose([schedule(by_step, 100)(step) for step in (0, 500)], [1e-6, 5e-4], rtol=1e-5)
+
+
 def test_constant_schedule(by_step):
     by_step.optimizer.schedule = "constant"
     rates = [float(schedule(by_step, 100)(step)) for step in (500, 1000, 2000)]
@@ -125,7 +130,56 @@ def test_an_average_of_a_short_run_says_what_it_holds():
     assert describe_averaging(config, 160) == []
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def apex_lamb(params, grads, decays, lr, decay, steps):
+    """apex's FusedLAMB (csrc/multi_tensor_lamb.cu) in float64: grad_averaging, bias_correction, no nvlamb."""
+    beta1, beta2, eps, max_norm = 0.9, 0.999, 1e-8, 1.0
+    params = {key: p.astype(np.float64) for key, p in params.items()}
+    m, v = ({key: np.zeros_like(p) for key, p in params.items()} for _ in range(2))
+    for step in range(1, steps + 1):
+        norm = np.sqrt(sum((grads[key].astype(np.float64) ** 2).sum() for key in params))
+        for key, p in params.items():
+            g = grads[key] / max(norm / max_norm, 1)
+            m[key] = beta1 * m[key] + (1 - beta1) * g
+            v[key] = beta2 * v[key] + (1 - beta2) * g * g
+            update = m[key] / (1 - beta1**step) / (np.sqrt(v[key] / (1 - beta2**step)) + eps)
+            update = update + decay * decays[key] * p
+            p_norm, u_norm = np.linalg.norm(p), np.linalg.norm(update)
+            ratio = p_norm / u_norm if decays[key] and p_norm and u_norm else 1.0
+            params[key] = p - lr * ratio * update
+    return params
+
+
+def test_lamb_is_apexs_for_each_layer():
+    """As in the official run: a tensor per layer, no decay and no trust ratio for the tokens and what has one axis."""
+    config = resolve(default_config())
+    o = config.optimizer
+    o.name, o.clip_norm, o.weight_decay, lr = "lamb", 1.0, 0.05, 4e-3
+    options = {"num_classes": 5, "img_size": 32, "depth": 3}
+    _, shapes, _ = models.abstract(models.constructor("deit3_small_patch16_224", embed_dim=12, num_heads=3, **options))
+    rng = np.random.default_rng(0)
+    draw = lambda x: rng.standard_normal(x.shape).astype(np.float32)
+    params, grads = jax.tree.map(draw, shapes), jax.tree.map(draw, shapes)
+    tensors = lambda tree: {
+        entry.key: np.array(entry.view({"params": tree})) for entry in entries({"params": tree}, Timm())
+    }
+    official = {"pos_embed", "cls_token"}  # `no_weight_decay` of models_v2.py, beside timm's `len(shape) == 1`
+    theirs, theirs_grads = tensors(params), tensors(grads)
+    decays = {key: x.ndim > 1 and key not in official for key, x in theirs.items()}
+    mask = tensors(jax.tree.map(lambda on, x: np.full(x.shape, on), decay_mask(params), params))
+    assert {key: bool(x.all()) for key, x in mask.items()} == decays
+    assert any(key.endswith("ls1.gamma") for key in decays)
+
+    tx = make_optimizer(config)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for _ in range(3):
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+    expected = apex_lamb(theirs, theirs_grads, decays, lr, 0.05, 3)
+    for key, found in tensors(params).items():
+        np.testing.assert_allclose(found, expected[key], rtol=2e-5, atol=2e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
 @pytest.mark.parametrize(
     ("model", "heads"),
     [
