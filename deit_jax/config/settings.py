@@ -204,6 +204,9 @@ class DataSettings(Group):
     workers: int = setting(0, "processes that decode and crop; 0: threads of this process", resumable=True)
     threads: int = setting(0, "decoding threads per process; 0: one per core, at most 16", resumable=True)
     prefetch: int = setting(4, "batches held ready", resumable=True)
+    cache: str = setting(
+        "auto", "decoded images kept in memory; auto: where they fit well", ("auto", "ram", "none"), resumable=True
+    )
     exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
     check: str = setting("size", "detect changed images by name and size, or content (reads all)", ("size", "content"))
     max_broken: float = setting(0.001, "fraction of unreadable training images above which a run stops", resumable=True)

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 GIB = 2**30
@@ -55,6 +56,19 @@ def device_memory(device_kind: str, devices_here: int = 1) -> float | None:
     if device_kind.lower() != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices_here
+
+
+def free_memory() -> float:
+    """Bytes of the host's memory that a program can still take, within a container's limit; all of it where the system
+    does not tell."""
+    free = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    if os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as file:
+            free += [1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        free.append(float(int(limit) - int(used)))
+    return min(free)
 
 
 def cores() -> int:

@@ -23,6 +23,7 @@ CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s"?[=:] ?[{[]([\d, "]*)'
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 SCORES = re.compile(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([\d", ]*)\]')
 LABELS = re.compile(r"dim_labels=\w+_(\w+)->")
+WORKSPACE = re.compile(r"[su]8\[\d+\]\{0\}\)$")  # a library call's last result
 SCOPE = re.compile(r'op_name="([^"]*)"')
 
 Computations = dict[str, list[hlo.Instruction]]
@@ -123,7 +124,8 @@ def _kernel(one: hlo.Instruction, sizes: dict[str, str], found: Computations, ti
 
 def _bytes(one: hlo.Instruction, sizes: dict[str, str]) -> int:
     """Bytes of an instruction that is a kernel by itself."""
-    given, made = [hlo.num_bytes(sizes.get(name, "")) for name in one.operands], hlo.num_bytes(one.result)
+    given = [hlo.num_bytes(sizes.get(name, "")) for name in one.operands]
+    made = hlo.num_bytes(WORKSPACE.sub("", one.result))
     if one.operation in SLICES:
         return 2 * made
     if one.operation == "dynamic-update-slice":

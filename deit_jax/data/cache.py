@@ -1,0 +1,78 @@
+"""`data.cache`: decoded originals kept in memory, so that no image is decoded twice. That changes no pixel."""
+
+from typing import Any
+
+import numpy as np
+
+from deit_jax.config import Config
+from deit_jax.data.base import ArraySource, Source, Subset, cached
+from deit_jax.data.decode import decode
+from deit_jax.errors import UserError
+from deit_jax.runtime import hardware
+
+SHARE = 4  # "auto" takes up to a quarter of the free memory
+SAMPLE = 16  # images whose size stands for that of all
+
+
+class Cached(Subset):
+    """All images of a source as uint8 pixels (height, width, 3), each decoded when it is first read.
+
+    What cannot be decoded is handed on as it is, for its reader to name. Worker processes keep an own copy each.
+    """
+
+    def __init__(self, source: Source, exif: bool):
+        super().__init__(source, np.arange(len(source)))
+        self.exif = exif
+        self.kept: dict[int, dict[str, Any]] = {}
+
+    @cached
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self.kept:
+            sample = self.source[index]
+            try:
+                sample = {**sample, "image": decode(sample["image"], self.exif)}
+            except OSError:
+                return sample
+            self.kept[index] = sample
+        return self.kept[index]
+
+    def estimate(self) -> float:
+        """Bytes of all images, by those of some spread over the source."""
+        sizes = []
+        for index in np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(int).tolist():
+            try:
+                image = self[index]["image"]
+            except OSError:  # its reader names it
+                continue
+            sizes += [image.nbytes] if isinstance(image, np.ndarray) else []
+        return float(np.mean(sizes)) * len(self) if sizes else 0.0
+
+
+def keep_decoded(config: Config, *sources: Source) -> list[Source]:
+    """The sources, with decoded images kept in memory where `data.cache` says so and where that saves something.
+
+    "auto": where all of them together fit in a quarter of the free memory, with as many copies as worker processes.
+    Raises UserError where `data.cache` is ram and they are larger than the free memory.
+    """
+    how, copies = config.data.cache, max(1, config.data.workers)
+    if how == "none":
+        return list(sources)
+    kept = [source if is_decoded(source) else Cached(source, config.data.exif) for source in sources]
+    wanted = copies * sum(source.estimate() for source in kept if isinstance(source, Cached))
+    free = hardware.free_memory()
+    if how == "ram" and wanted > free:
+        raise UserError(
+            f"data.cache is ram, but the decoded images of {sources[0].title} take {wanted / hardware.GIB:,.1f} GiB and"
+            f" {free / hardware.GIB:,.1f} GiB are free: use --config.data.cache=none"
+        )
+    return kept if how == "ram" or wanted <= free / SHARE else list(sources)
+
+
+def is_decoded(source: Source) -> bool:
+    """Whether a source, or what it is a part of, holds pixels in memory already."""
+    while isinstance(source, Subset):
+        source = source.source
+    return isinstance(source, ArraySource)
