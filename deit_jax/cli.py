@@ -27,6 +27,7 @@ TOOLS = {  # name: module
     "export": "export.export_command",
     "page": "export.page",
     "push": "export.push",
+    "report": "report.report_page",
 }
 USAGE = f"""deit-jax MODE --config=NAME_OR_FILE --workdir=DIR [--config.a.b=VALUE …]
 deit-jax TOOL …

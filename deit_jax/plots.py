@@ -5,7 +5,7 @@ import itertools
 import math
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -57,29 +57,36 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(caption(line, width) for line in text.split("\n"))
 
 
-@plain_text
-def curves(
-    path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None, fused: bool = False
-) -> None:
+class Line(NamedTuple):
+    """A line of a panel: values over epochs. `style` is matplotlib's."""
+
+    panel: str
+    run: str
+    label: str
+    style: str
+    epochs: list[float]
+    values: list[float]
+
+
+def curve_lines(
+    logs: dict[str, list[dict]], objectives: dict[str, str] | None = None, *, detailed: bool = False
+) -> list[Line]:
     """Training loss and evaluation top-1 over epochs, a line per run; with a teacher also the loss terms and the
     fraction of images on which each head agrees with the teacher.
-
-    The EMA's accuracy is shown where the runs are few; accuracy, where a run was evaluated more than once.
 
     Args:
         logs: {run: records of its log.jsonl}.
         objectives: {run: what its loss is}; losses of different objectives are not comparable, and each has a panel of
             its own. None: all have the same.
-        fused: whether the accuracy of a model with two heads, of which there are some, is that of both together.
+        detailed: with each head's accuracy, the EMA's of many runs too, single evaluations, and the learning rate.
     """
-    colors = dict(zip(logs, itertools.cycle(COLORS), strict=False))
-    panels: dict[str, list[tuple[list[tuple[float, float]], dict[str, Any]]]] = {}
+    lines: list[Line] = []
 
     def add(panel: str, run: str, key: str, label: str = "", style: str = "-", factor: float = 1.0) -> None:
         points = [(r["epoch"], factor * r[key]) for r in logs[run] if key in r]
-        label = caption(f"{run}, {label}" if label else run, 60)
         if points:
-            panels.setdefault(panel, []).append((points, {"label": label, "linestyle": style, "color": colors[run]}))
+            epochs, values = map(list, zip(*points, strict=True))
+            lines.append(Line(panel, run, f"{run}, {label}" if label else run, style, epochs, values))
 
     for run in logs:
         objective = (objectives or {}).get(run, "")
@@ -91,20 +98,36 @@ def curves(
     ):
         for run, (key, (label, style)) in itertools.product(distilled, keys.items()):
             add(panel, run, key, label, style, factor)
-    if any(sum("eval/top1" in r for r in records) > 1 for records in logs.values()):
-        accuracy = f"top-1 on evaluation images{' (fused heads)' if fused else ''}, %"
+    two_heads = [run for run, records in logs.items() if any("eval/dist/top1" in r for r in records)]
+    accuracy = f"top-1 on evaluation images{' (fused heads)' if two_heads and not detailed else ''}, %"
+    if detailed or any(sum("eval/top1" in r for r in records) > 1 for records in logs.values()):
         for run in logs:
-            add(accuracy, run, "eval/top1")
-            if len(logs) <= 3:
+            add(accuracy, run, "eval/top1", "both heads" if detailed and run in two_heads else "")
+            if detailed and run in two_heads:
+                add(accuracy, run, "eval/cls/top1", "class head", "--")
+                add(accuracy, run, "eval/dist/top1", "distillation head", "-.")
+            if detailed or len(logs) <= 3:
                 add(accuracy, run, "eval_ema/top1", "EMA", ":")
+    for run in logs if detailed else ():
+        add("learning rate", run, "lr")
+    return lines
 
+
+@plain_text
+def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, str] | None = None) -> None:
+    """Draw the lines of `curve_lines`, whose arguments these are, a panel beside the other."""
+    colors = dict(zip(logs, itertools.cycle(COLORS), strict=False))
+    panels: dict[str, list[Line]] = {}
+    for line in curve_lines(logs, objectives):
+        panels.setdefault(line.panel, []).append(line)
     panels = panels or {"training loss": []}
     figure = Figure(figsize=(max(6.5, 5 * len(panels)), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for points, options in lines:
-            marker = "o" if len(points) == 1 else None  # a line of one point would draw nothing
-            axis.plot(*zip(*points, strict=True), linewidth=1.5, marker=marker, **options)
+        for line in lines:
+            look = {"label": caption(line.label, 60), "linestyle": line.style, "color": colors[line.run]}
+            marker = "o" if len(line.epochs) == 1 else None  # a line of one point would draw nothing
+            axis.plot(line.epochs, line.values, linewidth=1.5, marker=marker, **look)
         tidy(axis, "epoch", title)
         if lines and len(logs) <= 4:
             axis.legend(frameon=False, fontsize=8)

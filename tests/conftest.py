@@ -147,3 +147,33 @@ def bucket(gcs_emulator, monkeypatch):
     folder = storage.as_path("gs://runs/run")
     storage.remove(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's headless Chromium, without a network. Of one file: its event loop is in the way of Orbax's."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs the program chromium-headless-shell or chromium")
+    quiet = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=quiet.split())
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A phone-sized window; a request that leaves the page fails the test."""
+    requests, errors = [], []
+    opened = browser.new_page(viewport={"width": 390, "height": 780})
+    opened.set_default_timeout(120_000)
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    yield opened
+    opened.close()
+    assert not errors
+    assert {url.partition(":")[0] for url in requests} <= {"file", "data", "blob"}
+    assert sum(url.startswith("file") for url in requests) == 1

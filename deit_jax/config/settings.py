@@ -237,6 +237,7 @@ class Checkpoint(Group):
 class LogSettings(Group):
     every: int = setting(50, "steps between log lines", resumable=True)
     tensorboard: bool = setting(True, "write TensorBoard events", resumable=True)
+    trackers: str = setting("", "more, comma-separated: trackio, wandb, mlflow (docs/reports.md)", resumable=True)
 
 
 class Stability(Group):

@@ -11,6 +11,8 @@ HEAD_NAMES = {
     "fused_probabilities": "fused (mean of probabilities)",
 }
 
+ACCURACY_HEADER = ["model", "head", "weights", "top-1 %", "top-5 %"]
+
 
 def duration(seconds: float) -> str:
     """1:02:03, or 2:03 below an hour."""
@@ -25,18 +27,23 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
-def accuracy_table(results: Sequence[tuple[str, dict[str, Any]]], num_classes: int) -> str:
-    """Markdown: a row per head and set of weights; top-5 only where there are more than five classes.
+def accuracy_rows(results: Sequence[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+    """A row per head and set of weights: model, head, weights, top-1 and top-5 in percent.
 
     results: [(name, {"params" and "ema": of `evaluate_sets`})].
     """
-    header, rows = ["model", "head", "weights", "top-1 %", "top-5 %"], []
-    for name, sets in results:
-        for weights, result in sets.items():
-            for head, r in result["heads"].items():
-                rows.append([name, HEAD_NAMES[head], WEIGHT_LABELS[weights], f"{r['top1']:.2f}", f"{r['top5']:.2f}"])
-    shown = len(header) if num_classes > 5 else len(header) - 1
-    return table(header[:shown], [row[:shown] for row in rows])
+    return [
+        [name, HEAD_NAMES[head], WEIGHT_LABELS[weights], f"{r['top1']:.2f}", f"{r['top5']:.2f}"]
+        for name, sets in results
+        for weights, result in sets.items()
+        for head, r in result["heads"].items()
+    ]
+
+
+def accuracy_table(results: Sequence[tuple[str, dict[str, Any]]], num_classes: int) -> str:
+    """Markdown: the `accuracy_rows`; top-5 only where there are more than five classes."""
+    shown = None if num_classes > 5 else -1
+    return table(ACCURACY_HEADER[:shown], [row[:shown] for row in accuracy_rows(results)])
 
 
 def by_heading(row: dict[str, Any]) -> dict[str, dict[str, Any]]:

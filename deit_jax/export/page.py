@@ -23,12 +23,12 @@ from PIL import Image, ImageOps
 from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
 from deit_jax.errors import UserError
-from deit_jax.export.browser_runtime import PACKAGE, VERSION, runtime_files
 from deit_jax.export.export_command import check_file, compare_exports, export_parser, needs_extra
 from deit_jax.export.exportable import Exportable, Form, load_exportable
 from deit_jax.models.vit import ViT
 from deit_jax.predict import find_images
 from deit_jax.runtime import atomic
+from deit_jax.runtime.browser_files import ONNXRUNTIME, package_files
 from deit_jax.weights.load import view_of
 
 HERE = Path(__file__).parent
@@ -76,7 +76,7 @@ def packed(content: bytes) -> str:
 
 
 def make_page(exportable: Exportable, runtime: list[bytes], examples: list[tuple[str, str]]) -> str:
-    """The page, of a model that was compared as an .onnx file. runtime: of `runtime_files`."""
+    """The page, of a model that was compared as an .onnx file. runtime: the files of ONNXRUNTIME."""
     from deit_jax.export import onnx_file  # here: it needs the extra
 
     about = page_settings(exportable, examples)
@@ -95,7 +95,7 @@ def make_page(exportable: Exportable, runtime: list[bytes], examples: list[tuple
     values = {
         "title": html.escape(name),
         "subtitle": f"{count / 1e6:.3g} million parameters, {weights.num_classes} classes, {size} px",
-        "credits": f"Made by deit_jax; run by {PACKAGE} {VERSION} (MIT licence).",
+        "credits": f"Made by deit_jax; run by {ONNXRUNTIME.name} {ONNXRUNTIME.version} (MIT licence).",
         "about": json.dumps(about).replace("<", "\\u003c"),  # no class name ends the element
         "runtime": packed(script),
         "wasm": packed(wasm),
@@ -110,11 +110,11 @@ def make_page(exportable: Exportable, runtime: list[bytes], examples: list[tuple
 def main(arguments: list[str] | None = None) -> None:
     parser = export_parser("page", "Make a page in which a model can be tried.", "NAME.html")
     parser.add_argument("--examples", action="append", default=[], help="an image or a folder of them; repeatable")
-    parser.add_argument("--assets", default="", help=f"the dist folder of the npm package {PACKAGE} {VERSION}")
+    parser.add_argument("--assets", default="", help=ONNXRUNTIME.assets)
     args = parser.parse_args(arguments)
     path = check_file(args.file, (".html",))
     examples = [example(found) for found in find_images(args.examples)[:EXAMPLES]]
-    runtime = runtime_files(args.assets)
+    runtime = package_files(ONNXRUNTIME, args.assets)
     form = Form(layout="nhwc", pixels="uint8", dtype=args.dtype)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         exportable = load_exportable(args.source, form, weights=args.weights)

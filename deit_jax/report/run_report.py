@@ -1,10 +1,11 @@
-"""The report of a finished run: report.md with its pictures, results.json; chain.md of a training with fine-tuning."""
+"""The report of a finished run: report.md with its pictures, report.html, results.json; chain.md of a training with
+fine-tuning."""
 
 import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,21 @@ from deit_jax.evaluate import tables
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.class_report import Outcomes, write_class_report
 from deit_jax.evaluate.inference import head_logits, infer, joint_logits, predict
-from deit_jax.report import agreement
-from deit_jax.report.agreement import PLAIN_STUDENT
+from deit_jax.report import agreement, report_page
 from deit_jax.runtime import atomic, sharding
+from deit_jax.runtime.browser_files import PLOTLY
+from deit_jax.runtime.hardware import cores
 from deit_jax.train import log
 from deit_jax.train.run import Run
-from deit_jax.weights.orbax import read_weights
+from deit_jax.train.trackers import Trackers
+from deit_jax.version import __version__
+from deit_jax.weights.orbax import read_weights, steps_of
 
 
 def write_report(student: Run, results: dict[str, dict], seconds: float) -> None:
-    """results.json, report.md and its pictures, in the student's folder. The report is printed, too.
+    """results.json, report.md and its pictures, report.html, in the student's folder. The table is printed, too.
+
+    The page needs plotly.js; where that is not in the cache, a line names the command that fetches it.
 
     A part that fails is a line in the report: the training is done, and its results must not depend on a picture.
     seconds: since the command began; a finished run keeps its first.
@@ -39,7 +45,7 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
     try_section("attention.png", draw_student_attention, student, failed=failed)
-    try_section("curves.png", draw_curves, student, list(results), failed=failed)
+    try_section("curves.png", draw_curves, folder, failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, student, failed=failed)
     if outcomes and has_teacher(student.config):
@@ -49,7 +55,12 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
         sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
     text = report_markdown(student, results, seconds, [*filter(None, sections)], failed)
     atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
-    print(printable(f"\n{results_table(student, results)}\n\nreport: {folder / 'report.md'}", lines=True))
+    try_section("the trackers' report", track_report, student, results, failed=failed)
+    page = folder / "report.html"
+    if PLOTLY.cached:
+        try_section(page.name, report_page.write_page, page, {str(folder): folder}, failed=failed)
+    places = f"report: {folder / 'report.md'}\nas a page: {page if PLOTLY.cached else f'deit-jax report {folder}'}"
+    print(printable(f"\n{results_table(student, results)}\n\n{places}", lines=True))
     for line in failed:
         print(printable(line))
 
@@ -83,15 +94,18 @@ def predict_student(student: Run) -> Outcomes:
     return outcomes
 
 
-def draw_curves(student: Run, trained: Sequence[str]) -> None:
-    """curves.png: loss and accuracy of all that was trained ("teacher", "plain", "student")."""
-    config, folder = student.config, student.folder
-    logs, objectives = {}, {}
-    for name in trained:
-        title = PLAIN_STUDENT if name == "plain" else name
-        logs[title] = log.read_log(folder if name == "student" else folder / name)
-        objectives[title] = losses.OBJECTIVES[config.distill.kind if name == "student" else "none"].title
-    plots.curves(folder / "curves.png", logs, objectives, fused=student.model.build.keywords.get("distilled", False))
+def draw_curves(folder: Path) -> None:
+    """curves.png: loss and accuracy of all that was trained in a workdir."""
+    plots.curves(folder / "curves.png", *report_page.read_curves(report_page.trainings(folder)))
+
+
+def track_report(student: Run, results: dict[str, dict]) -> None:
+    """Give the report's pictures and table to the run's trackers."""
+    step, folder = student.total_steps, student.folder
+    with contextlib.closing(Trackers(student, step, print)) as trackers:
+        rows = tables.accuracy_rows(named_results(student, results))
+        pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+        trackers.report(step, pictures, [tables.ACCURACY_HEADER, *rows])
 
 
 def draw_student_attention(student: Run, count: int = 8) -> None:
@@ -114,6 +128,11 @@ def draw_student_attention(student: Run, count: int = 8) -> None:
 
 def results_table(student: Run, results: dict[str, dict]) -> str:
     """Accuracies of all that was trained, per head and set of weights."""
+    return tables.accuracy_table(named_results(student, results), student.model.num_classes)
+
+
+def named_results(student: Run, results: dict[str, dict]) -> list[tuple[str, dict]]:
+    """[(what was trained, its evaluations)]."""
     config = student.config
     names = {
         "teacher": config.teacher.name,
@@ -122,7 +141,7 @@ def results_table(student: Run, results: dict[str, dict]) -> str:
     }
     if config.distill.kind == "none":
         names["student"] = config.model.name
-    return tables.accuracy_table([(names[key], result) for key, result in results.items()], student.model.num_classes)
+    return [(names[key], result) for key, result in results.items()]
 
 
 def report_markdown(
@@ -138,13 +157,16 @@ def report_markdown(
         "curves.png": "![loss and accuracy](curves.png)",
         "attention.png": f"![attention of the {tokens} in the last block, mean over heads](attention.png)",
     }
+    best = steps_of(folder)[0].name
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
     text = [
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
-        f"Evaluated on {results['student']['params']['images']} evaluation images. "
-        f"This took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}.",
+        f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
+        f" ({student.total_steps}); attention, agreement and classes are of the best checkpoint, step {best}.",
         results_table(student, results),
+        f"Its last start took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+        f" ({cores()} cores per host), with deit_jax {__version__} and jax {jax.__version__}.",
         *(picture for name, picture in pictures.items() if (folder / name).exists()),
         *sections,
         *failed,

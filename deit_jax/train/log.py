@@ -1,4 +1,4 @@
-"""Run logging: console, log.jsonl, TensorBoard, curves.png."""
+"""Run logging: console, log.jsonl, trackers, curves.png."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 
@@ -18,6 +18,7 @@ from deit_jax.evaluate.tables import duration
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import atomic, storage
 from deit_jax.train.run import Run
+from deit_jax.train.trackers import Trackers
 
 # metrics of which a line has the mean over its interval; of the others it has the last step's value
 AVERAGED = ("loss", "class_loss", "distillation_loss", "cls_agreement", "dist_agreement")
@@ -68,18 +69,16 @@ class Log:
         self.writes = jax.process_index() == 0
         self.path: Path | None = run.folder / "log.jsonl" if self.writes else None  # None: not written (any more)
         self.pending: list[bytes] = []  # lines that are not in the file yet
-        self.events: Any = None
         self.losses: list[dict[str, Any]] = list(losses)  # of each step since the last line, on the device if just made
         self.rewind(start, evaluated)
-        if self.writes and self.config.log.tensorboard:
-            with self.ending("events"):
-                self.events = open_events(run.folder / "tensorboard", start)
+        say = lambda text: self.print(f"{run.title}: {text}")
+        self.trackers = Trackers(run, start, say) if self.writes else None
         self.reset(start)
 
     def rewind(self, step: int, evaluated: bool = True) -> None:
         """Drop what was logged past `step`, and its evaluation unless `evaluated`; a kill leaves the old log whole."""
         if self.path:
-            with self.ending("path"):
+            with self.ending():
                 kept = [
                     json_line(r)
                     for r in read_log(self.run.folder)
@@ -92,7 +91,7 @@ class Log:
         """Write the pending lines; called before a checkpoint, which must not be ahead of the log."""
         lines, self.pending = b"".join(self.pending), []
         if self.path and lines:
-            with self.ending("path"):
+            with self.ending():
                 if storage.is_bucket(self.path):
                     atomic.write_bytes(self.path, self.path.read_bytes() + lines)
                 else:
@@ -100,14 +99,13 @@ class Log:
                         file.write(lines)
 
     @contextlib.contextmanager
-    def ending(self, what: str) -> Iterator[None]:
-        """Within, an output that cannot be written ends: it is set to None, which is reported in one line."""
+    def ending(self) -> Iterator[None]:
+        """Within, a log.jsonl that cannot be written ends, which is reported in one line."""
         try:
             yield
         except (OSError, UserError) as error:
-            setattr(self, what, None)
-            name = "the TensorBoard log" if what == "events" else "log.jsonl"
-            self.print(f"{self.run.title}: {name} cannot be written, and ends here ({error}): training continues")
+            self.path = None
+            self.print(f"{self.run.title}: log.jsonl cannot be written, and ends here ({error}): training continues")
 
     def print(self, text: str, *, transient: bool = False) -> None:
         """Print a line; a transient one is overwritten by the next on a terminal."""
@@ -118,14 +116,13 @@ class Log:
                 print(clear + text, end="" if transient and terminal else "\n", flush=True)
 
     def write(self, step: int, **values: Any) -> None:
-        """Log values at a step, to log.jsonl and TensorBoard."""
+        """Log values at a step, to log.jsonl and the trackers."""
         epoch = round(step / self.run.steps_per_epoch, 4)
         self.pending.append(json_line({"step": step, "epoch": epoch, **values}))
         if self.path and not storage.is_bucket(self.path):
             self.sync()
-        if self.events:
-            with self.ending("events"):
-                write_events(self.events, step, values)
+        if self.trackers:
+            self.trackers.log(step, values)
 
     def begin(self, params: dict, notes: Sequence[str]) -> None:
         """Introduce the run. notes: more lines."""
@@ -208,9 +205,6 @@ class Log:
             values |= {f"{prefix}/{head}/top1": r["top1"] for head, r in result["heads"].items()}
         self.write(step, **values)
         self.sync()
-        if self.events:
-            with self.ending("events"):
-                self.events.flush()
         ema = f"  (EMA {results['ema']['top1']:.2f} %)" if "ema" in results else ""
         total, top1 = self.run.total_steps, results["params"]["top1"]
         line = f"{self.run.title}  step {step}/{total}  top-1 {top1:.2f} %{ema}"
@@ -237,10 +231,9 @@ class Log:
                 self.print(f"{self.run.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
 
     def close(self) -> None:
-        """Close the TensorBoard log."""
-        if self.events:
-            with contextlib.suppress(OSError):  # what a full disk refuses is lost
-                self.events.close()
+        """Close the trackers."""
+        if self.trackers:
+            self.trackers.close()
 
 
 def describe_loss(values: dict[str, float]) -> str:
@@ -256,29 +249,3 @@ def mean_of_finite(values: Sequence[float]) -> float:
     """Their mean without those that are not finite (skipped steps, counted elsewhere); NaN where none is."""
     finite = [x for x in values if math.isfinite(x)]
     return math.fsum(finite) / len(finite) if finite else math.nan
-
-
-def open_events(folder: Path, start: int) -> Any:
-    """tensorboardX's synchronous writer: that of `SummaryWriter` waits for ever for its thread, which a full disk ends.
-
-    What a former start wrote past step `start` is hidden.
-    """
-    from tensorboardX.event_file_writer import EventsWriter  # here: 0.3 s, and only process 0 needs it
-    from tensorboardX.proto import event_pb2
-
-    folder.mkdir(parents=True, exist_ok=True)
-    writer, messages = EventsWriter(str(folder / "events")), cast(Any, event_pb2)  # its classes are made at run time
-    session = messages.SessionLog(status=messages.SessionLog.START)
-    writer.write_event(messages.Event(step=start + 1, session_log=session))
-    return writer
-
-
-def write_events(writer: Any, step: int, values: dict[str, Any]) -> None:
-    """Add the finite numbers among values at a step to a writer of `open_events`."""
-    from tensorboardX.proto import event_pb2
-    from tensorboardX.summary import scalar
-
-    for name, value in values.items():
-        if isinstance(value, int | float) and math.isfinite(value):
-            summary = scalar(name, float(value))
-            writer.write_event(cast(Any, event_pb2).Event(wall_time=time.time(), step=step, summary=summary))

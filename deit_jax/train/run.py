@@ -33,6 +33,7 @@ from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.step import Student, make_student
+from deit_jax.train.trackers import tracker_names
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
 
@@ -150,6 +151,7 @@ def open_run(
     Raises:
         UserError: bad input.
     """
+    tracker_names(config)
     data = data or open_data(config)
     student, teacher = open_models(config, data, teacher_init)
     begun = find_step(storage.as_path(workdir)) is not None  # then it needs no weights to start from

@@ -1,8 +1,6 @@
 """The page, in a browser, against `deit_jax.predict`; and what can be wrong before there is one."""
 
-import hashlib
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +11,9 @@ from safetensors.numpy import save_file
 from deit_jax import predict
 from deit_jax.__main__ import main
 from deit_jax.errors import UserError
-from deit_jax.export import browser_runtime, page
+from deit_jax.export import page
 from deit_jax.export.exportable import Form, load_exportable
+from deit_jax.runtime.browser_files import ONNXRUNTIME, package_files
 from deit_jax.weights.metadata import Metadata, to_header
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -39,39 +38,9 @@ def photo(path, width=150, height=110):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's headless Chromium, without a network."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    if program is None:
-        pytest.skip("needs the program chromium-headless-shell or chromium")
-    quiet = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=quiet.split())
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def tab(browser):
-    """A phone-sized window; a request that leaves the page fails the test."""
-    requests, errors = [], []
-    opened = browser.new_page(viewport={"width": 390, "height": 780})
-    opened.set_default_timeout(120_000)
-    opened.on("request", lambda request: requests.append(request.url))
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    yield opened
-    opened.close()
-    assert not errors
-    assert {url.partition(":")[0] for url in requests} <= {"file", "data", "blob"}
-    assert sum(url.startswith("file") for url in requests) == 1
-
-
 def make_page(path, weights, *flags):
     try:
-        browser_runtime.runtime_files()
+        package_files(ONNXRUNTIME)
     except UserError as error:
         pytest.skip(f"needs onnxruntime-web: {error}")
     main(["page", weights, str(path), *flags])
@@ -163,44 +132,6 @@ def test_a_page_is_one_file_whose_data_end_no_element(tmp_path, name):
     assert text.count("</script>") == 5
     assert "http" not in re.sub("http-equiv", "", text)
     assert "newt" in text
-
-
-def test_the_runtime_is_read_from_a_folder_and_checked(tmp_path, monkeypatch):
-    contents = [b"one", b"two"]
-    sums = dict(zip(("a.mjs", "b.wasm"), (hashlib.sha256(x).hexdigest() for x in contents), strict=True))
-    monkeypatch.setattr(browser_runtime, "FILES", sums)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="npm, which fetches it, is not installed: give --assets=DIR"):
-        browser_runtime.runtime_files()
-    (tmp_path / "a.mjs").write_bytes(b"one")
-    with pytest.raises(UserError, match=r"b\.wasm cannot be read"):
-        browser_runtime.runtime_files(str(tmp_path))
-    (tmp_path / "b.wasm").write_bytes(b"two")
-    assert browser_runtime.runtime_files(str(tmp_path)) == contents
-    (tmp_path / "b.wasm").write_bytes(b"three")
-    with pytest.raises(UserError, match=r"b\.wasm is not the file of onnxruntime-web"):
-        browser_runtime.runtime_files(str(tmp_path))
-
-
-def test_npm_fills_the_cache_once(tmp_path, monkeypatch):
-    sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a.mjs", "b.wasm")}
-    monkeypatch.setattr(browser_runtime, "FILES", sums)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "package/dist").mkdir(parents=True)
-    for name in sums:
-        (tmp_path / "package/dist" / name).write_text(name)
-    shutil.make_archive(str(tmp_path / "made"), "gztar", tmp_path, "package")
-    (tmp_path / "npm").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncp {tmp_path}/made.tar.gz x.tgz\n')
-    (tmp_path / "npm").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for _ in range(2):
-        assert browser_runtime.runtime_files() == [b"a.mjs", b"b.wasm"]
-    assert (tmp_path / "calls").read_text() == "pack --silent onnxruntime-web@1.30.0\n"
-    (tmp_path / "npm").write_text("#!/bin/sh\necho npm error offline >&2\nexit 1\n")
-    shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(UserError, match=r"npm does not give .* \(npm error offline\): give --assets"):
-        browser_runtime.runtime_files()
 
 
 def test_bad_input(tmp_path):

@@ -27,7 +27,8 @@ def make_log(folder, every=4, start=0, tensorboard=False, classes=10, **options)
     student = SimpleNamespace(img_size=224, num_classes=classes)
     run = SimpleNamespace(
         **{"title": "student", "config": config, "folder": folder, "total_steps": 12, "steps_per_epoch": 6},
-        **{"student": student, "teacher": None, "mesh": sharding.make_mesh()},
+        **{"workdir": folder},
+        **{"model": student, "teacher": None, "mesh": sharding.make_mesh()},
     )
     return Log(run, start, **options)
 
@@ -88,14 +89,14 @@ def test_a_full_disk_ends_the_log_with_one_line_and_the_run_goes_on(tmp_path, ca
     log.close()
     assert b"grad_norm" in file.read_bytes()
     full = log.path = Path("/dev/full")
-    log.events = SimpleNamespace(write_event=lambda event: full.write_text("x"))
+    log.trackers.opened["tensorboard"].writer = SimpleNamespace(write_event=lambda event: full.write_text("x"))
     for step in range(2, 5):
         assert log.step(step, metrics(1.0)) is not None
     monkeypatch.setattr(plots, "curves", lambda *_: (_ for _ in ()).throw(ValueError("bad $ markup")))
     log.end()
     out = capsys.readouterr().out
     assert out.count("log.jsonl cannot be written, and ends here ([Errno 28] No space left on device)") == 1
-    assert out.count("TensorBoard log cannot be written, and ends here") == 1
+    assert out.count("the tensorboard log cannot be written, and ends here") == 1
     assert "curves.png could not be drawn (ValueError: bad $ markup)" in out
     assert [step for step, _ in losses(tmp_path)] == [1]
 
