@@ -155,9 +155,9 @@ def benchmark(config: Config) -> dict[str, Any]:
     """
     validate(config, num_devices=jax.device_count())
     try:
-        from deit_jax.data import sources
+        from deit_jax.data import cache, sources
 
-        source, why_not = sources.open_sources(config)[0], ""
+        source, why_not = cache.keep_decoded(config, sources.open_sources(config)[0])[0], ""
     except (UserError, ImportError) as error:
         source, why_not = None, str(error)
     work = Workload(config, source.num_classes if source else 1000)

@@ -7,7 +7,6 @@ import numpy as np
 from deit_jax.config import SETTINGS, Config
 from deit_jax.data import hf_source, shards, tfds_source
 from deit_jax.data.base import ArraySource, FileSource, Source, Subset, hold_out, limit_images
-from deit_jax.data.cache import keep_decoded
 from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
 from deit_jax.data.splits import HOLDOUT
@@ -47,8 +46,7 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     if 0 < limit < len(train):
         drawn = generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
-    train, evaluation = keep_decoded(config, train, limit_images(evaluation, config.evaluate.limit))
-    return train, evaluation
+    return train, limit_images(evaluation, config.evaluate.limit)
 
 
 def open_digits() -> tuple[Subset, Subset]:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.recipes import has_teacher, teacher_config, trains_teacher, without_token
-from deit_jax.data import loader, sources
+from deit_jax.data import cache, loader, sources
 from deit_jax.data.base import Source, file_names, summary
 from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, load_teacher, stored_teacher
@@ -178,7 +178,7 @@ def open_data(config: Config) -> Data:
     Raises:
         UserError: missing data; on every process, where several of them see different images.
     """
-    data = Data(*sources.open_sources(config))
+    data = Data(*cache.keep_decoded(config, *sources.open_sources(config)))
     print_once("\n".join(summary(*data)))
     compare_processes("\n".join(x.fingerprint for x in data))
     return data

@@ -35,7 +35,7 @@ def opened(tmp_path, monkeypatch):
         config.batch_size, config.data.root = 16, str(tmp_path)
         config.data.update({"cache": how, "exif": True, **data})
         config = resolve(config)
-        return config, *sources.open_sources(config), decoded
+        return config, *cache.keep_decoded(config, *sources.open_sources(config)), decoded
 
     return open_with
 
@@ -86,4 +86,4 @@ def test_more_than_the_memory_is_refused(opened, monkeypatch):
 def test_pixels_in_memory_are_not_kept_twice():
     config = default_config()
     config.data.update({"name": "digits", "cache": "ram"})
-    assert not isinstance(sources.open_sources(resolve(config))[0], cache.Cached)
+    assert not isinstance(cache.keep_decoded(config, *sources.open_sources(resolve(config)))[0], cache.Cached)
