@@ -103,7 +103,7 @@ class Photos:
             self.data = open_data(self.config)
         self.per_epoch = loader.steps_per_epoch(self.config, self.data.train)
         self.student = make_student(self.config, self.data.train.num_classes)
-        self.weights = load_init(self.config, self.student, self.data.train.class_names).weights
+        self.weights = load_init(self.config, self.student, self.data.train.class_names)[0]
         self.mesh = sharding.make_mesh(jax.local_devices()[:1])
         self.config.data.eval_batch_size = 500
         batches = loader.eval_batches(self.config, self.data.evaluation, size=self.student.img_size)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
 from deit_jax.config.recipes import has_teacher
-from deit_jax.data import batch
+from deit_jax.data.batch import teacher_entries, train_entries
 from deit_jax.distill.teacher import Teacher, live_teacher, stored_teacher, teacher_models
 from deit_jax.runtime import sharding
 from deit_jax.runtime.flops import count_flops
@@ -22,11 +22,6 @@ class Step(NamedTuple):
     state: TrainState
     batch: dict
     teacher_arrays: list
-
-
-def abstract_batch(config: Config, img_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch of a resolved config."""
-    return batch.abstract(batch.train_entries(img_size) | batch.teacher_entries(config), config.batch_size)
 
 
 def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teacher | None:
@@ -56,7 +51,8 @@ def abstract_step(config: Config, mesh: Mesh | None = None) -> Step:
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     program = make_program(student, predict, config, per_epoch, mesh)
     place = lambda tree, where: jax.tree.map(lambda x: x.update(sharding=where), tree)
-    batch = place(abstract_batch(config, student.img_size), sharding.batch_sharding(mesh))
+    batch = train_entries(student.img_size, config.batch_size) | teacher_entries(config, config.batch_size)
+    batch = place(batch, sharding.batch_sharding(mesh))
     return Step(program.step, program.abstract_state, batch, place(arrays, sharding.replicated(mesh)))
 
 

@@ -14,7 +14,7 @@ from deit_jax import models
 from deit_jax.abstract_step import abstract_teacher, step_flops
 from deit_jax.augment import augment_train
 from deit_jax.config import Config, validate
-from deit_jax.data.batch import teacher_entries, train_entries
+from deit_jax.data.batch import teacher_entries, train_entries, zeros
 from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import forward_flops, head_logits
 from deit_jax.randomness import purpose_key
@@ -30,8 +30,7 @@ if TYPE_CHECKING:  # the data packages are optional
 def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
     """This process's rows of a training batch of noise, on the host; with a teacher's labels where these are stored."""
     rng, rows = np.random.default_rng(seed), config.batch_size // jax.process_count()
-    entries = train_entries(student.img_size) | teacher_entries(config)
-    batch = {name: np.zeros((rows, *entry.shape), entry.dtype) for name, entry in entries.items()}
+    batch = zeros(train_entries(student.img_size, rows) | teacher_entries(config, rows))
     batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
     batch["label"] = rng.integers(0, student.num_classes, rows, np.int32)
     batch["index"] = np.arange(rows, dtype=np.int32)

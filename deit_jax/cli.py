@@ -10,7 +10,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deit_jax.command import command
-from deit_jax.config import SETTINGS, Config, default_config, flat, resolve, validate
+from deit_jax.config import SETTINGS, default_config, flat, resolve, validate
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory, storage
 from deit_jax.version import __version__
@@ -175,7 +175,12 @@ def run_mode(given: flags.FlagValues) -> None:
     config = resolve(given.config, given=overrides)
     validate(config, num_devices=jax.device_count())
     if mode in ("train", "label", "ablate"):
-        config = with_normalization(config, workdir, overrides)
+        from deit_jax.data.sources import check_root
+        from deit_jax.weights.load import adopt_normalization
+
+        check_root(config.data.root)  # before weights are read, which may come from a hub
+        config = adopt_normalization(config, workdir, overrides)
+        validate(config)
     if mode == "train":
         from deit_jax.experiment import chain, run
 
@@ -200,18 +205,3 @@ def run_mode(given: flags.FlagValues) -> None:
         from deit_jax.data.tools.show import show
 
         show(config, output or "augmented.png", given.step)
-
-
-def with_normalization(config: Config, workdir: str, overrides: dict) -> Config:
-    """The config with the normalization that its initial weights record, unless the command line sets it."""
-    if not config.init:
-        return config
-    from deit_jax.data.sources import check_root
-    from deit_jax.weights.load import adopt_normalization
-
-    check_root(config.data.root)  # before weights are read, which may come from a hub
-    adopted = adopt_normalization(config, workdir, overrides)
-    if adopted is not config:
-        print(f"images are normalized as for {config.init}: mean {adopted.augment.mean}, std {adopted.augment.std}")
-        validate(adopted)
-    return adopted

@@ -11,7 +11,6 @@ trained (distilled DeiT-B at 384 px, 85.2 %), which the released code leaves to 
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -28,7 +27,7 @@ from deit_jax.train.run import Data, open_data, open_run, open_teacher
 from deit_jax.train.step import make_student
 
 
-def run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
+def run(config: Config, workdir: str | Path, data: Data | None = None) -> dict[str, dict]:
     """Train what `config` describes: the teacher where it is trained here, the plain student for comparison where
     `train_baseline` asks for it, the student; then write the report.
 
@@ -37,7 +36,6 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
         workdir: folder of the student's run; the others are in its `teacher` and `plain`. Several starts of the same
             command resume where the last one ended.
         data: the images, opened already; None opens them.
-        options: of `open_run`, for the student.
 
     Returns {"teacher", "plain", "student"}: the evaluations of what was trained, as `train` returns them.
 
@@ -46,14 +44,14 @@ def run(config: Config, workdir: str | Path, data: Data | None = None, **options
         Interrupted: a signal came, and the state is saved.
     """
     begun = time.perf_counter()
-    student = open_run(config, workdir, data, **options)
+    student = open_run(config, workdir, data)
     first = jax.process_index() == 0
     with hold_folder(student.folder):
         results = {}
         teacher_folder, results["teacher"] = train_teacher(config, student.folder, student.data)
         if config.train_baseline:
-            options = {"title": PLAIN_STUDENT, "command_folder": student.folder}
-            results["plain"] = train_run(plain_config(config), student.folder / "plain", student.data, **options)
+            plain = student.folder / "plain"
+            results["plain"] = train_run(plain_config(config), plain, student.data, title=PLAIN_STUDENT)
         if teacher_folder:
             student = dataclasses.replace(
                 student, teacher=open_teacher(config, student.model, student.data, teacher_folder)
@@ -83,9 +81,7 @@ def chain(config: Config, workdir: str | Path) -> dict[str, dict]:
     loader.steps_per_epoch(then, data.train)
 
     results = {"train": run(first, workdir, data)}
-    results["finetune"] = run(
-        then, workdir / "finetune", data, lr_setting="finetune.lr", command_folder=workdir.absolute()
-    )
+    results["finetune"] = run(then, workdir / "finetune", data)
     if jax.process_index() == 0:
         write_chain_report(workdir, {"train": first, "finetune": then}, results, data.train.num_classes)
     return results

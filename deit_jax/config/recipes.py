@@ -88,7 +88,8 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     values, defaults, replaced = flat(config), flat(SETTINGS), REPLACED.get(config.recipe, {})
     free = {path for path in replaced if path not in given and values[path] == defaults[path].default}
     free -= {"epochs"} if config.steps else set()
-    config.update_from_flattened_dict({path: replaced[path] for path in free})
+    if free:
+        config.update_from_flattened_dict({path: replaced[path] for path in free})
     for path, value in flat(config).items():
         if isinstance(value, str) and "://" in value:
             parts = [storage.local_text(path, part) for part in value.split(",")]

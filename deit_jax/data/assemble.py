@@ -95,7 +95,7 @@ class TrainBatch:
             mix_group=augment.mix_group,
         )
         index, repeat = index[self.rows], repeat[self.rows]
-        out = batches.zeros(batches.train_entries(self.size), len(index))
+        out = batches.zeros(batches.train_entries(self.size, len(index)))
         out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
@@ -170,7 +170,7 @@ class EvalBatch:
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
         real = np.flatnonzero(indices < len(self.source))
         several = getattr(self.source, "several_labels", False)
-        out = batches.zeros(batches.eval_entries(self.size, several), len(indices))
+        out = batches.zeros(batches.eval_entries(self.size, len(indices), several))
         out["mask"][real] = 1
         if several:
             out["labels"][:] = -1

@@ -9,7 +9,7 @@ A label of -1 in an evaluation batch is that of an image that cannot be read and
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,51 +25,39 @@ MAX_LABELS = 32  # right labels that one image may have
 UNREADABLE = -1  # label of an evaluation image that cannot be read
 
 
-class Entry(NamedTuple):
-    """One array of a batch: its type and the shape of a row."""
-
-    dtype: type
-    shape: tuple[int, ...] = ()
+Entries = dict[str, jax.ShapeDtypeStruct]
 
 
-Entries = dict[str, Entry]
+def train_entries(size: int, rows: int) -> Entries:
+    """The arrays of a training batch of `rows` images of `size` pixels per side."""
+    numbers = dict.fromkeys(("label", "index", "epoch", "repeat"), jax.ShapeDtypeStruct((rows,), np.int32))
+    return {"image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8), **numbers}
 
 
-def train_entries(size: int) -> Entries:
-    """The arrays of a training batch of images of `size` pixels per side."""
-    numbers = {name: Entry(np.int32) for name in ("label", "index", "epoch", "repeat")}
-    return {"image": Entry(np.uint8, (size, size, 3)), **numbers}
-
-
-def teacher_entries(config: Any) -> Entries:
+def teacher_entries(config: Any, rows: int) -> Entries:
     """The arrays that stored teacher labels add to a training batch of a resolved config; {} where it reads none."""
     needed = OBJECTIVES[config.distill.kind].teacher
     if not config.distill.labels or needed is None:
         return {}
     if needed == "hard labels":
-        return {"teacher": Entry(np.int32)}
-    top = (config.label.k,)
-    return {"teacher": Entry(np.int32, top), "teacher_probability": Entry(np.float32, top)}
+        return {"teacher": jax.ShapeDtypeStruct((rows,), np.int32)}
+    index, probability = (jax.ShapeDtypeStruct((rows, config.label.k), kind) for kind in (np.int32, np.float32))
+    return {"teacher": index, "teacher_probability": probability}
 
 
-def eval_entries(size: int, several_labels: bool = False) -> Entries:
-    """The arrays of an evaluation batch of images of `size` pixels per side."""
+def eval_entries(size: int, rows: int, several_labels: bool = False) -> Entries:
+    """The arrays of an evaluation batch of `rows` images of `size` pixels per side."""
     entries = {
-        "image": Entry(np.uint8, (size, size, 3)),
-        "label": Entry(np.int32),
-        "mask": Entry(np.float32),
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((rows,), np.int32),
+        "mask": jax.ShapeDtypeStruct((rows,), np.float32),
     }
-    return entries | ({"labels": Entry(np.int32, (MAX_LABELS,))} if several_labels else {})
+    return entries | ({"labels": jax.ShapeDtypeStruct((rows, MAX_LABELS), np.int32)} if several_labels else {})
 
 
-def zeros(entries: Entries, rows: int) -> Batch:
+def zeros(entries: Entries) -> Batch:
     """A batch of zeros on the host."""
-    return {name: np.zeros((rows, *entry.shape), entry.dtype) for name, entry in entries.items()}
-
-
-def abstract(entries: Entries, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and types of a batch of `rows`, for compiling without data."""
-    return {name: jax.ShapeDtypeStruct((rows, *entry.shape), entry.dtype) for name, entry in entries.items()}
+    return {name: np.zeros(entry.shape, entry.dtype) for name, entry in entries.items()}
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import itertools
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Data, Run, load_init, open_run
 from deit_jax.train.step import Program, TrainState, make_program
 
+LOWER_LR = "lower --config.optimizer.lr (a teacher's teacher.lr, fine-tuning's finetune.lr) in a new --workdir"
 PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
 STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
 
@@ -47,7 +47,7 @@ def train(run: Run) -> dict[str, dict]:
     predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
     program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
     teacher_arrays = jax.device_put(arrays, sharding.replicated(run.mesh))
-    due, rollbacks, results, pending = functools.partial(is_due, run), 0, None, collections.deque()
+    rollbacks, results, pending = 0, None, collections.deque()
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
@@ -62,7 +62,7 @@ def train(run: Run) -> dict[str, dict]:
             loader.check_headers(config, run.data.evaluation)
 
         while not stop.requested:
-            if due(config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
+            if is_due(run, config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
                 results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total or stop.requested:  # the next start evaluates first what was interrupted here
                 break
@@ -82,7 +82,7 @@ def train(run: Run) -> dict[str, dict]:
                 step = int(state.step)
                 stream.close()
                 stream = training_batches(run, step + int(state.offset), broken)
-            elif due(config.checkpoint.every, step):
+            elif is_due(run, config.checkpoint.every, step):
                 save(run, state, checkpoints, log)
 
         if step < total:
@@ -95,7 +95,7 @@ def train(run: Run) -> dict[str, dict]:
         if int(state.nonfinite["total"]) >= total:
             raise UserError(
                 f"{run.title} has learned nothing: the loss or gradients of all {total} steps were not finite: check"
-                f" --config.augment.mean and --config.augment.std, or {lower_lr(run)}"
+                f" --config.augment.mean and --config.augment.std, or {LOWER_LR}"
             )
         log.end()
     return results
@@ -136,8 +136,7 @@ def is_due(run: Run, every: int, step: int) -> bool:
 
 def initial_weights(run: Run) -> dict | None:
     """Initial weights of a run without a usable checkpoint; a resumed run has not loaded them yet."""
-    init = run.init if run.init.weights else load_init(run.config, run.model, run.data.train.class_names)
-    return init.weights
+    return run.init or load_init(run.config, run.model, run.data.train.class_names)[0]
 
 
 def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> TrainState:
@@ -152,7 +151,7 @@ def begin_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
     step, config = int(state.step), run.config
     log = Log(run, step, evaluated=checkpoints.scored(step), losses=checkpoints.meta(step).get("interval_losses", []))
     teachers = run.teacher.models if run.teacher else ()
-    changes = [*run.init.notes, *(note for model in teachers for note in model.notes)]
+    changes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
     plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
     log.begin(state.params, changes + plan)
     return log
@@ -213,7 +212,7 @@ def roll_back(
     if rollbacks > run.config.stability.rollbacks:
         raise UserError(
             f"{run.title} diverges: {int(state.nonfinite['in_row'])} non-finite steps in a row at step {step}, after"
-            f" {rollbacks - 1} roll-backs: {lower_lr(run)}"
+            f" {rollbacks - 1} roll-backs: {LOWER_LR}"
         )
     to = checkpoints.last_good()
     checkpoints.discard_after(to or 0)
@@ -228,15 +227,6 @@ def roll_back(
     return back
 
 
-def lower_lr(run: Run) -> str:
-    """How to begin a run again with a lower learning rate."""
-    lower = f"{run.config.optimizer.lr / 4:g}"
-    return (
-        f"lower --config.{run.lr_setting}, in a new folder: the same command with --config.{run.lr_setting}={lower}"
-        f" --workdir={run.workdir}-lr{lower}"
-    )
-
-
 def train_run(config: Config, workdir: str | Path, data: Data | None = None, **options: Any) -> dict[str, dict]:
     """Open a run and train it; arguments as `open_run`, result and errors as `train`."""
     return train(open_run(config, workdir, data, **options))
@@ -247,5 +237,4 @@ def train_teacher(config: Config, workdir: Path, data: Data | None = None) -> tu
     if not trains_teacher(config):
         return "", None
     folder = workdir / "teacher"
-    options = {"title": "teacher", "lr_setting": "teacher.lr", "command_folder": workdir}
-    return str(folder), train_run(teacher_config(config), folder, data, **options)
+    return str(folder), train_run(teacher_config(config), folder, data, title="teacher")

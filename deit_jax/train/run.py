@@ -52,21 +52,6 @@ class Normalization(TypedDict):
     std: tuple[float, ...]
 
 
-class Init(NamedTuple):
-    """Weights a run starts from.
-
-    Attributes:
-        weights: {"params", "batch_stats"} on the host, fitted to the student; None draws them from the seed.
-        notes: what was changed to fit, a line each.
-    """
-
-    weights: dict | None = None
-    notes: tuple[str, ...] = ()
-
-
-NO_INIT = Init()
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A config, resolved into what it means.
@@ -80,9 +65,8 @@ class Run:
         steps_per_epoch, total_steps: its length.
         teacher: what the student is distilled from; None without distillation, or until its teacher is trained.
         labels: the teacher's stored labels by step, or None.
-        init: what it starts from where `folder` holds no checkpoint.
-        lr_setting, command_folder: the setting of its learning rate and the --workdir (None: `folder`) in the command
-            that started it, for messages.
+        init: weights it starts from, {"params", "batch_stats"} on the host; None where it resumes, or draws them.
+        init_notes: what was changed to fit them, a line each.
     """
 
     title: str
@@ -94,9 +78,8 @@ class Run:
     total_steps: int
     teacher: Teacher | None = None
     labels: StoredLabels | None = None
-    init: Init = NO_INIT
-    lr_setting: str = "optimizer.lr"
-    command_folder: Path | None = None
+    init: dict | None = None
+    init_notes: Sequence[str] = ()
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -107,11 +90,6 @@ class Run:
     def sharded_model(self) -> Student:
         """The model with its computation split over these devices."""
         return self.model.on(self.mesh)
-
-    @property
-    def workdir(self) -> Path:
-        """The --workdir of the command that started the run."""
-        return self.command_folder or self.folder
 
     @property
     def normalization(self) -> Normalization:
@@ -136,7 +114,6 @@ def open_run(
     *,
     title: str = "student",
     teacher_init: str = "",
-    **more: Any,
 ) -> Run:
     """Resolve a config into a run, with everything that can be wrong with it found before anything is written.
 
@@ -146,7 +123,6 @@ def open_run(
         data: opened already; None opens it.
         title: of the run in its log.
         teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none.
-        more: other fields of `Run`.
 
     Raises:
         UserError: bad input.
@@ -155,12 +131,12 @@ def open_run(
     data = data or open_data(config)
     student, teacher = open_models(config, data, teacher_init)
     begun = find_step(storage.as_path(workdir)) is not None  # then it needs no weights to start from
-    init = NO_INIT if begun else load_init(config, student, data.train.class_names)
+    init, notes = (None, []) if begun else load_init(config, student, data.train.class_names)
     per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
     labels = open_labels(config, data.train, student.img_size, total) if has_teacher(config) else None
     folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint, file_names(data.train))
-    return Run(title, config, folder, data, student, per_epoch, total, teacher, labels, init, **more)
+    return Run(title, config, folder, data, student, per_epoch, total, teacher, labels, init, notes)
 
 
 def open_models(config: Config, data: Data, teacher_init: str = "") -> tuple[Student, Teacher | None]:
@@ -219,13 +195,16 @@ def check_teacher_training(config: Config, num_classes: int) -> None:
     make_student(teacher, num_classes)
 
 
-def load_init(config: Config, student: Student, class_names: Sequence[str] | None = None) -> Init:
-    """The weights that `config.init` names, fitted to the student. Raises UserError where they do not fit.
+def load_init(
+    config: Config, student: Student, class_names: Sequence[str] | None = None
+) -> tuple[dict | None, list[str]]:
+    """(the weights that `config.init` names, fitted to the student, or None; what was changed to fit, a line each).
 
-    class_names: of the data, by label; the heads' outputs are brought into their order.
+    class_names: of the data, by label; the heads' outputs are brought into their order. Raises UserError where the
+    weights do not fit.
     """
     if not config.init:
-        return NO_INIT
+        return None, []
     weights = load_weights(config.init, name=config.model.name)
     params, batch_stats, notes = fit_weights(weights, student.build, class_names=class_names)
     ours = tuple(config.augment.mean), tuple(config.augment.std)
@@ -234,7 +213,7 @@ def load_init(config: Config, student: Student, class_names: Sequence[str] | Non
             f"images are normalized with mean {ours[0]}, std {ours[1]}: the weights were trained with {weights.mean},"
             f" {weights.std} (--config.augment.mean=, --config.augment.std=)"
         )
-    return Init({"params": params, "batch_stats": batch_stats}, tuple(notes))
+    return {"params": params, "batch_stats": batch_stats}, notes
 
 
 FILES = "images.txt.gz"

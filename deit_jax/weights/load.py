@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.resources
-import json
 import logging
 import math
 import os
@@ -21,7 +20,15 @@ from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
 from deit_jax.weights.library_configs import CLIP_MEAN, CLIP_STD, HALF, read_configuration
-from deit_jax.weights.metadata import Conventions, Metadata, from_checkpoint, from_header, given_size, reading
+from deit_jax.weights.metadata import (
+    Conventions,
+    Metadata,
+    from_checkpoint,
+    from_header,
+    given_size,
+    read_object,
+    reading,
+)
 from deit_jax.weights.names import COUNTER, HEADS, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
 from deit_jax.weights.weight_files import Tensors, is_weight_file, open_file, weight_file
 
@@ -268,7 +275,7 @@ def view_of(weights: Weights, size: int, *, crop: float | None = None, interpola
 
 
 def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[str] = ()):
-    """The config with `augment.mean` and `.std` of the weights that `config.init` names.
+    """The config with `augment.mean` and `.std` of the weights that `config.init` names, which is printed.
 
     Args:
         config: resolved.
@@ -281,21 +288,16 @@ def adopt_normalization(config, workdir: str | Path = "", explicit: Collection[s
     is_set = ours != (IMAGENET_MEAN, IMAGENET_STD) or {"augment.mean", "augment.std"} & set(explicit)
     if not config.init or is_set:
         return config
-    theirs = recorded_normalization(workdir)
-    if theirs is None:
-        _, metadata = open_source(config.init)
+    record = storage.as_path(workdir or ".") / "config.json"
+    if workdir and record.exists():
+        recorded = read_object(record)
+        theirs = tuple(recorded.get("augment.mean", ())), tuple(recorded.get("augment.std", ()))
+    else:
+        metadata = open_source(config.init)[1]
         theirs = metadata.mean, metadata.std
     if not all(theirs) or theirs == ours:
         return config
     config = config.copy_and_resolve_references()
     config.augment.mean, config.augment.std = theirs
+    print(f"images are normalized as for {config.init}: mean {theirs[0]}, std {theirs[1]}")
     return config
-
-
-def recorded_normalization(workdir: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation in the record of a run that has begun in `workdir`, else None."""
-    try:
-        recorded = json.loads((storage.as_path(workdir) / "config.json").read_text()) if workdir else {}
-        return tuple(recorded["augment.mean"]), tuple(recorded["augment.std"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # none has begun; a damaged record is told where the folder is claimed

@@ -9,7 +9,7 @@ from PIL import Image
 
 from deit_jax.config import default_config, resolve
 from deit_jax.data import images, loader, sources
-from deit_jax.data.batch import abstract, eval_entries, train_entries
+from deit_jax.data.batch import eval_entries, train_entries
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
@@ -115,10 +115,10 @@ def test_processes_share_the_global_batch(source, processes):
 def test_batches_are_what_their_definition_says(source):
     made = take(1, settings(), source)[0]
     shapes = {name: (array.shape, array.dtype) for name, array in made.items()}
-    assert shapes == {name: (x.shape, x.dtype) for name, x in abstract(train_entries(SIZE), 16).items()}
+    assert shapes == {name: (x.shape, x.dtype) for name, x in train_entries(SIZE, 16).items()}
     held = next(loader.eval_batches(settings(), source, size=SIZE))
     shapes = {name: (array.shape, array.dtype) for name, array in held.items()}
-    assert shapes == {name: (x.shape, x.dtype) for name, x in abstract(eval_entries(SIZE), 16).items()}
+    assert shapes == {name: (x.shape, x.dtype) for name, x in eval_entries(SIZE, 16).items()}
 
 
 def test_seeds_differ(source):

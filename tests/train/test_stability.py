@@ -84,9 +84,8 @@ def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path, monkeypatch)
     config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
     with pytest.raises(UserError, match=r"diverges: 3 non-finite steps in a row at step 3, after 2 roll-b") as error:
         train(config, tmp_path / "run")
-    new = f"the same command with --config.optimizer.lr=0.000125 --workdir={tmp_path / 'run'}-lr0.000125"
-    assert "lower --config.optimizer.lr" in str(error.value)
-    assert str(error.value).endswith(new), "a command that this workdir does not refuse"
+    assert ": lower --config.optimizer.lr (" in str(error.value)
+    assert str(error.value).endswith(" in a new --workdir"), "this one would refuse another learning rate"
     rolled = [(r["rolled_back_from"], r["step"]) for r in read_log(tmp_path / "run") if "rolled_back_from" in r]
     assert rolled == [(3, 0), (3, 0)], "before the first checkpoint it begins again"
 
@@ -95,9 +94,8 @@ def test_a_run_without_one_finite_step_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "labels").mkdir()
     config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
     config.steps, config.stability.patience = 3, 100
-    with pytest.raises(UserError, match="all 3 steps were not finite: check --config.augment.mean") as error:
+    with pytest.raises(UserError, match="all 3 steps were not finite: check --config.augment.mean"):
         train(config, tmp_path / "run")
-    assert str(error.value).endswith(f"--config.optimizer.lr=0.000125 --workdir={tmp_path / 'run'}-lr0.000125")
 
 
 @pytest.mark.parametrize(
