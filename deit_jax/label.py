@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from deit_jax.augment import augment_train
 from deit_jax.config import Config
-from deit_jax.config.recipes import has_teacher
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
@@ -108,8 +107,8 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     """
     config = config.copy_and_resolve_references()
     config.distill.labels = ""
-    if not has_teacher(config):
-        raise UserError(f"distill.kind is {config.distill.kind}: without a teacher there is nothing to label with")
+    if not OBJECTIVES[config.distill.kind].labels:
+        raise UserError(f"distill.kind is {config.distill.kind}: it has no teacher whose labels could be stored")
     folder = storage.as_path(workdir)
     data = open_data(config)
     source = data.train

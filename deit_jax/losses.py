@@ -1,10 +1,12 @@
 """Cross-entropy with hard, smoothed or mixed targets, and the table of training objectives (paper, section 4).
 
 An objective (`distill.kind`) is one entry of `OBJECTIVES`: the class head learns the true labels, and the distillation
-head what the entry's term says. Everything else that depends on the objective is read from its entry.
+head what the entry's term says. Everything else that depends on the objective is read from its entry. One of the user's
+own is an `Objective` in a module of theirs, which `distill.kind=package.module:name` adds (examples/own_objective.py).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -15,12 +17,14 @@ from jaxtyping import Array, Float, Integer
 
 from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError, nearest
+from deit_jax.own import own_part
 
 NORMALIZATIONS = ("paper", "released")
 
 Labels = Integer[AnyArray, "batch"]
 Distributions = Float[AnyArray, "batch classes"]  # logits or probabilities
-TeacherOutput = Float[AnyArray, "batch teacher_classes"] | Labels  # logits, or hard labels
+Features = dict[str, Float[AnyArray, "batch _ dim"]]  # of the tokens "class" (one) and "patches"
+TeacherOutput = Float[AnyArray, "batch teacher_classes"] | Labels | Features  # logits, hard labels, features
 
 
 class TermInputs(NamedTuple):
@@ -28,10 +32,11 @@ class TermInputs(NamedTuple):
 
     Attributes:
         student: logits of the distillation head, or of the class head where the model has no other.
-        teacher: the teacher's logits or hard labels; None without a teacher.
+        teacher: the teacher's logits, hard labels or features; None without a teacher.
         targets: true labels as probabilities, smoothed and mixed as for the class head; None where there are none.
         tau: temperature of both softmaxes.
         normalization: what a sum of KL divergences is divided by, see `soft_term`.
+        features: the student's, projected to the teacher's width, for objectives that learn these; else {}.
     """
 
     student: Distributions
@@ -39,6 +44,7 @@ class TermInputs(NamedTuple):
     targets: Distributions | None
     tau: float
     normalization: str
+    features: Features
 
 
 def soft_targets(labels: Labels, num_classes: int, label_smoothing: float = 0.0) -> Float[Array, "batch {num_classes}"]:
@@ -82,7 +88,7 @@ def binary_cross_entropy(
 CLASS_LOSSES = {"softmax": cross_entropy, "sigmoid": binary_cross_entropy}  # by `class_loss`
 
 
-def hard_labels(teacher: TeacherOutput) -> Integer[Array, "batch"]:
+def hard_labels(teacher: Distributions | Labels) -> Integer[Array, "batch"]:
     """The class that the teacher predicts for each image; -1, which is no class, where its logits are not numbers."""
     if teacher.ndim == 1:
         return jnp.asarray(teacher)
@@ -91,7 +97,7 @@ def hard_labels(teacher: TeacherOutput) -> Integer[Array, "batch"]:
 
 def hard_term(x: TermInputs) -> Float[Array, ""]:
     """Cross-entropy with the teacher's hard labels, never smoothed (Eq. 3)."""
-    assert x.teacher is not None
+    assert not isinstance(x.teacher, dict | None)
     return cross_entropy(x.student, hard_labels(x.teacher))
 
 
@@ -101,7 +107,7 @@ def soft_term(x: TermInputs) -> Float[Array, ""]:
     The sum of the divergences is divided by B ("paper"), or by B x classes ("released": weaker by the number of
     classes).
     """
-    assert x.teacher is not None
+    assert not isinstance(x.teacher, dict | None)
     p = jax.nn.log_softmax(x.teacher.astype(jnp.float32) / x.tau)
     q = jax.nn.log_softmax(x.student / x.tau)
     # a stored top-k teacher has classes of probability 0, log -inf: their term is 0; a teacher's NaN stays one
@@ -115,6 +121,23 @@ def label_term(x: TermInputs) -> Float[Array, ""]:
     return cross_entropy(x.student, x.targets)
 
 
+def cosine_distance(student: Float[Array, "... width"], teacher: Float[Array, "... width"]) -> Float[Array, ""]:
+    """Mean over the tokens of 1 - cosine."""
+    return optax.losses.cosine_distance(student, teacher, epsilon=1e-6).mean()
+
+
+def smooth_l1(student: Float[Array, "... width"], teacher: Float[Array, "... width"]) -> Float[Array, ""]:
+    """Mean over the numbers of d^2 / 2 where |d| < 1, else |d| - 1/2 (Girshick 2015)."""
+    return optax.losses.huber_loss(student, teacher).mean()
+
+
+def features_term(x: TermInputs, distance: Callable) -> Float[Array, ""]:
+    """The distance of the student's projected features from the teacher's: the class token's and the patches' mean,
+    each counting half where both are learned."""
+    assert isinstance(x.teacher, dict)
+    return jnp.stack([distance(x.features[kind], found) for kind, found in x.teacher.items()]).mean()
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """One training objective.
@@ -122,21 +145,21 @@ class Objective:
     Attributes:
         title: its name in reports.
         term: the distillation head's loss; None: the class head alone is trained.
-        teacher: what the term needs of a teacher: nothing (None), its hard labels, or its logits.
+        teacher: what the term needs of a teacher: nothing (None), its hard labels, logits, or features.
         two_heads: whether the student must have a distillation head.
         settings: {recipe: {setting: value}} where it differs from the recipe's value for all objectives.
     """
 
     title: str
     term: Callable[[TermInputs], Float[Array, ""]] | None = None
-    teacher: Literal["hard labels", "logits"] | None = None
+    teacher: Literal["hard labels", "logits", "features"] | None = None
     two_heads: bool = False
     settings: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> str:
-        """The kind of label store it reads (`label.kind`): the k most probable classes, or hard labels alone."""
-        return "topk" if self.teacher == "logits" else "hard"
+        """The kind of label store it reads (`label.kind`): the k most probable classes, hard labels alone, or none."""
+        return {"logits": "topk", "hard labels": "hard"}.get(self.teacher or "", "")
 
 
 # The paper gives lambda and tau for soft distillation; the released code has one default for both kinds.
@@ -152,7 +175,21 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "hard": Objective("hard distillation", hard_term, teacher="hard labels"),
     "second_cls": Objective("cross-entropy of two heads", label_term, two_heads=True),
+    "features": Objective(
+        "feature distillation", functools.partial(features_term, distance=cosine_distance), teacher="features"
+    ),
+    "features_l1": Objective(
+        "feature distillation by smooth L1", functools.partial(features_term, distance=smooth_l1), teacher="features"
+    ),
 }
+
+
+def add_objective(name: str) -> None:
+    """Add the `Objective` that `package.module:name` is to the table, under that name. Raises UserError."""
+    with own_part("distill.kind", name) as entry:
+        if not isinstance(entry, Objective):
+            raise UserError(f"distill.kind {name} is a {type(entry).__name__}: give a deit_jax.losses.Objective")
+    OBJECTIVES[name] = entry
 
 
 def distillation_terms(
@@ -166,6 +203,7 @@ def distillation_terms(
     label_smoothing: float = 0.0,
     alpha: float = 0.5,
     class_loss: str = "softmax",
+    features: Features | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """The unweighted terms of the training objective.
 
@@ -181,6 +219,7 @@ def distillation_terms(
         label_smoothing: of the class head's targets where these are labels.
         alpha: weight of the second term: at 0 and 1 the term whose weight is 0 is not computed.
         class_loss: a key of `CLASS_LOSSES`, for the class head.
+        features: the student's, where the objective learns the teacher's, which are then `teacher_logits`.
 
     Returns {"class_loss"}, and "distillation_loss" where the objective has a second term.
 
@@ -205,9 +244,11 @@ def distillation_terms(
     classes = student.shape[-1]
     if objective.teacher is not None:
         check_teacher_output(kind, objective, teacher_logits, classes)
+    if objective.teacher == "features" and features is None:
+        raise UserError(f"distill.kind '{kind}' needs features of the student's: give them, projected")
     if targets is not None and targets.ndim == 1:
         targets = soft_targets(targets, classes, label_smoothing)
-    inputs = TermInputs(student, teacher_logits, targets, tau, normalization)
+    inputs = TermInputs(student, teacher_logits, targets, tau, normalization, features or {})
     return terms | {"distillation_loss": objective.term(inputs)}
 
 
@@ -215,6 +256,8 @@ def check_teacher_output(kind: str, objective: Objective, teacher: TeacherOutput
     """Raise UserError where a teacher's output is not what the objective needs. classes: the student's."""
     if teacher is None:
         raise UserError(f"distillation kind '{kind}' needs teacher_logits: give them, or use kind='none'")
+    if isinstance(teacher, dict):
+        return
     if teacher.ndim == 2 and teacher.shape[-1] != classes:
         raise UserError(
             f"the teacher has {teacher.shape[-1]} classes, the student {classes}: both must have the same classes"
@@ -256,8 +299,8 @@ def distillation_loss(
 def teacher_agreement(
     cls_logits: Distributions, dist_logits: Distributions | None, teacher: TeacherOutput | None
 ) -> dict[str, Float[Array, ""]]:
-    """Fraction of the images for which each head predicts the teacher's hard label; {} without a teacher."""
-    if teacher is None:
+    """Fraction of the images for which each head predicts the teacher's hard label; {} without such a teacher."""
+    if teacher is None or isinstance(teacher, dict):
         return {}
     heads = {"cls_agreement": cls_logits} | ({} if dist_logits is None else {"dist_agreement": dist_logits})
     return {name: (logits.argmax(-1) == hard_labels(teacher)).mean() for name, logits in heads.items()}

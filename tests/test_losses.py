@@ -9,6 +9,7 @@ import pytest
 from helpers import AS_USERS
 from seeded import GOLDEN
 
+from deit_jax.config import default_config, resolve, validate
 from deit_jax.errors import UserError
 from deit_jax.losses import (
     OBJECTIVES,
@@ -120,7 +121,7 @@ def test_bad_input(drawn, options, message):
         distillation_loss(cls, dist, labels, **({"teacher_logits": teacher} | options))
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", [kind for kind, one in OBJECTIVES.items() if one.teacher != "features"])
 def test_terms_add_up_to_the_loss(drawn, kind):
     cls, dist, teacher, labels = drawn
     terms = distillation_terms(cls, dist, labels, teacher, kind=kind, tau=2.0)
@@ -138,6 +139,25 @@ def test_agreement_is_the_fraction_of_equal_predictions():
     assert teacher_agreement(cls, dist, teacher) == {"cls_agreement": 0.5, "dist_agreement": 0.75}
     assert teacher_agreement(cls, None, teacher.argmax(-1)) == {"cls_agreement": 0.5}
     assert teacher_agreement(cls, dist, None) == {}
+
+
+def test_an_objective_of_ones_own_is_named_by_its_module(drawn):
+    cls, _, teacher, labels = drawn
+    kind = "examples.own_objective:squared_error"
+    config = default_config()
+    config.distill.kind = kind
+    validate(resolve(config))
+    found = distillation_loss(cls, None, labels, teacher, kind, alpha=1.0)
+    assert OBJECTIVES.pop(kind).title == "squared error of the logits"
+    np.testing.assert_allclose(found, np.square(np.asarray(cls) - teacher).mean(), rtol=1e-6)
+    for name, message in (
+        ("examples.own_objective:squared", r"has no 'squared' \(did you mean squared_error\?\)"),
+        ("examples.own_objective:jnp", "is a module: give a deit_jax.losses.Objective"),
+        ("nowhere.at_all:x", "cannot be imported: No module named 'nowhere'"),
+    ):
+        config.distill.kind = name
+        with pytest.raises(UserError, match=message):
+            resolve(config)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

@@ -82,10 +82,16 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
             f" {config.augment.label_smoothing}: use --config.augment.label_smoothing=0.0"
         )
     objective = OBJECTIVES[config.distill.kind]
-    if objective.term is None and "_distilled" in config.model.name:
+    features = objective.teacher == "features"
+    if (objective.term is None or features) and "_distilled" in config.model.name:
         raise UserError(
             f"distill.kind {config.distill.kind} leaves the distillation head of {config.model.name} untrained: use "
             f"--config.model.name={config.model.name.replace('_distilled', '')}, or kind second_cls"
+        )
+    if features and (config.distill.labels or config.finetune.labels):
+        raise UserError(
+            f"distill.kind {config.distill.kind} learns a teacher's features, which no store holds: leave out"
+            " --config.distill.labels and --config.finetune.labels"
         )
     if objective.term is not None and config.distill.alpha in (0, 1) and "_distilled" in config.model.name:
         head = "class" if config.distill.alpha else "distillation"

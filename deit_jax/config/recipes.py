@@ -6,7 +6,8 @@ from typing import Any
 
 from deit_jax.config.settings import SETTINGS, Config, default_config, flat
 from deit_jax.errors import UserError, nearest
-from deit_jax.losses import OBJECTIVES
+from deit_jax.losses import OBJECTIVES, add_objective
+from deit_jax.own import is_own
 from deit_jax.runtime import storage
 
 # Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
@@ -73,13 +74,16 @@ def value_of(recipe: str, path: str, kind: str) -> Any:
 
 def resolve(config: Config, given: Collection[str] = ()) -> Config:
     """A copy in which every setting left to the recipe has the recipe's value, and every `file://` address is the path
-    that it means. Raises UserError for unknown recipes, and for other addresses than `gs://`.
+    that it means; an objective of the user's own is in the table then. Raises UserError for unknown recipes, and for
+    other addresses than `gs://`.
 
     given: settings that a recipe of `REPLACED` leaves even where they equal the default: those of the command line.
     """
     if config.recipe not in RECIPES:
         hint = nearest(config.recipe, NAMES)
         raise UserError(f"recipe is '{config.recipe}'{hint}: use one of {', '.join(NAMES)}")
+    if is_own(config.distill.kind) and config.distill.kind not in OBJECTIVES:
+        add_objective(config.distill.kind)
     config = config.copy_and_resolve_references()
     for path in TABLE:
         group, name = path.split(".")

@@ -9,6 +9,7 @@ config files work as everywhere; type checkers see the classes.
 
 import dataclasses
 import typing
+from collections.abc import Collection
 from typing import Any, Self
 
 from deit_jax.losses import OBJECTIVES
@@ -28,12 +29,12 @@ class Setting:
 
     default: Any
     doc: str
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     resumable: bool = False
     kind: type = object
 
 
-def setting(default: Any, doc: str, choices: tuple[str, ...] = (), *, resumable: bool = False) -> Any:
+def setting(default: Any, doc: str, choices: Collection[str] = (), *, resumable: bool = False) -> Any:
     """Declare a Setting; its annotation gives the type."""
     return Setting(default, doc, choices, resumable)
 
@@ -86,9 +87,12 @@ class Model(Group):
 
 
 class Distill(Group):
-    kind: str = setting("none", "objective, see deit_jax/losses.py", tuple(OBJECTIVES))
+    kind: str = setting("none", "objective, see deit_jax/losses.py; one's own: package.module:name", OBJECTIVES)
     alpha: float = setting(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
     tau: float = setting(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
+    tokens: str = setting(
+        "both", "features: those learned, the class token's, the patches', or both", ("class", "patches", "both")
+    )
     normalization: str = setting(
         None, "soft loss: mean over the batch (paper), or also over the classes (released)", ("paper", "released")
     )

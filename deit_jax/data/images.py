@@ -115,7 +115,8 @@ def simple_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fast: bool 
     """DeiT III's simple random crop: the short side resized to `size`, PAD pixels reflected beyond each edge, and `box`
     cut out of that, uint8 (size, size, 3). Arguments as `random_resized_crop`."""
     pixels, (top, left, *_) = decode(image), box
-    pixels = (fast_resize if fast else resize)(pixels, *with_short_side(*pixels.shape[:2], size))
+    height, width = with_short_side(pixels.shape[0], pixels.shape[1], size)
+    pixels = (fast_resize if fast else resize)(pixels, height, width)
     return np.pad(pixels, ((PAD, PAD), (PAD, PAD), (0, 0)), "reflect")[top : top + size, left : left + size]
 
 

@@ -1,14 +1,10 @@
 """A teacher of one's own: `teacher.name=package.module:function`, a function that returns an `OwnTeacher`.
 
-The module is imported from the working directory or where Python finds it, by the command whose settings name it and by
-no other: a run or a store that merely records the name loads nothing. See examples/own_teacher.py.
+See examples/own_teacher.py, and deit_jax/own.py for where it is imported from.
 """
 
 import dataclasses
 import functools
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deit_jax.errors import UserError, first_line, nearest
+from deit_jax.errors import UserError, first_line
+from deit_jax.own import own_part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,8 +23,9 @@ class OwnTeacher:
     """What the function that `teacher.name` names returns.
 
     Attributes:
-        predict: (arrays, images) → logits (batch, classes). The images are float32 (batch, size, size, 3), normalized
-            with `mean` and `std`.
+        predict: (arrays, images) → logits (batch, classes), or for feature distillation features (batch, width) or
+            (batch, 1 + patches, width), the class token's before those of the patches row by row. The images are
+            float32 (batch, size, size, 3), normalized with `mean` and `std`.
         arrays: a pytree of arrays, which every device holds; () for a function without any.
         size: of its images, in pixels per side.
         mean, std: normalization statistics per channel of pixels in 0..1.
@@ -54,7 +52,7 @@ class OwnModel(nnx.Module):
     def __init__(self, own: OwnTeacher, *, rngs: nnx.Rngs | None = None):
         leaves, self.structure = jax.tree.flatten(own.arrays)
         self.leaves = nnx.List([nnx.Param(leaf) for leaf in leaves])
-        self.predict = own.predict
+        self.predict, self.prefix_tokens = own.predict, 1
 
     def __call__(self, images: Float[Array, "batch height width 3"], train: bool = False) -> Any:
         arrays = jax.tree.unflatten(self.structure, [leaf.get_value() for leaf in self.leaves])
@@ -64,17 +62,18 @@ class OwnModel(nnx.Module):
         """(logits, None), as a model with one head."""
         return self(images), None
 
-
-def is_own(name: str) -> bool:
-    """Whether an entry of `teacher.name` is a function rather than a registered model."""
-    return ":" in name
+    def features(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens dim"]:
+        """The class token's features and the patches', as a ViT's."""
+        found = self(images)
+        return found[:, None] if found.ndim == 2 else found
 
 
 @functools.cache  # plans trace it more than once
-def open_own(name: str) -> tuple[OwnTeacher, int]:
-    """The teacher that `module:function` returns, and its number of classes, found by running it on two images.
+def open_own(name: str, features: bool = False) -> tuple[OwnTeacher, tuple[int, ...]]:
+    """The teacher that `module:function` returns, and the shape of its answer to an image, found by asking it for two.
 
-    Raises UserError for a function that is not there, and for a teacher that does not work.
+    features: whether that answer is features, (tokens, width), or logits, (classes,). Raises UserError for a function
+    that is not there, and for a teacher that does not work.
     """
     own = call_function(name)
     if not (isinstance(own.size, int) and own.size > 0 and len(own.mean) == len(own.std) == 3):
@@ -93,17 +92,21 @@ def open_own(name: str) -> tuple[OwnTeacher, int]:
     images = jnp.zeros((2, own.size, own.size, 3), jnp.float32)
     try:
         predict = own.predict if own.host else jax.jit(own.predict)
-        logits = np.asarray(predict(own.arrays, images), np.float32)
+        found = np.asarray(predict(own.arrays, images), np.float32)
     except Exception as error:  # of another's code, or of its library
         raise UserError(
             f"teacher {name} does not take images float32{list(images.shape)}: {type(error).__name__}:"
             f" {first_line(error)}"
         ) from error
-    if logits.ndim != 2 or len(logits) != 2:
-        raise UserError(f"teacher {name} returns shape {list(logits.shape)} for 2 images: it must be [2, classes]")
-    if not np.isfinite(logits).all():
-        raise UserError(f"the logits of teacher {name} are not finite: check its weights, mean and std")
-    return own, logits.shape[1]
+    if found.ndim not in ((2, 3) if features else (2,)) or len(found) != 2:
+        right = "[2, width] or [2, 1 + patches, width]" if features else "[2, classes]"
+        raise UserError(f"teacher {name} returns shape {list(found.shape)} for 2 images: it must be {right}")
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"the {'features' if features else 'logits'} of teacher {name} are not finite: check its weights, mean and"
+            " std"
+        )
+    return own, found.shape[1:] if found.ndim == 3 or not features else (1, *found.shape[1:])
 
 
 def has_numbers(leaf: Any) -> bool:
@@ -113,22 +116,8 @@ def has_numbers(leaf: Any) -> bool:
 
 def call_function(name: str) -> OwnTeacher:
     """What the function returns that `module:function` names; a tuple stands for the fields in their order."""
-    module_name, _, function_name = name.partition(":")
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name, None)
-        own = function() if callable(function) else None
-    except ImportError as error:
-        raise UserError(f"teacher {name} cannot be imported: {first_line(error)}") from error
-    finally:
-        sys.path.remove(folder)
-    if not callable(function):
-        names = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(
-            f"teacher {name}: {module_name} has no function '{function_name}'{nearest(function_name, names)}"
-        )
+    with own_part("teacher", name) as function:
+        own = function() if callable(function) else function
     if isinstance(own, tuple) and 5 <= len(own) <= len(dataclasses.fields(OwnTeacher)):
         own = OwnTeacher(*own)
     if not isinstance(own, OwnTeacher):

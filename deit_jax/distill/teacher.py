@@ -14,13 +14,15 @@ from deit_jax import models
 from deit_jax.classes.match import match_classes
 from deit_jax.config import Config
 from deit_jax.data.batch import DeviceBatch
-from deit_jax.distill.own_teacher import OwnModel, is_own, open_own
+from deit_jax.distill.own_teacher import OwnModel, open_own
 from deit_jax.errors import UserError
-from deit_jax.losses import OBJECTIVES, TeacherOutput
+from deit_jax.losses import OBJECTIVES, Features, TeacherOutput
+from deit_jax.models.vit import ViT
+from deit_jax.own import is_own
 from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.weights import fit_weights, load_weights, split_sources
 
-TeacherFunction = Callable[[Any, DeviceBatch], TeacherOutput]  # (arrays, batch) → logits or hard labels
+TeacherFunction = Callable[[Any, DeviceBatch], TeacherOutput]  # (arrays, batch) → logits, hard labels or features
 
 
 class TeacherModel(NamedTuple):
@@ -97,12 +99,15 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
     """A live teacher: it runs in the student's jit, in evaluation mode, on the student's augmented and mixed images.
 
     The returned function takes the models' arrays, [(params, batch_stats), …], so that none is a constant of the jitted
-    code, and returns logits (B, classes of the data). Several models' predictions are averaged as probabilities.
+    code, and returns logits (B, classes of the data), or features where the objective learns these. Several models'
+    predictions are averaged as probabilities.
     """
     mean, std = tuple(config.augment.mean), tuple(config.augment.std)
     graphdefs = [member.graphdef for member in members]
 
-    def logits(arrays: Sequence[Any], batch: DeviceBatch) -> Float[Array, "batch classes"]:
+    learns_features = OBJECTIVES[config.distill.kind].teacher == "features"
+
+    def output(arrays: Sequence[Any], batch: DeviceBatch) -> Float[Array, "batch classes"] | Features:
         images = jax.lax.stop_gradient(batch["image"])
         outputs = []
         for member, graphdef, (params, batch_stats) in zip(members, graphdefs, arrays, strict=True):
@@ -112,13 +117,45 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
                 view = (view * a + b - c) / d
             if view.shape[1] != member.size:
                 view = jax.image.resize(view, (len(view), member.size, member.size, 3), "bicubic")
-            output = nnx.merge(graphdef, params, batch_stats)(view)
-            outputs.append(output if member.outputs is None else output[:, member.outputs])
+            model = nnx.merge(graphdef, params, batch_stats)
+            if learns_features:
+                return token_features(model, view, config.distill.tokens)
+            found = model(view)
+            outputs.append(found if member.outputs is None else found[:, member.outputs])
         if len(outputs) == 1:
             return outputs[0]
         return jnp.log(jnp.stack([jax.nn.softmax(o) for o in outputs]).mean(0))
 
-    return logits
+    return output
+
+
+def token_features(model: Any, images: Float[Array, "batch height width 3"], tokens: str) -> Features:
+    """The features of a ViT's or an own teacher's class token, patches or both, float32."""
+    by_kind = ViT.by_kind(model, model.features(images).astype(jnp.float32))
+    return {kind: found for kind, found in by_kind.items() if tokens in (kind, "both")}
+
+
+def feature_width(config: Config, img_size: int, grid: int) -> int:
+    """The width of the features that a student of `img_size` pixels and grid x grid patches learns from its teacher.
+
+    Raises UserError for a teacher without tokens, several, or one whose patches are not those of the student.
+    """
+    name, size = config.teacher.name, config.teacher.img_size or img_size
+    if is_own(name):
+        (tokens, width), fix = open_own(name, features=True)[1], "return as many"
+        patches = tokens - 1
+    else:
+        module, defaults = models.find(name) if name and "," not in name else (None, {})
+        if module is not ViT:
+            raise UserError(f"teacher.name is '{name}': distill.kind {config.distill.kind} needs one ViT, or function")
+        patch, width = defaults.get("patch_size", 16), defaults["embed_dim"]
+        patches, fix = (size // patch) ** 2, f"give --config.teacher.img_size={grid * patch}"
+    if config.distill.tokens != "class" and patches != grid**2:
+        raise UserError(
+            f"teacher {name} has features of {patches} patches, the student {grid**2}: {fix}, or"
+            " --config.distill.tokens=class"
+        )
+    return width
 
 
 def stored_teacher(config: Config, num_classes: int) -> Teacher:
@@ -160,6 +197,7 @@ def load_teacher(
             " (commas separate them, also in a path that does not exist)"
         )
     size, dtype = config.teacher.img_size or img_size, compute_dtype(config.teacher.dtype)
+    features = OBJECTIVES[config.distill.kind].teacher == "features"
     members, arrays, left = [], [], iter(sources)
     for name in names:
         if is_own(name):
@@ -167,15 +205,18 @@ def load_teacher(
             members.append(member)
             arrays.append(of_member)
             continue
-        source = next(left)
+        source, outputs = next(left), None
         weights, title = load_weights(source, name=name), f"teacher {source}"
-        found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=title)
-        options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
+        if not features:
+            found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=title)
+            outputs = None if found.is_identity else found.outputs
+        options = {"num_classes": weights.num_classes or 1, "img_size": size, "dtype": dtype}
         build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
-        params, batch_stats, notes = fit_weights(weights, build, allow_new_parameters=False)
+        headless = features and not weights.num_classes  # then a head that nothing reads is made
+        params, batch_stats, notes = fit_weights(weights, build, allow_new_parameters=headless)
         arrays.append((params, batch_stats))
         mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
-        outputs, notes = None if found.is_identity else found.outputs, tuple(f"{title}: {note}" for note in notes)
+        notes = tuple(f"{title}: {note}" for note in notes)
         members.append(TeacherModel(build, size, mean, std, outputs, notes))
     return Teacher(live_teacher(config, members), arrays, members)
 
@@ -187,16 +228,17 @@ def own_member(
 
     Errors as of `open_own`, and for other classes than the data's.
     """
-    own, num_classes = open_own(name)
+    features = OBJECTIVES[config.distill.kind].teacher == "features"
+    own, (*_, outputs_made) = open_own(name, features)
     if own.host and not host:
         raise UserError(
             f"teacher {name} is run by another library, which the train step cannot do: store its labels with"
             " --mode=label, and train with --config.distill.labels="
         )
     outputs = None
-    if class_names is not None:
+    if class_names is not None and not features:
         names = None if own.class_names is None else list(own.class_names)
-        found = match_classes(class_names, names, num_classes, subset=True, model=f"teacher {name}")
+        found = match_classes(class_names, names, outputs_made, subset=True, model=f"teacher {name}")
         outputs = None if found.is_identity else found.outputs
     mean, std = (tuple(map(float, x)) for x in (config.teacher.mean or own.mean, config.teacher.std or own.std))
     build = functools.partial(OwnModel, own=own)

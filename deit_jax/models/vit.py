@@ -273,6 +273,7 @@ class ViT(nnx.Module):
         init_values: of the blocks' LayerScale; None: there is none (DeiT).
         no_embed_class: the patches alone have positions.
         reg_tokens: registers, learned tokens before the patches that no head reads.
+        feature_width: of a linear layer on the tokens, for feature distillation (`heads_and_features`); 0: none.
         pos_antialias, pos_offset: how the positions are brought to another grid, see `resize_pos_embed`.
         drop_rate, drop_path_rate: dropout; stochastic depth of the last block, rising linearly from 0.
         uniform_drop_path: that of every block alike (DeiT III's released code).
@@ -300,6 +301,7 @@ class ViT(nnx.Module):
         init_values: float | None = None,
         no_embed_class: bool = False,
         reg_tokens: int = 0,
+        feature_width: int = 0,
         pos_antialias: bool = False,
         pos_offset: float = 0.0,
         drop_rate: float = 0.0,
@@ -346,6 +348,8 @@ class ViT(nnx.Module):
         self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
         if self.dist_head:
             self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
+        if feature_width:
+            self.feature_proj = dense(embed_dim, feature_width, jnp.float32, rngs)
 
     def embed(self, images: Images) -> Float[Array, "batch tokens dim"]:
         """Patches behind the class (and distillation) token and registers, position embedding added."""
@@ -385,8 +389,26 @@ class ViT(nnx.Module):
         """
         key = training_key(train, key, self.drop_rate, self.drop_path_rate)
         tokens, _ = self.encode(self.embed(images), key=key)
-        prefix = self.norm(tokens[:, : 1 + self.distilled]).astype(jnp.float32)
+        return self.read_heads(self.norm(tokens[:, : 1 + self.distilled]))
+
+    def read_heads(
+        self, tokens: Float[Array, "batch tokens dim"]
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
+        """The heads' logits of normalized tokens."""
+        prefix = tokens[:, : 1 + self.distilled].astype(jnp.float32)
         return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
+
+    def heads_and_features(
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None], dict[str, Array]]:
+        """What `heads` returns, and the class token and the patches projected to `feature_width`, float32."""
+        tokens = self.features(images, train=train, key=key)
+        projected = self.feature_proj(tokens.astype(jnp.float32))
+        return self.read_heads(tokens), self.by_kind(projected)
+
+    def by_kind(self, tokens: Float[Array, "batch tokens dim"]) -> dict[str, Float[Array, "batch _ dim"]]:
+        """The class token, and the patches row by row."""
+        return {"class": tokens[:, :1], "patches": tokens[:, self.prefix_tokens :]}
 
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None

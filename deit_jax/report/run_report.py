@@ -15,7 +15,7 @@ from flax import nnx
 
 from deit_jax import losses, plots
 from deit_jax.config import default_config, flat
-from deit_jax.config.recipes import has_teacher, without_token
+from deit_jax.config.recipes import without_token
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.attention_maps import draw_attention
@@ -48,7 +48,7 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
     try_section("curves.png", draw_curves, folder, failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, student, failed=failed)
-    if outcomes and has_teacher(student.config):
+    if outcomes and losses.OBJECTIVES[student.config.distill.kind].labels:
         predictions = outcomes.heads | {"label": outcomes.column("label")}
         sections.append(try_section("agreement", agreement.report_agreement, student, predictions, failed=failed))
     if outcomes:

@@ -21,7 +21,7 @@ from deit_jax.augment import augment_train
 from deit_jax.config import RECIPES, Config
 from deit_jax.config.recipes import value_of
 from deit_jax.data.batch import DeviceBatch
-from deit_jax.distill.teacher import TeacherFunction
+from deit_jax.distill.teacher import TeacherFunction, feature_width
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES, distillation_terms, teacher_agreement, weighted_sum
 from deit_jax.models.kernels import best_attention
@@ -76,6 +76,13 @@ def make_student(config: Config, num_classes: int) -> Student:
         raise UserError(
             f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
         )
+    if OBJECTIVES[config.distill.kind].teacher == "features":
+        if not issubclass(module, models.vit.ViT):
+            raise UserError(
+                f"distill.kind {config.distill.kind} needs a student with tokens, {m.name} has none: use a ViT"
+            )
+        grid = options["img_size"] // (defaults | options).get("patch_size", 16)
+        options["feature_width"] = feature_width(config, options["img_size"], grid)
     build = models.constructor(m.name, **options)
     return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
 
@@ -164,6 +171,7 @@ def make_train_step(
     are stored. Its metrics are scalars, left on the device.
     """
     d, tx, lr_schedule = config.distill, make_optimizer(config), schedule(config, steps_per_epoch)
+    objective = OBJECTIVES[d.kind]
     total = num_steps(config, steps_per_epoch)
     shards = student.mesh.size if student.mesh else 1  # devices the batch is split over
 
@@ -171,9 +179,13 @@ def make_train_step(
         with jax.named_scope("teacher"):
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
         model = nnx.merge(student.graphdef, params, batch_stats)
-        cls, dist = model.heads(batch["image"], train=True, key=key)
+        if objective.teacher == "features":
+            (cls, dist), features = model.heads_and_features(batch["image"], train=True, key=key)
+        else:
+            (cls, dist), features = model.heads(batch["image"], train=True, key=key), None
         form = {name: d[name] for name in ("kind", "tau", "normalization", "alpha")}
-        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form, class_loss=config.class_loss)
+        form |= {"class_loss": config.class_loss, "features": features}
+        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form)
         metrics = terms | teacher_agreement(cls, dist, teacher_output)
         return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 

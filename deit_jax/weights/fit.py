@@ -20,7 +20,7 @@ from deit_jax.models.vit import ViT
 from deit_jax.weights.architecture import all_arguments, check_keys, positions_before_patches
 from deit_jax.weights.load import Weights, load_weights
 from deit_jax.weights.metadata import given_size
-from deit_jax.weights.names import HEADS
+from deit_jax.weights.names import HEADS, PROJECTION
 
 log = logging.getLogger("deit_jax")
 Path = tuple[str, ...]
@@ -78,6 +78,9 @@ def fit_weights(
     if not isinstance(model, found.module):
         raise UserError(f"{weights.source} holds {found.describe()}, the model is a {type(model).__name__}")
     fit_heads(fit, needed, weights, model, class_names)
+    if projection := {path for path in needed if path[1] == PROJECTION}:
+        fit.missing |= projection
+        fit.notes.append(f"{PROJECTION}, for feature distillation, randomly initialized")
     if isinstance(model, ViT) and POS in fit.arrays:
         fit_tokens(fit, needed, weights, model)
     if fit.missing and not allow_new_parameters:

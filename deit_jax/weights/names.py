@@ -19,6 +19,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 COUNTER = "num_batches_tracked"
 HEADS = ("head", "head_dist", "classifier")  # the last is EfficientNet's
+PROJECTION = "feature_proj"  # a student's, to its teacher's features: no part of the weights that others read
 
 # timm's → Hugging Face's, outside the blocks (behind the prefix "deit." or "vit.")
 TOP = {

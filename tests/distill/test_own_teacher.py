@@ -177,7 +177,7 @@ GOOD = lambda a, x: x[:, 0, 0, :1] * jnp.arange(10.0)
     ("function", "message"),
     [
         ("nowhere.at_all:teacher", "teacher nowhere.at_all:teacher cannot be imported: No module named 'nowhere'"),
-        ("examples.own_teacher:linnen", "examples.own_teacher has no function 'linnen' (did you mean linen?)"),
+        ("examples.own_teacher:linnen", "examples.own_teacher has no 'linnen' (did you mean linen?)"),
         (lambda: 3, "returns int: return a deit_jax.OwnTeacher"),
         (returns(GOOD, version=""), "has neither arrays nor a version"),
         (returns(GOOD, mean=(0.5,)), r"mean (0.5,)"),
