@@ -22,10 +22,7 @@ IMAGENET_TRAIN_IMAGES = 1_281_167
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting; `kind` is its type.
-
-    A `resumable` one may change between a run and its continuation: it shapes neither the images nor the weights.
-    """
+    """One setting; `kind` is its type."""
 
     default: Any
     doc: str
@@ -34,9 +31,14 @@ class Setting:
     kind: type = object
 
 
-def setting(default: Any, doc: str, choices: Collection[str] = (), *, resumable: bool = False) -> Any:
+def setting(default: Any, doc: str, choices: Collection[str] = ()) -> Any:
     """Declare a Setting; its annotation gives the type."""
-    return Setting(default, doc, choices, resumable)
+    return Setting(default, doc, choices)
+
+
+def resumable(default: Any, doc: str, choices: Collection[str] = ()) -> Any:
+    """Declare a Setting that may change between a run and its continuation: it shapes neither images nor weights."""
+    return Setting(default, doc, choices, resumable=True)
 
 
 class GroupType(type):
@@ -71,19 +73,17 @@ class Model(Group):
         0.0, "dropout after attention's and the MLP's projections (EfficientNet: before the head)"
     )
     dtype: str = setting("auto", "compute dtype; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16"))
-    attention: str = setting(
+    attention: str = resumable(
         "auto",
         "einsum (stores the attention weights), recompute, cudnn (fused); auto: the fastest on this platform",
         ("auto", "einsum", "recompute", "cudnn"),
-        resumable=True,
     )
-    remat: str = setting(
+    remat: str = resumable(
         "none",
         "what the backward pass recomputes: nothing, all but matrix products, whole blocks",
         ("none", "dots", "full"),
-        resumable=True,
     )
-    scan_unroll: int = setting(0, "blocks per iteration of the scan; 0: all on CPU and GPU, one on TPU", resumable=True)
+    scan_unroll: int = resumable(0, "blocks per iteration of the scan; 0: all on CPU and GPU, one on TPU")
 
 
 class Distill(Group):
@@ -97,7 +97,7 @@ class Distill(Group):
         None, "soft loss: mean over the batch (paper), or also over the classes (released)", ("paper", "released")
     )
     # what the labels belong to is recorded beside them
-    labels: str = setting("", "folder of stored teacher labels, of --mode=label; '': a live teacher", resumable=True)
+    labels: str = resumable("", "folder of stored teacher labels, of --mode=label; '': a live teacher")
 
 
 class TeacherSettings(Group):
@@ -118,14 +118,13 @@ class TeacherSettings(Group):
 
 
 class Label(Group):
-    kind: str = setting(
+    kind: str = resumable(
         "auto",
         "--mode=label stores hard labels (hard) or the k most probable classes (topk); auto: what distill.kind needs",
         ("auto", "hard", "topk"),
-        resumable=True,
     )
-    k: int = setting(10, "classes per view in a topk store", resumable=True)
-    dtype: str = setting("float16", "of a topk store's probabilities", ("float16", "float32"), resumable=True)
+    k: int = resumable(10, "classes per view in a topk store")
+    dtype: str = resumable("float16", "of a topk store's probabilities", ("float16", "float32"))
 
 
 class Optimizer(Group):
@@ -187,8 +186,8 @@ class Augment(Group):
 class DataSettings(Group):
     name: str = setting("imagenet2012", "digits, or a TFDS name; a `root` of images, a table or shards comes first")
     # what it holds is compared by its fingerprint
-    root: str = setting(
-        "", "folder of class folders, table, shards, parquet, hf:user/name of the hub, or TFDS data_dir", resumable=True
+    root: str = resumable(
+        "", "folder of class folders, table, shards, parquet, hf:user/name of the hub, or TFDS data_dir"
     )
     columns: str = setting("", "of hf: and parquet with several: IMAGE,LABEL")
     train_split: str = setting("train", "folder or TFDS split to train on")
@@ -200,48 +199,39 @@ class DataSettings(Group):
     resize: str = setting(
         "exact", "training crops: by PIL, or by cykooz-resizer (5x as fast, off by 0.03)", ("exact", "fast")
     )
-    crop: float = setting(0.875, "evaluation: side of the centre crop / resized short side", resumable=True)
-    interpolation: str = setting("bicubic", "evaluation: of that resizing", INTERPOLATIONS, resumable=True)
-    eval_batch_size: int = setting(
-        0, "0: batch_size; of --mode=evaluate 256 unless batch_size is given", resumable=True
-    )
-    workers: int = setting(0, "processes that decode and crop; 0: threads of this process", resumable=True)
-    threads: int = setting(0, "decoding threads per process; 0: one per core, at most 16", resumable=True)
-    prefetch: int = setting(4, "batches held ready", resumable=True)
-    cache: str = setting(
-        "auto", "decoded images kept in memory; auto: where they fit well", ("auto", "ram", "none"), resumable=True
-    )
+    crop: float = resumable(0.875, "evaluation: side of the centre crop / resized short side")
+    interpolation: str = resumable("bicubic", "evaluation: of that resizing", INTERPOLATIONS)
+    eval_batch_size: int = resumable(0, "0: batch_size; of --mode=evaluate 256 unless batch_size is given")
+    workers: int = resumable(0, "processes that decode and crop; 0: threads of this process")
+    threads: int = resumable(0, "decoding threads per process; 0: one per core, at most 16")
+    prefetch: int = resumable(4, "batches held ready")
+    cache: str = resumable("auto", "decoded images kept in memory; auto: where they fit well", ("auto", "ram", "none"))
     exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
     check: str = setting("size", "detect changed images by name and size, or content (reads all)", ("size", "content"))
-    max_broken: float = setting(0.001, "fraction of unreadable training images above which a run stops", resumable=True)
-    broken_floor: int = setting(10, "this many unreadable training images never stop a run", resumable=True)
-    eval_broken: str = setting(
-        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip"), resumable=True
+    max_broken: float = resumable(0.001, "fraction of unreadable training images above which a run stops")
+    broken_floor: int = resumable(10, "this many unreadable training images never stop a run")
+    eval_broken: str = resumable(
+        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip")
     )
 
 
 class Evaluate(Group):
-    every: int = setting(1, "epochs between evaluations; the last epoch is always evaluated", resumable=True)
-    limit: int = setting(
-        0, "at most this many images, always the same, evenly over the classes; 0: all", resumable=True
-    )
-    fusion: str = setting(
-        None,
-        "the two heads' mean of logits (released) or of probabilities (paper)",
-        ("logits", "probabilities"),
-        resumable=True,
+    every: int = resumable(1, "epochs between evaluations; the last epoch is always evaluated")
+    limit: int = resumable(0, "at most this many images, always the same, evenly over the classes; 0: all")
+    fusion: str = resumable(
+        None, "the two heads' mean of logits (released) or of probabilities (paper)", ("logits", "probabilities")
     )
 
 
 class Checkpoint(Group):
-    every: int = setting(1, "epochs between checkpoints", resumable=True)
-    keep: int = setting(2, "newest ones kept, beside the best", resumable=True)
+    every: int = resumable(1, "epochs between checkpoints")
+    keep: int = resumable(2, "newest ones kept, beside the best")
 
 
 class LogSettings(Group):
-    every: int = setting(50, "steps between log lines", resumable=True)
-    tensorboard: bool = setting(True, "write TensorBoard events", resumable=True)
-    trackers: str = setting("", "more, comma-separated: trackio, wandb, mlflow (docs/reports.md)", resumable=True)
+    every: int = resumable(50, "steps between log lines")
+    tensorboard: bool = resumable(True, "write TensorBoard events")
+    trackers: str = resumable("", "more, comma-separated: trackio, wandb, mlflow (docs/reports.md)")
 
 
 class Stability(Group):
@@ -252,16 +242,14 @@ class Stability(Group):
 
 
 class Mesh(Group):
-    data: int = setting(
-        -1, "devices that split the batch and hold whole weights; -1: those that fsdp leaves", resumable=True
-    )
-    fsdp: int = setting(
-        1, "devices that split the batch and store weights split, gathered layer by layer; -1: the rest", resumable=True
+    data: int = resumable(-1, "devices that split the batch and hold whole weights; -1: those that fsdp leaves")
+    fsdp: int = resumable(
+        1, "devices that split the batch and store weights split, gathered layer by layer; -1: the rest"
     )
 
 
 class Processes(Group):
-    heartbeat_timeout: int = setting(100, "seconds without a heartbeat that make a process lost", resumable=True)
+    heartbeat_timeout: int = resumable(100, "seconds without a heartbeat that make a process lost")
 
 
 class Finetune(Group):
@@ -271,16 +259,14 @@ class Finetune(Group):
     lr: float = setting(5e-6, "its learning rate per 512 images, constant after warm-up")
     warmup_epochs: float = setting(5.0, "its warm-up")
     weight_decay: float = setting(1e-8, "its weight decay")
-    labels: str = setting("", "its stored teacher labels; '': the live teacher", resumable=True)
+    labels: str = resumable("", "its stored teacher labels; '': the live teacher")
 
 
 class Ablate(Group):
-    seeds: tuple[int, ...] = setting((0, 1, 2), "seeds of --mode=ablate", resumable=True)
-    arms: tuple[str, ...] = setting(("none", "soft", "hard"), "arms of --mode=ablate", resumable=True)
-    store_labels: bool = setting(False, "store the teacher's labels once per seed, for all its arms", resumable=True)
-    teacher_split: str = setting(
-        "", "split that the teachers are chosen on; '': the students' evaluation split", resumable=True
-    )
+    seeds: tuple[int, ...] = resumable((0, 1, 2), "seeds of --mode=ablate")
+    arms: tuple[str, ...] = resumable(("none", "soft", "hard"), "arms of --mode=ablate")
+    store_labels: bool = resumable(False, "store the teacher's labels once per seed, for all its arms")
+    teacher_split: str = resumable("", "split that the teachers are chosen on; '': the students' evaluation split")
 
 
 class Config(Group):
@@ -303,10 +289,8 @@ class Config(Group):
     batch_size: int = setting(1024, "images per step, over all devices and processes")
     epochs: int = setting(300, "passes over the data; with repeated augmentation still len(dataset) views per pass")
     steps: int = setting(0, "training steps; 0: as many as `epochs` makes")
-    accumulate: int = setting(1, "microbatches per step, to save memory", resumable=True)
-    train_baseline: bool = setting(
-        False, "also train the same student without a teacher, for the report", resumable=True
-    )
+    accumulate: int = resumable(1, "microbatches per step, to save memory")
+    train_baseline: bool = resumable(False, "also train the same student without a teacher, for the report")
     model: Model
     distill: Distill
     teacher: TeacherSettings
