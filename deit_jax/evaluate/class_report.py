@@ -167,7 +167,18 @@ def class_section(found: dict[str, Any], folder: Path) -> str:
         with_images = [one for one in classes if one["images"]]
         listed = sorted(with_images, key=lambda one: one["recall"])[:20]
         heading = "The 20 classes of the lowest recall (all are in `classes.json`):"
-    text = ["## Classes", heading, class_table(listed), *picture("confusion.png", "confusion matrix")]
+    percent = lambda fraction: "-" if fraction is None else f"{100 * fraction:.1f}"
+    rows = [
+        [
+            cell(c["name"]),
+            f"{c['images']}",
+            f"{c['predicted']}",
+            *(percent(c[k]) for k in ("precision", "recall", "f1")),
+        ]
+        for c in listed
+    ]
+    scores = table(["class", "images", "predicted", "precision %", "recall %", "F1 %"], rows)
+    text = ["## Classes", heading, scores, *picture("confusion.png", "confusion matrix")]
     if found["most_confused"]:
         rows = [[cell(p["class"]), cell(p["taken_for"]), str(p["images"])] for p in found["most_confused"]]
         text += ["Most frequent mistakes:", table(["class", "predicted as", "images"], rows)]
@@ -191,21 +202,6 @@ def class_section(found: dict[str, Any], folder: Path) -> str:
             *picture("heads.png", "images on which the heads disagree"),
         ]
     return "\n\n".join(text)
-
-
-def class_table(classes: list[dict[str, Any]]) -> str:
-    """Markdown: counts and scores of each class."""
-    percent = lambda fraction: "-" if fraction is None else f"{100 * fraction:.1f}"
-    rows = [
-        [
-            cell(c["name"]),
-            str(c["images"]),
-            str(c["predicted"]),
-            *(percent(c[k]) for k in ("precision", "recall", "f1")),
-        ]
-        for c in classes
-    ]
-    return table(["class", "images", "predicted", "precision %", "recall %", "F1 %"], rows)
 
 
 def cell(name: str) -> str:

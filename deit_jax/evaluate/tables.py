@@ -61,14 +61,9 @@ def by_heading(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def headings(rows: list[dict[str, Any]]) -> list[str]:
-    """Those of all rows' data sets, in their order."""
-    return list(dict.fromkeys(heading for row in rows for heading in by_heading(row)))
-
-
 def models_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per set of weights, its top-1 on each data set."""
-    columns = headings(rows)
+    columns = list(dict.fromkeys(heading for row in rows for heading in by_heading(row)))
     header = ["model", "weights", "parameters", "px", "crop", "GFLOPs", "images/s"]
     header += [f"{heading}, top-1 %" for heading in columns]
     lines = []

@@ -115,10 +115,6 @@ class Checkpoints:
                 except UserError as error:
                     print_once(f"warning: {error}")
 
-    def scored(self, step: int) -> bool:
-        """Whether the evaluation of a step is recorded."""
-        return step in self.scores
-
     def forecast(self, shapes: dict) -> str:
         """One line: the disk space that the run's checkpoints will take, and what is free. shapes: the state's."""
         line = f"checkpoints: {atomic.readable(state_bytes(shapes))} each, {self.keep + 2} at most"  # best, in progress

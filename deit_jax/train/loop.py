@@ -62,7 +62,7 @@ def train(run: Run) -> dict[str, dict]:
             loader.check_headers(config, run.data.evaluation)
 
         while not stop.requested:
-            if is_due(run, config.evaluate.every, step) and (step == total or not checkpoints.scored(step)):
+            if is_due(run, config.evaluate.every, step) and (step == total or step not in checkpoints.scores):
                 results = evaluate_state(run, state, checkpoints, log, stop)
             if step == total or stop.requested:  # the next start evaluates first what was interrupted here
                 break
@@ -149,7 +149,7 @@ def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> TrainSt
 def begin_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
     """The run's log, continued at the state's step, with the lines that introduce the run."""
     step, config = int(state.step), run.config
-    log = Log(run, step, evaluated=checkpoints.scored(step), losses=checkpoints.meta(step).get("interval_losses", []))
+    log = Log(run, step, evaluated=step in checkpoints.scores, losses=checkpoints.meta(step).get("interval_losses", []))
     teachers = run.teacher.models if run.teacher else ()
     changes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
     plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
@@ -195,7 +195,7 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
         if jax.process_count() == 1:
             save(run, state, checkpoints, log)
         raise
-    if not checkpoints.scored(step):
+    if step not in checkpoints.scores:
         log.evaluation(step, results)
         checkpoints.score(step, results["params"])
     return results

@@ -548,11 +548,10 @@ def test_tfds_splits_and_complaints(tmp_path):
     version = next((tmp_path / "cifar10").iterdir())
     assert len(opened(version, name="cifar10")[0]) == 10  # the dataset's own folder will do as well
     shard = next(version.glob("*test*"))
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[: len(whole) // 2])
-    assert f"shard {shard} holds 0 records instead of 5" in refusal(tmp_path, name="cifar10")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "split 'test' of cifar10 cannot be read" in refusal(tmp_path, name="cifar10")
     shard.unlink()
-    assert f"shard {shard} holds 0 records instead of 5" in refusal(tmp_path, name="cifar10")
+    assert "split 'test' of cifar10 cannot be read" in refusal(tmp_path, name="cifar10")
 
 
 def test_tfds_not_prepared(monkeypatch, tmp_path):
