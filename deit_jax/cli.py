@@ -76,6 +76,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_float("price", 0.0, "plan: of a device's hour, for the forecast.", 0.0, flag_values=found)
     texts("checkpoint", [], "evaluate: weights instead of the workdir's best; several, or A,B.")
     texts("data", [], "evaluate: [NAME=]ROOT[,labels=FILE][,split=NAME]; several make one table.")
+    text("probe", "", "evaluate: knn, or linear, of the features instead of the head; docs/evaluation.md.")
     text("weights", "", "evaluate: params, or ema, of a run; '': both where both exist.")
     text("output", "", "evaluate: folder for evaluation.md and .json; show: the picture to write.")
     number("step", 0, "show: the step whose batch is drawn.")
@@ -170,7 +171,12 @@ def run_mode(given: flags.FlagValues) -> None:
         defaults = flat(default_config())
         changed = {path: value for path, value in flat(given.config).items() if value != defaults[path]}
         request = Request(tuple(given.checkpoint), tuple(given.data), given.weights, workdir, output)
-        evaluate_command(given.config, changed | overrides, request)
+        if given.probe:
+            from deit_jax.evaluate.probe import probe_command
+
+            probe_command(given.config, changed | overrides, request, given.probe)
+        else:
+            evaluate_command(given.config, changed | overrides, request)
         return
     config = resolve(given.config, given=overrides)
     validate(config, num_devices=jax.device_count())

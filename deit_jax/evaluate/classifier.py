@@ -95,11 +95,12 @@ def make_classifier(
         raise UserError(
             f"{weights.source} takes images that are not square: give a square size by --config.model.img_size"
         )
-    options = {"num_classes": weights.num_classes, "img_size": size, "dtype": dtype}
+    headless = not weights.num_classes  # then a head that nothing may read is made: features are probed
+    options = {"num_classes": weights.num_classes or 1, "img_size": size, "dtype": dtype}
     build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
     placed, notes = {}, []
     for kind, one in sets.items():
-        params, batch_stats, notes = fit_weights(one, build, allow_new_parameters=False)
+        params, batch_stats, notes = fit_weights(one, build, allow_new_parameters=headless)
         placed[kind] = jax.device_put({"params": params, "batch_stats": batch_stats}, sharding.replicated(mesh))
     view = view_of(weights, size, crop=crop, interpolation=interpolation)
     return Classifier(name or weights.name, build, placed, view, weights.num_classes, weights.class_names, notes)
