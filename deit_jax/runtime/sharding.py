@@ -110,15 +110,13 @@ def is_stacked(path: str) -> bool:
     return bool(re.search(r"(^|/)blocks/(?!\d)", path))
 
 
-def path_of(keys: tuple) -> str:
-    """jax's key path as names joined by slashes."""
-    names = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in keys]
-    return "/".join(str(name) for name in names if name != "value")
-
-
 def param_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for each array (or shape) of a tree of parameters, or of a state that holds such trees."""
-    place = lambda keys, x: NamedSharding(mesh, param_spec(path_of(keys), x.shape, mesh))
+
+    def place(keys: tuple, x: Any) -> NamedSharding:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")  # an nnx.State's leaf
+        return NamedSharding(mesh, param_spec(path, x.shape, mesh))
+
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -148,17 +146,13 @@ class GatheredProduct:
         self, inputs: Shaped[Array, "..."], kernel: Shaped[Array, "..."], *args: Any, **options: Any
     ) -> Shaped[Array, "..."]:
         def run(inputs, kernel):
+            inside = not jax.sharding.get_abstract_mesh().empty  # where the caller has set a mesh
             for spec in (self.stored, P()):  # the transpose of the first one scatters the gradient
-                kernel = constrain(kernel, self.mesh, spec)
+                place = spec if inside else NamedSharding(self.mesh, spec)
+                kernel = jax.lax.with_sharding_constraint(kernel, place)
             return self.product(inputs, kernel, *args, **options)
 
         return jax.checkpoint(run, prevent_cse=self.prevent_cse)(inputs, kernel)
-
-
-def constrain(x: Shaped[Array, "*shape"], mesh: Mesh, spec: P) -> Shaped[Array, "*shape"]:
-    """x, split by `spec`; inside jit, eager, and where the caller has set a mesh."""
-    inside = not jax.sharding.get_abstract_mesh().empty
-    return jax.lax.with_sharding_constraint(x, spec if inside else NamedSharding(mesh, spec))
 
 
 def gather_kernels(model: nnx.Module, mesh: Mesh) -> nnx.Module:
