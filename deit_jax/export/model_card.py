@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deit_jax.data.hf_source import HUB
 from deit_jax.errors import UserError, printable
 from deit_jax.evaluate import tables
 from deit_jax.version import __version__
@@ -77,7 +78,9 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
         f"Classes ({weights.num_classes})" + (f": {listed}." if listed else "."),
     ]
     if settings:
+        own = [f"`{key}={value}`" for key, value in settings.items() if key.endswith(".name") and ":" in str(value)]
         parts += ["## Training", f"Data: {data_line(settings)}", *command_lines(run)]
+        parts += [f"The command needs the author's own code, which is not in this repository: {one}." for one in own]
     scored = [(key, results[key]) for key in ("student", "plain", "teacher") if isinstance(results.get(key), dict)]
     if scored:
         images = scored[0][1]["params"]["images"]
@@ -97,8 +100,11 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
 
 def data_line(settings: dict[str, Any]) -> str:
     """Which images a run was trained on. The folder's last name alone: the rest of a path is nobody's business."""
-    root = Path(str(settings.get("data.root") or "")).name
-    return f"`{printable(str(settings.get('data.name')))}`" + (f", folder `{printable(root)}`" if root else "") + "."
+    root = str(settings.get("data.root") or "")
+    if root.startswith(HUB):
+        return f"`{printable(root)}`."
+    name = Path(root).name
+    return f"`{printable(str(settings.get('data.name')))}`" + (f", folder `{printable(name)}`" if name else "") + "."
 
 
 def command_lines(run: Path) -> list[str]:

@@ -2,6 +2,7 @@
 line here."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ FAMILIES = {
     regnet.RegNet: regnet.CONFIGS,
     efficientnet.EfficientNet: efficientnet.CONFIGS,
 }
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def list_models() -> list[str]:
@@ -34,7 +36,10 @@ def find(name: str) -> tuple[type[nnx.Module], dict]:
     for module, configs in FAMILIES.items():
         if bare in configs:
             return module, configs[bare]
-    raise UserError(f"model '{name}' is not known{nearest(bare, list_models())}: see deit_jax.list_models()")
+    raise UserError(
+        f"model '{name}' is not known{nearest(bare, list_models())}: see deit_jax.list_models(), or load weights with"
+        " deit_jax.load_model"
+    )
 
 
 def constructor(
@@ -58,11 +63,17 @@ def create_model(
 
     Args:
         name: one of `list_models()`, timm's names (`deit_base_distilled_patch16_224`, `regnety_160`).
-        num_classes: of each head.
+        num_classes: of each head; 0: none, the model returns what they would see, (batch, width).
         img_size: pixels, or (height, width); None: the name's.
         rngs: an nnx.Rngs, a seed, or a key (`jax.random.key(0)`).
         overrides: any other argument of the module (`drop_path_rate`, `dtype`, `depth`, …).
+
+    Raises UserError for an unknown name, and for what has weights: a path, timm's `pretrained=True`.
     """
+    is_path = name.endswith(WEIGHT_FILES) or ("/" in name and os.path.exists(os.path.expanduser(name)))
+    if overrides.pop("pretrained", False) or is_path:
+        source = name if is_path else f"timm/{name}.TAG"
+        raise UserError(f"create_model makes random weights: use deit_jax.load_model('{source}') for trained ones")
     build = constructor(name, num_classes=num_classes, img_size=img_size, **overrides)
     return build(rngs=rngs if isinstance(rngs, nnx.Rngs) else InitRngs(rngs))
 

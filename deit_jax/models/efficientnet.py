@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import Features, conv_general_dilated
-from deit_jax.models.inputs import Images, check_images, training_key
+from deit_jax.models.inputs import Images, NoHead, check_images, training_key
 from deit_jax.models.vit import dropout
 
 # Table 1, stages 2-8: MBConv's expansion, kernel, stride, output channels, layers
@@ -197,7 +197,7 @@ class EfficientNet(nnx.Module):
     """An EfficientNet.
 
     Args:
-        num_classes: of the head.
+        num_classes: of the head; 0: none, and the model's outputs are what it would see.
         width_coefficient, depth_coefficient: channels and layers over B0's.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth, rising linearly from 0; block i of n has drop_path_rate i / n.
@@ -227,7 +227,7 @@ class EfficientNet(nnx.Module):
         crop: float = 0.875,
         rngs: nnx.Rngs,
     ):
-        self.num_classes, self.dtype, self.tf_style = num_classes, jnp.dtype(dtype), tf_style
+        self.dtype, self.tf_style = jnp.dtype(dtype), tf_style
         self.img_size, self.crop = img_size, crop
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
         common = {"tf_style": tf_style, "dtype": self.dtype, "rngs": rngs}
@@ -243,7 +243,14 @@ class EfficientNet(nnx.Module):
             width_in = width
         self.blocks = Numbered(stages)
         self.conv_head, self.bn2 = conv(width_in, top, **common), norm(top, **common)
-        self.classifier = nnx.Linear(top, num_classes, kernel_init=head_init, rngs=rngs)
+        self.width = top
+        self.reset_classifier(num_classes, rngs)
+
+    def reset_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
+        """Put a new head in the place of the one that the model has."""
+        self.num_classes = num_classes
+        head = nnx.Linear(self.width, num_classes, kernel_init=head_init, rngs=rngs) if num_classes else NoHead()
+        self.classifier = head
 
     def features(self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None) -> Features:
         """Activations after the last convolution, at a thirty-second of the images' size."""
@@ -267,7 +274,7 @@ class EfficientNet(nnx.Module):
         key = training_key(train, key, self.drop_rate, self.drop_path_rate)
         drop, path = (None, None) if key is None else jax.random.split(key)
         x = self.features(images, train=train, key=path)
-        pooled = x.astype(self.classifier.kernel.dtype).mean((1, 2))
+        pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return self.classifier(dropout(pooled, self.drop_rate, drop, pooled.shape))
 
     def heads(

@@ -1,4 +1,4 @@
-"""What every model requires of its images, checked before anything is compiled."""
+"""What every model requires of its images, checked before anything is compiled; the head of a model without classes."""
 
 import operator
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
@@ -18,6 +19,13 @@ ImgSize = SupportsIndex | Sequence[SupportsIndex]  # pixels: one number for a sq
 
 # ImageNet-normalized pixels lie within -2.2..2.7; values far beyond were not normalized.
 LARGEST_PIXEL = 30.0
+
+
+class NoHead(nnx.Module):
+    """In the place of a head: returns what that would see."""
+
+    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+        return x
 
 
 def image_size(given: Any) -> int | tuple[int, int]:

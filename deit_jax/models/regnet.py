@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from deit_jax.models.grouped_conv import Features, conv_general_dilated
-from deit_jax.models.inputs import Images, check_images
+from deit_jax.models.inputs import Images, NoHead, check_images
 
 # He initialization over the fan-out, as PyTorch counts it (output channels x window, groups ignored).
 conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -157,7 +157,8 @@ class Head(nnx.Module):
     """Mean over pixels, then a linear layer in float32."""
 
     def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.fc = nnx.Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        init = nnx.initializers.normal(0.01)
+        self.fc = nnx.Linear(width, num_classes, kernel_init=init, rngs=rngs) if num_classes else NoHead()
 
     def __call__(self, x: Features) -> Float[Array, "batch classes"]:
         return self.fc(x.astype(jnp.float32).mean((1, 2)))
@@ -167,7 +168,7 @@ class RegNet(nnx.Module):
     """A RegNetY.
 
     Args:
-        num_classes: of the head.
+        num_classes: of the head; 0: none, and the model's outputs are what it would see.
         w0, wa, wm, depth, group_width: the paper's parameters of the family.
         stem_width, stem_stride: of the first 3x3 convolution (stride 1 for images of 8-32 pixels).
         first_stride: of the first stage.
@@ -197,7 +198,7 @@ class RegNet(nnx.Module):
         img_size: int | tuple[int, int] = 224,
         rngs: nnx.Rngs,
     ):
-        self.num_classes, self.dtype, self.img_size = num_classes, jnp.dtype(dtype), img_size
+        self.dtype, self.img_size = jnp.dtype(dtype), img_size
         self.stem = ConvNorm(3, stem_width, 3, stride=stem_stride, dtype=self.dtype, rngs=rngs)
         self.stages, width_in = 0, stem_width
         for width, blocks, group in stage_widths(w0, wa, wm, depth, group_width):
@@ -214,7 +215,12 @@ class RegNet(nnx.Module):
             )
             setattr(self, f"s{self.stages}", stage)
             width_in = width
-        self.head = Head(width_in, num_classes, rngs=rngs)
+        self.width = width_in
+        self.reset_classifier(num_classes, rngs)
+
+    def reset_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
+        """Put a new head in the place of the one that the model has."""
+        self.num_classes, self.head = num_classes, Head(self.width, num_classes, rngs=rngs)
 
     def features(self, images: Images, *, train: bool = False) -> dict[str, Features]:
         """Activations after the stem and each stage: {"stem", "s1", …}, each (B, h, w, channels)."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from deit_jax.arrays import AnyArray
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
-from deit_jax.models.inputs import Images, ImgSize, check_images, image_size, training_key
+from deit_jax.models.inputs import Images, ImgSize, NoHead, check_images, image_size, training_key
 from deit_jax.runtime import hardware
 
 # PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
@@ -264,7 +264,7 @@ class ViT(nnx.Module):
 
     Args:
         img_size, patch_size: pixels; `img_size` may be (height, width).
-        num_classes: of each head.
+        num_classes: of each head; 0: none, and the model's outputs are what the heads would see.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
         distilled: tokens [cls, dist, patches] and two heads instead of [cls, patches] and one.
         dist_head: False leaves the distillation token without a head of its own (Hugging Face's
@@ -321,7 +321,7 @@ class ViT(nnx.Module):
                 near = f"{below} or {below + patch_size}" if size > patch_size else f"{patch_size}"
                 raise UserError(f"img_size {size} is not a multiple of patch_size {patch_size}: use {near}")
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
-        self.patch_size, self.num_classes, self.embed_dim, self.depth = patch_size, num_classes, embed_dim, depth
+        self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
         self.num_heads, self.norm_eps = num_heads, norm_eps
         self.distilled, self.prefix_tokens = distilled, 1 + distilled + reg_tokens
         self.no_embed_class, self.pos_antialias, self.pos_offset = no_embed_class, pos_antialias, pos_offset
@@ -345,11 +345,15 @@ class ViT(nnx.Module):
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
         self.norm = LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
-        self.head = dense(embed_dim, num_classes, jnp.float32, rngs)
-        if self.dist_head:
-            self.head_dist = dense(embed_dim, num_classes, jnp.float32, rngs)
+        self.reset_classifier(num_classes, rngs)
         if feature_width:
             self.feature_proj = dense(embed_dim, feature_width, jnp.float32, rngs)
+
+    def reset_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
+        """Put new heads in the place of those that the model has."""
+        self.num_classes = num_classes
+        for name in ("head", "head_dist")[: 1 + self.dist_head]:
+            setattr(self, name, dense(self.embed_dim, num_classes, jnp.float32, rngs) if num_classes else NoHead())
 
     def embed(self, images: Images) -> Float[Array, "batch tokens dim"]:
         """Patches behind the class (and distillation) token and registers, position embedding added."""

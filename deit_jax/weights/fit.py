@@ -69,7 +69,8 @@ def fit_weights(
     """
     if isinstance(target, str):
         size = given_size(img_size)
-        target = models.constructor(target, num_classes=num_classes or weights.num_classes or None, img_size=size)
+        classes = (weights.num_classes or None) if num_classes is None else num_classes
+        target = models.constructor(target, num_classes=classes, img_size=size)
     graphdef, params, batch_stats = models.abstract(target)
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
     needed = flatten({"params": params, "batch_stats": batch_stats})
@@ -134,7 +135,8 @@ def fit_heads(fit: Fit, needed: Arrays, weights: Weights, model: Any, class_name
     fit.arrays = {path: array for path, array in fit.arrays.items() if path[1] not in HEADS}
     fit.missing |= heads
     names = " and ".join(sorted({path[1] for path in heads}))
-    fit.notes.append(f"{names} randomly initialized with {wanted} classes: the weights have {reason}")
+    new = f"{names} randomly initialized with {wanted} classes" if wanted else "no head is kept"
+    fit.notes.append(f"{new}: the weights have {reason}")
 
 
 def fit_tokens(fit: Fit, needed: Arrays, weights: Weights, model: ViT) -> None:
@@ -220,7 +222,8 @@ def load_model(
         name: load into this model instead of what the weights are: `deit_tiny_patch16_224` takes the transformer of a
             distilled one; what is dropped or randomly initialized is logged. Also the model of weights of which nothing
             else says what they are.
-        num_classes: other than the weights' own: new heads are initialized, and logged.
+        num_classes: other than the weights' own: new heads are initialized, and logged. 0: no heads, the model returns
+            what they would see, (batch, width).
         img_size: pixels, or (height, width), other than the weights' own: the position embedding is resized. Also the
             size of weights of which nothing else says it.
         weights: "params", or "ema" of a training checkpoint.
@@ -234,9 +237,12 @@ def load_model(
     loaded = load_weights(source, name=name or "", img_size=img_size, weights=weights)
     given = {key: overrides[key] for key in ("num_heads", "norm_eps") if key in overrides}  # they show in no shape
     loaded.architecture.config.update(given)
-    overrides |= {"num_classes": num_classes or loaded.num_classes or None, "img_size": img_size}
-    if overrides["num_classes"] is None:
-        raise UserError(f"{source} has no classification head: give num_classes=, and a new one is initialized")
+    num_classes = (loaded.num_classes or None) if num_classes is None else num_classes
+    if num_classes is None:
+        raise UserError(
+            f"{source} has no classification head: give num_classes=, and a new one is initialized (0: none)"
+        )
+    overrides |= {"num_classes": num_classes, "img_size": img_size}
     build = models.constructor(name, **overrides) if name else loaded.architecture.constructor(**overrides)
     params, batch_stats, notes = fit_weights(loaded, build, seed=rngs)
     for note in notes:

@@ -29,7 +29,7 @@ from deit_jax.weights.metadata import (
     read_object,
     reading,
 )
-from deit_jax.weights.names import COUNTER, HEADS, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
+from deit_jax.weights.names import COUNTER, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
 from deit_jax.weights.weight_files import Tensors, is_weight_file, open_file, weight_file
 
 PACKAGE = "package:"
@@ -234,9 +234,7 @@ def fold_class_position(arrays: dict[str, np.ndarray], naming: Naming) -> dict[s
 
 def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> dict:
     """Unfilled arrays of the model `found`, after checking that a file of `shapes` holds just these."""
-    _, params, batch_stats = models.abstract(found.constructor(num_classes=found.config["num_classes"] or 1))
-    if not found.config["num_classes"]:
-        params = {key: value for key, value in params.items() if key not in HEADS}
+    _, params, batch_stats = models.abstract(found.constructor())
     tree = {"params": params, "batch_stats": batch_stats}
     needed = {entry.key: entry.shape for entry in entries(tree, naming)}
     if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 import deit_jax
 from deit_jax.__main__ import main
 from deit_jax.export import push
+from deit_jax.export.model_card import model_card
 from deit_jax.weights import load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 
@@ -82,6 +83,14 @@ def test_a_pushed_run_has_a_card_with_its_data_command_table_and_pictures(hub, w
     top1 = json.loads((whole_run / "results.json").read_text())["student"]["params"]["heads"]["dist"]["top1"]
     for part in ("`digits`", f"{top1:.2f}", "](curves.png)", "## Limits", "python "):
         assert part in card
+
+
+def test_a_card_names_what_the_command_needs_beside_the_package(weights, tmp_path):
+    settings = {"teacher.name": "mine.teachers:big", "model.name": TINY, "data.root": "hf:me/photos"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    card = model_card("me/model", "mit", tmp_path, load_weights(weights()), timm=True, kind="params")
+    assert "own code, which is not in this repository: `teacher.name=mine.teachers:big`." in card
+    assert "Data: `hf:me/photos`." in card
 
 
 def test_a_dry_run_lists_the_files_and_calls_nobody(hub, weights, capsys):

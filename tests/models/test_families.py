@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import run_jitted
 
 import deit_jax
 from deit_jax import models
@@ -94,6 +95,22 @@ def test_sizes_are_numbers_of_any_type(name, given, expected):
 def test_what_is_no_size_is_told(unchecked, given):
     with pytest.raises(ValueError, match=r"img_size is .*: give pixels per side, or \(height, width\)"):
         small("deit_digits_distilled_patch4_16", img_size=given)
+
+
+@families
+def test_heads_are_taken_off_and_put_on_again(name):
+    """Without them the model returns what they saw, as timm's `reset_classifier(0)`."""
+    model = small(name)(rngs=nnx.Rngs(0))
+    logits = run_jitted(model, IMAGES)
+    weights = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)) if path[-1] == "kernel"}
+    ours = [leaf[...] for path, leaf in weights.items() if set(path) & {"head", "head_dist", "classifier"}]
+    model.reset_classifier(0, nnx.Rngs(0))
+    seen = model.heads(IMAGES)
+    assert run_jitted(model, IMAGES).shape == (3, len(ours[0]))
+    parts = [x @ kernel for x, kernel in zip(seen, ours, strict=False) if x is not None]
+    np.testing.assert_allclose(sum(parts) / len(parts), logits, atol=1e-5)  # new heads have no bias
+    model.reset_classifier(7, nnx.Rngs(1))
+    assert (run_jitted(model, IMAGES).shape, model.num_classes) == ((3, 7), 7)
 
 
 @families

@@ -80,6 +80,15 @@ def test_an_unknown_name_has_the_nearest_one_in_its_error():
         deit_jax.create_model("deit_tinny_patch16_224")
 
 
+def test_what_asks_for_trained_weights_is_sent_to_load_model(tmp_path):
+    (tmp_path / "deit_tiny_patch16_224").mkdir()
+    for source in (tmp_path / "deit_tiny_patch16_224", "deit_tiny_patch16_224.pth"):
+        with pytest.raises(UserError, match=f"deit_jax.load_model.'{source}'."):
+            deit_jax.create_model(str(source))
+    with pytest.raises(UserError, match="load_model.'timm/deit_tiny_patch16_224.TAG'."):
+        deit_jax.create_model("deit_tiny_patch16_224", pretrained=True)
+
+
 @pytest.fixture(scope="module")
 def small():
     return deit_jax.create_model("deit_digits_distilled_patch4_16", num_classes=10)
