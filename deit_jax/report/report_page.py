@@ -129,7 +129,8 @@ def run_html(folder: Path, drawn: list[Plot]) -> str:
         if file == "confusion.png":
             return figures([confusion_plot(read_object(folder / "classes.json"))], drawn)
         content = base64.b64encode((folder / file).read_bytes()).decode()
-        return f'<img src="data:image/png;base64,{content}" alt="{html.escape(description)}">'
+        shown = f'<img src="data:image/png;base64,{content}" alt="">'
+        return f"<figure>{shown}<figcaption>{html.escape(description)}</figcaption></figure>"
 
     if (folder / "report.md").exists():
         return to_html((folder / "report.md").read_text(), picture)
