@@ -165,8 +165,8 @@ def report_markdown(
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
         f" ({student.total_steps}); attention, agreement and classes are of the best checkpoint, step {best}.",
         results_table(student, results),
-        f"The start that finished it took {tables.duration(seconds)} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-        f" ({cores()} cores per host), with deit_jax {__version__} and jax {jax.__version__}.",
+        f"The start that finished it took {tables.duration(seconds)} on {jax.device_count()} x"
+        f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
         *(picture for name, picture in pictures.items() if (folder / name).exists()),
         *sections,
         *failed,

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 from helpers import SMALL, TINY, TINY_PLAIN, state_of
@@ -11,9 +12,12 @@ from safetensors.numpy import save_file
 from deit_jax import predict
 from deit_jax.__main__ import main
 from deit_jax.errors import UserError
+from deit_jax.evaluate.classifier import make_classifier
 from deit_jax.export import page
 from deit_jax.export.exportable import Form, load_exportable
+from deit_jax.runtime import sharding
 from deit_jax.runtime.browser_files import ONNXRUNTIME, package_files
+from deit_jax.weights import load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -61,13 +65,12 @@ def read_heads(tab):
     }
 
 
-def predicted(weights, image, tmp_path):
+def predicted(weights, image):
     """The same of `deit-jax predict`."""
-    import json
-
-    main(["predict", weights, image, f"--output={tmp_path / 'predicted.json'}"])
-    heads = json.loads((tmp_path / "predicted.json").read_text())["images"][0]["heads"]
-    return {head: [(row["class"], row["probability"]) for row in rows] for head, rows in heads.items()}
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    classifier = make_classifier({"params": load_weights(weights)}, mesh)
+    (found,) = predict.predict_images(classifier, [image], mesh, {}, top=5, fusion="logits")
+    return found.heads
 
 
 @pytest.mark.slow  # a minute: builds a page of 8 MB, starts a browser
@@ -80,7 +83,7 @@ def test_a_photo_gets_the_classes_that_predict_gives(tmp_path, tab, name, view):
     tab.goto(make_page(tmp_path / "page.html", weights))
     tab.wait_for_selector("#file:not([disabled])")
     tab.set_input_files("#file", image)
-    shown, expected = read_heads(tab), predicted(weights, image, tmp_path)
+    shown, expected = read_heads(tab), predicted(weights, image)
     names = ["Class head", "Distillation head", "Both together"] if name == TINY else ["Classes"]
     assert list(shown) == names
     for ours, theirs in zip(shown.values(), expected.values(), strict=True):
