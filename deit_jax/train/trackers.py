@@ -161,7 +161,7 @@ class Trackers:
         self.say, names = say, tracker_names(run.config)
         self.opened: dict[str, Any] = dict.fromkeys(names)
         number = run_number(run.folder) if set(names) - {"tensorboard"} else ""
-        name = "-".join(dict.fromkeys([run.workdir.absolute().name, run.folder.absolute().name, number]))
+        name = "-".join([*run.folder.absolute().parts[-2:], number])
         self.each(lambda tracker: self.opened.update({tracker: KNOWN[tracker](run, start, name, number)}))
 
     def each(self, call: Callable[[str], Any]) -> None:

@@ -27,7 +27,6 @@ def make_log(folder, every=4, start=0, tensorboard=False, classes=10, **options)
     student = SimpleNamespace(img_size=224, num_classes=classes)
     run = SimpleNamespace(
         **{"title": "student", "config": config, "folder": folder, "total_steps": 12, "steps_per_epoch": 6},
-        **{"workdir": folder},
         **{"model": student, "teacher": None, "mesh": sharding.make_mesh()},
     )
     return Log(run, start, **options)

@@ -39,7 +39,7 @@ def run(tmp_path):
     folder = tmp_path / "runs" / "one" / "teacher"
     folder.mkdir(parents=True)
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "curves.png")
-    return SimpleNamespace(config=config, folder=folder, workdir=folder.parent)
+    return SimpleNamespace(config=config, folder=folder)
 
 
 @pytest.fixture
