@@ -4,15 +4,13 @@ import concurrent.futures
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from deit_jax.errors import UserError, printable
 from deit_jax.randomness import generator
-
-T = TypeVar("T")
 
 # cached_property; but a type checker takes that for another kind of attribute than a property, which a source has.
 cached = property if TYPE_CHECKING else functools.cached_property
@@ -183,26 +181,18 @@ class FileSource:
         """Of names, sizes and labels; of the files' bytes too with `by_content`, which reads them all (an hour for
         ImageNet from a disk, where the sizes take seconds). Raises UserError for a file that is gone."""
         digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "backslashreplace"))
-        sizes = np.fromiter(map(self._on_disk(os.path.getsize), range(len(self))), np.int64)
-        for part in (self.names, sizes, self.labels):
-            digest.update(part.data)
-        if self.by_content:
-            with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                for content in pool.map(self._on_disk(checksum), range(len(self))):
-                    digest.update(bytes.fromhex(content))
+        paths = [self.path(index) for index in range(len(self))]
+        try:
+            sizes = np.fromiter(map(os.path.getsize, paths), np.int64)
+            for part in (self.names, sizes, self.labels):
+                digest.update(part.data)
+            if self.by_content:
+                with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                    for content in pool.map(checksum, paths):
+                        digest.update(bytes.fromhex(content))
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}): restore it") from error
         return digest.hexdigest()
-
-    def _on_disk(self, read: Callable[[str], T]) -> Callable[[int], T]:
-        """index → read(path of the file). Raises UserError for a file that is gone."""
-
-        def read_one(index: int) -> T:
-            path = self.path(index)
-            try:
-                return read(path)
-            except OSError as error:
-                raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from error
-
-        return read_one
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
