@@ -118,9 +118,9 @@ def whole_run(tmp_path_factory) -> Path:
 @pytest.fixture
 def own_run(whole_run, tmp_path) -> Path:
     """A copy of `whole_run`, on one device, to be changed."""
-    from helpers import one_device
+    from helpers import compiling, one_device
 
-    with one_device():
+    with one_device(), compiling(optimized=True):  # as it was made, maybe by another test process
         yield shutil.copytree(whole_run, tmp_path / "run")
 
 
@@ -177,3 +177,18 @@ def tab(browser):
     assert not errors
     assert {url.partition(":")[0] for url in requests} <= {"file", "data", "blob"}
     assert sum(url.startswith("file") for url in requests) == 1
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face hub of our own, with a token for it and an empty cache."""
+    import hub_server
+    from huggingface_hub import constants
+
+    with hub_server.serve() as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        yield served

@@ -5,6 +5,7 @@ import io
 import json
 import runpy
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,13 @@ AS_USERS = {
     "xla_llvm_disable_expensive_passes": False,
     "xla_cpu_use_fusion_emitters": True,
 }
+
+
+def configured(**changes) -> Config:
+    """The default config with `changes` by dotted names, as in `**{"data.limit": 128}`."""
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    return resolve(config)
 
 
 def tiny_config(**changes) -> Config:
@@ -161,6 +169,22 @@ def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
         for i in range(images):
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / f"class{c}" / f"{i}.png")
     return root
+
+
+def numbered_image(number: int) -> bytes:
+    """A small PNG file whose bytes are no other number's."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue() + number.to_bytes(4, "big")
+
+
+def tar_of(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def opened(root: object = "", **data):

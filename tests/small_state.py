@@ -1,9 +1,11 @@
-"""A training state of a few kB, for tests of checkpoints."""
+"""A training state and stored labels of a few kB, for tests of what is saved."""
 
 import jax
 import jax.numpy as jnp
 
-from deit_jax.runtime.sharding import param_shardings
+from deit_jax.distill.label_store import LabelStore, digest
+from deit_jax.runtime.sharding import make_mesh, param_shardings
+from deit_jax.train.checkpoint import Checkpoints
 
 
 def state(step: int, bad: int = 0) -> dict:
@@ -27,3 +29,23 @@ def shapes(mesh):
 
 
 META = {"model": {"name": "x"}}
+
+
+def restored(folder, **mesh) -> dict:
+    """The state that a run of all devices would go on from."""
+    checkpoints = Checkpoints(folder)
+    back = checkpoints.restore(shapes(make_mesh(**mesh)))
+    checkpoints.close()
+    return back
+
+
+def label_header(batch: int = 8, classes: int = 10, seed: int = 0) -> dict:
+    """Of hard labels that no teacher belongs to."""
+    both = {"images": {"seed": seed, "data.classes": classes}, "teacher": {}}
+    form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": batch}
+    return form | both | {"hash": digest(both)}
+
+
+def label_store(folder, steps: int, *header, **named) -> LabelStore:
+    folder.mkdir(parents=True, exist_ok=True)
+    return LabelStore.create(folder, label_header(*header, **named), steps)

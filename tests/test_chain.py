@@ -75,8 +75,7 @@ def test_the_training_is_that_of_a_run_without_fine_tuning(tmp_path):
     assert flat(first) == flat(plain), "a finished run can be fine-tuned later"
     assert first.finetune.epochs == then.finetune.epochs == 0
     assert then.init == str(tmp_path)
-    assert then.teacher.init == str(tmp_path / "teacher")
-    assert then.teacher.epochs == 0
+    assert (then.teacher.init, then.teacher.epochs) == (str(tmp_path / "teacher"), 0)
 
 
 @pytest.mark.parametrize(

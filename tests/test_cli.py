@@ -59,9 +59,8 @@ def test_commands(arguments, code, expected, capsys):
 def test_an_unknown_setting_is_one_line_with_the_nearest_names(path, meant):
     done = main("--config=configs/digits.py", f"--config.{path}=1")
     assert done.code == 2
-    assert done.err == (
-        f"error: config.{path} is not a setting (did you mean {meant}?): python -m deit_jax.config lists all\n"
-    )
+    known = f"config.{path} is not a setting (did you mean {meant}?)"
+    assert done.err == f"error: {known}: python -m deit_jax.config lists all\n"
 
 
 def test_a_value_may_follow_its_setting_as_an_argument_of_its_own():
@@ -71,14 +70,7 @@ def test_a_value_may_follow_its_setting_as_an_argument_of_its_own():
     assert (config.distill.kind, config.batch_size, config.train_baseline) == ("soft", 64, True)
 
 
-def test_every_tool_has_a_command():
-    for module in cli.TOOLS.values():
-        assert callable(importlib.import_module(f"deit_jax.{module}").main), module
-
-
 def test_public_names_are_found():
-    for name in dir(deit_jax):
-        assert getattr(deit_jax, name) is not None
     assert callable(deit_jax.optimizer.decay_mask)
     assert callable(deit_jax.optimizer.schedule)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -117,6 +109,7 @@ class Refuse:  # what flax itself imports is the core's; only our own imports co
 
 sys.meta_path.insert(0, Refuse())
 import deit_jax
+assert "jax" not in sys.modules, "the import alone is light"
 for name in deit_jax.__all__:
     getattr(deit_jax, name)
 import deit_jax.augment, deit_jax.losses

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,10 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.batch_size=100"], "100 is not divisible by 8 devices: use --config.batch_size=96"),
         ([DIGITS, "--config.batch_size=2000"], "batch_size 2000 is more than the"),
         ([DIGITS, "--config.model.num_classes=7"], "digits has 10 classes"),
-        (["--config=configs/deit_ti.py", "--config.data.root=/nowhere"], "/nowhere"),
+        (
+            ["--config=configs/deit_ti.py", "--config.data.root=/nowhere", "--config.init=/none.safetensors"],
+            "data.root /nowhere is not a folder",
+        ),
         ([DIGITS, "--config.recipe=papper"], "recipe is 'papper' (did you mean paper?)"),
         ([DIGITS, "config.batch_size=7"], "argument 'config.batch_size=7' is not a flag: write --config.batch_size=7"),
         ([DIGITS, "--config.teacher.epochs=0"], "teacher regnety_digits has no weights"),
@@ -44,15 +46,6 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_a_process_of_its_own_says_no_more(tmp_path):
-    command = [sys.executable, "main.py", DIGITS, "--config.batch_size=2000", f"--workdir={tmp_path / 'run'}"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 2
-    assert run.stderr.strip().splitlines()[-1].startswith("error: batch_size 2000 is more than the")
-    assert "Traceback" not in run.stderr + run.stdout
-
-
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("kept")
     run = main(DIGITS, f"--workdir={tmp_path / 'file' / 'run'}")
@@ -61,14 +54,10 @@ def test_a_workdir_that_cannot_be_made(tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-TINY = [
-    "--config=configs/deit_ti.py",
-    "--config.model.name=deit_digits_patch4_16",
-    "--config.batch_size=8",
-    "--config.steps=2",
-    "--config.log.every=1",
-    "--config.log.tensorboard=False",
-]
+TINY = (
+    "--config=configs/deit_ti.py --config.model.name=deit_test_patch4_16 --config.batch_size=8 --config.steps=2"
+    " --config.log.every=1 --config.log.tensorboard=False --config.augment.policy=none"  # RandAugment compiles longest
+).split()
 
 
 @pytest.mark.usefixtures("single")
@@ -88,13 +77,6 @@ def test_an_image_folder_is_trained_on_and_evaluated(tmp_path):
     assert "another config (seed: 0 there, 1 now)" in other.err
 
 
-def test_a_wrong_data_folder_is_told_before_weights_are_read(tmp_path):
-    root, init = tmp_path / "nowhere", tmp_path / "none.safetensors"
-    run = main(*TINY, f"--config.data.root={root}", f"--config.init={init}", f"--workdir={tmp_path / 'run'}")
-    assert run.code == 2
-    assert f"data.root {root} is not a folder" in run.err
-
-
 @pytest.mark.usefixtures("single")
 def test_an_unreadable_image_in_evaluation_is_named(tmp_path, caplog):
     data = folder_of_images(tmp_path / "data" / "train")
@@ -107,15 +89,8 @@ def test_an_unreadable_image_in_evaluation_is_named(tmp_path, caplog):
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """A plain digits run in `folder`, its lines to be read."""
-    command = [
-        sys.executable,
-        "main.py",
-        "--config=configs/digits.py:distill=none",
-        "--config.log.tensorboard=False",
-        "--config.log.every=1",
-        *arguments,
-        f"--workdir={folder}",
-    ]
+    plain = ["--config=configs/digits.py:distill=none", "--config.log.tensorboard=False", "--config.log.every=1"]
+    command = [sys.executable, "main.py", *plain, *arguments, f"--workdir={folder}"]
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
 
@@ -132,22 +107,17 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path):
     process = start(tmp_path / "run", "--config.epochs=1000")
     read_until(process, "step 3/")
     process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
     rest = process.stdout.read()
     assert process.wait() == 130
-    assert time.monotonic() - begun < 60
     assert "saved; the same command resumes from there" in rest
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 
 @pytest.mark.slow
 def test_killed_runs_complete_as_if_nothing_had_been(tmp_path):
-    arguments = [
-        "--config.epochs=3",
-        "--config.data.limit=640",
-        "--config.evaluate.every=1",
-        "--config.checkpoint.every=1",
-    ]
+    arguments = (
+        "--config.epochs=3 --config.data.limit=640 --config.evaluate.every=1 --config.checkpoint.every=1".split()
+    )
     for moment in ("step 2/", "step 6/"):  # before a checkpoint and while one is written; more: benchmarks/faults
         process = start(tmp_path / "run", *arguments)
         read_until(process, moment)

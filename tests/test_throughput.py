@@ -48,19 +48,6 @@ def test_models_take_turns_and_a_batch_that_does_not_fit_is_halved(throughput):
         throughput.measure({"c": make("c", 0)}, 8, 2)
 
 
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        ("deit_tiny_distilled_patch16_224", "Ti"),
-        ("vit_large_patch16_384", "L 384"),
-        ("regnety_040", "4GF"),
-        ("efficientnet_b3", "B3"),
-    ],
-)
-def test_names_in_the_figure(throughput, model, name):
-    assert throughput.short_name(model) == name
-
-
 def test_the_figure_in_the_docs_is_of_published_models(throughput):
     """Its table shows the recorded medians."""
     docs = Path(__file__).parents[1] / "docs"
@@ -69,12 +56,3 @@ def test_the_figure_in_the_docs_is_of_published_models(throughput):
         (row,) = throughput.read_published([name])
         assert f"| {row['top1']} |" in text
         assert f" {one['images_per_second']['median']:#.3g} |" in text
-
-
-def test_every_published_model_is_drawn(throughput, tmp_path):
-    rows = [row | {"images_per_second": 10.0 + i} for i, row in enumerate(throughput.read_published())]
-    throughput.draw(rows, str(tmp_path / "figure"), "a machine")
-    drawn = (tmp_path / "figure.svg").read_text()
-    for family in {row["family"] for row in rows}:
-        assert f"<!-- {family} -->" in drawn
-    assert (tmp_path / "figure.png").stat().st_size > 10_000

@@ -8,8 +8,6 @@ from jaxtyping import TypeCheckError
 from deit_jax import losses, models
 from deit_jax.augment import pipeline
 from deit_jax.classes.match import ClassMap
-from deit_jax.config import default_config, resolve
-from deit_jax.errors import UserError
 from deit_jax.evaluate.metrics import count_correct
 from deit_jax.report.agreement import disagreement
 from deit_jax.train.optimizer import make_optimizer
@@ -33,15 +31,3 @@ LOGITS, IMAGES = jnp.zeros((4, 10)), np.zeros((4, 8, 8, 3), np.uint8)
 def test_a_wrong_shape_or_type_is_refused_in_every_checked_room(call):
     with pytest.raises(TypeCheckError):
         call()
-
-
-def test_users_are_told_in_the_packages_own_words(unchecked):
-    with pytest.raises(UserError, match="not known"):
-        losses.distillation_loss(LOGITS, None, jnp.zeros(5, jnp.int32), kind="hart")
-
-
-def test_a_config_is_what_the_annotations_call_it():
-    config = resolve(default_config())
-    assert make_optimizer(config).init({"kernel": jnp.zeros(2)})
-    with pytest.raises(TypeCheckError):
-        make_optimizer(config.augment)

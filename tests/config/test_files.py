@@ -5,8 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from helpers import ROOT, folder_of_images, state_of
 from safetensors.numpy import save_file
@@ -16,12 +14,9 @@ from deit_jax.config import RECIPES, default_config, flat, recipe_differences, r
 from deit_jax.config.files import at_size, finetune_config
 from deit_jax.config.recipes import named_size
 from deit_jax.errors import UserError
-from deit_jax.experiment import chain
+from deit_jax.experiment import stages
 from deit_jax.runtime import sharding
-from deit_jax.train.log import read_log
-from deit_jax.train.loop import train_run as train
 from deit_jax.train.loop import training_batches
-from deit_jax.train.optimizer import make_optimizer
 from deit_jax.train.run import open_run
 from deit_jax.train.step import make_program
 
@@ -38,7 +33,6 @@ CASES = [
     ("cifar10", "scale=cpu"),
     ("deit3", "size=L,stage=21k"),
 ]
-RUN = ("deit_b_chain", "transfer")
 
 
 def get_config(name: str, text: str = ""):
@@ -91,19 +85,16 @@ def test_every_config_is_tried():
 
 @pytest.mark.parametrize(("name", "text"), CASES)
 def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tmp_path):
-    """Up to the first step, which is traced; a training of one stage and a chain of two are compiled and run."""
+    """Up to the first step of each stage, which is traced; whole runs: tests/test_main.py, tests/test_chain.py."""
     config = tiny(get_config(name, text), photos, weights)
     validate(config, num_devices=jax.device_count())
-    if name in RUN:
-        (chain if config.finetune.epochs else train)(config, tmp_path)
-        for folder in [tmp_path, tmp_path / "finetune"] if config.finetune.epochs else [tmp_path]:
-            losses = [r["loss"] for r in read_log(folder) if "loss" in r]
-            assert len(losses) == 2
-            assert np.isfinite(losses).all()
-    else:
-        run = open_run(config, tmp_path)
+    configs = stages(config, tmp_path) if config.finetune.epochs else (config,)
+    for stage in configs[1:]:
+        stage.init = str(weights[stage.model.name])  # in place of the first stage's
+    for number, stage in enumerate(configs):
+        run = open_run(stage, tmp_path / str(number))
         predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
-        program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
+        program = make_program(run.model, predict, stage, run.steps_per_epoch, run.mesh)
         stream = training_batches(run, 0)
         batch = sharding.place_batch(next(stream)[0], run.mesh)
         state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, arrays)
@@ -145,17 +136,14 @@ def test_fine_tuning_at_384_is_the_papers():
     assert get_config("deit_b_384", "epochs=10").epochs == 10
 
 
-def test_names_follow_the_size():
+def test_names_and_teachers_follow_the_size():
     assert at_size("deit_base_distilled_patch16_224", 384) == "deit_base_distilled_patch16_384"
     assert at_size("deit_base_patch16_224", 320) == "deit_base_patch16_224"
     assert at_size("deit_digits_patch4_16", 32) == "deit_digits_patch4_16"
     assert [named_size(n) for n in ("deit_digits_patch4_16", "deit_tiny_patch16_384", "regnety_160")] == [16, 384, 224]
-
-
-def test_a_teachers_own_size_is_kept_when_it_is_given():
     config = get_config("deit_b_chain")
     config.teacher.img_size = 288
-    assert finetune_config(config, "runs/b").teacher.img_size == 288
+    assert finetune_config(config, "runs/b").teacher.img_size == 288, "a teacher's own size is kept"
 
 
 def test_transfer_has_both_settings():
@@ -191,43 +179,16 @@ def test_bad_arguments_end_in_one_line(name, text, message):
 
 
 def test_differences_between_paper_and_release_are_told():
+    names = lambda config: {line.split(" = ")[0] for line in recipe_differences(resolve(config))}
     config = default_config()
     config.model.name, config.distill.kind = "deit_base_distilled_patch16_224", "soft"
     released = recipe_differences(resolve(config))
-    assert "optimizer.lr_update = epoch (paper: step, release: epoch)" in released
     assert "distill.normalization = released (paper: paper, release: released)" in released
     differing = {k for k, v in RECIPES["released"].items() if RECIPES["paper"][k] != v}
-    differing |= {"distill.alpha", "distill.tau"}  # of soft distillation
-    assert {line.split(" = ")[0] for line in released} == differing
-
+    assert names(config) == differing | {"distill.alpha", "distill.tau"}  # of soft distillation
     config.recipe = "paper"
-    assert {line.split(" = ")[0] for line in recipe_differences(resolve(config))} == differing
-
+    assert names(config) == differing | {"distill.alpha", "distill.tau"}
     config.recipe = "tuned"
-    tuned = recipe_differences(resolve(config))
-    assert "optimizer.warmup_epochs = 20.0 (paper: 5.0, release: 5.0)" in tuned
-    assert "augment.repeats = 1 (paper: 3, release: 3)" in tuned
-
+    assert "augment.repeats = 1 (paper: 3, release: 3)" in recipe_differences(resolve(config))
     config.recipe, config.distill.kind, config.model.name = "released", "none", "deit_base_patch16_224"
-    plain = {line.split(" = ")[0] for line in recipe_differences(resolve(config))}
-    assert plain == {"optimizer.lr_update", "optimizer.scale_floors"}, "only what has an effect"
-
-
-def test_sgd_is_pytorchs_with_nesterov():
-    """torch.optim.SGD(lr, momentum=0.9, weight_decay=w, nesterov=True), by its documented steps."""
-    config = default_config()
-    config.optimizer.name, config.optimizer.weight_decay = "sgd", 0.1
-    tx = make_optimizer(resolve(config))
-    params = {"layer": {"kernel": np.array([1.0, -2.0], np.float32), "bias": np.array([0.5], np.float32)}}
-    theirs, buffer = jax.tree.map(np.copy, params), None
-    state = tx.init(params)
-    for step in range(3):
-        grads = jax.tree.map(lambda p, s=step: np.cos(p + s).astype(np.float32), theirs)
-        direction, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, jax.tree.map(lambda d: -0.01 * d, direction))
-        decayed = {
-            "layer": {k: g + (0.1 * theirs["layer"][k] if k == "kernel" else 0) for k, g in grads["layer"].items()}
-        }
-        buffer = decayed if buffer is None else jax.tree.map(lambda b, g: 0.9 * b + g, buffer, decayed)
-        theirs = jax.tree.map(lambda p, g, b: p - 0.01 * (g + 0.9 * b), theirs, decayed, buffer)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, theirs)
+    assert names(config) == {"optimizer.lr_update", "optimizer.scale_floors"}, "only what has an effect"

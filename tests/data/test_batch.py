@@ -111,9 +111,3 @@ def test_spread_takes_its_share_of_every_class(share):
     assert len(np.unique(held)) == len(held) == count
     per_class = np.bincount(labels[held], minlength=10)
     assert np.abs(per_class - count / 10).max() <= 1
-
-
-def test_spread_of_single_images():
-    held = spread(np.arange(202), 0.1, seed=0)
-    assert len(np.unique(held)) == 20
-    np.testing.assert_array_equal(held, spread(np.arange(202), 0.1, seed=0))

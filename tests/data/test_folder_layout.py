@@ -1,30 +1,22 @@
 """One reader of layouts: the same classes, counts and splits from a folder, a tar file of it, and its shards."""
 
-import io
 import json
 import random
 import tarfile
 
 import numpy as np
 import pytest
-from helpers import opened, refusal
-from PIL import Image
+from helpers import numbered_image, opened, refusal, tar_of
 
 from deit_jax.data import base, sources
 from deit_jax.data.tools import prepare
 from deit_jax.errors import UserError
 
 
-def image(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1), number % 256).save(buffer, "PNG")
-    return buffer.getvalue() + number.to_bytes(4, "big")  # each file's bytes are its own
-
-
 def make(root, paths):
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(image(number) if "." in path else b"")
+        (root / path).write_bytes(numbered_image(number) if "." in path else b"")
     return root
 
 
@@ -123,23 +115,21 @@ def test_validation_comes_before_test_and_what_is_not_used_is_said(tmp_path):
         (["a/1.png", "b/1.png", "c/readme.txt"], "class folder"),
         (["1.png", "2.png"], "2 images but no class folders"),
         (["a/x.txt"], "no class folders"),
+        (["a/1.png", "b/1.png"], "each class in"),
     ],
 )
 def test_what_is_neither_layout_is_an_error_that_shows_what_was_found(tmp_path, paths, says):
     assert says in refusal(make(tmp_path, paths))
 
 
-def test_train_among_other_classes_is_a_class(tmp_path):
-    make(tmp_path, [f"{name}/{i}.png" for name in ("train", "tulip", "turtle") for i in range(3)])
-    assert opened(tmp_path)[0].class_names == ["train", "tulip", "turtle"]
-
-
-def test_numeric_folders_are_in_numeric_order(tmp_path):
-    make(tmp_path, [f"{name}/{i}.png" for name in range(11) for i in range(3)])
+@pytest.mark.parametrize("names", [("train", "tulip", "turtle"), tuple(map(str, range(11)))])
+def test_classes_stand_in_their_order(tmp_path, names):
+    """`train` among other classes is a class; numbers are in numeric order."""
+    make(tmp_path, [f"{name}/{i}.png" for name in names for i in range(3)])
     train, _ = opened(tmp_path)
-    assert train.class_names == [str(i) for i in range(11)]
+    assert train.class_names == list(names)
     for i in range(len(train)):
-        assert train[i]["name"].split("/")[-2] == str(train[i]["label"])
+        assert train[i]["name"].split("/")[-2] == names[train[i]["label"]]
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 6], [1, 9], [2, 1, 4], [1, 1, 2], [1] * 9 + [2], [5, 5, 5]])
@@ -155,10 +145,6 @@ def test_a_classes_only_training_image_is_never_held_out(counts, share):
     plain = base.spread(labels, share, base.HOLDOUT_SEED)
     if all(np.bincount(labels[plain], minlength=len(counts)) < counts):  # as runs begun before
         np.testing.assert_array_equal(evaluation.positions, plain)
-
-
-def test_nothing_can_be_held_out_of_single_images(tmp_path):
-    assert "each class in" in refusal(make(tmp_path, ["a/1.png", "b/1.png"]))
 
 
 PHOTOS = [f"photos_{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in range(2)]
@@ -248,23 +234,15 @@ def test_home_is_written_as_a_tilde(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "set", [f"{split}/{c}/{i}.png" for split in ("train", "val") for c in "ab" for i in range(2)])
-    if kind == "folder":
-        root = "~/set"
-    elif kind == "table":
-        root = f"~/set/{as_table(tmp_path / 'set').name}"
-    else:
-        source = "~/set" if "folder" in kind else f"~/{as_tar(tmp_path / 'set').name}"
-        prepare.prepare(source, "~/shards")
-        root = "~/shards"
+    as_table(tmp_path / "set"), as_tar(tmp_path / "set")
+    root = {"folder": "~/set", "table": "~/set/t.csv"}.get(kind, "~/shards")
+    if "shards" in kind:
+        prepare.prepare("~/set" if "folder" in kind else "~/set.tar", "~/shards")
     assert [len(source) for source in opened(root)] == [4, 4]
+    tar_of(tmp_path / "flat.tar", {f"{i}.png": numbered_image(i) for i in range(4)})
+    (tmp_path / "flat.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
+    assert prepare.prepare("~/flat.tar", "~/out", labels="~/flat.csv")["classes"] == ["a", "b"]
     assert not (tmp_path / "~").exists()
-
-
-def test_the_labels_of_prepare_may_be_at_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    tar(tmp_path / "flat.tar", *((f"{i}.png", image(i)) for i in range(4)))
-    (tmp_path / "t.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
-    assert prepare.prepare("~/flat.tar", "~/out", labels="~/t.csv")["classes"] == ["a", "b"]
 
 
 def test_nothing_is_held_out_on_demand(tmp_path):
@@ -286,39 +264,21 @@ def test_spellings_of_unicode_are_one_class(tmp_path, ours, theirs):
 # --- tar files
 
 
-def tar(path, *members):
-    """members: (name, bytes), or (name, type, target)."""
-    with tarfile.open(path, "w") as file:
-        for name, what, *target in members:
-            info = tarfile.TarInfo(name)
-            if isinstance(what, bytes) and not target:
-                info.size = len(what)
-                file.addfile(info, io.BytesIO(what))
-            else:
-                info.type, info.linkname = what, target[0]
-                file.addfile(info)
-    return path
-
-
 def test_tars_by_split_and_by_class(tmp_path):
     (tmp_path / "set").mkdir()
     for name in ("x_train.tar", "x-valset.tar"):
-        tar(tmp_path / "set" / name, ("x/a/1.png", image(len(name))), ("x/b/1.png", image(3)))
-    index = prepare.prepare(tmp_path / "set", tmp_path / "out")
-    assert {split: sum(s["records"] for s in shards) for split, shards in index["splits"].items()} == {
-        "train": 2,
-        "validation": 2,
-    }
+        tar_of(tmp_path / "set" / name, {"x/a/1.png": numbered_image(len(name)), "x/b/1.png": numbered_image(3)})
+    splits = prepare.prepare(tmp_path / "set", tmp_path / "out")["splits"]
+    assert {split: sum(s["records"] for s in made) for split, made in splits.items()} == {"train": 2, "validation": 2}
     (tmp_path / "byclass").mkdir()
     for name in ("cat", "dog"):
-        tar(tmp_path / "byclass" / f"{name}.tar", (f"{name}/1.png", name.encode()))
+        tar_of(tmp_path / "byclass" / f"{name}.tar", {f"{name}/1.png": name.encode()})
     assert prepare.prepare(tmp_path / "byclass", tmp_path / "out2")["classes"] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
 def test_a_compressed_tar_is_one_line(tmp_path, kind):
-    with tarfile.open(tmp_path / f"x.tar.{kind}", f"w:{kind}") as packed:
-        packed.add(make(tmp_path / "set", ["a/1.png", "b/1.png"]), arcname=".")
+    tar_of(tmp_path / f"x.tar.{kind}", {"a/1.png": numbered_image(0), "b/1.png": numbered_image(1)}, f"w:{kind}")
     with pytest.raises(UserError, match=r"is damaged, compressed or not a .tar file .*: unpack it and give the folder"):
         prepare.prepare(tmp_path / f"x.tar.{kind}", tmp_path / "out")
 
@@ -327,16 +287,15 @@ def test_a_compressed_tar_is_one_line(tmp_path, kind):
 def test_a_web_dataset_is_read(tmp_path, form):
     (tmp_path / "set").mkdir()
     for split, count in (("train", 6), ("val", 3)):
-        members = []
-        for i in range(count):
-            text = f"{i % 3}\n" if form == "cls" else json.dumps({"label": i % 3, "width": 1})
-            members += [(f"s{i:03}.png", image(i)), (f"s{i:03}.{form}", text.encode())]
-        tar(tmp_path / "set" / f"digits-{split}-000000.tar", *members)
+        members = {f"s{i:03}.png": numbered_image(i) for i in range(count)}
+        text = lambda i: f"{i % 3}\n" if form == "cls" else json.dumps({"label": i % 3, "width": 1})
+        members |= {f"s{i:03}.{form}": text(i).encode() for i in range(count)}
+        tar_of(tmp_path / "set" / f"digits-{split}-000000.tar", dict(sorted(members.items())))
     prepare.prepare(tmp_path / "set", tmp_path / "out")
     train, evaluation = opened(tmp_path / "out")
     assert train.class_names == ["0", "1", "2"]
-    assert held(train) == sorted((str(i % 3), image(i)) for i in range(6))
-    assert held(evaluation) == sorted((str(i % 3), image(i)) for i in range(3))
-    tar(tmp_path / "lacks.tar", ("a.png", image(0)), ("a.cls", b"1"), ("b.png", image(1)))
+    assert held(train) == sorted((str(i % 3), numbered_image(i)) for i in range(6))
+    assert held(evaluation) == sorted((str(i % 3), numbered_image(i)) for i in range(3))
+    tar_of(tmp_path / "lacks.tar", {"a.png": numbered_image(0), "a.cls": b"1", "b.png": numbered_image(1)})
     with pytest.raises(UserError, match=r"holds b.png without a label \(b.cls"):
         prepare.prepare(tmp_path / "lacks.tar", tmp_path / "no")

@@ -103,8 +103,9 @@ def test_every_odd_image_has_a_crop_and_an_evaluation_view(name):
 def test_cut_short_is_an_error_wherever_pil_says_so(kind, tenths):
     whole = encoded(textured(120, 90), kind)
     data = whole[: len(whole) * tenths // 10]
-    with pytest.raises(OSError):
-        images.decode(data)
+    for broken in (data, data[:2], b"no image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"GIF89a", b"BM"):
+        with pytest.raises(OSError):
+            images.decode(broken)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 10, 30])
@@ -117,12 +118,6 @@ def test_missing_last_bytes_are_judged_as_pil_judges_them(cut):
             images.decode(data)
     else:
         np.testing.assert_array_equal(images.decode(data), expected)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"GIF89a", b"BM"])
-def test_no_image_is_an_oserror(data):
-    with pytest.raises(OSError):
-        images.decode(data)
 
 
 def test_arrays_pass_through_as_rgb():

@@ -1,15 +1,13 @@
 """Odd inputs of each kind: the right data, or one line and exit code 2; never a traceback or, unsaid, other data."""
 
 import csv
-import io
 import json
 import os
 import socket
 
 import numpy as np
 import pytest
-from helpers import opened, refusal, tool
-from PIL import Image
+from helpers import numbered_image, opened, refusal, tool
 
 from deit_jax import plots
 from deit_jax.config import default_config
@@ -19,12 +17,6 @@ from deit_jax.data.tools import prepare, show
 from deit_jax.errors import UserError
 
 
-def image(number: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue() + number.to_bytes(4, "big")
-
-
 def folder(root, *names: str | bytes, images: int = 2):
     """Class folders of images."""
     for number, name in enumerate(names or ("ant", "bee")):
@@ -32,7 +24,7 @@ def folder(root, *names: str | bytes, images: int = 2):
         os.makedirs(path)
         for i in range(images):
             with open(os.path.join(path, b"%d.png" % i), "wb") as file:
-                file.write(image(10 * number + i))
+                file.write(numbered_image(10 * number + i))
     return root
 
 
@@ -53,22 +45,8 @@ def accepted(root) -> str:
 
 # --- names
 
-NAMES = [
-    "$x_^",
-    "a\x1b[31mred",
-    "tab\there",
-    "line\nbreak",
-    b"\xff\xfe",
-    "ü",
-    "u\u0308",
-    "\u202egnp",
-    "-rf",
-    "x...",
-    "日本",
-    "a b ",
-    "C:",
-    "%s{}",
-]
+NAMES = ["$x_^", "a\x1b[31mred", "tab\there", "line\nbreak", b"\xff\xfe", "ü", "u\u0308", "\u202egnp", "-rf", "x..."]
+NAMES += ["日本", "a b ", "C:", "%s{}"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +118,7 @@ def test_what_is_not_a_file_is_named_and_passed_over(tmp_path):
 def test_roots_that_are_not_data(tmp_path, where):
     os.mkfifo(tmp_path / "pipe")
     for name in ("file.txt", "file.png"):
-        (tmp_path / name).write_bytes(image())
+        (tmp_path / name).write_bytes(numbered_image(0))
     root = where if where.startswith("/") else tmp_path / where
     refused(root)
 
@@ -177,12 +155,8 @@ def test_right_tables(tmp_path, text, name):
     train, evaluation = opened(table(tmp_path / "set", text, name))
     both = [source[i] for source in (train, evaluation) for i in range(len(source))]
     assert train.class_names == ["ant", "bee"]
-    assert sorted((os.path.basename(os.path.dirname(x["name"])), x["label"]) for x in both) == [
-        ("ant", 0),
-        ("ant", 0),
-        ("bee", 1),
-        ("bee", 1),
-    ]
+    found = sorted((os.path.basename(os.path.dirname(sample["name"])), sample["label"]) for sample in both)
+    assert found == [("ant", 0)] * 2 + [("bee", 1)] * 2
 
 
 @pytest.mark.parametrize(
@@ -245,6 +219,8 @@ def test_splits_of_tables(tmp_path, split):
     text = GOOD.replace("\n", ",Train\n") + f"ant/0.png,ant,{split}\n"
     train, evaluation = opened(table(tmp_path / "set", text))
     assert (len(train), len(evaluation)) == (4, 1)
+    for setting in ("train_split", "eval_split"):
+        assert f"data.{setting} 'tain' is not a split" in refusal(tmp_path / "set" / "list.csv", **{setting: "tain"})
 
 
 def test_a_file_that_vanishes_is_named(tmp_path):

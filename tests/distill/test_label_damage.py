@@ -5,19 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from small_state import label_header, label_store
 
 from deit_jax import check
-from deit_jax.distill.label_store import CHUNK, LabelStore, digest
+from deit_jax.distill.label_store import CHUNK, LabelStore
 from deit_jax.errors import UserError
 from deit_jax.label import prepare_store
 
 STEPS, BATCH, CLASSES = 2 * CHUNK, 8, 10
-
-
-def header(seed: int = 0) -> dict:
-    both = {"images": {"seed": seed, "data.classes": CLASSES}, "teacher": {}}
-    form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": BATCH}
-    return form | both | {"hash": digest(both)}
 
 
 def fill(store: LabelStore) -> None:
@@ -30,7 +25,7 @@ def fill(store: LabelStore) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
-    fill(LabelStore.create(folder, header(), STEPS))
+    fill(label_store(folder, STEPS))
     return folder
 
 
@@ -60,7 +55,7 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(folder):
 def test_a_chunk_that_was_cut_short_is_made_again(folder, size, capsys):
     chunk = folder / "label/c/0/0"
     chunk.write_bytes(chunk.read_bytes()[:size])
-    prepare_store(folder, header(), STEPS)
+    prepare_store(folder, label_header(), STEPS)
     assert LabelStore(folder).missing(STEPS) == [0]
     assert "chunk 0 is damaged" in capsys.readouterr().out
 
@@ -68,7 +63,7 @@ def test_a_chunk_that_was_cut_short_is_made_again(folder, size, capsys):
 def test_chunks_of_a_lost_header_are_not_taken_over(folder):
     (folder / "labels.json").unlink()
     with pytest.raises(UserError, match="labels.json is lost"):
-        LabelStore.create(folder, header(seed=1), STEPS)
+        label_store(folder, STEPS, seed=1)
     assert not (folder / "labels.json").exists()
 
 

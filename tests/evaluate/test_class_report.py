@@ -37,10 +37,8 @@ def test_classes_heads_and_mistakes_are_counted():
     assert found["images"] == 6  # the unreadable one is left out everywhere
     assert found["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
     assert [one["recall"] for one in found["classes"]] == pytest.approx([2 / 3, 1 / 2, 1])
-    assert [(m["position"], m["label"], m["predicted"]["joint"]) for m in found["mistakes"]] == [
-        (4, "a|b", "cat"),
-        (2, "cat", "a|b"),
-    ]
+    mistakes = [(m["position"], m["label"], m["predicted"]["joint"]) for m in found["mistakes"]]
+    assert mistakes == [(4, "a|b", "cat"), (2, "cat", "a|b")]
     heads = found["heads"]
     assert (heads["disagree"], heads["class_head_right"], heads["distillation_head_right"]) == (3, 1, 1)
     assert [one["position"] for one in heads["examples"]] == [4, 2, 1]
@@ -88,50 +86,31 @@ def test_captions_are_cut_with_an_ellipsis():
     assert all(len(line) <= 8 for line in plots.caption("abc" * 20, 8, 2).split("\n"))
 
 
-def test_pictures_leave_matplotlibs_settings_alone(tmp_path):
+def test_pictures_of_many_and_few_images_leave_matplotlibs_settings_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     plots.contact_sheet(tmp_path / "a.png", [np.zeros((8, 8, 3), np.uint8)] * 3, ["$x^{", "b", "c\nd"], columns=2)
-    assert dict(matplotlib.rcParams) == before
     assert Image.open(tmp_path / "a.png").size[1] > 400
-
-
-def test_many_images_wrap_and_a_plain_model_has_one_token(tmp_path):
     images, captions = np.zeros((40, 16, 16, 3), np.uint8), ["a name that is long enough to wrap\npredicted b"] * 40
     plots.attention(tmp_path / "attention.png", images, np.ones((40, 1, 16)), captions, (4, 4))
     width, height = Image.open(tmp_path / "attention.png").size
     assert width < 1900 < height
+    assert dict(matplotlib.rcParams) == before
 
 
-def test_objectives_have_panels_of_their_own(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: seen.append(figure))
-    log = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
-    runs = {"student": log, "plain": log, "teacher": log}
-    plots.curves(tmp_path / "c.png", runs, {"student": "hard", "plain": "ce", "teacher": "ce"})
-    assert [(axis.get_ylabel(), len(axis.lines)) for axis in seen[0].axes] == [
-        ("training loss: hard", 1),
-        ("training loss: ce", 2),
-    ]
-
-
-def test_a_distilled_run_has_panels_of_loss_terms_and_agreement(tmp_path, monkeypatch):
+def test_panels_of_objectives_loss_terms_and_agreement(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(plots, "save", lambda figure, path: seen.append(figure))
     terms = {"class_loss": 2.5, "distillation_loss": 1.5, "cls_agreement": 0.25, "dist_agreement": 0.5}
-    log = [{"epoch": epoch, "loss": 2.0, **terms} for epoch in (1, 2)]
-    plots.curves(tmp_path / "c.png", {"student": log, "plain": [{"epoch": 1, "loss": 2.0, "class_loss": 2.0}]})
-    panels = {
-        axis.get_ylabel(): [(line.get_label(), list(line.get_ydata())) for line in axis.lines] for axis in seen[0].axes
-    }
-    assert panels["loss terms"] == [
-        ("student, class loss", [2.5, 2.5]),
-        ("student, distillation loss", [1.5, 1.5]),
-    ]
-    assert panels["agreement with the teacher's hard label, %"] == [
-        ("student, class head", [25.0, 25.0]),
-        ("student, distillation head", [50.0, 50.0]),
-    ]
-    assert len(panels) == 3
+    distilled = [{"epoch": epoch, "loss": 2.0, **terms} for epoch in (1, 2)]
+    plain = [{"epoch": 1, "loss": 2.0, "class_loss": 2.0}]
+    runs, objectives = {"student": distilled, "plain": plain, "teacher": plain}, {"student": "hard"}
+    plots.curves(tmp_path / "c.png", runs, objectives | {"plain": "ce", "teacher": "ce"})
+    panels = {axis.get_ylabel(): [(x.get_label(), list(x.get_ydata())) for x in axis.lines] for axis in seen[0].axes}
+    assert [len(panels[f"training loss: {objective}"]) for objective in ("hard", "ce")] == [1, 2]
+    assert panels["loss terms"] == [("student, class loss", [2.5, 2.5]), ("student, distillation loss", [1.5, 1.5])]
+    agreement = panels["agreement with the teacher's hard label, %"]
+    assert agreement == [("student, class head", [25.0, 25.0]), ("student, distillation head", [50.0, 50.0])]
+    assert len(panels) == 4
 
 
 def test_top5_is_shown_among_more_than_five_classes_only():

@@ -107,11 +107,8 @@ def test_predictions_are_of_the_images_that_count():
     found.add(batch | {"mask": np.array([1.0, 1.0, 0.0])}, jax.device_get(predict(logits)))
     assert [example.image[0, 0, 0] for example in found.sheets["mistakes"]] == [1]
     assert found.column("label").tolist() == [0, 1]
-    assert {head: x.tolist() for head, x in found.heads.items()} == {
-        "cls": [0, 1],
-        "dist": [1, 2],
-        "fused_logits": [0, 2],
-    }
+    found_heads = {head: x.tolist() for head, x in found.heads.items()}
+    assert found_heads == {"cls": [0, 1], "dist": [1, 2], "fused_logits": [0, 2]}
     np.testing.assert_allclose(found.column("confidence")[0], np.exp(1) / np.exp([1, 0.5, 0.5]).sum(), rtol=1e-6)
 
 

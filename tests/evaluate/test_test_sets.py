@@ -7,15 +7,12 @@ import numpy as np
 import oracle
 import pytest
 
-from deit_jax.classes import imagenet
 from deit_jax.config import default_config
 from deit_jax.data.base import ArraySource, FileSource, Subset, limit_images
 from deit_jax.data.label_files import read_devkit, read_label_file
 from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
 from deit_jax.evaluate.test_sets import Spec, match_source, open_eval_sets, parse_spec, present_classes
-
-SYNSETS = imagenet.synsets()
 
 
 @pytest.fixture
@@ -38,17 +35,12 @@ def test_specs(tmp_path):
 
 
 def test_every_image_of_a_folder_is_taken(tmp_path):
-    for c in range(3):
-        for i in range(7):
-            oracle.save_image(tmp_path / f"c{c}" / f"{i}.png", i)
-    (whole,) = open_eval_sets(str(tmp_path))
-    assert len(whole.source) == 21
-    (part,) = open_eval_sets(f"{tmp_path},labels={write(tmp_path / 'few.csv', every_label(tmp_path))}")
-    assert len(part.source) == 21
-
-
-def every_label(folder: Path) -> str:
-    return "".join(f"{path.relative_to(folder)},ant\n" for path in folder.glob("c*/*.png"))
+    for c, i in np.ndindex(3, 7):
+        oracle.save_image(tmp_path / f"c{c}" / f"{i}.png", i)
+    rows = "".join(f"{path.relative_to(tmp_path)},ant\n" for path in tmp_path.glob("c*/*.png"))
+    for spec in (str(tmp_path), f"{tmp_path},labels={write(tmp_path / 'few.csv', rows)}"):
+        (whole,) = open_eval_sets(spec)
+        assert len(whole.source) == 21
 
 
 def write(path: Path, text: str) -> Path:
@@ -123,21 +115,16 @@ def test_classes_that_do_not_occur_need_no_output():
         match_source(source, ["ant", "cat", "dog"], 3)
 
 
-def test_a_limit_is_spread_over_the_classes(tmp_path):
+def test_a_limit_is_spread_over_the_classes_and_leaves_training_alone(tmp_path):
     source = FileSource(tmp_path, [str(i) for i in range(100)], np.repeat(np.arange(10), 10), list("abcdefghij"))
     some = limit_images(source, 20)
-    assert isinstance(some, Subset)
     assert np.bincount(source.labels[some.positions]).tolist() == [2] * 10
     assert limit_images(source, 0) is limit_images(source, 100) is source
-
-
-def test_the_limit_of_evaluation_leaves_training_alone():
     config = default_config()
     config.data.name, config.evaluate.limit = "digits", 50
     train, evaluation = open_sources(config)
     assert (len(train), len(evaluation)) == (1438, 50)
-    labels = [evaluation[i]["label"] for i in range(50)]
-    assert set(np.bincount(labels)) <= {4, 5, 6}
+    assert set(np.bincount([evaluation[i]["label"] for i in range(50)])) <= {4, 5, 6}
 
 
 def test_labels_belong_to_paths(tmp_path):

@@ -155,16 +155,18 @@ def test_a_file_that_differs_is_not_kept(tmp_path, weights):
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "message"),
+    ("name", "file", "flags", "message"),
     [
-        (TINY_PLAIN, ["--heads=both"], "one head"),
-        ("regnety_digits", ["--attention"], "no attention"),
-        (TINY, ["--opset=16"], "--opset=16"),
+        (TINY_PLAIN, "model.onnx", ["--heads=both"], "one head"),
+        ("regnety_digits", "model.onnx", ["--attention"], "no attention"),
+        (TINY, "model.onnx", ["--opset=16"], "--opset=16"),
+        (TINY, "model.tflite", [], "give NAME.onnx or NAME.stablehlo"),
+        (TINY, "no/model.onnx", [], "folder that exists"),
     ],
 )
-def test_what_a_model_does_not_have(tmp_path, weights, capsys, name, flags, message):
+def test_what_a_model_does_not_have_and_bad_destinations(tmp_path, weights, capsys, name, file, flags, message):
     with pytest.raises(SystemExit, match="2"):
-        main(["export", weights(name), str(tmp_path / "model.onnx"), *flags])
+        main(["export", weights(name), str(tmp_path / file), *flags])
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
@@ -181,11 +183,3 @@ def test_an_unknown_part_is_named(tmp_path, weights):
     graph.read = {id(node) for path, node in nnx.iter_graph(model) if "norm2" not in path}
     with pytest.raises(UserError, match=r"blocks\.norm2"):
         check_complete(graph, model, "x")
-
-
-@pytest.mark.parametrize(
-    ("file", "message"), [("model.tflite", "give NAME.onnx or NAME.stablehlo"), ("no/model.onnx", "folder that exists")]
-)
-def test_bad_destinations(tmp_path, file, message):
-    with pytest.raises(UserError, match=message):
-        export_command.check_file(str(tmp_path / file), export_command.SUFFIXES)

@@ -9,7 +9,6 @@ from helpers import SMALL, TINY, TINY_PLAIN, state_of
 from PIL import Image
 from safetensors.numpy import save_file
 
-from deit_jax import predict
 from deit_jax.__main__ import main
 from deit_jax.errors import UserError
 from deit_jax.evaluate.classifier import make_classifier
@@ -141,4 +140,3 @@ def test_bad_input(tmp_path):
     (tmp_path / "no.png").write_text("no image")
     with pytest.raises(UserError, match=r"no\.png is not a readable image"):
         page.example(str(tmp_path / "no.png"))
-    assert predict.output_names(None, 2) == ["class 0", "class 1"]

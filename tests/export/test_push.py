@@ -1,9 +1,8 @@
 """Pushing a model to a hub that runs in this process, and loading it from there."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import hub_server
 import numpy as np
 import pytest
 from helpers import TINY, TINY_PLAIN, relative, run_jitted, state_of
@@ -17,26 +16,14 @@ from deit_jax.export.model_card import model_card
 from deit_jax.weights import load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 
-spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-hub_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub_server)
-
 CLASSES = ["cat", "dog", "newt"]
 VIEW = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop": 0.9, "interpolation": "bilinear"}
 LICENCE = "--licence=apache-2.0"
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub, with a token for it and an empty cache."""
-    with hub_server.serve() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
-        monkeypatch.setattr(push, "PAUSE", 0.0)
-        yield served
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(push, "PAUSE", 0.0)
 
 
 @pytest.fixture

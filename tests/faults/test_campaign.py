@@ -11,7 +11,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-COUNTS = {"saves": 12, "labels": 8, "damaged": 5, "flips": 20}
+COUNTS = {"saves": 4, "labels": 3, "damaged": 5, "flips": 20}
 
 pytestmark = pytest.mark.slow
 

@@ -2,15 +2,12 @@
 
 import importlib
 import json
-import math
 import shutil
 
-import numpy as np
 import pytest
 from helpers import ROOT
-from scipy import stats
 
-from deit_jax.ablate import ARMS, by_head
+from deit_jax.ablate import ARMS
 
 pytest.importorskip("statsmodels", reason="needs statsmodels: the study's report alone does")
 
@@ -25,7 +22,7 @@ def load(name: str):
 
 study, report = load("claims"), load("report")
 MARGIN, Claim, Paired = study.MARGIN, study.Claim, study.Paired
-claims, decide, detectable, equivalence_p = study.claims, study.decide, study.detectable, study.equivalence_p
+claims, decide = study.claims, study.decide
 paired, rivals, verdict = study.paired, study.rivals, study.verdict
 
 CONV, TRANSFORMER = "hard@regnety_digits:17", "hard@deit_digits_patch4_16:28"
@@ -51,12 +48,8 @@ def scores():
 
 def test_each_claim_is_decided_by_its_rule(scores):
     found = {d.claim.name.split(" ")[0]: d for d in decide(scores, "logits")}
-    assert {name: d.verdict for name, d in found.items()} == {
-        "hard": "decided",
-        "soft": "decided",
-        "token": "not decided",
-        "ConvNet": "contradicted",
-    }
+    assert [found[name].verdict for name in ("hard", "soft")] == ["decided"] * 2
+    assert (found["token"].verdict, found["ConvNet"].verdict) == ("not decided", "contradicted")
     assert found["ConvNet"].found.mean == pytest.approx(-1.9)
     assert len(decide(scores, "logits")) == 5
 
@@ -67,14 +60,6 @@ def test_p_is_corrected_over_the_family(scores):
     others = [d for d in decide(scores, "logits") if not d.claim.equal]
     smallest = min(others, key=lambda d: d.found.p)
     assert smallest.p > smallest.found.p
-
-
-def test_only_what_a_study_has_is_asked(scores):
-    assert [c.name for c in claims(["none", "hard_no_token"])] == ["hard distillation > none"]
-    assert claims(["none"]) == decide({"none": scores["none"]}, "logits") == []
-    assert rivals(list(scores)) == [(CONV, TRANSFORMER)]
-    assert rivals([TRANSFORMER, "hard", CONV]) == [(CONV, TRANSFORMER)]
-    assert rivals([CONV, "hard@regnety_cifar:3"]) == []
 
 
 @pytest.mark.parametrize(
@@ -91,39 +76,11 @@ def test_a_claim_of_equality(values, p, expected):
     assert MARGIN == 1.0  # as written down before the study
 
 
-def test_one_seed_decides_nothing():
-    unknown = Paired(5.0, math.nan, math.nan, math.nan, math.nan, math.nan, 1)
-    assert verdict(Claim("a > b", A, B, ""), unknown, math.nan) == "not decided"
-
-
-def test_a_model_with_one_head_is_its_own_fusion(scores):
-    assert by_head(scores["none"], "dist", "logits") == {}
-    assert by_head(scores["none"], "fused", "logits")[0] == 50.1
-    assert by_head(scores["hard"], "fused", "logits")[0] == 52.5
-
-
 def test_sign_flips_are_counted_by_hand():
     zero = [0.0, 0.0, 0.0]
     assert paired([1.0, 2.0, 3.0], zero).p_flips == 2 / 8  # only all + and all - are as far from 0
     assert paired([1.0, 2.0, -3.0], zero).p_flips == 1.0
     assert paired([3.0, 2.0, -1.0], zero).p_flips == 4 / 8  # |sum| >= 4: +++, ++-, and both with all signs changed
-
-
-def test_equivalence_is_two_one_sided_tests():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(50, 0.5, (2, 10)) + np.array([[0.3], [0.0]])
-    sides = [stats.ttest_1samp(a - b, m, alternative=s).pvalue for m, s in ((-1, "greater"), (1, "less"))]
-    assert equivalence_p(paired(a, b), 1.0) == pytest.approx(max(sides), rel=1e-4)
-    assert math.isnan(equivalence_p(paired([1.0], [0.5]), 1.0))
-
-
-def test_the_detectable_difference_is_what_simulation_finds():
-    rng = np.random.default_rng(1)
-    smallest = detectable(0.7, 10)
-    found = stats.ttest_1samp(rng.normal(smallest, 0.7, (10, 20000)), 0.0).pvalue < 0.05
-    assert found.mean() == pytest.approx(0.8, abs=0.01)
-    assert detectable(0.7, 10, 0.01) > smallest > detectable(0.7, 20)
-    assert math.isnan(detectable(0.7, 1))
 
 
 def test_the_committed_report_is_that_of_the_committed_records(tmp_path):

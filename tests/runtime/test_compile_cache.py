@@ -20,7 +20,7 @@ print("hit" if "/jax/compilation_cache/cache_hits" in hits else "miss")
 
 def run(**environment) -> list[str]:
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | environment
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -33,6 +33,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["deit_jax"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "mine"])
 def test_another_folder_or_none(tmp_path, folder):
     chosen = str(tmp_path / folder) if folder else ""

@@ -15,7 +15,7 @@ import sys, time
 from deit_jax.runtime import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -42,14 +42,15 @@ def test_sizes_that_are_not_a_mesh(given, message):
         mesh_sizes(8, **given)
 
 
-CLUSTER = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-    "DEIT_JAX_PROCESSES",
-    "SLURM_NTASKS",
-    "TPU_WORKER_HOSTNAMES",
-)
+CLUSTER = "JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID DEIT_JAX_PROCESSES SLURM_NTASKS".split()
+CLUSTER += ["TPU_WORKER_HOSTNAMES"]
+
+
+def set_environment(monkeypatch, environment):
+    for name in CLUSTER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,7 @@ CLUSTER = (
 def test_processes_are_found_by_their_environment(environment, calls, monkeypatch):
     started = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **_: started.append(arguments))
-    for name in CLUSTER:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, environment)
     sharding.start_processes()
     assert started == calls
 
@@ -103,9 +101,6 @@ def test_the_jobset_of_the_docs_gives_each_pod_its_variables():
     ],
 )
 def test_half_an_environment_is_told(environment, message, monkeypatch):
-    for name in CLUSTER:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in ({"JAX_COORDINATOR_ADDRESS": "a:1"} | environment).items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, {"JAX_COORDINATOR_ADDRESS": "a:1"} | environment)
     with pytest.raises(UserError, match=message):
         sharding.start_processes()

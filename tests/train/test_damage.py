@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from small_state import META, shapes, state
+from small_state import META, restored, state
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic, sharding
+from deit_jax.runtime import atomic
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.weights import integrity
 from deit_jax.weights.orbax import read_weights
@@ -71,16 +71,14 @@ def test_every_flipped_bit_is_noticed(run):
         flip(path, bit)
         assert integrity.damage(step), (path, bit)
         flip(path, bit)
-    assert integrity.damage(step) is None
 
 
 @pytest.mark.parametrize("part", ["params", "rest", "ema", "meta", "checksums.json", "params/manifest.ocdbt"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(run, part, capsys):
     path = run / "checkpoints/2" / part
     shutil.rmtree(path) if path.is_dir() else cut(path)
+    assert int(restored(run)["step"]) == 1
     checkpoints = Checkpoints(run)
-    back = checkpoints.restore(shapes(sharding.make_mesh()))
-    assert int(back["step"]) == 1
     checkpoints.save(state(2), META)
     checkpoints.close()
     said = capsys.readouterr().out
@@ -112,20 +110,12 @@ def test_a_run_without_an_intact_checkpoint_is_refused_and_left_alone(run):
     assert sorted(run.rglob("*")) == before
 
 
-def test_orbax_marker_does_not_decide(run):
-    (run / "checkpoints/2/commit_success.txt").unlink()
-    checkpoints = Checkpoints(run)
-    assert int(checkpoints.restore(shapes(sharding.make_mesh()))["step"]) == 2
-    checkpoints.close()
-
-
 @pytest.mark.parametrize("content", [None, "", "{"])
-def test_orbax_metadata_of_the_step_is_not_needed(run, content):
-    path = run / "checkpoints/2/_CHECKPOINT_METADATA"
-    path.unlink() if content is None else path.write_text(content)
-    checkpoints = Checkpoints(run)
-    assert int(checkpoints.restore(shapes(sharding.make_mesh()))["step"]) == 2
-    checkpoints.close()
+@pytest.mark.parametrize("name", ["commit_success.txt", "_CHECKPOINT_METADATA"])
+def test_orbax_own_files_do_not_decide(run, name, content):
+    path = run / "checkpoints/2" / name
+    path.unlink(missing_ok=True) if content is None else path.write_text(content)
+    assert int(restored(run)["step"]) == 2
 
 
 def test_a_damaged_evaluation_counts_as_none(run):

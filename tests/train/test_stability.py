@@ -35,6 +35,7 @@ def soft_digits(folder, bad_steps, monkeypatch):
             "stability.patience": 3, "stability.rollbacks": 2, "optimizer.lr": 5e-4,
         }
     )  # fmt: skip
+    folder.mkdir()
     source, _ = sources.open_sources(c)
     known = {"teacher.name": c.teacher.name, "teacher.img_size": 16}
     store = LabelStore.create(folder, make_header(c, source, 16, known), STEPS)
@@ -55,7 +56,6 @@ def soft_digits(folder, bad_steps, monkeypatch):
 
 
 def test_a_single_bad_step_is_skipped_and_bad_ones_in_a_row_are_left_behind(tmp_path, capsys, monkeypatch):
-    (tmp_path / "labels").mkdir()
     config = soft_digits(tmp_path / "labels", {5, *range(24, 30)}, monkeypatch)
     results = train(config, tmp_path / "run")
     log = read_log(tmp_path / "run")
@@ -80,7 +80,6 @@ def test_a_single_bad_step_is_skipped_and_bad_ones_in_a_row_are_left_behind(tmp_
 
 
 def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path, monkeypatch):
-    (tmp_path / "labels").mkdir()
     config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
     with pytest.raises(UserError, match=r"diverges: 3 non-finite steps in a row at step 3, after 2 roll-b") as error:
         train(config, tmp_path / "run")
@@ -91,7 +90,6 @@ def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path, monkeypatch)
 
 
 def test_a_run_without_one_finite_step_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "labels").mkdir()
     config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
     config.steps, config.stability.patience = 3, 100
     with pytest.raises(UserError, match="all 3 steps were not finite: check --config.augment.mean"):

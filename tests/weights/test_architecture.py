@@ -109,18 +109,3 @@ def test_a_grid_of_which_nothing_says_its_sides(tmp_path):
             deit_jax.load_model(tmp_path / "deit_tiny_patch16_224.safetensors", img_size=size)
     model = deit_jax.load_model(tmp_path / "deit_tiny_patch16_224.safetensors", img_size=(208, 240))
     np.testing.assert_array_equal(model.pos_embed[...], state["pos_embed"])
-
-
-def test_sizes_no_published_model_has(tmp_path):
-    odd = {"embed_dim": 128, "depth": 2, "patch_size": 8, "num_heads": 2, "mlp_ratio": 3.0}
-    save_file(state_of("deit_tiny_patch16_224", img_size=(16, 40), num_classes=3, **odd), tmp_path / "x.safetensors")
-    config = {"architecture": "deit_tiny_patch16_224", "model_args": odd}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="grid of its 10 patch positions is not known"):
-        deit_jax.load_model(tmp_path / "x.safetensors", img_size=32)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": odd | {"img_size": [16, 40]}}))
-    weights = load_weights(tmp_path / "x.safetensors")
-    assert weights.name == ""
-    assert weights.architecture.describe() == "a ViT of width 128, depth 2, patch 8"
-    model = deit_jax.load_model(tmp_path / "x.safetensors")
-    assert model(np.zeros((1, 16, 40, 3), np.float32)).shape == (1, 3)

@@ -23,9 +23,8 @@ def test_hugging_face_names_hold_the_same_model(tmp_path, small, modules, prefix
     naming = HuggingFace(prefix, "cls_classifier", modules)
     tree = load_weights(small[0]).tree
     save_file(tensors(tree, naming), tmp_path / f"{SMALL}.safetensors")
-    assert any(
-        ("layers.0.attention.q_proj" if modules else "attention.attention.query") in k for k in tensors(tree, naming)
-    )
+    own = "layers.0.attention.q_proj" if modules else "attention.attention.query"
+    assert any(own in key for key in tensors(tree, naming))
     again = load_weights(tmp_path / f"{SMALL}.safetensors")
     jax.tree.map(np.testing.assert_array_equal, again.tree, tree)
     gone = "0.attention.k_proj.bias" if modules else "0.attention.attention.key.bias"
@@ -68,16 +67,6 @@ def test_commas_and_home_in_paths(small, tmp_path, monkeypatch):
     assert convert(source, "~/orbax") == tmp_path / "orbax"
     for name in (source, "~/orbax"):
         assert load_weights(name).name == SMALL
-
-
-def test_a_broken_orbax_folder(tmp_path, small):
-    folder = convert(small[0], tmp_path / "orbax")
-    for file in (folder / "params").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match="not a readable Orbax folder|checkpoint .* is damaged") as error:
-        load_weights(folder)
-    assert "\n" not in str(error.value)
 
 
 def test_memory_stays_within_twice_the_size(tmp_path):
