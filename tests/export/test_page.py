@@ -9,6 +9,7 @@ from helpers import SMALL, TINY, TINY_PLAIN, state_of
 from PIL import Image
 from safetensors.numpy import save_file
 
+from deit_jax import predict
 from deit_jax.__main__ import main
 from deit_jax.errors import UserError
 from deit_jax.evaluate.classifier import make_classifier
