@@ -184,7 +184,10 @@ class Augment(Group):
 
 
 class DataSettings(Group):
-    name: str = setting("imagenet2012", "digits, or a TFDS name; a `root` of images, a table or shards comes first")
+    name: str = setting(
+        "imagenet2012",
+        "digits, a TFDS name, or package.module:function; a `root` of images, a table or shards comes first",
+    )
     # what it holds is compared by its fingerprint
     root: str = resumable(
         "", "folder of class folders, table, shards, parquet, hf:user/name of the hub, or TFDS data_dir"

@@ -12,6 +12,7 @@ from deit_jax.data.listing import TAR_HINT, is_tar_name
 from deit_jax.data.splits import HOLDOUT
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError, nearest
+from deit_jax.own import is_own, own_part
 from deit_jax.randomness import generator
 from deit_jax.runtime import storage
 
@@ -65,6 +66,18 @@ def open_digits() -> tuple[Subset, Subset]:
     return train, evaluation
 
 
+def open_own_sources(name: str) -> tuple[Source, Source]:
+    """What the function that `module:name` is returns: training and evaluation images. Raises UserError for others."""
+    with own_part("data.name", name) as function:
+        found = function() if callable(function) else function
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(one, Source) for one in found)):
+        raise UserError(
+            f"data.name {name} returns {type(found).__name__}: return two sources, the training and the evaluation"
+            " images, as deit_jax.data.base.ArraySource"
+        )
+    return found
+
+
 def find_sources(config: Config) -> tuple[Source | None, Source]:
     """All training images, None where there are none, and the evaluation images; see `open_sources`."""
     data = config.data
@@ -78,6 +91,8 @@ def find_sources(config: Config) -> tuple[Source | None, Source]:
         if changed:
             raise UserError(f"data.{changed[0]} is {splits[changed[0]]}: of digits a fifth is held out, leave it unset")
         train, evaluation = open_digits()
+    elif root is None and is_own(data.name):
+        train, evaluation = open_own_sources(data.name)
     elif root and root.is_file():
         train, evaluation = open_csv(str(root), **splits)
     elif root and shards.is_shards(root):

@@ -513,3 +513,12 @@ def test_digits_without_their_package_are_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match="data.name 'digits' needs scikit-learn .* pip install scikit-learn"):
         sources.open_digits()
+
+
+def test_data_of_ones_own_is_what_a_function_returns():
+    train, evaluation = opened(name="examples.own_data:stripes")
+    assert (len(train), len(evaluation), train.class_names) == (512, 128, ["across", "upright"])
+    assert train.fingerprint != evaluation.fingerprint
+    assert train[3]["image"].shape == (16, 16)
+    assert "has no 'stripe' (did you mean stripes?)" in refusal(name="examples.own_data:stripe")
+    assert "returns module: return two sources" in refusal(name="examples.own_data:np")
