@@ -5,6 +5,7 @@ into arrays of all layers. Here GELU saves its derivative for the backward pass 
 docs/performance.md.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -34,8 +35,11 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def gelu_derivative(
     primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Value and tangent of `gelu`."""
+    """Value and tangent of `gelu`. On a GPU they share no step behind a barrier: else XLA may keep one of them for the
+    backward pass, in float32, which moves more bytes than computing the derivative from the input."""
     value, derivative = value_and_derivative(*primals)
+    if hardware.target().platform == "gpu":
+        derivative = value_and_derivative(jax.lax.optimization_barrier(primals[0]))[1]
     return value, derivative * tangents[0]
 
 
@@ -72,16 +76,20 @@ def attention(q: Heads, k: Heads, v: Heads) -> Heads:
 attention_recomputed = jax.checkpoint(attention, prevent_cse=False)
 
 
-def fused_attention(q: Heads, k: Heads, v: Heads, implementation: Literal["xla", "cudnn"] = "cudnn") -> Heads:
+def fused_attention(
+    q: Heads, k: Heads, v: Heads, implementation: Literal["xla", "cudnn"] = "cudnn", real: int = 0
+) -> Heads:
     """Attention by cuDNN, which never writes the weights to memory. NVIDIA GPUs from Ampere on, half precision; the
     scores are float32 inside.
 
     jax does not differentiate cuDNN's attention over an odd number of tokens (a plain ViT has 197): the sequence is
     padded by one masked token.
+
+    real: number of tokens that are not padding already; 0: all.
     """
     batch, _, tokens, _ = q.shape
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # cuDNN has the tokens before the heads
-    lengths = None
+    lengths = jnp.full(batch, real, jnp.int32) if 0 < real < tokens else None
     if tokens % 2:
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
         lengths = jnp.full(batch, tokens, jnp.int32)
@@ -94,8 +102,12 @@ def fused_attention(q: Heads, k: Heads, v: Heads, implementation: Literal["xla",
 ATTENTION = {"einsum": attention, "recompute": attention_recomputed, "cudnn": fused_attention}
 
 
-def find_attention(name: str, dtype: DTypeLike, head_dim: int) -> Callable[[Heads, Heads, Heads], Heads]:
+def find_attention(
+    name: str, dtype: DTypeLike, head_dim: int, tokens: int = 0
+) -> Callable[[Heads, Heads, Heads], Heads]:
     """The attention of that name: (queries, keys, values) → weighted values, per head.
+
+    tokens: number of them that cudnn's attends to, where more are given; 0: all.
 
     Raises UserError for an unknown name, and for cudnn on a device, compute type or head size that it does not support.
     """
@@ -106,7 +118,13 @@ def find_attention(name: str, dtype: DTypeLike, head_dim: int) -> Callable[[Head
             f"attention cudnn needs an NVIDIA GPU from Ampere on, bfloat16 and heads of 8 to 128, by eights; here it is"
             f" {hardware.target().platform}, {jnp.dtype(dtype)} and {head_dim}: use recompute"
         )
-    return ATTENTION[name]
+    return fused_attention_of(tokens) if name == "cudnn" else ATTENTION[name]
+
+
+@functools.cache  # so that two models of one structure have one attention, and one compilation
+def fused_attention_of(tokens: int) -> Callable[[Heads, Heads, Heads], Heads]:
+    """`fused_attention` to the first `tokens` tokens; 0: to all."""
+    return functools.partial(fused_attention, real=tokens)
 
 
 def best_attention(name: str, dtype: DTypeLike, head_dim: int) -> str:

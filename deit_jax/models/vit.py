@@ -96,11 +96,37 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x)
 
 
+class SplitLinear(nnx.Linear):
+    """A linear layer with its outputs in three arrays of their own: queries, keys and values as cuDNN takes them.
+
+    One product for all three would have to be copied apart, and their gradients together.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, dot_general=split_product, **options)
+
+    def __call__(self, x: Float[Array, "rows dim"]) -> list[Float[Array, "rows dim"]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        parts = self.dot_general(x, kernel, (((1,), (0,)), ((), ())))
+        return [part + own for part, own in zip(parts, jnp.split(bias, 3), strict=True)]
+
+
+def split_product(x: Float[Array, "rows dim"], kernel: Float[Array, "dim 3*dim"], *_: Any, **__: Any) -> list[Array]:
+    """x times each third of the kernel's columns.
+
+    The barrier has the gradient of x summed as q's + (v's + k's), the order in which XLA adds within the products.
+    """
+    q, k, v = jnp.split(kernel, 3, axis=1)
+    rest = jax.lax.optimization_barrier(x)
+    return [x @ q, rest @ k, rest @ v]
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention: softmax(Q K^T / sqrt(d)) V per head, heads joined and projected (Eq. 1).
 
     attention: "einsum", two products around a softmax; "recompute", the same but computed again in the backward pass,
     best where the blocks are scanned; "cudnn", fused, on NVIDIA GPUs.
+    tokens: number of them that cudnn's attends to, where padding follows; 0: all.
     """
 
     def __init__(
@@ -111,19 +137,26 @@ class Attention(nnx.Module):
         drop_rate: float = 0.0,
         dtype: DTypeLike = jnp.float32,
         attention: str = "recompute",
+        tokens: int = 0,
         rngs: nnx.Rngs,
     ):
         if dim % num_heads:
             raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
-        self.attend = kernels.find_attention(attention, dtype, dim // num_heads)
-        self.qkv = dense(dim, 3 * dim, dtype, rngs)
+        self.attend = kernels.find_attention(attention, dtype, dim // num_heads, tokens)
+        linear = SplitLinear if attention == "cudnn" else nnx.Linear
+        self.qkv = linear(dim, 3 * dim, kernel_init=weight_init, dtype=dtype, rngs=rngs)
         self.proj = dense(dim, dim, dtype, rngs)
         self.num_heads, self.drop_rate = num_heads, drop_rate
 
-    def project_qkv(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "3 batch heads tokens head_dim"]:
+    def project_qkv(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "3 batch heads tokens head_dim"] | list[Float[Array, "batch heads tokens head_dim"]]:
         """Queries, keys and values."""
         batch, tokens, dim = x.shape
         qkv = self.qkv(x.reshape(-1, dim))  # 2-D operands: the fast product on every platform
+        if isinstance(qkv, list):
+            split = lambda part: einops.rearrange(part, "(b n) (h d) -> b h n d", b=batch, n=tokens, h=self.num_heads)
+            return [split(part) for part in qkv]
         return einops.rearrange(qkv, "(b n) (k h d) -> k b h n d", b=batch, n=tokens, k=3, h=self.num_heads)
 
     @jax.named_scope("attention")
@@ -189,12 +222,14 @@ class Block(nnx.Module):
         init_values: float | None = None,
         dtype: DTypeLike = jnp.float32,
         attention: str = "recompute",
+        tokens: int = 0,
         rngs: nnx.Rngs,
     ):
         self.norm1 = LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
-        self.attn = Attention(dim, num_heads, drop_rate=drop_rate, dtype=dtype, attention=attention, rngs=rngs)
+        options = {"drop_rate": drop_rate, "dtype": dtype}
+        self.attn = Attention(dim, num_heads, **options, attention=attention, tokens=tokens, rngs=rngs)
         self.norm2 = LayerNorm(dim, epsilon=norm_eps, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), **options, rngs=rngs)
         self.ls1, self.ls2 = LayerScale(dim, init_values), LayerScale(dim, init_values)
 
     def __call__(
@@ -329,7 +364,9 @@ class ViT(nnx.Module):
         self.drop_rate, self.drop_path_rate, self.dtype = drop_rate, drop_path_rate, jnp.dtype(dtype)
         self.uniform_drop_path = uniform_drop_path
         self.remat, self.scan_unroll = remat, scan_unroll
+        self.even = attention == "cudnn"
 
+        tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         positions = self.grid[0] * self.grid[1] + (0 if no_embed_class else self.prefix_tokens)
         self.patch_embed = PatchEmbed(patch_size, embed_dim, dtype=self.dtype, rngs=rngs)
         self.cls_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
@@ -341,7 +378,8 @@ class ViT(nnx.Module):
 
         def block(rngs):
             options = {"drop_rate": drop_rate, "norm_eps": norm_eps, "dtype": self.dtype, "attention": attention}
-            return Block(embed_dim, num_heads, mlp_ratio, init_values=init_values, **options, rngs=rngs)
+            options |= {"init_values": init_values, "tokens": tokens}
+            return Block(embed_dim, num_heads, mlp_ratio, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
         self.norm = LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
@@ -372,7 +410,10 @@ class ViT(nnx.Module):
         """The blocks: (tokens, what `run_blocks` saw on the way)."""
         graphdef, stacked = nnx.split(self.blocks)
         rates = jnp.linspace(self.drop_path_rate if self.uniform_drop_path else 0.0, self.drop_path_rate, self.depth)
-        return run_blocks(
+        tokens = x.shape[1]
+        if self.even and not inspect:  # one more token here, which cuDNN masks, saves a copy in every block
+            x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))
+        x, seen = run_blocks(
             graphdef,
             stacked,
             x,
@@ -382,6 +423,7 @@ class ViT(nnx.Module):
             unroll=min(self.scan_unroll, self.depth),
             inspect=inspect,
         )
+        return x[:, :tokens], seen
 
     def heads(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None

@@ -2,7 +2,7 @@
 
 XLA's CPU code takes one block for a step's temporaries and gives it back after the step. glibc serves a block that
 large by mmap and returns it to the system, so every step pays a page fault for each 4 KiB: a third of the CPU time of a
-small DeiT's step (`benchmarks/host_memory.py`). Accelerators keep their own pools and gain nothing.
+small DeiT's step (docs/performance.md). Accelerators keep their own pools and gain nothing.
 """
 
 import ctypes

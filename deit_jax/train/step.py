@@ -202,6 +202,9 @@ def make_train_step(
         (loss, (batch_stats, metrics)), grads = gradient(state.params, state.batch_stats, teacher_arrays, batch, key)
 
         with jax.named_scope("optimizer"):
+            if hardware.target().platform == "gpu":
+                # else XLA would put the blocks' gradients together again in each of the optimizer's four results
+                grads = jax.lax.optimization_barrier(grads)
             grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))

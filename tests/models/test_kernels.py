@@ -1,5 +1,8 @@
 """GELU and attention against plain definitions: values, derivatives, what is kept for the backward pass."""
 
+import functools
+import types
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.models.vit import Attention
+from deit_jax.runtime import hardware
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
@@ -136,6 +140,27 @@ def test_a_models_gradient_is_the_plain_ones(remat):
     images = draw(4, 16, 16, 3)
     ours = gradients(graphdef, params, images, lambda model, x: model.heads(x)[0])
     plain = gradients(graphdef, params, images, lambda model, x: Plain(model).logits(x))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", ["deit_digits_patch4_16", "deit_digits_distilled_patch4_16"])  # 17 and 18 tokens
+def test_the_form_for_gpus_has_the_same_gradient(name, monkeypatch):
+    # queries, keys and values by three products, padded tokens, barriers; cuDNN's call by jax's other implementation
+    images, grads = draw(4, 16, 16, 3), []
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    attend = lambda tokens: functools.partial(kernels.fused_attention, implementation="xla", real=tokens)
+    monkeypatch.setattr(kernels, "has_fused_attention", lambda *_: True)
+    monkeypatch.setattr(kernels, "fused_attention_of", attend)
+    for attention, targets in (("einsum", jax.devices()[:1]), ("cudnn", [gpu, gpu])):
+        with hardware.compiling_for(*targets):
+            build = models.constructor(name, num_classes=10, attention=attention)
+            params, _ = models.init_arrays(build, jax.random.key(0))
+            params = jax.tree.map(lambda p: p + 0.05 * draw(*p.shape, seed=p.size), params)
+            graphdef = models.abstract(build)[0]
+            grads.append(gradients(graphdef, params, images, lambda model, x: model.heads(x)[0]))
+    plain, ours = grads
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
