@@ -1,7 +1,8 @@
 """Teachers of one's own, each a function that `teacher.name` names: Flax Linen, an exported artifact, a plain function,
 and PyTorch, which `--mode=label` runs once.
 
-    python main.py --config=configs/digits.py --workdir=runs/own --config.teacher.name=examples.own_teacher:linen
+    python main.py --config=configs/digits.py --workdir=runs/own --config.teacher.name=examples.own_teacher:linen \\
+        --config.teacher.epochs=0
 
 Weights are random here: a real function reads them from a file.
 """
