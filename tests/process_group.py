@@ -147,7 +147,7 @@ def run_group(count: int, start: Callable, work: list[tuple], results: Path) -> 
             process.start()
     try:
         for process in group:
-            process.join(timeout=240)
+            process.join(timeout=500)
         assert [process.exitcode for process in group] == [0] * count
     finally:
         for process in group:

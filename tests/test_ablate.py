@@ -1,6 +1,5 @@
 """An ablation, whole but short: arms, teachers, stored labels, the table; how processes share its runs."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -13,25 +12,16 @@ from helpers import one_device
 from configs import cifar10
 from configs.digits import get_config
 from deit_jax import ablate as jobs
-from deit_jax.ablate import (
-    ARMS,
-    ablate,
-    arm_config,
-    job_result,
-    paired_difference,
-    parse_arm,
-    plan_jobs,
-    spread,
-)
+from deit_jax.ablate import ARMS, ablate, arm_config, job_result, paired_difference, parse_arm, plan_jobs, spread
 from deit_jax.config import resolve, validate
 from deit_jax.data.sources import open_sources
 from deit_jax.errors import UserError
-from deit_jax.runtime import atomic, lock
 from deit_jax.train.step import make_student
 
 pytestmark = pytest.mark.long_runs
 
-OTHER = "hard@deit_digits_patch4_16:1"
+PLAIN = "deit_digits_patch4_16"
+OTHER = f"hard@{PLAIN}:1"
 
 
 def digits(**changes):
@@ -51,8 +41,8 @@ def study(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_study_has_every_arm_for_every_seed(study):
-    _, _, scores = study
+def test_a_study_has_every_arm_for_every_seed_and_trains_nothing_again(study, capsys):
+    folder, config, scores = study
     heads = {"cls", "dist", "fused_logits", "fused_probabilities"}
     assert {arm: {seed: set(h) for seed, h in runs.items()} for arm, runs in scores.items()} == {
         "none": {0: {"cls"}, 1: {"cls"}},
@@ -60,6 +50,8 @@ def test_a_study_has_every_arm_for_every_seed(study):
         "hard_live": {0: heads},
         OTHER: {0: heads, 1: heads},
     }
+    assert ablate(config, folder) == scores
+    assert "first step" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -114,13 +106,6 @@ def test_paired_differences_are_students_test():
     assert paired_difference({0: 1.0}, {1: 1.0})["mean"] is None
 
 
-@pytest.mark.slow
-def test_a_finished_study_trains_nothing_again(study, capsys):
-    folder, config, scores = study
-    assert ablate(config, folder) == scores
-    assert "first step" not in capsys.readouterr().out
-
-
 def test_teachers_and_labels_come_before_who_needs_them(tmp_path):
     config = digits(**{"ablate.arms": ("none", "hard", "hard_live", OTHER), "ablate.store_labels": True})
     planned = {
@@ -131,11 +116,13 @@ def test_teachers_and_labels_come_before_who_needs_them(tmp_path):
     assert needs("none-0") == needs("teacher") == []
     assert needs("labels/teacher-2-hard") == needs("hard_live-0") == ["teacher"]
     assert needs("hard-2") == ["labels/teacher-2-hard"]
-    assert needs("hard@deit_digits_patch4_16-1-2") == ["labels/teacher-deit_digits_patch4_16-1-2-hard"]
+    assert needs(f"hard@{PLAIN}-1-2") == [f"labels/teacher-{PLAIN}-1-2-hard"]
     assert "hard_live-1" not in planned
     seeds = [name[-1] for name in planned if name.startswith(("none", "hard@"))]
     assert seeds == ["0", "0", "1", "1", "2", "2"]  # an unfinished study has whole seeds
-    assert list(planned)[:2] == ["teacher", "teacher-deit_digits_patch4_16-1"]
+    assert list(planned)[:2] == ["teacher", f"teacher-{PLAIN}-1"]
+    untaught = plan_jobs(config, tmp_path, {name: parse_arm(name) for name in ("none", "second_cls")})
+    assert {job.folder.name[:-2] for job in untaught} == {"none", "second_cls"}, "no teacher is asked for"
 
 
 def test_arms_differ_only_as_they_should():
@@ -146,10 +133,10 @@ def test_arms_differ_only_as_they_should():
         assert c.seed == 3
         assert not c.train_baseline
     assert configs["second_cls"].model.name == config.model.name
-    assert configs["hard_no_token"].model.name == "deit_digits_patch4_16"
+    assert configs["hard_no_token"].model.name == PLAIN
     assert (configs["soft"].distill.alpha, configs["soft"].distill.tau) == (0.1, 3.0)
     assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
-    assert (configs[OTHER].teacher.name, configs[OTHER].teacher.lr) == ("deit_digits_patch4_16", 0)
+    assert (configs[OTHER].teacher.name, configs[OTHER].teacher.lr) == (PLAIN, 0)
     assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_digits:3", 3).teacher.lr == 0.03
 
 
@@ -191,12 +178,6 @@ def test_a_plain_model_is_no_study(tmp_path):
         ablate(config, tmp_path)
 
 
-def test_without_taught_arms_no_teacher_is_asked_for(tmp_path):
-    arms = {"none": parse_arm("none"), "second_cls": parse_arm("second_cls")}
-    planned = plan_jobs(digits(**{"ablate.store_labels": True}), tmp_path, arms)
-    assert {job.folder.name for job in planned} == {f"{arm}-{seed}" for arm in arms for seed in (0, 1, 2)}
-
-
 def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL", 0.01)
     seen = []
@@ -212,22 +193,6 @@ def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypa
     jobs.run_jobs(planned, done.clear)
     assert len(seen) == len(done) == 4
     assert job_result(tmp_path / "labels")["n"] == "labels"
-
-
-def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "POLL", 0.01)
-    seen = []
-    work = lambda name: jobs.Job(tmp_path / name, (), lambda: seen.append(name) or {})
-    there = {tmp_path / "first": "process 1 elsewhere"}
-    monkeypatch.setattr(lock, "try_hold", lambda folder: contextlib.nullcontext(there.get(folder)))
-
-    def other_finishes():
-        atomic.write_json(tmp_path / "first/done.json", {})
-
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()  # as the lock would
-    jobs.run_jobs([work("first"), work("second")], other_finishes)
-    assert seen == ["second"]
 
 
 PROCESS = """
@@ -250,5 +215,5 @@ jobs.run_jobs([jobs.Job(root / n, (root / "run0",) if n != "run0" else (), lambd
 def test_processes_share_the_runs(tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     running = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(2)]
-    assert [process.wait(120) for process in running] == [0, 0]
+    assert [process.wait(500) for process in running] == [0, 0]
     assert sorted((tmp_path / "log").read_text().split()) == [f"run{i}" for i in range(8)]

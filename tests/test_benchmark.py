@@ -4,35 +4,30 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import ROOT, TINY_PLAIN, configured
 
 from deit_jax import benchmark
-from deit_jax.config import default_config, resolve
 from deit_jax.runtime import hardware
 from deit_jax.runtime.timing import time_calls
 
 
-def digits_config(batch_size=64):
-    config = default_config()
-    config.data.name, config.batch_size = "digits", batch_size
-    config.model.name = "deit_digits_patch4_16"
-    config.augment.policy = "none"
-    return resolve(config)
+def digits_config(**changes):
+    settings = {"data.name": "digits", "batch_size": 64, "model.name": TINY_PLAIN, "augment.policy": "none"}
+    return configured(**settings | changes)
 
 
 def test_a_timing_is_of_one_call():
     def call():
-        time.sleep(0.01)
+        time.sleep(0.1)
         return np.zeros(1)
 
-    t = time_calls(call, samples=3, seconds=0.05)
-    assert 0.01 <= t.minimum <= t.median <= t.maximum
-    assert t.minimum < 0.02
+    t = time_calls(call, samples=3, seconds=0.1)
+    assert 0.1 <= t.minimum <= t.median <= t.maximum
+    assert t.minimum < 0.2
 
 
 def test_the_workload_trains():
@@ -47,14 +42,6 @@ def test_the_workload_trains():
     images, targets = work.augment()
     assert (images.shape, targets.shape) == ((64, 16, 16, 3), (64, 10))
     assert 2.8 < work.flops()["train"] / work.flops()["forward"] < 3
-
-
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_stored_labels_are_part_of_the_batch(kind):
-    config = digits_config()
-    config.distill.kind, config.distill.labels = kind, "somewhere"
-    config.model.name = "deit_digits_distilled_patch4_16"
-    assert np.isfinite(benchmark.Workload(config, num_classes=10).train()["loss"])
 
 
 @pytest.fixture
@@ -75,16 +62,15 @@ def test_a_whole_benchmark(quick, monkeypatch, capsys):
     assert result["mfu"]["train"] == pytest.approx(work.flops()["train"] / result["train"].median / (8 * 1e12))
     assert 0 <= result["waiting"] <= 1
     assert result["input"].one_core > 100
-    assert result["forward"].median < result["train"].median
+    assert result["forward"].minimum < result["train"].minimum
     printed = capsys.readouterr().out
     assert f"{64 / result['train'].median:,.0f}" in printed
     assert "is the limit" in printed
 
 
 def test_without_data_the_rest_is_measured(quick, tmp_path, capsys):
-    config = digits_config()
-    config.data.name, config.data.root = "nowhere", str(tmp_path / "missing")
-    config.model.num_classes = 10
+    missing = {"data.name": "nowhere", "data.root": str(tmp_path / "missing"), "model.num_classes": 10}
+    config = digits_config(**missing)
     result = benchmark.benchmark(config)
     assert result["input"] is None
     assert result["train"].median > 0
@@ -117,40 +103,18 @@ MISSING = (
 
 
 def test_a_bare_machine_can_train_and_be_measured():
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", BARE, MISSING], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BARE, MISSING], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert np.isfinite(json.loads(done.stdout)["loss"])
 
 
 def test_settings_without_ml_collections_are_the_same(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from common import settings
 
     from deit_jax.config import flat
 
     ours = settings({"model.name": "deit_tiny_patch16_224", "batch_size": 32})
-    config = resolve(default_config())
-    config.model.name, config.batch_size = "deit_tiny_patch16_224", 32
-    assert flat(ours) == flat(config)
+    assert flat(ours) == flat(configured(**{"model.name": "deit_tiny_patch16_224", "batch_size": 32}))
     with pytest.raises(AttributeError, match="nonsense"):
         settings({"model.nonsense": 1})
-
-
-def test_a_steps_instructions_are_known_by_part_and_kind(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    from profile_step import instructions
-
-    def step(w, x):
-        with jax.named_scope("augment"):
-            x = jnp.tanh(x)
-        grads = jax.grad(lambda w: ((x @ w) ** 2).sum())(w)
-        with jax.named_scope("optimizer"):
-            return w - 0.1 * jnp.sign(grads)
-
-    hlo = jax.jit(step).lower(jnp.ones((64, 32)), jnp.ones((16, 64))).compile().as_text()
-    found = list(instructions(hlo).values())
-    assert {part for part, _, _ in found} >= {"augment", "forward", "backward", "optimizer"}
-    products = [part for part, kind, _ in found if kind == "matrix products"]
-    assert {"forward", "backward"} <= set(products)
-    assert not any(name.startswith("while") for name in instructions(hlo))

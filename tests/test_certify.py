@@ -1,9 +1,7 @@
 """`certify`: the verdict, its table, and what it refuses."""
 
-import numpy as np
 import pytest
-from helpers import SMALL, state_of
-from PIL import Image
+from helpers import SMALL, folder_of_images, state_of
 from safetensors.numpy import save_file
 
 from deit_jax import certify, models
@@ -14,12 +12,9 @@ from deit_jax.errors import UserError
 @pytest.fixture
 def labelled(tmp_path):
     """Twelve images of three ImageNet classes, the sixth to the eighth."""
-    rng = np.random.default_rng(0)
-    for synset in imagenet.synsets()[5:8]:
-        folder = tmp_path / "val" / synset
-        folder.mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.png")
+    folder_of_images(tmp_path / "val", classes=3, images=4)
+    for i, synset in enumerate(imagenet.synsets()[5:8]):
+        (tmp_path / f"val/class{i}").rename(tmp_path / "val" / synset)
     return tmp_path / "val"
 
 
@@ -61,11 +56,8 @@ def test_bad_input_of_certify(tmp_path, capsys):
     models = {SMALL: str(tmp_path / "w.safetensors")}
     with pytest.raises(UserError, match="nothing does not exist"):
         certify.certify(str(tmp_path / "nothing"), {})
-    for name in ("cats", "dogs"):
-        (tmp_path / "mine" / name).mkdir(parents=True)
-        Image.new("RGB", (20, 20)).save(tmp_path / "mine" / name / "0.png")
-    with pytest.raises(UserError, match="mine has 2 classes .'cats', 'dogs'., .* have 3 and do not name them"):
-        certify.certify(str(tmp_path / "mine"), models)
+    with pytest.raises(UserError, match="mine has 2 classes .'class0', 'class1'., .* have 3 and do not name them"):
+        certify.certify(str(folder_of_images(tmp_path / "mine")), models)
     with pytest.raises(SystemExit) as stopped:
         certify.main([f"--data={tmp_path / 'nothing'}"])
     assert stopped.value.code == 2

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import one_device
+from helpers import TINY_PLAIN, one_device, tiny_config
+from small_state import label_store
 
 from deit_jax import label as making
 from deit_jax.ablate import ablate
-from deit_jax.config import SETTINGS, default_config, flat, resolve
+from deit_jax.config import SETTINGS, flat
 from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
-from deit_jax.distill.label_store import CHUNK, LabelStore, digest
+from deit_jax.distill.label_store import CHUNK, LabelStore
 from deit_jax.distill.teacher import stored_distribution
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.label import fill, label
@@ -33,16 +34,10 @@ pytestmark = [pytest.mark.usefixtures("single"), pytest.mark.long_runs]
 
 def digits(**changes):
     """A small distilled student on digits, all of the augmentation that mixes and erases on; a trained ViT teaches."""
-    c = default_config()
-    c.data.name, c.batch_size, c.steps = "digits", 64, STEPS
-    c.model.name, c.distill.kind = "deit_digits_distilled_patch4_16", "hard"
-    c.teacher.name, c.teacher.epochs, c.teacher.lr = "deit_digits_patch4_16", 2, 4e-3
-    c.augment.policy, c.augment.repeats, c.optimizer.ema_decay = "none", 3, 0.0
-    c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 4e-3, "step", 1.0
-    c.evaluate.every = c.checkpoint.every = 100
-    c.log.every, c.log.tensorboard = 1, False
-    c.update_from_flattened_dict(changes)
-    return resolve(c)
+    settings = {"steps": STEPS, "distill.kind": "hard", "augment.repeats": 3, "log.every": 1}
+    settings |= {"teacher.name": TINY_PLAIN, "teacher.epochs": 10, "teacher.lr": 1.6e-2, "teacher.augment": "light"}
+    settings |= {"optimizer.ema_decay": 0.0, "evaluate.every": 100, "checkpoint.every": 100}
+    return tiny_config(**settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +56,6 @@ def opened(store: Path, **changes):
     return open_labels(
         config, source, config.model.img_size or 16, num_steps(config, loader.steps_per_epoch(config, source))
     )
-
-
-def made_up(folder: Path, steps: int, batch: int = 8, classes: int = 10) -> LabelStore:
-    """An empty store that no teacher belongs to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    both = {"images": {"seed": 0, "data.classes": classes}, "teacher": {}}
-    form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": batch}
-    return LabelStore.create(folder, form | both | {"hash": digest(both)}, steps)
 
 
 def counted(start: int, rows: int = 8):
@@ -104,7 +91,7 @@ def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, c
     got = label(digits(), store, verify=3)
     assert (got["batches"], got["views"], got["same"]) == (3, 192, 192)
     assert "192 of 192 predictions agree" in capsys.readouterr().out
-    spoilt = made_up(tmp_path / "spoilt", STEPS, 64)
+    spoilt = label_store(tmp_path / "spoilt", STEPS, 64)
     fill(spoilt, lambda batch, step: {"label": np.full(64, 3)}, counted, STEPS)
     real = LabelStore(store)
     again = lambda batch, step: {"label": real.read(step)["label"]}
@@ -114,7 +101,7 @@ def test_batches_made_again_agree_and_another_teachers_do_not(store, tmp_path, c
 
 def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
     folder = tmp_path / "store"
-    first = made_up(folder, 200)
+    first = label_store(folder, 200)
     fill(first, predict, counted, 200)
     (folder / "label/c/1/0").unlink()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("label/c/*/0")}
@@ -132,8 +119,8 @@ def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
 
 
 def test_a_longer_run_extends_the_store(tmp_path):
-    fill(made_up(tmp_path, 70), predict, counted, 70)
-    longer = made_up(tmp_path, 150)
+    fill(label_store(tmp_path, 70), predict, counted, 70)
+    longer = label_store(tmp_path, 150)
     assert longer.missing(150) == [1, 2], "the chunk that was cut short is made again"
     fill(longer, predict, counted, 150)
     assert LabelStore(tmp_path).steps_done() == 150
@@ -149,9 +136,9 @@ def test_a_longer_run_extends_the_store(tmp_path):
         ({"data.limit": 1000}, "data.fingerprint"),
         ({"augment.mixup": 0.4, "augment.erasing": 0.1}, "augment.erasing: 0.25 there, 0.1 here; augment.mixup: 0.8"),
         ({"model.img_size": 32, "teacher.img_size": 32}, "model.img_size: 16 there, 32 here; teacher.img_size: 16"),
-        ({"teacher.name": "regnety_digits"}, "teacher.name: deit_digits_patch4_16 there, regnety_digits here"),
+        ({"teacher.name": "regnety_digits"}, f"teacher.name: {TINY_PLAIN} there, regnety_digits here"),
         ({"teacher.img_size": 32}, "teacher.img_size: 16 there, 32 here"),
-        ({"teacher.epochs": 3}, "teacher.epochs: 2 there, 3 here"),
+        ({"teacher.epochs": 3}, "teacher.epochs: 10 there, 3 here"),
         ({"teacher.mean": (0.5, 0.5, 0.5)}, "teacher.mean"),
         ({"teacher.init": "timm/regnety_160.deit_in1k"}, "teacher.init"),
     ],
@@ -165,33 +152,23 @@ def test_a_store_of_other_images_or_another_teacher_is_refused_by_name(store, ch
 
 
 def test_the_same_weights_elsewhere_are_the_same_teacher_and_others_are_not(store, runs_of):
+    free = {"augment.label_smoothing": 0.0, "optimizer.lr": 1e-3, "model.drop_path_rate": 0.2, "steps": 50}
+    assert opened(store, **free)(3, slice(0, 4))["teacher"].shape == (4,), "settings that shape no image are free"
     assert opened(store, **{"teacher.init": str(store / "teacher"), "teacher.epochs": 0})
     with pytest.raises(UserError, match="teacher.weights: "):
         opened(store, **{"teacher.init": str(runs_of["live"]), "teacher.epochs": 0})
-
-
-def test_settings_that_shape_no_image_are_free(store):
-    free = {"augment.label_smoothing": 0.0, "optimizer.lr": 1e-3, "model.drop_path_rate": 0.2, "steps": 50}
-    assert opened(store, **free)(3, slice(0, 4))["teacher"].shape == (4,)
 
 
 def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
     """A new setting of `augment` or `data` has to be placed: in the identity, or among those that shape no pixel."""
     config = digits()
     source, _ = sources.open_sources(config)
-    known = set(image_identity(config, source, 16))
-    free = {"augment.label_smoothing"} | {
-        f"data.{name}"
-        for name in "name root layout train_split eval_split holdout limit crop check".split()  # the fingerprint's
-    }
-    shaping = {
-        name for name, setting in flat({k: SETTINGS[k] for k in ("augment", "data")}).items() if not setting.resumable
-    }
-    assert shaping - free == {name for name in known if name.startswith(("augment.", "data."))} - {
-        "data.fingerprint",
-        "data.images",
-        "data.classes",
-    }
+    known = {name for name in image_identity(config, source, 16) if name.startswith(("augment.", "data."))}
+    known -= {"data.fingerprint", "data.images", "data.classes"}
+    of_the_fingerprint = "name root layout columns train_split eval_split holdout limit crop check".split()
+    free = {"augment.label_smoothing"} | {f"data.{name}" for name in of_the_fingerprint}
+    settings = flat({room: SETTINGS[room] for room in ("augment", "data")})
+    assert {name for name, setting in settings.items() if not setting.resumable} - free == known
 
 
 def test_a_store_that_ends_too_early_says_where(store, tmp_path):
@@ -212,11 +189,6 @@ def test_what_is_no_store(store, tmp_path):
         opened(tmp_path)
 
 
-def test_a_study_of_several_seeds_has_no_stored_labels(store, tmp_path):
-    with pytest.raises(UserError, match=r"distill.labels belong to one seed"):
-        ablate(digits(**{"distill.labels": str(store)}), tmp_path)
-
-
 def test_labels_of_other_settings_do_not_go_into_the_same_folder(store):
     with pytest.raises(UserError, match="augment.mixup: 0.8 there, 0.2 here"):
         label(digits(**{"augment.mixup": 0.2}), store)
@@ -224,22 +196,31 @@ def test_labels_of_other_settings_do_not_go_into_the_same_folder(store):
         label(digits(**{"label.kind": "topk"}), store)
 
 
-def test_bad_input_of_the_command(tmp_path):
-    with pytest.raises(UserError, match="distill.kind is none: without a teacher"):
-        label(digits(**{"distill.kind": "none"}), tmp_path)
-    with pytest.raises(UserError, match="label.k is 11, the data has 10 classes"):
-        label(digits(**{"label.kind": "topk", "label.k": 11}), tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.kind": "none"}, "distill.kind is none: it has no teacher"),
+        ({"label.kind": "topk", "label.k": 11}, "label.k is 11, the data has 10 classes"),
+        ({"teacher.epochs": 0}, "has no weights: give --config.teacher.init"),
+    ],
+)
+def test_bad_input_of_the_command(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        label(digits(**changes), tmp_path)
+
+
+def test_bad_folders_of_the_command(store, tmp_path):
     with pytest.raises(UserError, match="holds no labels"):
         label(digits(), tmp_path / "nowhere", verify=1)
-    with pytest.raises(UserError, match="has no weights: give --config.teacher.init"):
-        label(digits(**{"teacher.epochs": 0}), tmp_path / "a")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         label(digits(), tmp_path / "file")
+    with pytest.raises(UserError, match=r"distill.labels belong to one seed"):
+        ablate(digits(**{"distill.labels": str(store)}), tmp_path)
 
 
 def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
-    store = made_up(tmp_path, 200)
+    store = label_store(tmp_path, 200)
 
     def interrupted(start):
         for batch in counted(start):
@@ -256,7 +237,7 @@ def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
     """The limit on a file's size stands for the disk's: the write fails in the same place."""
-    store = made_up(tmp_path, 128, 512, classes=1000)
+    store = label_store(tmp_path, 128, 512, classes=1000)
     labels = lambda batch, step: {"label": np.random.default_rng(step).integers(0, 1000 if step > 63 else 2, 512)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -272,7 +253,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_rest_usable(tmp_path):
 
 
 def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
-    store = made_up(tmp_path, 64)
+    store = label_store(tmp_path, 64)
     one = lambda batch, step: predict(batch, step) | {"finite": np.asarray(step != 40)}
     with pytest.raises(UserError, match="not finite in steps 0 to 63: check its weights"):
         fill(store, one, counted, 64)
@@ -331,21 +312,12 @@ def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
         opened(store, **short)
 
 
-def test_every_process_reads_its_own_rows(store):
+def test_every_process_and_its_workers_read_their_own_rows(store):
     labels = opened(store)
     whole = labels(5, slice(0, 64))["teacher"]
     assert whole.dtype == np.int32
-    assert (labels(5, slice(16, 32))["teacher"] == whole[16:32]).all()
-    config = digits()
+    config = digits(**{"data.workers": 1})
     source, _ = sources.open_sources(config)
     stream = loader.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
     assert (next(stream)["teacher"] == whole[16:32]).all()
-    stream.close()
-
-
-def test_worker_processes_read_the_store_too(store):
-    config = digits(**{"data.workers": 1})
-    source, _ = sources.open_sources(config)
-    stream = loader.train_batches(config, source, size=16, start=9, labels=opened(store))
-    assert (next(stream)["teacher"] == LabelStore(store).read(9)["label"]).all()
     stream.close()

@@ -5,15 +5,14 @@ import re
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import ROOT, SMALL, configured
 
 from deit_jax import plan
-from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
 from deit_jax.models import kernels
 from deit_jax.runtime import hardware, topologies, traffic
@@ -74,13 +73,10 @@ def test_collectives_of_a_text_by_hand():
 
 
 def small_config(**changes):
-    config = default_config()
-    config.model.name, config.model.num_classes, config.batch_size = "deit_digits_distilled_patch4_16", 10, 64
-    config.augment.policy, config.augment.mixup, config.augment.cutmix = "none", 0.0, 0.0
-    config.augment.erasing = 0.0
-    config.distill.kind, config.distill.labels = "hard", "somewhere"  # so that both heads learn
-    config.update_from_flattened_dict(changes)
-    return resolve(config)
+    """So that both heads learn."""
+    settings = {"model.name": SMALL, "model.num_classes": 10, "batch_size": 64}
+    settings |= {"augment.policy": "none", "augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erasing": 0.0}
+    return configured(**settings | {"distill.kind": "hard", "distill.labels": "somewhere"} | changes)
 
 
 def size_of(config) -> int:
@@ -130,17 +126,10 @@ def test_a_teacher_adds_its_forward_pass():
 
 @pytest.mark.parametrize(("kind", "keys"), [("hard", {"teacher"}), ("soft", {"teacher", "teacher_probability"})])
 def test_stored_labels_come_with_the_batch(kind, keys):
-    config = small_config()
-    config.distill.kind, config.distill.labels = kind, "somewhere"
-    parts = plan.abstract_step(config)
+    parts = plan.abstract_step(small_config(**{"distill.kind": kind}))
     assert parts.batch.keys() - {"image", "label", "index", "epoch", "repeat"} == keys
     jax.eval_shape(*parts)
     assert parts.teacher_arrays == []
-
-
-def test_the_batch_must_fit_the_topology():
-    with pytest.raises(UserError, match="60 is not divisible by 8 devices: use --config.batch_size=64"):
-        plan.plan(small_config(batch_size=60))
 
 
 def test_ways_to_fit_are_valid_and_cost_nothing_twice():
@@ -181,24 +170,15 @@ def test_a_step_that_the_compiler_cannot_place(monkeypatch, capsys):
     monkeypatch.setattr(plan, "abstract_step", exhausted)
     assert plan.plan(small_config()) is None
     printed = capsys.readouterr().out
-    assert "does not fit: deit_digits_distilled_patch4_16, batch 64: RESOURCE_EXHAUSTED: Used 21.50G" in printed
+    assert f"does not fit: {SMALL}, batch 64: RESOURCE_EXHAUSTED: Used 21.50G" in printed
     assert re.search(r"--config.accumulate=2 +does not fit\n", printed)
 
 
 def example(**changes):
-    values = {
-        "devices": 16,
-        "device_kind": "TPU v5 lite",
-        "parameters": 10,
-        "teacher_parameters": 0,
-        "arguments": 3 * 2**30,
-        "temporaries": 2**30,
-        "outputs": 0,
-        "available": 16 * 2**30,
-        "flops": 16 * 197 * 10**12,
-        "collectives": {"all-reduce": Collective(1, 32 * 10**11)},
-        "compile_seconds": 1.0,
-    }
+    values = {"devices": 16, "device_kind": "TPU v5 lite", "parameters": 10, "teacher_parameters": 0}
+    values |= {"arguments": 3 * 2**30, "temporaries": 2**30, "outputs": 0, "available": 16 * 2**30}
+    values |= {"flops": 16 * 197 * 10**12, "compile_seconds": 1.0}
+    values |= {"collectives": {"all-reduce": Collective(1, 32 * 10**11)}}
     return plan.Plan(**(values | changes))
 
 
@@ -207,8 +187,8 @@ def test_forecast_by_hand():
     # 2 s of arithmetic at half of the peak; 2 x 15/16 x 3.2 TB over the 200 GB/s that a v5e sends are 30 s
     lines = plan.forecast(example(), config)
     assert "communication hidden: 34 images/s, 30.0 h" in lines[2]
-    assert (
-        "nothing hidden:       32 images/s, 32.0 h (94% of it sending 6,000.00 GB per device at 200 GB/s)" in lines[3]
+    assert re.search(
+        "nothing hidden: +32 images/s, 32.0 h .94% of it sending 6,000.00 GB per device at 200 GB/s", lines[3]
     )
     assert plan.forecast(example(device_kind="cpu"), config) == []
     assert example(available=2**30).fits is False
@@ -269,18 +249,10 @@ def test_topologies_that_cannot_be_planned(topology, message, monkeypatch):
         topologies.prepare_environment(topology)
 
 
-def test_devices_are_known_by_their_kind():
-    assert hardware.accelerator("NVIDIA H100 80GB HBM3").peak == 790e12
-    assert hardware.accelerator("TPU v5 lite").peak == 197e12
-    assert hardware.accelerator("TPU v5p").peak == hardware.accelerator("TPU v5").peak == 459e12
-    assert hardware.accelerator("cpu") is None
-
-
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu")
 def test_a_tpu_that_is_not_here():
-    root = Path(__file__).parents[1]
     flags = ["--config=configs/digits.py", "--mode=plan", "--topology=v5e:2x2", "--config.distill.kind=none"]
-    done = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True)
     assert "4 x TPU v5 lite" in done.stdout, done.stderr
     assert "all-reduce" in done.stdout
 
@@ -291,9 +263,8 @@ WHEELS = ("jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia")
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, WHEELS)), reason="needs the extra plan-gpu")
 def test_a_gpu_that_is_not_here():
     """The digits step with cuDNN's attention, a live teacher and accumulation compiles for an H100."""
-    root = Path(__file__).parents[1]
     flags = ["--config=configs/digits.py", "--mode=plan", "--topology=h100:1", "--config.accumulate=2"]
-    done = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True)
     assert "1 x NVIDIA H100" in done.stdout, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ")}
     for name in ("products", "attention", "elementwise", "teacher", "mlp", "norm", "optimizer", "augment"):

@@ -1,23 +1,17 @@
 """The contact sheet shows the very images a step trains on."""
 
 import numpy as np
-from helpers import main
+from helpers import configured, main
 from PIL import Image
 
-from deit_jax.config import default_config, resolve
 from deit_jax.data import loader, sources
 from deit_jax.data.tools import show
 
 
-def digits(**augment):
-    config = default_config()
-    config.data.name, config.batch_size, config.model.img_size = "digits", 16, 24
-    config.augment.update(augment)
-    return resolve(config)
-
-
 def test_without_augmentation_the_crops_come_through():
-    config = digits(flip=0.0, policy="none", erasing=0.0, mixup=0.0, cutmix=0.0)
+    off = {"flip": 0.0, "policy": "none", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    settings = {"data.name": "digits", "batch_size": 16, "model.img_size": 24}
+    config = configured(**settings | {f"augment.{name}": value for name, value in off.items()})
     images, targets, names = show.augmented(config, step=3)
     batches = loader.train_batches(config, sources.open_sources(config)[0], size=24, start=3)
     batch = next(batches)

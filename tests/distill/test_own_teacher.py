@@ -151,10 +151,10 @@ def test_another_librarys_labels_are_its_own_answers_and_training_needs_it_no_mo
 
 
 def test_a_store_knows_its_teacher_by_arrays_name_and_version(given, tmp_path):
-    version = {"1": OwnTeacher(lambda a, x: x[:, 0, 0, :1] * jnp.arange(10.0), (), 16, HALF, HALF, DIGITS, "1")}
-    version["2"] = OwnTeacher(
-        *[getattr(version["1"], k) for k in "predict arrays size mean std class_names".split()], "2"
+    make = lambda version: OwnTeacher(
+        lambda a, x: x[:, 0, 0, :1] * jnp.arange(10.0), (), 16, HALF, HALF, DIGITS, version
     )
+    version = {number: make(number) for number in "12"}
     with one_device():
         label(own_config(given(lambda: version["1"])), tmp_path)
         assert label(own_config("given:teacher"), tmp_path, verify=1)["same"] == 64

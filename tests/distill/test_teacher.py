@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import configured
 
 from deit_jax import models
 from deit_jax.augment import normalize
-from deit_jax.config import default_config, resolve
 from deit_jax.convert import save_timm
-from deit_jax.distill.teacher import live_teacher, load_teacher, teacher_models
+from deit_jax.distill.teacher import load_teacher
 from deit_jax.errors import UserError
 from deit_jax.weights.architecture import Architecture
 from deit_jax.weights.load import Weights
@@ -40,10 +40,7 @@ def save(name: str, path, seed: int, num_classes: int = 10, class_names: list[st
 
 
 def taught(**changes):
-    c = default_config()
-    c.distill.kind, c.model.name = "hard", "deit_digits_distilled_patch4_16"
-    c.update_from_flattened_dict(changes)
-    return resolve(c)
+    return configured(**{"distill.kind": "hard", "model.name": "deit_digits_distilled_patch4_16"} | changes)
 
 
 def make(config, img_size=16, class_names=DIGITS):
@@ -81,28 +78,19 @@ def test_several_teachers_are_averaged_as_probabilities(weights, pixels):
     np.testing.assert_allclose(jax.nn.softmax(teacher(arrays, {"image": images})), mean, rtol=1e-4, atol=1e-6)
 
 
-def test_a_teacher_sees_the_pixels_it_was_trained_with(weights, pixels):
+@pytest.mark.parametrize("given", ["settings", "config.json"])
+def test_a_teacher_sees_the_pixels_it_was_trained_with(weights, pixels, tmp_path, given):
+    """By settings, or by a timm folder's config.json, which names mean and deviation."""
     file, model = weights[VIT]
-    config = taught(**{"teacher.name": VIT, "teacher.init": str(file), "teacher.mean": HALF, "teacher.std": HALF})
-    teacher, arrays = make(config)
-    ours = normalize(pixels, config.augment.mean, config.augment.std)
-    np.testing.assert_allclose(
-        teacher(arrays, {"image": ours}), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4
-    )
-
-
-def test_its_normalization_is_what_its_weights_say(weights, pixels, tmp_path):
-    """A timm folder's config.json names mean and deviation; no setting is needed."""
-    file, model = weights[VIT]
-    (tmp_path / "model.safetensors").write_bytes(file.read_bytes())
+    save(VIT, tmp_path / "model.safetensors", 0)
     about = {"architecture": VIT, "pretrained_cfg": {"mean": HALF, "std": HALF}}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    config = taught(**{"teacher.name": VIT, "teacher.init": str(tmp_path)})
+    by_settings = {"teacher.init": str(file), "teacher.mean": HALF, "teacher.std": HALF}
+    init = by_settings if given == "settings" else {"teacher.init": str(tmp_path)}
+    config = taught(**{"teacher.name": VIT} | init)
     teacher, arrays = make(config)
-    ours = normalize(pixels, config.augment.mean, config.augment.std)
-    np.testing.assert_allclose(
-        teacher(arrays, {"image": ours}), model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4
-    )
+    ours = teacher(arrays, {"image": normalize(pixels, config.augment.mean, config.augment.std)})
+    np.testing.assert_allclose(ours, model(normalize(pixels, HALF, HALF)), rtol=1e-3, atol=1e-4)
 
 
 def test_a_teacher_sees_images_of_its_own_size(weights):
@@ -140,24 +128,11 @@ def test_no_gradient_reaches_the_images_through_the_teacher(weights, pixels):
     assert not np.asarray(gradient).any()
 
 
-def test_a_teacher_is_described_without_its_weights():
-    config = taught(**{"teacher.name": f"{VIT},{CONV}", "teacher.img_size": 16})
-    members = teacher_models(config, 10, 32)
-    shapes = [models.abstract(m.build)[1:] for m in members]
-    out = jax.eval_shape(
-        live_teacher(config, members), shapes, {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)}
-    )
-    assert out.shape == (2, 10)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"teacher.name": CONV}, "teacher regnety_digits has no weights: give --config.teacher.init="),
-        (
-            {"teacher.name": CONV, "teacher.init": "CONV,CONV"},
-            "teacher.name has 1 entries, teacher.init 2: give one each",
-        ),
+        ({"teacher.name": CONV, "teacher.init": "CONV,CONV"}, "name has 1 entries, teacher.init 2: give one each"),
         ({"teacher.name": CONV, "teacher.init": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
         ({"teacher.name": "regnety_9", "teacher.init": "CONV"}, "did you mean regnety_"),
         ({"teacher.name": VIT, "teacher.init": "CONV"}, "RegNet"),
@@ -172,11 +147,15 @@ def test_what_makes_no_teacher_is_said_in_one_line(weights, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_teacher_of_other_classes_is_refused(tmp_path):
-    save(CONV, tmp_path / "seven.safetensors", 3, num_classes=7)
-    config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "seven.safetensors")})
-    with pytest.raises(UserError, match="the data has 10 classes .* have 7 and do not name them"):
-        make(config)
+@pytest.mark.parametrize(
+    ("count", "names", "message"),
+    [(7, None, "have 7 and do not name them"), (10, list("abcdefghij"), "'0', '1', '2' and 7 more")],
+)
+def test_a_teacher_of_other_classes_is_refused(tmp_path, count, names, message):
+    save(CONV, tmp_path / "other.safetensors" if names is None else tmp_path / "other", 3, count, names)
+    init = next(iter(tmp_path.glob("other*")))
+    with pytest.raises(UserError, match=message):
+        make(taught(**{"teacher.name": CONV, "teacher.init": str(init)}))
 
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
@@ -192,13 +171,6 @@ def test_classes_are_matched_by_name(tmp_path, pixels, order):
     images = normalize(pixels, config.augment.mean, config.augment.std)
     logits = np.asarray(jax.jit(teacher)(arrays, {"image": images}))
     np.testing.assert_allclose(logits, np.asarray(model(images))[:, order], rtol=1e-4, atol=1e-4)
-
-
-def test_classes_that_the_teacher_does_not_know_are_named(tmp_path):
-    save(CONV, tmp_path / "animals", 4, class_names=ANIMALS)
-    config = taught(**{"teacher.name": CONV, "teacher.init": str(tmp_path / "animals")})
-    with pytest.raises(UserError, match="'unicorn'"):
-        make(config, class_names=["ant", "unicorn"])
 
 
 def test_a_teacher_gets_no_new_parameters(weights):

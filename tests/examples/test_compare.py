@@ -1,7 +1,5 @@
 """The comparison tool finds the layer where a port goes wrong."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from helpers import SMALL, import_timm, state_of
 from safetensors.numpy import save_file
 
 import deit_jax
-from deit_jax.errors import UserError
 from examples import compare
 
 
@@ -30,12 +27,9 @@ def test_activations_are_those_of_the_model(small):
     np.testing.assert_allclose(seen["head"], cls, atol=1e-5)
     np.testing.assert_allclose(seen["head_dist"], dist, atol=1e-5)
     assert list(seen)[:3] == ["patch_embed", "blocks.0.norm1", "blocks.0.attn.qkv"]
-
-
-def test_layers_are_watched_only_within(small):
     called = [type(layer).__call__ for _, layer in nnx.iter_modules(small)]
-    compare.activations(small, seeded.images(1, 16))
-    assert [type(layer).__call__ for _, layer in nnx.iter_modules(small)] == called
+    compare.activations(small, images)
+    assert [type(layer).__call__ for _, layer in nnx.iter_modules(small)] == called, "watched only within"
 
 
 def test_the_first_layer_that_differs_is_named(small):
@@ -53,38 +47,29 @@ def test_the_first_layer_that_differs_is_named(small):
     assert len(compare.report(ours, theirs, every=True).splitlines()) == len(theirs) + 1
 
 
-def test_shapes_and_values_that_are_no_numbers_differ():
-    a = {"x": np.ones((2, 3)), "y": np.ones(4), "ours": np.ones(1)}
-    assert "y has shape (4,) here, (5,) there" in compare.report(a, {"x": np.ones(6), "y": np.ones(5)})
-    assert compare.differences(a, {"x": np.full((2, 3), np.nan)}) == {"x": float("inf")}
-    assert "no layer has the same name" in compare.report(a, {"z": np.ones(1)})
-
-
 def test_command_line(tmp_path, capsys):
     state = state_of(SMALL, num_classes=10)
-    save_file(state, tmp_path / f"{SMALL}-a.safetensors")
+    a, b, seen, lacking = (
+        str(tmp_path / f"{SMALL}-{end}") for end in ("a.safetensors", "b.safetensors", "1.npz", "2.npz")
+    )
+    save_file(state, a)
     state["blocks.3.norm2.bias"] = state["blocks.3.norm2.bias"] + 1
-    save_file(state, tmp_path / f"{SMALL}-b.safetensors")
-    compare.main([str(tmp_path / f"{SMALL}-a.safetensors"), str(tmp_path / f"{SMALL}-b.safetensors")])
+    save_file(state, b)
+    compare.main([a, b])
     assert capsys.readouterr().out.startswith("blocks.3.norm2 differs by")
     images = seeded.images(1, 16)
-    seen = compare.activations(deit_jax.load_model(tmp_path / f"{SMALL}-a.safetensors"), images)
-    np.savez(tmp_path / "seen.npz", images=images, **seen)
-    compare.main([str(tmp_path / f"{SMALL}-a.safetensors"), f"--npz={tmp_path / 'seen.npz'}"])
+    layers = compare.activations(deit_jax.load_model(a), images)
+    np.savez(seen, images=images, **layers)
+    compare.main([a, f"--npz={seen}"])
     assert "layers agree" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        compare.main([str(tmp_path / f"{SMALL}-a.safetensors")])
-    assert "error: nothing to compare with" in capsys.readouterr().err
-    np.savez(tmp_path / "no.npz", **seen)
-    with pytest.raises(SystemExit, match="2"):
-        compare.main([str(tmp_path / f"{SMALL}-a.safetensors"), f"--npz={tmp_path / 'no.npz'}"])
-    assert "lacks the array 'images'" in capsys.readouterr().err
-
-
-def test_timm_missing_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)  # as where it is not installed
-    with pytest.raises(UserError, match="--timm needs torch and timm"):
-        compare.timm_activations("x", "deit_tiny_patch16_224", 10, seeded.images(1, 224))
+    np.savez(lacking, **layers)
+    for arguments, message in (
+        ([a], "error: nothing to compare with"),
+        ([a, f"--npz={lacking}"], "the array 'images'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            compare.main(arguments)
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

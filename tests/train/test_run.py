@@ -1,14 +1,12 @@
 """A run before it begins: its data, student, length and folder, and what is refused."""
 
 import contextlib
-import json
 
 import numpy as np
 import pytest
-from helpers import folder_of_images
+from helpers import configured, folder_of_images
 from jax.experimental import multihost_utils
 
-from deit_jax.config import default_config, resolve
 from deit_jax.data.base import file_names
 from deit_jax.errors import UserError
 from deit_jax.train.loop import is_due, training_batches
@@ -17,11 +15,8 @@ from deit_jax.train.step import make_student
 
 
 def digits(**changes):
-    config = default_config()
-    config.data.name, config.batch_size, config.steps = "digits", 128, 14
-    config.model.name, config.augment.repeats = "deit_digits_patch4_16", 1
-    config.update_from_flattened_dict(changes)
-    return resolve(config)
+    settings = {"data.name": "digits", "batch_size": 128, "steps": 14}
+    return configured(**settings | {"model.name": "deit_digits_patch4_16", "augment.repeats": 1} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +69,9 @@ def test_settings_that_change_no_weight_may_change(tmp_path):
 
 
 def student_of(name: str, **model):
-    config = default_config()
-    config.model.update(model, name=name)
-    return make_student(resolve(config), 10)
+    return make_student(
+        configured(**{f"model.{key}": value for key, value in model.items()} | {"model.name": name}), 10
+    )
 
 
 def test_dropout_and_stochastic_depth_reach_every_model_that_has_them():
@@ -91,14 +86,6 @@ def test_a_model_without_them_refuses_them(setting):
     assert "drop_rate" not in student_of("regnety_digits").build.keywords
     with pytest.raises(UserError, match=f"model.{setting} is 0.2, but regnety_digits has none: leave it out"):
         student_of("regnety_digits", **{setting: 0.2})
-
-
-def test_a_record_without_its_weights_is_of_another_run(tmp_path):
-    claim_workdir(tmp_path, digits(init="v.safetensors"), "data")
-    record = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in record.items() if k != "init"}))
-    with pytest.raises(UserError, match=r"another config \(init: None there, v.safetensors now\)"):
-        claim_workdir(tmp_path, digits(init="v.safetensors"), "data")
 
 
 def test_a_longer_run_is_told_to_begin_from_the_weights_of_the_finished_one(tmp_path):

@@ -108,7 +108,9 @@ def run_steps(config, mesh, count=3):
 
 
 # every mesh: tests/runtime/test_fsdp.py
-@pytest.mark.parametrize(("name", "mesh"), [(TINY, {}), ("regnety_digits", {"fsdp": -1})])
+@pytest.mark.parametrize(
+    ("name", "mesh"), [(TINY, {}), pytest.param("regnety_digits", {"fsdp": -1}, marks=pytest.mark.slow)]
+)
 def test_eight_devices_train_as_one(name, mesh):
     config = tiny_config(**{"model.name": name})
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
@@ -216,18 +218,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     assert find_step(tmp_path / "cut").name == find_step(tmp_path / "whole").name
 
 
-def test_a_workdir_of_another_run_is_left_alone(single, tmp_path):
-    train(tiny_config(steps=1), tmp_path)
+def test_a_workdir_of_another_run_is_left_alone_and_runtime_settings_may_change(single, tmp_path):
+    config = tiny_config(steps=1)
+    first = train(config, tmp_path)
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
     other = tiny_config(**{"steps": 1, "optimizer.lr": 1e-3})
     with pytest.raises(UserError, match=r"another config \(optimizer.lr: 0.008 there, 0.001 now\)"):
         train(other, tmp_path)
     assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file())
-
-
-def test_runtime_settings_may_change_between_a_run_and_its_continuation(single, tmp_path):
-    config = tiny_config(steps=1)
-    first = train(config, tmp_path)
     config.log.every, config.data.prefetch = 1, 2
     assert train(config, tmp_path) == first
 
