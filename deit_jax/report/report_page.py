@@ -148,9 +148,9 @@ def comparison_html(runs: dict[str, Path], drawn: list[Plot]) -> str:
     }
     accuracies = [[name, *row] for name, found in results.items() for row in tables.accuracy_rows(found)]
     default = json.loads(json.dumps(flat(default_config())))
-    values = {key: [str(found.get(key)) for found in settings.values()] for key in default}
+    values = {key: [str(found.get(key, default[key])) for found in settings.values()] for key in default}
     unlike = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
-    alike = [[key, *found] for key, found in values.items() if len(set(found)) == 1 and found[0] != str(default[key])]
+    alike = [[key, found[0]] for key, found in values.items() if len(set(found)) == 1 and found[0] != str(default[key])]
     text = [
         f"# {len(runs)} runs",
         "Of each run the student; its teacher and the student without one are in its report below.",
@@ -159,7 +159,7 @@ def comparison_html(runs: dict[str, Path], drawn: list[Plot]) -> str:
         "## Settings that differ among the runs",
         tables.table(["setting", *runs], unlike),
         "## Other settings that differ from the defaults",
-        tables.table(["setting", *runs], alike),
+        tables.table(["setting", "all runs"], alike),
     ]
     parts = [to_html("\n\n".join(text), lambda *_: figures(curve_plots(runs), drawn))]
     for name, folder in runs.items():
