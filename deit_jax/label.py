@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from deit_jax.augment import augment_train
+from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
@@ -81,6 +82,7 @@ def make_header(config: Config, source: Source, img_size: int, teacher: dict[str
         "dtype": config.label.dtype,
         "tau": config.distill.tau,
         "batch_size": config.batch_size,
+        "group_size": config.batch_size // num_groups(config.batch_size, config.augment.mix_group),
         "chunk_steps": CHUNK,
         "hash": digest(both),
         **both,
@@ -113,7 +115,8 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     data = open_data(config)
     source = data.train
     size = make_student(config, source.num_classes).img_size
-    total = num_steps(config, loader.steps_per_epoch(config, source))
+    per_epoch = loader.steps_per_epoch(config, source)
+    total = config.label.views * per_epoch or num_steps(config, per_epoch)
     header = make_header(config, source, size)
     if verify or (folder / "labels.json").exists():  # before a teacher is trained for nothing
         check_store(folder, header)

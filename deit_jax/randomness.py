@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 # What a number is for. The numbers are part of every run's identity: never reuse or renumber one.
-PURPOSES = {"init": 0, "augment": 1, "drop": 2, "order": 3, "crop": 4, "subset": 5}
+PURPOSES = {"init": 0, "augment": 1, "drop": 2, "order": 3, "crop": 4, "subset": 5, "replay": 6}
 
 
 def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:

@@ -52,11 +52,11 @@ def augment_train(
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Flip, policy, normalize, erase and mix a batch of cropped images; smooth and mix its targets.
 
-    `batch` holds image (batch, height, width, 3) uint8 and label, index, epoch, repeat (batch,) int32. `key` is a typed
-    key, `cfg` any object with the attributes of `config.augment`. Mixing acts on groups of neighbours, of
-    `cfg.mix_group` images or fewer (`mix.num_groups`), whatever the devices. `shards`: devices that the batch is split
-    over (None: all that jax has); it changes how fast this is, never what it gives. Returns float32 images and
-    probabilities.
+    `batch` holds image (batch, height, width, 3) uint8 and label, index, epoch, repeat (batch,) int32, and mixed_at
+    (batch, 2) where views are repeated: mixing's keys are those of that step and group. `key` is a typed key, `cfg` any
+    object with the attributes of `config.augment`. Mixing acts on groups of neighbours, of `cfg.mix_group` images or
+    fewer (`mix.num_groups`), whatever the devices. `shards`: devices that the batch is split over (None: all that jax
+    has); it changes how fast this is, never what it gives. Returns float32 images and probabilities.
     """
     images = batch["image"]
     shards = math.gcd(shards or jax.device_count(), len(images))
@@ -93,7 +93,10 @@ def augment_train(
     targets = soft_targets(batch["label"], num_classes, cfg.label_smoothing)
     if cfg.mixup > 0 or cfg.cutmix > 0:
         groups = num_groups(size, cfg.mix_group)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(mix_key, step), jnp.arange(groups))
+        at, group = jnp.full(groups, step), jnp.arange(groups)
+        if "mixed_at" in batch:  # views that are repeated, mixed as the first time; groups are of one size then
+            at, group = batch["mixed_at"].reshape(groups, -1, 2)[:, 0].T
+        keys = jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.fold_in, (None, 0))(mix_key, at), group)
         mix = jax.vmap(lambda k: draw_mix(k, cfg, height, width))(keys)
         images, targets = mix_images(images, mix), mix_targets(targets, mix.lam)
     return images, targets

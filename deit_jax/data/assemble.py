@@ -3,11 +3,13 @@
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
 from deit_jax.data import batch as batches
 from deit_jax.data import decode, images
@@ -84,8 +86,8 @@ class TrainBatch:
     labels: Callable[[int, slice], dict[str, np.ndarray]] | None = None
 
     def __call__(self, step: int) -> dict[str, Any]:
-        data, augment = self.config.data, self.config.augment
-        epoch, index, repeat = batches.batch_views(
+        data, augment, again = self.config.data, self.config.augment, self.config.label.views
+        epoch, index, repeat, mixed_at = batches.batch_views(
             int(step),
             seed=self.config.seed,
             length=len(self.source),
@@ -93,10 +95,13 @@ class TrainBatch:
             drop_last=data.drop_last,
             repeats=augment.repeats,
             mix_group=augment.mix_group,
+            views=again,
         )
-        index, repeat = index[self.rows], repeat[self.rows]
+        index, repeat, mixed_at = index[self.rows], repeat[self.rows], mixed_at[self.rows]
         out = batches.zeros(batches.train_entries(self.size, len(index)))
         out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
+        if again:
+            out["mixed_at"] = mixed_at.astype(np.int32)
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
@@ -114,11 +119,23 @@ class TrainBatch:
             for _ in run_in_threads(self.threads, len(found), load):
                 pass
             if self.labels is not None:
-                out |= self.labels(int(step), self.rows)
+                out |= self.stored(mixed_at) if again else self.labels(int(step), self.rows)
         except UserError as error:
             return {"error": str(error)}
         views = [image for which in np.argsort(first) for image in broken[which] * len(rows[which])]
         return {**out, "broken": views, "seen": len(index)}
+
+    def stored(self, mixed_at: np.ndarray) -> dict[str, np.ndarray]:
+        """The labels of this process's rows, each group's from the step that it was stored in. mixed_at: (rows, 2)."""
+        assert self.labels is not None
+        size = self.config.batch_size // num_groups(self.config.batch_size, self.config.augment.mix_group)
+        starts = [0, *(np.flatnonzero((mixed_at[1:] != mixed_at[:-1]).any(1)) + 1).tolist(), len(mixed_at)]
+        parts = []
+        for start, stop in itertools.pairwise(starts):
+            (step, group), inside = mixed_at[start].tolist(), (self.rows.start + start) % size
+            row = group * size + inside
+            parts.append(self.labels(step, slice(row, row + stop - start)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def readable(
         self, index: int, epoch: int, views: list[int], broken: list[str]

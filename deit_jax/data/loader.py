@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
 from deit_jax.data.assemble import EvalBatch, TrainBatch, header_error, run_in_threads
 from deit_jax.data.base import Source
@@ -37,6 +38,12 @@ def steps_per_epoch(config: Config, source: Source) -> int:
         raise UserError(
             f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
             f"--config.batch_size={max(len(source) // unit, 1) * unit}"
+        )
+    groups = num_groups(config.batch_size, config.augment.mix_group)
+    if config.label.views and config.batch_size % groups:
+        raise UserError(
+            f"label.views repeats whole mixing groups, and those of batch_size {config.batch_size} differ in size: use"
+            f" a multiple of augment.mix_group, {config.augment.mix_group}"
         )
     return epoch_steps(len(source), config.batch_size, config.data.drop_last)
 

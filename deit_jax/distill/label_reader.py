@@ -179,11 +179,14 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
                 f"the labels in {d.labels} were made at temperature {store.header['tau']}, distill.tau is {d.tau}:"
                 f" use --config.distill.tau={store.header['tau']}, or make others"
             )
-    done = store.steps_done()
-    if done < total:
-        per_epoch = loader.steps_per_epoch(config, source)
+    done, per_epoch, views = store.steps_done(), loader.steps_per_epoch(config, source), config.label.views
+    epochs = done // per_epoch
+    if done < min(total, views * per_epoch or total):
+        asked = f"label.views is {views}" if views else f"the run has {total}"
+        ways = [f"finish them with --mode=label --workdir={d.labels}"]
+        ways += [f"train --config.steps={done}"] if done and not views else []
+        ways += [f"repeat their views with --config.label.views={epochs}"] if epochs else []
         raise UserError(
-            f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), the run has {total}: finish"
-            f" them with --mode=label --workdir={d.labels}" + (f", or train --config.steps={done}" if done else "")
+            f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), {asked}: {', or '.join(ways)}"
         )
     return StoredLabels(store, logits=needed == "topk")
