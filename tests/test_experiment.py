@@ -118,17 +118,19 @@ def test_a_light_teacher_sees_crops_and_flips_alone():
     assert a.policy == "rand"
 
 
-def test_a_teacher_is_given_or_trained_not_both(tmp_path):
-    config = whole_config()
-    config.teacher.init = "somewhere"
-    with pytest.raises(UserError, match="teacher.init and teacher.epochs are both given"):
-        run(config, tmp_path)
+def test_a_teacher_is_fine_tuned_from_its_weights(finished):
+    """`teacher.epochs` with `teacher.init`: the config that trains it starts from these."""
+    folder, _ = finished
+    config = whole_config(**{"teacher.init": str(folder / "teacher")})
+    assert teacher_config(config).init == str(folder / "teacher")
+    assert teacher_config(whole_config()).init == ""
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
 @pytest.mark.parametrize(("setting", "message"), [("teacher.init", "nowhere"), ("init", "nowhere")])
-def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, message):
+def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, message, epochs):
     config = whole_config()
-    config.teacher.epochs = 0 if setting == "teacher.init" else 1
+    config.teacher.epochs = epochs if setting == "teacher.init" else 1
     config.update_from_flattened_dict({setting: str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match=message):
         run(config, tmp_path / "run")

@@ -26,6 +26,7 @@ from deit_jax.losses import distillation_loss
 from deit_jax.train.log import read_log
 from deit_jax.train.loop import train_run as train
 from deit_jax.train.optimizer import num_steps
+from deit_jax.weights.orbax import read_weights
 
 STEPS = 70  # of 22 per epoch: two chunks, the second cut short
 
@@ -321,3 +322,49 @@ def test_every_process_and_its_workers_read_their_own_rows(store):
     stream = loader.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
     assert (next(stream)["teacher"] == whole[16:32]).all()
     stream.close()
+
+
+VIEWS, EPOCHS = 2, 5  # of 4 steps with 4 mixing groups each: the third and fourth epoch repeat, and the fifth
+
+
+def replayed(store, kind: str, **changes):
+    """A student of 5 epochs that sees the views of 2."""
+    fixed = {"data.limit": 256, "augment.mix_group": 16, "steps": 0, "epochs": EPOCHS, "label.views": VIEWS}
+    taught = {"distill.kind": kind, "teacher.init": str(store / "teacher"), "teacher.epochs": 0}
+    exact = {"label.k": 10, "label.dtype": "float32", "distill.normalization": "paper", "model.drop_path_rate": 0.1}
+    return digits(**fixed | taught | exact | changes)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_repeated_views_teach_as_the_live_teacher_does_and_go_on_bit_for_bit(store, tmp_path, monkeypatch, kind):
+    label(replayed(store, kind), tmp_path / "labels")
+    assert LabelStore(tmp_path / "labels").steps_done() == VIEWS * 4
+    labels = {"distill.labels": str(tmp_path / "labels")}
+    train(replayed(store, kind), tmp_path / "live")
+    train(replayed(store, kind, **labels), tmp_path / "stored")
+
+    views = loader.eval_batches
+
+    def signalled(*args, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return views(*args, **options)
+
+    cut = replayed(store, kind, **labels, **{"evaluate.every": 3, "checkpoint.every": 3})
+    monkeypatch.setattr(loader, "eval_batches", signalled)
+    with pytest.raises(Interrupted, match="stopped at step 12 of 20"):
+        train(cut, tmp_path / "cut")
+    monkeypatch.undo()
+    train(cut, tmp_path / "cut")
+
+    live, stored, resumed = (read_weights(tmp_path / name / "checkpoints/20")[1] for name in ("live", "stored", "cut"))
+    for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(live), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+    with pytest.raises(UserError, match=r"end at step 8 \(epoch 2.0\), the run has 20: .*--config.label.views=2"):
+        train(replayed(store, kind, **labels, **{"label.views": 0}), tmp_path / "none")
+    with pytest.raises(UserError, match=r"end at step 8 \(epoch 2.0\), label.views is 3: finish them"):
+        train(replayed(store, kind, **labels, **{"label.views": 3}), tmp_path / "more")
+    with pytest.raises(UserError, match="augment.mix_group: 16 there, 32 here"):
+        train(replayed(store, kind, **labels, **{"augment.mix_group": 32}), tmp_path / "other")

@@ -99,5 +99,14 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
             f"distill.alpha {config.distill.alpha:g} leaves the {head} head of {config.model.name} untrained: use"
             f" --config.model.name={config.model.name.replace('_distilled', '')}, or an alpha between 0 and 1"
         )
+    if config.data.layout == "unlabelled":
+        if objective.teacher not in ("hard labels", "logits") or config.distill.alpha != 1:
+            raise UserError(
+                f"data.layout unlabelled has no labels, which distill.kind {config.distill.kind} with distill.alpha"
+                f" {config.distill.alpha:g} needs: use --config.distill.kind=soft --config.distill.alpha=1"
+            )
+        for path in ("teacher.epochs", "train_baseline"):
+            if values[path]:
+                raise UserError(f"data.layout unlabelled has no labels, which {path} needs: set --config.{path}=0")
     if objective.term is not None and config.distill.tau <= 0:
         raise UserError(f"distill.tau is {config.distill.tau}: it must be above 0")

@@ -131,7 +131,7 @@ def trains_teacher(config: Config) -> bool:
 def teacher_config(config: Config) -> Config:
     """The config of training `teacher.name` on the student's data, by the `teacher.*` settings."""
     c, t = config.copy_and_resolve_references(), config.teacher
-    c.model.name, c.epochs, c.steps, c.init, c.train_baseline = t.name, t.epochs, 0, "", False
+    c.model.name, c.epochs, c.steps, c.init, c.train_baseline = t.name, t.epochs, 0, t.init, False
     c.model.img_size = t.img_size or c.model.img_size or named_size(config.model.name)
     c.model.drop_path_rate, c.model.dtype = t.drop_path_rate, t.dtype
     c.optimizer.lr = t.lr or c.optimizer.lr

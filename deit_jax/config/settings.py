@@ -107,7 +107,7 @@ class TeacherSettings(Group):
         " '': its weights' model",
     )
     init: str = setting("", "its weights, as `init`; several, comma-separated")
-    epochs: int = setting(0, "train the teacher on the same data first, for this many epochs; 0: load `teacher.init`")
+    epochs: int = setting(0, "train the teacher on the same data first, from `init` or the seed; 0: load `init`")
     lr: float = setting(0.0, "learning rate of that training, per `optimizer.lr_batch` images; 0: the student's")
     drop_path_rate: float = setting(0.0, "drop path of that training")
     augment: str = setting("student", "of that training: the student's, or crops and flips alone", ("student", "light"))
@@ -197,7 +197,12 @@ class DataSettings(Group):
     train_split: str = setting("train", "folder or TFDS split to train on")
     eval_split: str = setting("", "split to evaluate on; '': the one that exists; holdout: held-out images")
     holdout: float = setting(0.1, "fraction of the images held out where the data has no evaluation split; 0: none")
-    layout: str = setting("auto", "classes: the folders of root are classes, whatever they hold", ("auto", "classes"))
+    layout: str = setting(
+        "auto",
+        "classes: the folders of root are classes, whatever they hold; unlabelled: its images have none, see"
+        " docs/distillation.md",
+        ("auto", "classes", "unlabelled"),
+    )
     limit: int = setting(0, "train on this many images, drawn by seed; 0: all")
     drop_last: bool = setting(True, "drop a pass's last, partial batch; False: fill it with the pass's first images")
     resize: str = setting(

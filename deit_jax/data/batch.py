@@ -10,7 +10,7 @@ A label of -1 in an evaluation batch is that of an image that cannot be read and
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np

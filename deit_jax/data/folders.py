@@ -18,6 +18,7 @@ from deit_jax.data.listing import Listing, class_text, list_images
 from deit_jax.data.splits import HOLDOUT, TRAIN, check_splits, open_splits, preview, split_in, split_of
 from deit_jax.errors import UserError, printable
 
+UNLABELLED = "unlabelled"  # `data.layout`, and the name of the only class until the teacher's are known
 EXPECTED_LAYOUT = "use ROOT/CLASS/image or ROOT/train/CLASS/image with ROOT/val/CLASS/image"
 
 
@@ -47,9 +48,15 @@ def open_folder(
 ) -> tuple[Source | None, Source]:
     """The images of ROOT/CLASS/image or ROOT/SPLIT/CLASS/image, as `open_splits`.
 
-    layout: see `read_layout`.
+    layout: see `read_layout`; "unlabelled": all images below ROOT, of no class, a fraction held out.
     """
     listing = list_images(root)
+    if layout == UNLABELLED:
+        names = sorted(listing.images)
+        if not names:
+            raise UserError(f"{root} holds no images")
+        whole = FileSource(root, names, np.zeros(len(names)), [UNLABELLED], notes=not_used(listing.describe_skipped()))
+        return hold_out(whole, whole.labels, holdout)
     check_splits(sorted(path for path in listing.folders if "/" not in path), root, train_split, eval_split)
     found = read_layout(listing, root, (train_split, eval_split), layout)
     if "" in found.splits:
@@ -115,7 +122,10 @@ def read_layout(listing: Listing, root: str, split_names: Sequence[str] = (), la
     splits = [name for name in named if name not in direct]
     if not full:
         images = f"{loose} images but " if loose else ""
-        raise UserError(f"{root} holds {images}no class folders with images: put each class's into a folder of its own")
+        raise UserError(
+            f"{root} holds {images}no class folders with images: put each class's into a folder of its own, or learn"
+            " from a teacher alone with --config.data.layout=unlabelled"
+        )
     if splits and layout == "auto":
         classes = [name for name in full if name in direct and not split_of(name)]
         if classes:

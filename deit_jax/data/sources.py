@@ -28,17 +28,19 @@ def open_sources(config: Config) -> tuple[Source, Source]:
         differs.
     """
     train, evaluation = find_sources(config)
+    wanted, limit = config.model.num_classes, config.data.limit
     if train is None:
         raise UserError(
             f"{config.data.root or config.data.name} leaves no images to train on: choose a split with "
             "--config.data.train_split and --config.data.holdout below 1, or use --mode=evaluate"
         )
-    if train.num_classes < 2:
+    if config.data.layout == "unlabelled":  # its classes are the teacher's
+        wanted = 0
+    elif train.num_classes < 2:
         raise UserError(
             f"{train.title} holds a single class, {train.class_names[0]}: a classifier needs two or more;"
             f" {EXPECTED_LAYOUT}"
         )
-    wanted, limit = config.model.num_classes, config.data.limit
     if wanted not in (0, train.num_classes):
         raise UserError(
             f"model.num_classes is {wanted} but {train.title} has {train.num_classes} classes: leave it 0 or set it to"

@@ -97,13 +97,12 @@ def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int, class_
     for name in ("mean", "std"):
         if t[name]:
             ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
-    if t.init and all(storage.as_path(source).exists() for source in split_sources(t.init)):
+    if t.init and not t.epochs and all(storage.as_path(source).exists() for source in split_sources(t.init)):
         ours["teacher.weights"] = weights_digest(load_teacher(config, class_names, img_size).arrays)
-    elif t.init:
+        return ours
+    if t.init:
         ours["teacher.init"] = t.init
-    else:
-        ours |= training_identity(config)
-    return ours
+    return ours | training_identity(config)
 
 
 def check_identity(folder: str | Path, header: dict, images: dict[str, Any], teacher: dict[str, Any]) -> None:

@@ -175,13 +175,13 @@ def load_teacher(
         class_names: of the data, by label. The teacher may have more classes, in any order; where its weights name
             none, it must have as many.
         img_size: the student's image size in pixels.
-        init: weights of a teacher that was trained just before, where `teacher.init` is empty.
+        init: weights of a teacher that was trained just before, from those of `teacher.init` where it names some.
         host: whether another library may run it, as for its labels; the train step cannot.
 
     Raises UserError for missing weights, weights that lack a part of the model, or a teacher of other classes, before
     anything is compiled.
     """
-    init = config.teacher.init or init
+    init = init or config.teacher.init
     sources = split_sources(init) if init else []
     names = config.teacher.name.split(",") if config.teacher.name else [""] * max(len(sources), 1)
     registered = [name for name in names if not is_own(name)]

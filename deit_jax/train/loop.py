@@ -25,6 +25,7 @@ from deit_jax.train.log import Log
 from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Data, Run, load_init, open_run
 from deit_jax.train.step import Program, TrainState, make_program
+from deit_jax.weights.load import adopt_normalization
 
 LOWER_LR = "lower --config.optimizer.lr (a teacher's teacher.lr, fine-tuning's finetune.lr) in a new --workdir"
 PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
@@ -237,4 +238,4 @@ def train_teacher(config: Config, workdir: Path, data: Data | None = None) -> tu
     if not trains_teacher(config):
         return "", None
     folder = workdir / "teacher"
-    return str(folder), train_run(teacher_config(config), folder, data, title="teacher")
+    return str(folder), train_run(adopt_normalization(teacher_config(config), folder), folder, data, title="teacher")

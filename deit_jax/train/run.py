@@ -28,6 +28,7 @@ from deit_jax.data import cache, loader, sources
 from deit_jax.data.base import Source, file_names, summary
 from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, load_teacher, stored_teacher
+from deit_jax.distill.unlabelled import label_by_teacher
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
@@ -122,7 +123,7 @@ def open_run(
         workdir: folder of the run, claimed for it last.
         data: opened already; None opens it.
         title: of the run in its log.
-        teacher_init: weights of a teacher that was trained just before, where `teacher.init` names none.
+        teacher_init: weights of a teacher that was trained just before.
 
     Raises:
         UserError: bad input.
@@ -143,7 +144,7 @@ def open_models(config: Config, data: Data, teacher_init: str = "") -> tuple[Stu
     """The student and its teacher; None without one, or where it is trained first. Arguments and errors: `open_run`."""
     student = make_student(config, data.train.num_classes)
     if trains_teacher(config) and not teacher_init:
-        check_teacher_training(config, data.train.num_classes)
+        check_teacher_training(config, data.train.class_names)
         return student, None
     return student, open_teacher(config, student, data, teacher_init)
 
@@ -155,6 +156,8 @@ def open_data(config: Config) -> Data:
         UserError: missing data; on every process, where several of them see different images.
     """
     data = Data(*cache.keep_decoded(config, *sources.open_sources(config)))
+    if config.data.layout == "unlabelled":
+        data = Data(*label_by_teacher(config, *data))
     print_once("\n".join(summary(*data)))
     compare_processes("\n".join(x.fingerprint for x in data))
     return data
@@ -181,10 +184,11 @@ def open_teacher(config: Config, student: Student, data: Data, init: str = "") -
     return load_teacher(config, data.train.class_names, student.img_size, init)
 
 
-def check_teacher_training(config: Config, num_classes: int) -> None:
-    """Raise UserError for a teacher that cannot be trained on the student's data."""
-    if config.teacher.init:
-        raise UserError("teacher.init and teacher.epochs are both given: use the weights, or train the teacher here")
+def check_teacher_training(config: Config, class_names: Sequence[str]) -> None:
+    """Raise UserError for a teacher that cannot be trained on the student's data, or from the weights it starts from.
+
+    class_names: of the data, by label.
+    """
     teacher = teacher_config(config)
     if "_distilled" in teacher.model.name:
         raise UserError(
@@ -192,7 +196,7 @@ def check_teacher_training(config: Config, num_classes: int) -> None:
             f" use {without_token(teacher.model.name)}"
         )
     validate(teacher)
-    make_student(teacher, num_classes)
+    load_init(teacher, make_student(teacher, len(class_names)), class_names)
 
 
 def load_init(
