@@ -335,6 +335,7 @@ def replayed(store, kind: str, **changes):
     return digits(**fixed | taught | exact | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_repeated_views_teach_as_the_live_teacher_does_and_go_on_bit_for_bit(store, tmp_path, monkeypatch, kind):
     label(replayed(store, kind), tmp_path / "labels")

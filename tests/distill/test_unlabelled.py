@@ -43,6 +43,7 @@ def config(photos, **changes):
     return tiny_config(**here | taught | {"model.name": TINY_PLAIN} | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("single")
 def test_a_student_learns_to_agree_with_the_teacher_without_a_label(photos, tmp_path):
     c = config(photos)
