@@ -110,7 +110,7 @@ class Views(NamedTuple):
     the group that they are mixed as, (batch, 2)."""
 
     epoch: int
-    index: np.ndarray
+    image: np.ndarray
     repeat: np.ndarray
     mixed_at: np.ndarray
 

@@ -5,6 +5,7 @@ teacher, by which the best checkpoint is chosen.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -67,7 +68,8 @@ def label_by_teacher(config: Config, train: Source, evaluation: Source) -> tuple
     evaluation = TeacherLabelled(evaluation, names)
     teacher = load_teacher(config, names, size, host=True)
     mean, std = tuple(config.augment.mean), tuple(config.augment.std)
-    predict = lambda arrays, images: teacher.predict(arrays, {"image": normalize(images, mean, std)}).argmax(-1)
+    logits = lambda arrays, images: cast(jax.Array, teacher.predict(arrays, {"image": normalize(images, mean, std)}))
+    predict = lambda arrays, images: logits(arrays, images).argmax(-1)
     predict = predict if teacher.host else jax.jit(predict)
     batches = loader.eval_batches(config, evaluation, size=size)
     found = [np.asarray(predict(teacher.arrays, batch["image"]), np.int32) for batch in batches]

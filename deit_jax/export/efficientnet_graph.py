@@ -1,8 +1,9 @@
 """EfficientNet as an ONNX graph."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
+from flax import nnx
 
 from deit_jax.export.graph import Graph
 from deit_jax.models.efficientnet import EfficientNet, MBConv1
@@ -33,4 +34,4 @@ def efficientnet_graph(graph: Graph, x: str, model: EfficientNet, size: tuple[in
             y, _ = graph.conv(excited(y, block), block.conv_pwl, size, block.bn3)
         x = graph.op("Add", x, y) if block.has_shortcut else y
     x, _ = active(x, model.conv_head, model.bn2, size)
-    return graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), model.classifier)
+    return graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), cast(nnx.Linear, model.classifier))

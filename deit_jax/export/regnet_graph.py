@@ -1,5 +1,9 @@
 """RegNetY as an ONNX graph."""
 
+from typing import cast
+
+from flax import nnx
+
 from deit_jax.export.graph import Graph
 from deit_jax.models.regnet import ConvNorm, RegNet
 
@@ -18,4 +22,4 @@ def regnet_graph(graph: Graph, x: str, model: RegNet, size: tuple[int, int]) -> 
         y, size = conv_norm(conv_norm(x, block.conv1, size)[0], block.conv2, size)
         y = graph.squeeze_excite(y, block.se.fc1, block.se.fc2, graph.relu)
         x = graph.relu(graph.op("Add", shortcut, conv_norm(y, block.conv3, size)[0]))
-    return graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), model.head.fc)
+    return graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), cast(nnx.Linear, model.head.fc))

@@ -1,8 +1,9 @@
 """ViT and DeiT as an ONNX graph."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from flax import nnx
 
 from deit_jax.export.graph import Graph
 from deit_jax.models.vit import LayerScale, ViT
@@ -28,8 +29,8 @@ def vit_graph(graph: Graph, x: str, model: ViT, attention: bool) -> tuple[str, s
         x = block(graph, x, model, layer, seen if attention else None)
     x = graph.layer_norm(graph.slice(x, 0, prefix, axis=1), model.norm)
     token = lambda i: graph.op("Gather", x, np.array(i), axis=1)
-    cls = graph.linear(token(0), model.head)
-    dist = graph.linear(token(1), model.head_dist) if model.dist_head else None
+    cls = graph.linear(token(0), cast(nnx.Linear, model.head))
+    dist = graph.linear(token(1), cast(nnx.Linear, model.head_dist)) if model.dist_head else None
     return cls, dist, attention_nodes(graph, seen, rows * columns + prefix, prefix) if attention else {}
 
 

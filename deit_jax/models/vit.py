@@ -106,6 +106,7 @@ class SplitLinear(nnx.Linear):
         super().__init__(*args, dot_general=split_product, **options)
 
     def __call__(self, x: Float[Array, "rows dim"]) -> list[Float[Array, "rows dim"]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert self.bias is not None
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         parts = self.dot_general(x, kernel, (((1,), (0,)), ((), ())))
         return [part + own for part, own in zip(parts, jnp.split(bias, 3), strict=True)]
@@ -319,6 +320,9 @@ class ViT(nnx.Module):
 
     Raises UserError where `img_size` is not a multiple of `patch_size`.
     """
+
+    head: nnx.Linear | NoHead
+    head_dist: nnx.Linear | NoHead
 
     def __init__(
         self,
