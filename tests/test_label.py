@@ -361,7 +361,8 @@ def test_repeated_views_teach_as_the_live_teacher_does_and_go_on_bit_for_bit(sto
     for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(live), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+        # hard labels are the live teacher's; probabilities are rounded once more by way of the store
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0 if kind == "hard" else 1e-5)
 
     with pytest.raises(UserError, match=r"end at step 8 \(epoch 2.0\), the run has 20: .*--config.label.views=2"):
         train(replayed(store, kind, **labels, **{"label.views": 0}), tmp_path / "none")

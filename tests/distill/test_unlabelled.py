@@ -38,7 +38,7 @@ def photos(tmp_path, monkeypatch):
 
 
 def config(photos, **changes):
-    here = {"data.root": str(photos), "data.layout": "unlabelled", "batch_size": 16, "epochs": 6, "data.holdout": 0.25}
+    here = {"data.root": str(photos), "data.layout": "unlabelled", "batch_size": 16, "epochs": 20, "data.holdout": 0.25}
     taught = {"distill.kind": "soft", "distill.alpha": 1.0, "distill.normalization": "paper", "teacher.name": "a:b"}
     return tiny_config(**here | taught | {"model.name": TINY_PLAIN} | changes)
 
