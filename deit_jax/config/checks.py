@@ -16,7 +16,7 @@ AT_LEAST_ONE = (
 FRACTIONS = (
     "augment.flip augment.rand_prob augment.erasing augment.mix_switch augment.mix_prob augment.label_smoothing"
     " distill.alpha data.holdout data.crop data.max_broken model.drop_rate model.drop_path_rate optimizer.ema_decay"
-    " optimizer.momentum optimizer.beta1 optimizer.beta2 teacher.drop_path_rate"
+    " optimizer.layer_decay optimizer.momentum optimizer.beta1 optimizer.beta2 teacher.drop_path_rate"
 ).split()
 
 

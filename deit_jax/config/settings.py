@@ -136,6 +136,10 @@ class Optimizer(Group):
     )
     momentum: float = setting(0.9, "SGD")
     head_lr_scale: float = setting(1.0, "the heads' learning rate is this times the others'; above 1 for new heads")
+    layer_decay: float = setting(
+        1.0, "a ViT's learning rates fall by this factor per layer below the heads (BEiT, MAE)"
+    )
+    freeze: str = setting("", "what is not trained: backbone (all but the heads), or a regular expression of names")
     schedule: str = setting("cosine", "after warm-up", ("cosine", "constant"))
     warmup_epochs: float = setting(None, "linear warm-up from warmup_lr")
     warmup_lr: float = setting(1e-6, "learning rate at step 0")

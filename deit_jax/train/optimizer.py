@@ -1,6 +1,7 @@
 """AdamW, LAMB and SGD as DeiT uses them: which parameters decay, the learning rate at each step, the EMA."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
+from deit_jax.errors import UserError
 from deit_jax.weights.names import HEADS
 
+EMBEDDING = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed")  # below the first block
 HELD_BY_AVERAGE = 0.1  # fraction of the first weights in the final EMA above which a run prints it
 
 
@@ -33,8 +36,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer without its last part, the multiplication by -learning rate, which the train step does.
 
     AdamW: clipping, Adam, decoupled decay. LAMB: the same, then `scale_by_trust_ratio`. SGD: clipping, coupled decay,
-    Nesterov momentum, in PyTorch's order. The heads' updates come last, times `optimizer.head_lr_scale`: their learning
-    rate, and so their decay, is that much higher, as that of a parameter group of its own.
+    Nesterov momentum, in PyTorch's order. Last, the updates are multiplied by `lr_factors`: a parameter's learning
+    rate, and so its decay, differs by that factor, as that of a parameter group of its own.
     """
     o = config.optimizer
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
@@ -45,8 +48,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         parts = [clip, optax.scale_by_adam(o.beta1, o.beta2, o.eps), decay]
     if o.name == "lamb":
         parts.append(optax.stateless(lambda updates, params: scale_by_trust_ratio(updates, params, o.decay_dist_token)))
-    if o.head_lr_scale != 1:  # absent otherwise, so that states saved before the setting keep their form
-        parts.append(optax.stateless(lambda updates, _: scale_heads(updates, o.head_lr_scale)))
+    if o.head_lr_scale != 1 or o.layer_decay != 1 or o.freeze:
+        scaled = lambda updates, _: jax.tree.map(jnp.multiply, updates, lr_factors(updates, config))
+        parts.append(optax.stateless(scaled))
     return optax.chain(*parts)
 
 
@@ -65,9 +69,63 @@ def scale_by_trust_ratio(updates: Any, params: Any, decay_dist_token: bool = Tru
     return jax.tree_util.tree_map_with_path(scaled, updates, params, decay_mask(params, decay_dist_token))
 
 
-def scale_heads(updates: Any, scale: float) -> Any:
-    """The updates of the classification heads times `scale`, the others as they are. updates: as the parameters."""
-    return jax.tree_util.tree_map_with_path(lambda path, u: u * scale if path[0].key in HEADS else u, updates)
+def lr_factors(params: Any, config: Config) -> Any:
+    """What each parameter's learning rate is multiplied by: a number, or an array over the stacked blocks.
+
+    The heads by `optimizer.head_lr_scale`, frozen parameters (`frozen_mask`) by 0, and by `optimizer.layer_decay` once
+    for each layer above: all blocks and the heads for the embeddings, none for the last norm and the heads (BEiT, Bao
+    et al. 2022, arXiv 2106.08254, and MAE). params: pure nested dictionary.
+
+    Raises UserError for a layer-wise decay of another model than a ViT.
+    """
+    o = config.optimizer
+    if o.layer_decay != 1 and "pos_embed" not in params:
+        raise UserError(f"optimizer.layer_decay is {o.layer_decay}, but {config.model.name} is no ViT: use 1.0")
+
+    def factor(path, param, frozen):
+        part = path[0].key
+        scale = (o.head_lr_scale if part in HEADS else 1.0) * (not frozen)
+        if part == "blocks" and o.layer_decay != 1:
+            scale = scale * o.layer_decay ** np.arange(len(param), 0, -1, dtype=np.float32)
+            return scale.reshape(-1, *[1] * (param.ndim - 1))
+        if part in EMBEDDING and o.layer_decay != 1:
+            depth = len(jax.tree.leaves(params["blocks"])[0])
+            scale *= o.layer_decay ** (depth + 1)
+        return scale
+
+    return jax.tree_util.tree_map_with_path(factor, params, frozen_mask(params, o.freeze))
+
+
+def frozen_mask(params: Any, freeze: str) -> Any:
+    """True for each parameter that `optimizer.freeze` keeps as it is.
+
+    Args:
+        params: pure nested dictionary.
+        freeze: "" for none, "backbone" for all but the heads, or a regular expression that is looked for in names as
+            "blocks.attn.qkv.kernel" (all blocks are one array).
+
+    Raises UserError for an expression that is none, or fits no parameter, or all of them.
+    """
+    name = lambda path: ".".join(str(entry.key) for entry in path if hasattr(entry, "key"))
+    try:
+        pattern = re.compile(freeze or "$^")
+    except re.error as error:
+        raise UserError(f"optimizer.freeze '{freeze}' is no regular expression: {error}") from None
+    holds = lambda path, _: path[0].key not in HEADS if freeze == "backbone" else bool(pattern.search(name(path)))
+    mask = jax.tree_util.tree_map_with_path(holds, params)
+    if freeze and len({*jax.tree.leaves(mask)}) == 1:
+        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        which = "all parameters" if any(jax.tree.leaves(mask)) else "none of the parameters"
+        raise UserError(f"optimizer.freeze '{freeze}' fits {which}: {', '.join(names)}")
+    return mask
+
+
+def stop_frozen(params: Any, freeze: str) -> Any:
+    """The parameters, those that are frozen without a gradient: none is computed for them."""
+    if not freeze:
+        return params
+    stop = lambda param, frozen: jax.lax.stop_gradient(param) if frozen else param
+    return jax.tree.map(stop, params, frozen_mask(params, freeze))
 
 
 def num_steps(config: Config, steps_per_epoch: int) -> int:

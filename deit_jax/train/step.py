@@ -27,7 +27,7 @@ from deit_jax.losses import OBJECTIVES, distillation_terms, teacher_agreement, w
 from deit_jax.models.kernels import best_attention
 from deit_jax.randomness import purpose_key, small_seed
 from deit_jax.runtime import hardware, sharding
-from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule
+from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule, stop_frozen
 
 Metrics = dict[str, Shaped[Array, ""]]
 
@@ -178,7 +178,7 @@ def make_train_step(
     def loss_fn(params: dict, batch_stats: dict, teacher_arrays: Any, batch: DeviceBatch, key: PRNGKeyArray):
         with jax.named_scope("teacher"):
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
-        model = nnx.merge(student.graphdef, params, batch_stats)
+        model = nnx.merge(student.graphdef, stop_frozen(params, config.optimizer.freeze), batch_stats)
         if objective.teacher == "features":
             (cls, dist), features = model.heads_and_features(batch["image"], train=True, key=key)
         else:

@@ -1,6 +1,7 @@
 """Schedule and decay mask against the official code's; the rules of the other schedules."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY
@@ -8,14 +9,18 @@ from seeded import GOLDEN
 
 from deit_jax import models
 from deit_jax.config import default_config, resolve
+from deit_jax.errors import UserError
 from deit_jax.train.optimizer import (
     decay_mask,
     describe_averaging,
     describe_schedule,
     ema_decay_at,
+    frozen_mask,
+    lr_factors,
     make_optimizer,
     num_steps,
     schedule,
+    stop_frozen,
 )
 from deit_jax.weights.names import Timm, entries
 
@@ -201,6 +206,50 @@ def test_heads_learn_at_their_own_rate(name, model, heads):
     for part in plain:
         factor = 10.0 if part in heads else 1.0
         jax.tree.map(lambda a, b, f=factor: np.testing.assert_allclose(b, f * a, rtol=1e-6), plain[part], scaled[part])
+
+
+def test_learning_rates_fall_layer_by_layer():
+    """BEiT's and MAE's factors: decay^(layers above), the heads being the layer above the last block."""
+    config = resolve(default_config())
+    config.optimizer.layer_decay, config.optimizer.head_lr_scale = 0.5, 10.0
+    _, params, _ = models.abstract(models.constructor(TINY, num_classes=3))
+    factors = lr_factors(params, config)
+    assert factors["blocks"]["mlp"]["fc1"]["kernel"].ravel().tolist() == [0.25, 0.5]  # of depth 2
+    assert {factors[part] for part in ("cls_token", "dist_token", "pos_embed")} == {0.125}
+    assert factors["patch_embed"]["kernel"] == 0.125
+    assert (factors["norm"]["scale"], factors["head"]["kernel"], factors["head_dist"]["bias"]) == (1.0, 10.0, 10.0)
+    with pytest.raises(UserError, match=r"layer_decay is 0.5, but .* is no ViT"):
+        lr_factors(models.abstract(models.constructor("regnety_digits", num_classes=3))[1], config)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "trained"), [("backbone", {"head", "head_dist"}), ("blocks|embed|token", {"norm", "head", "head_dist"})]
+)
+def test_what_is_frozen_stays_and_has_no_gradient(freeze, trained):
+    config = resolve(default_config())
+    config.optimizer.freeze = freeze
+    _, shapes, _ = models.abstract(models.constructor(TINY, num_classes=3))
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, x.dtype), shapes)
+    total = lambda params: sum(jnp.sum(x) for x in jax.tree.leaves(stop_frozen(params, freeze)))
+    grads, tx = jax.grad(total)(params), make_optimizer(config)
+    updates, _ = tx.update(grads, tx.init(params), params)  # weight decay too leaves them
+    for found in grads, updates:
+        moved = {part for part, arrays in found.items() if any(np.any(x) for x in jax.tree.leaves(arrays))}
+        assert moved == trained
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        ("attention", "fits none of the parameters: blocks"),
+        (".", "fits all parameters"),
+        ("(", "no regular expression"),
+    ],
+)
+def test_a_wrong_expression_is_named(freeze, message):
+    _, params, _ = models.abstract(models.constructor(TINY, num_classes=3))
+    with pytest.raises(UserError, match=message):
+        frozen_mask(params, freeze)
 
 
 def test_steps_override_epochs():
