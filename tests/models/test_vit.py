@@ -112,4 +112,5 @@ def test_new_weights_scale_each_branch_by_the_released_value():
     params, _ = jax.jit(lambda key: models.init_arrays(models.constructor("deit3_small_patch16_224"), key))(
         jax.random.key(0)
     )
-    np.testing.assert_array_equal(params["blocks"]["ls1"]["gamma"], np.full((DEPTH, 384), 1e-4, np.float32))  # models_v2.py
+    # `init_scale` of facebookresearch/deit's models_v2.py
+    np.testing.assert_array_equal(params["blocks"]["ls1"]["gamma"], np.full((DEPTH, 384), 1e-4, np.float32))
