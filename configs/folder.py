@@ -17,6 +17,7 @@ the paper's rate), teacher=WEIGHTS or auto, epochs=N.
 import math
 
 from deit_jax.config import Config, arguments, default_config, model_of
+from deit_jax.config.files import epochs_of
 from deit_jax.errors import UserError
 
 MIN_STEPS = 600
@@ -57,10 +58,7 @@ def get_config(text: str = ""):
     from_scratch = given.get("init") == "none"
     shortest = math.ceil(MIN_STEPS * c.batch_size / round_up(images)) if images else 0
     c.epochs = max(300 if from_scratch else 30, shortest)
-    if "epochs" in given:
-        if not given["epochs"].isdigit():
-            raise UserError(f"config argument epochs={given['epochs']} is not a whole number: use epochs=30")
-        c.epochs = int(given["epochs"])
+    c.epochs = epochs_of(given, c.epochs)
 
     taught = "teacher" in given
     c.model.name = given.get("model", "deit_small_distilled_patch16_224" if taught else "deit_small_patch16_224")

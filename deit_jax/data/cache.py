@@ -10,7 +10,7 @@ from deit_jax.data.decode import decode
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
 
-SHARE = 4  # "auto" takes up to a quarter of the free memory
+AUTO_FRACTION = 0.25  # of the free memory, which "auto" takes at most
 SAMPLE = 16  # images whose size stands for that of all
 
 
@@ -52,7 +52,7 @@ class Cached(Subset):
 
 
 def keep_decoded(config: Config, *sources: Source) -> list[Source]:
-    """The sources, with decoded images kept in memory where `data.cache` says so and where that saves something.
+    """The sources, with decoded images kept in memory where `data.cache` asks for it and that saves decoding.
 
     "auto": where all of them together fit in a quarter of the free memory, with as many copies as worker processes.
     Raises UserError where `data.cache` is ram and they are larger than the free memory.
@@ -68,7 +68,7 @@ def keep_decoded(config: Config, *sources: Source) -> list[Source]:
             f"data.cache is ram, but the decoded images of {sources[0].title} take {wanted / hardware.GIB:,.1f} GiB and"
             f" {free / hardware.GIB:,.1f} GiB are free: use --config.data.cache=none"
         )
-    return kept if how == "ram" or wanted <= free / SHARE else list(sources)
+    return kept if how == "ram" or wanted <= AUTO_FRACTION * free else list(sources)
 
 
 def is_decoded(source: Source) -> bool:

@@ -1,5 +1,6 @@
 """AdamW, LAMB and SGD as DeiT uses them: which parameters decay, the learning rate at each step, the EMA."""
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def frozen_mask(params: Any, freeze: str) -> Any:
 
     Raises UserError for an expression that is none, or fits no parameter, or all of them.
     """
-    name = lambda path: ".".join(str(entry.key) for entry in path if hasattr(entry, "key"))
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     try:
         pattern = re.compile(freeze or "$^")
     except re.error as error:
