@@ -66,8 +66,10 @@ def kill(
             places["save" if saving else start.place()] += 1
         start = Start(work(run), log)
         code = start.wait(LONGEST)
-        same = code == 0 and in_child(lambda run=run: compare(run), folder) == truth
-        outcome.add(same, f"exit code {code}, {start.lines()[-2:]}", kept=run, times=mine)
+        found = in_child(lambda run=run: compare(run), folder) if code == 0 else {}
+        differ = sorted(name for name in truth | found if truth.get(name) != found.get(name))
+        complaint = f"exit code {code}, different: {differ}, {start.lines()[-2:]}"
+        outcome.add(not differ, complaint, kept=run, times=mine)
     outcome.seen = ", ".join(f"{n} in {name}" for name, n in places.most_common())
     return outcome
 

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,19 @@ def check_writable(folder: Path) -> None:
 
     `exists` is False for every path in a bucket that does not answer; this check tells that from an empty folder.
     """
-    probe = folder / f".writable-{os.urandom(4).hex()}"  # several hosts may check at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not storage.is_bucket(folder):
+            with tempfile.TemporaryFile(dir=folder) as probe:  # without a name: a killed process leaves nothing
+                probe.write(b"deit_jax")
+                probe.flush()
+            return
+        probe = folder / f".writable-{os.urandom(4).hex()}"  # several hosts may check at once
         probe.write_bytes(b"deit_jax")
         probe.read_bytes()
         probe.unlink(missing_ok=True)
     except Exception as error:  # gcsfs has errors of its own
-        raise write_error(probe, error) from error
+        raise write_error(folder, error) from error
 
 
 def sync(path: Path) -> None:
