@@ -6,8 +6,6 @@ Also says how far each lies from float32 products of the same rounded arguments,
 where it runs. Token counts: a plain and a distilled DeiT at 224 px, and a plain one at 384.
 """
 
-import json
-
 from common import middle, parser, save, table
 
 TOKENS = (197, 198, 577)
@@ -75,7 +73,6 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, {dtype}, {flags.heads} heads of 64; milliseconds, median (min .. max)")
     header = ["attention, images x tokens", "forward", "forward and backward", "error", "of the gradient"]
     print(table(header, rows))
-    print(json.dumps(results))
     save(flags.output, flags=vars(flags), results=results)
 
 

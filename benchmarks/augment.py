@@ -4,10 +4,9 @@
 
 Times flip, policy, normalization, erasing, mixup and cutmix as one jitted call on random images that lie on the device
 already; each round has another step and other images' keys, so that the share of costly ops varies as in training.
-Prints a table and one line of JSON. Needs no data.
+Needs no data.
 """
 
-import json
 import time
 from types import SimpleNamespace
 
@@ -55,7 +54,6 @@ def main() -> None:
     print(f"{flags.batch} images of {flags.size}x{flags.size} on one {device}, jax {jax.__version__}; milliseconds")
     rows = [[policy, *cells(times, ".2f"), f"{compiling:.1f}"] for policy, (times, compiling) in found.items()]
     print(table(["policy", "min", "median", "max", "compile s"], rows))
-    print(json.dumps(found))
     save(flags.output, flags=vars(flags), device=device, milliseconds=found)
 
 

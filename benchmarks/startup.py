@@ -6,8 +6,6 @@ Runs main.py on a folder of noise as JPEG files, with an empty cache of compiled
 what that run left ("second start"). Needs what main.py needs.
 """
 
-import io
-import json
 import os
 import subprocess
 import sys
@@ -29,9 +27,7 @@ def make_images(folder: Path, count: int, classes: int = 4) -> None:
             path = folder / split / f"class{i % classes}" / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
-            data = io.BytesIO()
-            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
-            path.write_bytes(data.getvalue())
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def first_step(command: list[str], workdir: Path, cache: Path) -> float:
@@ -72,7 +68,6 @@ def main() -> None:
                 values.append(first_step(command, Path(scratch) / f"{name} {turn}".replace(" ", "_"), cache))
     print(f"{flags.config}, batch {flags.batch}: seconds from the start of the process to the first training step")
     print(table(["", "min", "median", "max"], [[name, *cells(values)] for name, values in seconds.items()]))
-    print(json.dumps(seconds))
     save(flags.output, config=flags.config, batch=flags.batch, seconds=seconds)
 
 

@@ -6,8 +6,6 @@
 The live teacher's share is set against what its arithmetic would cost at the rate of the student's step.
 """
 
-import json
-
 from common import cells, middle, on_gpu, parser, ratios, save, settings, spread, table
 
 
@@ -46,7 +44,6 @@ def main() -> None:
     ]
     cost = ratios(extra, at_rate)
     print(f"the live teacher takes {middle(cost, '.2f')} of what its arithmetic would cost at the student's rate")
-    print(json.dumps({"seconds": times, "flops": flops, "teacher_at_students_rate": spread(cost)}))
     save(flags.output, flags=vars(flags), seconds=times, flops=flops, teacher_at_students_rate=spread(cost))
 
 

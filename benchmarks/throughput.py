@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import machine, parser, spread, table
+from common import machine, parser, save, spread, table
 
 from deit_jax import models
 from deit_jax.errors import UserError
@@ -85,22 +85,21 @@ def largest_batch(run: Callable[[int], None], batch: int) -> int:
         batch //= 2
 
 
-def measure(
-    passes: dict[str, Callable[[int], None]], batch: int, repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, dict[str, Any]]:
+def measure(passes: dict[str, Callable[[int], None]], batch: int, repeats: int) -> dict[str, dict[str, Any]]:
     """Images/s of each model, in turns: {name: {"batch", "images_per_second": {"median", …}, "seconds": [...]}}."""
     sizes = {}
     for name, run in passes.items():
-        begun = clock()
         sizes[name] = largest_batch(run, batch)
         run(sizes[name])  # the first call may still set things up
-        print(f"{name}: batch {sizes[name]}, ready after {clock() - begun:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{name}: batch {sizes[name]}, ready after {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True
+        )
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(repeats):
         for name, run in passes.items():
-            begun = clock()
+            begun = time.perf_counter()
             run(sizes[name])
-            seconds[name].append(clock() - begun)
+            seconds[name].append(time.perf_counter() - begun)
     return {
         name: {"batch": sizes[name], "images_per_second": spread([sizes[name] / s for s in times]), "seconds": times}
         for name, times in seconds.items()
@@ -112,6 +111,7 @@ def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
     from matplotlib.figure import Figure
 
     from deit_jax.plots import COLORS, INK, tidy
+    from deit_jax.plots import save as save_figure
 
     figure = Figure(figsize=(7.6, 4.6))
     axis = figure.subplots()
@@ -134,9 +134,7 @@ def draw(rows: Sequence[dict[str, Any]], output: str, subtitle: str) -> None:
     axis.set_title(subtitle, fontsize=8, color=INK, loc="left")
     axis.legend(frameon=False, fontsize=8)
     for kind in ("png", "svg"):
-        figure.savefig(
-            f"{output}.{kind}", dpi=130, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None
-        )
+        save_figure(figure, f"{output}.{kind}")
 
 
 def short_name(model: str) -> str:
@@ -164,8 +162,7 @@ def main() -> None:
     subtitle = f"{device}, {dtype}, {about['date']}, median of {args.repeats}" + (f"; {args.note}" if args.note else "")
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     draw(rows, args.output, subtitle)
-    record = {"machine": about, "dtype": dtype, "repeats": args.repeats, "note": args.note, "models": found}
-    Path(f"{args.output}.json").write_text(json.dumps(record, indent=1) + "\n")
+    save(f"{args.output}.json", dtype=dtype, repeats=args.repeats, note=args.note, models=found)
     lines = []
     for row in rows:
         one = found[row["model"]]

@@ -15,10 +15,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+# devices that wait for each other on a busy machine: XLA ends the process after 40 seconds
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + "".join(
+    f" --xla_cpu_collective_{wait}_seconds=1500"
+    for wait in ("call_warn_stuck_timeout", "call_terminate_timeout", "timeout")
+)
 # code that takes half the time to make, and is as fast on arrays as small as the tests'
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 import jax  # after the environment it reads is set
 import jaxtyping
@@ -44,8 +48,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Long files come first: at the end of the suite one would keep one process busy and the other waiting."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    """Optimized files come first, then long ones: at the end of the suite one would keep one process busy and the other
+    waiting."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (not item.get_closest_marker("long_runs"), place.get(item.path.stem, len(place))))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,11 +69,9 @@ def temporary_files(tmp_path_factory):
 def optimization(request):
     """Nearly none, where a file does not say `pytest.mark.long_runs`: most compile much and run it briefly. A level in
     XLA_FLAGS holds for all."""
-    from helpers import compiling
+    from helpers import optimize
 
-    long = request.node.get_closest_marker("long_runs") is not None
-    with compiling(optimized=long or not LESS_OPTIMIZED):
-        yield
+    optimize(request.node.get_closest_marker("long_runs") is not None or not LESS_OPTIMIZED)
 
 
 @pytest.fixture
@@ -117,10 +121,10 @@ def whole_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def own_run(whole_run, tmp_path) -> Path:
-    """A copy of `whole_run`, on one device, to be changed."""
-    from helpers import compiling, one_device
+    """A copy of `whole_run`, on one device, to be changed. Of files marked `long_runs`: they compile as it was made."""
+    from helpers import one_device
 
-    with one_device(), compiling(optimized=True):  # as it was made, maybe by another test process
+    with one_device():
         yield shutil.copytree(whole_run, tmp_path / "run")
 
 
@@ -168,7 +172,7 @@ def tab(browser):
     """A phone-sized window; a request that leaves the page fails the test."""
     requests, errors = [], []
     opened = browser.new_page(viewport={"width": 390, "height": 780})
-    opened.set_default_timeout(120_000)
+    opened.set_default_timeout(1_500_000)
     opened.on("request", lambda request: requests.append(request.url))
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.on("console", lambda message: message.type == "error" and errors.append(message.text))

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
+import random
 import runpy
+import socket
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ import seeded
 from absl.testing import flagsaver
 from flax import nnx
 from PIL import Image
+from safetensors.numpy import save_file
 
 from deit_jax import __main__, models
 from deit_jax.config import Config, default_config, resolve
@@ -24,9 +27,11 @@ from deit_jax.data import sources
 from deit_jax.distill import teacher
 from deit_jax.errors import UserError
 from deit_jax.experiment import run
+from deit_jax.weights.metadata import Metadata, to_header
 from deit_jax.weights.names import Timm, entries
 
 ROOT = Path(__file__).parents[1]
+SLURM_PORTS = range(2**16 - 2**12, 2**16)
 GOLDEN = ROOT / "tests/golden"
 SMALL = "deit_digits_distilled_patch4_16"
 
@@ -86,25 +91,25 @@ def one_device() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def compiling(*, optimized: bool) -> Iterator[None]:
-    """Whether what is compiled within is worth optimizing."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", not optimized)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+def optimize(wanted: bool) -> bool:
+    """Set whether what is compiled is worth optimizing; returns what was set before. jax would go on with what it
+    compiled the other way, whose results differ in the last bit: that is forgotten."""
+    before = not jax.config.values["jax_disable_most_optimizations"]
+    if wanted != before:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", not wanted)
+    return before
 
 
 def make_whole_run(folder: Path) -> None:
     """Train `whole_config` on one device; `opened.json` lists what was opened, in order."""
-    opened = []
-    with one_device(), compiling(optimized=True), pytest.MonkeyPatch.context() as patch:
+    opened, before = [], optimize(True)
+    with one_device(), pytest.MonkeyPatch.context() as patch:
         for module, name in ((sources, "open_sources"), (teacher, "load_weights")):
             original = getattr(module, name)
             patch.setattr(module, name, lambda *a, o=original, n=name, **k: (opened.append(n), o(*a, **k))[1])
         run(whole_config(), folder)
+    optimize(before)
     (folder / "opened.json").write_text(json.dumps(opened))
 
 
@@ -124,6 +129,34 @@ def state_of(name: str, seed: int = 0, naming=None, **overrides) -> dict[str, np
     _, params, batch_stats = models.abstract(models.constructor(name, **overrides))
     shapes = {"params": params, "batch_stats": batch_stats}
     return seeded.checkpoint({e.key: list(e.shape) for e in entries(shapes, naming or Timm())}, seed)
+
+
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A port for jax's coordinator, one that jax derives from a Slurm job's number. It is kept from other programs but
+    not from the coordinator, which shares its port as all of gRPC's servers do."""
+    for port in random.sample(SLURM_PORTS, 100):
+        with socket.socket() as held:
+            try:
+                held.bind(("localhost", port))
+            except OSError:
+                continue
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            yield port
+            return
+    raise OSError("a hundred ports are all in use")
+
+
+VIEW = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop": 0.9, "interpolation": "bilinear"}
+ANIMALS = ["cat", "dog", "newt"]
+
+
+def save_weights(path: Path, name: str = TINY, class_names: Sequence[str] = ANIMALS, view=VIEW, **arguments) -> str:
+    """Write seeded weights whose header says their view, classes, and the model's arguments that differ from it."""
+    module, config = models.find(name)
+    metadata = Metadata("" if arguments else name, module.__name__, config | arguments, class_names=class_names, **view)
+    save_file(state_of(name, num_classes=len(class_names), **arguments), path, to_header(metadata))
+    return str(path)
 
 
 class Ended(NamedTuple):

@@ -7,15 +7,13 @@ import contextlib
 import json
 import multiprocessing
 import os
-import random
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
-from helpers import ROOT
+from helpers import ROOT, SLURM_PORTS, held_port
 
 from deit_jax.ablate import ablate
 from deit_jax.config import default_config, resolve
@@ -27,7 +25,6 @@ from deit_jax.train import loop
 from deit_jax.train.loop import train_run
 
 STEPS_PER_EPOCH = 4
-SLURM_PORTS = range(2**16 - 2**12, 2**16)
 
 
 def small_config(**changes: Any):
@@ -118,15 +115,6 @@ def member(environment: dict[str, str], work: list[tuple], results: Path) -> Non
     (results / f"{jax.process_index()}.json").write_text(json.dumps(found))
 
 
-def free_port() -> int:
-    """One of those that jax derives from a Slurm job's number."""
-    for port in random.sample(SLURM_PORTS, 100):
-        with contextlib.suppress(OSError), socket.socket() as tried:
-            tried.bind(("localhost", port))
-            return port
-    raise OSError("a hundred ports are all in use")
-
-
 def run_group(count: int, start: Callable, work: list[tuple], results: Path) -> list[dict[str, Any]]:
     """Run a group of processes and return what each of them found.
 
@@ -137,19 +125,15 @@ def run_group(count: int, start: Callable, work: list[tuple], results: Path) -> 
         results: a folder to be made.
     """
     results.mkdir()
-    port = free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    group = [context.Process(target=member, args=(start(i, count, port), work, results)) for i in range(count)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # for the process they are forked from
+    with held_port() as port:
+        group = [context.Process(target=member, args=(start(i, count, port), work, results)) for i in range(count)]
+        with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # for the process they are forked from
+            for process in group:
+                process.start()
         for process in group:
-            process.start()
-    try:
-        for process in group:
-            process.join(timeout=500)
-        assert [process.exitcode for process in group] == [0] * count
-    finally:
-        for process in group:
-            process.kill()
+            process.join()  # where one ends early, jax ends the others
+    assert [process.exitcode for process in group] == [0] * count
     return [json.loads((results / f"{i}.json").read_text()) for i in range(count)]

@@ -62,7 +62,7 @@ def run(tmp_path, shell: str, **variables: str) -> subprocess.CompletedProcess:
     (tmp_path / "program.py").write_text(PROGRAM)
     names = {"PROGRAM": f"{sys.executable} {tmp_path / 'program.py'}", "FILE": str(tmp_path / "file"), **variables}
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | names
-    return subprocess.run(["bash", "-c", shell], env=environment, capture_output=True, timeout=300)
+    return subprocess.run(["bash", "-c", shell], env=environment, capture_output=True)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.experiment import run
 
+pytestmark = pytest.mark.long_runs  # as `whole_run`
+
 
 @pytest.fixture
 def finished(own_run):

@@ -99,12 +99,6 @@ def test_classes_of_no_probability_do_not_spoil_the_soft_loss(drawn):
     assert np.isfinite(gradient).all()
 
 
-def test_second_class_token_needs_no_teacher(drawn):
-    cls, dist, _, labels = drawn
-    loss = distillation_loss(cls, dist, labels, kind="second_cls", alpha=0.5)
-    np.testing.assert_allclose(loss, (cross_entropy(cls, labels) + cross_entropy(dist, labels)) / 2, rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,10 +1,8 @@
 """benchmarks/throughput.py: whose accuracies it reads, how it takes turns, what it writes."""
 
-import itertools
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from deit_jax import list_models
@@ -27,25 +25,6 @@ def test_published_models_exist_and_are_selected_by_name(throughput):
     assert (one["top1"], one["family"]) == (84.5, "DeiT distilled")
     with pytest.raises(UserError, match="no accuracy of deit_digits_patch4_16"):
         throughput.read_published(["deit_digits_patch4_16"])
-
-
-def test_models_take_turns_and_a_batch_that_does_not_fit_is_halved(throughput):
-    calls, now = [], itertools.count()
-
-    def make(name, most):
-        def run(batch):
-            if batch > most:
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-            calls.append((name, batch))
-
-        return run
-
-    found = throughput.measure({"a": make("a", 99), "b": make("b", 3)}, 8, 2, clock=lambda: float(next(now)))
-    assert calls[-4:] == [("a", 8), ("b", 2)] * 2
-    assert {name: one["batch"] for name, one in found.items()} == {"a": 8, "b": 2}
-    assert found["a"]["images_per_second"]["median"] == 8  # a second per pass
-    with pytest.raises(jax.errors.JaxRuntimeError):
-        throughput.measure({"c": make("c", 0)}, 8, 2)
 
 
 def test_the_figure_in_the_docs_is_of_published_models(throughput):

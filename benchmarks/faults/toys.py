@@ -51,15 +51,8 @@ def toy_labels(folder: Path, chunks: int = CHUNKS) -> Callable[[], None]:
 
     def work() -> None:
         both = {"images": {"data.classes": 1000}, "teacher": {}}
-        header = {
-            "kind": "hard",
-            "k": 1,
-            "dtype": "uint16",
-            "tau": 1.0,
-            "batch_size": 512,
-            "hash": digest(both),
-            **both,
-        }
+        form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": 512}
+        header = form | both | {"hash": digest(both)}
         folder.mkdir(exist_ok=True)
         store = LabelStore.create(folder, header, chunks * CHUNK)
         for chunk in store.damaged():

@@ -70,7 +70,7 @@ def test_flip_mirrors_its_share_of_images():
 def test_an_image_does_not_depend_on_its_neighbours(policy):
     data = batch(64)
     images, _ = run(data, policy=policy, **UNMIXED)
-    order = np.random.default_rng(1).permutation(64)[:24]
+    order = np.random.default_rng(1).integers(0, 64, 64)  # some twice, some not at all
     some, _ = run({name: value[order] for name, value in data.items()}, policy=policy, **UNMIXED)
     np.testing.assert_array_equal(some, images[order])
 
@@ -97,7 +97,7 @@ def test_same_key_same_result_other_seed_other_result():
 
 
 def test_mixing_is_of_augmented_images_in_groups():
-    data, cfg = batch(64), {"mix_group": 16, "cutmix": 0.0}
+    data, cfg = batch(64), {"mix_group": 16, "cutmix": 0.0, "policy": "none"}  # flips and erasing augment
     images, targets = run(data, **cfg)
     alone, own = run(data, **(cfg | UNMIXED))
     for start in range(0, 64, 16):
@@ -113,7 +113,7 @@ def test_an_unknown_policy_is_named():
         jax.eval_shape(lambda b: augment_train(b, jax.random.key(0), 0, config(policy="auto"), 10), batch(2))
 
 
-@pytest.mark.parametrize("policy", ["rand", "three"])
+@pytest.mark.parametrize("policy", ["rand", pytest.param("three", marks=pytest.mark.slow)])
 def test_eight_devices_agree_with_one_and_exchange_no_images(policy):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     data, cfg, key = batch(256), config(policy=policy, mix_group=32), jax.random.key(0)

@@ -145,14 +145,14 @@ def test_three_augment_is_pil_step_by_step(photos):
 
 @pytest.mark.parametrize("shape", [(48, 64), (3, 2), (1, 1)])
 def test_blur_is_pils(photos, shape):
-    image = photos[0][: shape[0], : shape[1]]
-    for sigma in (0.1, 0.3, 0.7, 1.0, 1.41, 1.42, 1.8, 2.0):
-        expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
-        got = unpack(gaussian_blur(pack(image[None]), jnp.float32([sigma])))[0]
+    image, sigmas = photos[0][: shape[0], : shape[1]], np.float32([0.1, 0.3, 0.7, 1.0, 1.41, 1.42, 1.8, 2.0])
+    blur = jax.jit(lambda images, sigmas: unpack(gaussian_blur(pack(images), sigmas)))
+    for sigma, got in zip(sigmas, blur(np.stack([image] * len(sigmas)), sigmas), strict=True):
+        expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(sigma))))
         assert np.abs(np.asarray(got).astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64, 96])
+@pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_a_pass_works_on_the_chosen_and_on_all_of_them(batch, share):
     rng = np.random.default_rng(batch)

@@ -161,14 +161,6 @@ def split_folder(folder, tmp_path):
     return root
 
 
-def test_shards_give_labels_and_copies(split_folder, tmp_path):
-    assert prepare.prepare(split_folder, tmp_path / "shards")["complete"]
-    train = opened(tmp_path / "shards")[0]
-    np.testing.assert_array_equal(train.labels, [label for _, label in held(train)])
-    copy = pickle.loads(pickle.dumps(train))
-    assert (copy[3], copy.fingerprint) == (train[3], train.fingerprint)
-
-
 def test_shards_are_cut_and_resumed(split_folder, tmp_path, monkeypatch):
     prepare.prepare(split_folder, tmp_path / "whole")
     target, pack, packed = tmp_path / "shards", shards.pack, []

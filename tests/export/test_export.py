@@ -1,5 +1,6 @@
 """Exported files against the model, in the programs that will run them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,22 +8,18 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import TINY, TINY_PLAIN, state_of
-from safetensors.numpy import save_file
+from helpers import ANIMALS, TINY, TINY_PLAIN, save_weights
 
-from deit_jax import models
 from deit_jax.__main__ import main
 from deit_jax.errors import UserError
 from deit_jax.export import export_command
 from deit_jax.export.export_command import compare_exports, write_export
 from deit_jax.export.exportable import Form, load_exportable
-from deit_jax.weights.metadata import Metadata, to_header
 
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("flatbuffers", reason="needs the extra export")
 
-CLASSES = ["cat", "dog", "newt"]
 ALL = {"heads": "both", "layout": "nhwc", "pixels": "uint8", "attention": True}
 SMALL_NET = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "img_size": 24}
 # name, arguments that differ from it, form, opset
@@ -46,18 +43,16 @@ CASES = {
 def weights(tmp_path, monkeypatch):
     """A function that writes the weights of a model with three classes, and returns the file."""
     monkeypatch.setattr(export_command, "TIMED", 0.0)
-
-    def write(name, **arguments):
-        module, config = models.find(name)
-        view = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop": 0.9, "interpolation": "bilinear"}
-        metadata = Metadata("", module.__name__, config | arguments, class_names=CLASSES, **view)
-        save_file(state_of(name, num_classes=3, **arguments), tmp_path / "model.safetensors", to_header(metadata))
-        return str(tmp_path / "model.safetensors")
-
-    return write
+    return functools.partial(save_weights, tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize(("name", "arguments", "form", "opset"), CASES.values(), ids=CASES)
+SLOW = ("efficientnet", "efficientnet-tf", "regnet-half", "deit-23", "deit-half")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "form", "opset"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (name in SLOW), id=name) for name, case in CASES.items()],
+)
 def test_onnx_runtime_agrees_with_the_model(tmp_path, weights, name, arguments, form, opset):
     exportable = load_exportable(weights(name, **arguments), Form(**form))
     write_export(exportable, tmp_path / "model.onnx", opset=opset)
@@ -71,8 +66,13 @@ def test_onnx_runtime_agrees_with_the_model(tmp_path, weights, name, arguments, 
         assert model.ir_version == 8
 
 
-@pytest.mark.parametrize("case", ["deit-all", "deit-half", "regnet", "efficientnet-tf"])
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("case", "beside"),
+    [
+        ("deit-all", False),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("deit-half", "regnet", "efficientnet-tf")),
+    ],
+)
 def test_stablehlo_agrees_with_the_model(tmp_path, weights, case, beside):
     name, arguments, form, _ = CASES[case]
     exportable = load_exportable(weights(name, **arguments), Form(**form))
@@ -127,7 +127,7 @@ def test_the_command_describes_the_file_in_timms_words(tmp_path, weights, capsys
         "mean": [0.4, 0.5, 0.6],
         "std": [0.2, 0.25, 0.3],
     }
-    assert (about["label_names"], about["num_classes"], about["made_from"]) == (CLASSES, 3, source)
+    assert (about["label_names"], about["num_classes"], about["made_from"]) == (ANIMALS, 3, source)
     assert about["file"]["outputs"] == ["probabilities", "cls_probabilities", "dist_probabilities"]
 
 

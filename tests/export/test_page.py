@@ -5,9 +5,8 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import SMALL, TINY, TINY_PLAIN, state_of
+from helpers import SMALL, TINY, TINY_PLAIN, save_weights
 from PIL import Image
-from safetensors.numpy import save_file
 
 from deit_jax import predict
 from deit_jax.__main__ import main
@@ -18,7 +17,6 @@ from deit_jax.export.exportable import Form, load_exportable
 from deit_jax.runtime import sharding
 from deit_jax.runtime.browser_files import ONNXRUNTIME, package_files
 from deit_jax.weights import load_weights
-from deit_jax.weights.metadata import Metadata, to_header
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
 
@@ -26,9 +24,9 @@ CLASSES = ["dog", "grass", "</script><b>newt", "owl", "fox", "elk"]
 
 
 def make_weights(folder, name=TINY, **view):
-    metadata = Metadata(name, class_names=CLASSES, **{"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.3)} | view)
-    save_file(state_of(name, num_classes=6), folder / f"{name}.safetensors", to_header(metadata))
-    return str(folder / f"{name}.safetensors")
+    return save_weights(
+        folder / f"{name}.safetensors", name, CLASSES, {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.3)} | view
+    )
 
 
 def photo(path, width=150, height=110):

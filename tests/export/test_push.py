@@ -1,23 +1,20 @@
 """Pushing a model to a hub that runs in this process, and loading it from there."""
 
+import functools
 import json
 
 import hub_server
 import numpy as np
 import pytest
-from helpers import TINY, TINY_PLAIN, relative, run_jitted, state_of
+from helpers import ANIMALS, TINY, TINY_PLAIN, VIEW, relative, run_jitted, save_weights
 from huggingface_hub import constants
-from safetensors.numpy import save_file
 
 import deit_jax
 from deit_jax.__main__ import main
 from deit_jax.export import push
 from deit_jax.export.model_card import model_card
 from deit_jax.weights import load_weights
-from deit_jax.weights.metadata import Metadata, to_header
 
-CLASSES = ["cat", "dog", "newt"]
-VIEW = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop": 0.9, "interpolation": "bilinear"}
 LICENCE = "--licence=apache-2.0"
 
 
@@ -28,14 +25,8 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def weights(tmp_path):
-    """A file of weights with three classes."""
-
-    def write(name=TINY):
-        metadata = Metadata(name, class_names=CLASSES, **VIEW)
-        save_file(state_of(name, num_classes=3), tmp_path / "w.safetensors", to_header(metadata))
-        return str(tmp_path / "w.safetensors")
-
-    return write
+    """A function that writes the weights of a model with three classes, and returns the file."""
+    return functools.partial(save_weights, tmp_path / "w.safetensors")
 
 
 def refused(capsys, *arguments) -> str:
@@ -54,7 +45,7 @@ def test_a_pushed_model_comes_back_equal(hub, weights, name, to):
     ours, theirs = load_weights(path), load_weights("me/model")
     assert theirs.architecture.describe() == ours.architecture.describe()
     assert {key: getattr(theirs, key) for key in VIEW} == VIEW
-    assert theirs.class_names == CLASSES
+    assert theirs.class_names == ANIMALS
     images = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
     pushed, local = (run_jitted(deit_jax.load_model(source), images) for source in ("me/model", path))
     np.testing.assert_array_equal(pushed, local)

@@ -18,7 +18,6 @@ from deit_jax.distill.teacher import load_teacher
 from deit_jax.errors import UserError
 from deit_jax.models import grouped_conv
 from deit_jax.models.efficientnet import CONFIGS
-from deit_jax.runtime.flops import count_flops
 from deit_jax.train.step import Student, create_state, make_train_step
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.names import EfficientNetPytorch
@@ -47,22 +46,15 @@ def b0(tmp_path_factory):
 # ---- against timm
 
 
-@pytest.mark.parametrize("name", [B0, "tf_efficientnet_b4", LITE0, "tf_efficientnet_lite3"])
+@pytest.mark.parametrize(
+    "name", [B0, "tf_efficientnet_b4", LITE0, pytest.param("tf_efficientnet_lite3", marks=pytest.mark.slow)]
+)
 def test_logits_equal_timm_on_golden_weights(tmp_path, name):
     shapes = {key: list(value.shape) for key, value in state_of(name).items()}
     save_file(seeded.efficientnet(shapes), tmp_path / f"{name}.safetensors")
     graphdef, arrays = nnx.split(deit_jax.load_model(tmp_path / f"{name}.safetensors"))
     logits = jax.jit(lambda arrays, images: nnx.merge(graphdef, arrays)(images))(arrays, seeded.images(2, SIZE))
     assert relative(logits, GOLDEN[f"{name}/logits"]) < 1e-5
-
-
-@pytest.mark.parametrize(("name", "published"), [("efficientnet_b0", 0.39), ("efficientnet_b1", 0.70)])
-def test_the_models_cost_what_is_published(name, published):
-    graphdef, params, batch_stats = models.abstract(models.constructor(name))
-    size = CONFIGS[name]["img_size"]
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    flops = count_flops(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, batch_stats, images)
-    assert flops / 2e9 == pytest.approx(published, rel=0.02)
 
 
 def test_new_weights_have_the_released_scales():
@@ -150,12 +142,6 @@ def test_weights_of_the_other_padding_are_refused(tmp_path, b0):
         fit_weights(load_weights(tmp_path / f"{TF_B0}.safetensors"), B0)
 
 
-def test_other_classes_make_a_new_head(b0, caplog):
-    params, _, notes = fit_weights(load_weights(b0[0], name=B0), B0, num_classes=3)
-    assert notes == ["classifier randomly initialized with 3 classes: the weights have 10 classes"]
-    assert params["classifier"]["kernel"].shape == (1280, 3)
-
-
 # ---- training and teaching
 
 
@@ -163,6 +149,7 @@ def config_of(**changes):
     return configured(**{"model.name": B0, "optimizer.ema_decay": 0.0} | changes)
 
 
+@pytest.mark.slow
 def test_training_changes_statistics_and_lowers_the_loss():
     config, build = config_of(), small(drop_rate=0.0, drop_path_rate=0.0)
     student = Student(build, models.abstract(build)[0], 32, 10)
@@ -184,11 +171,10 @@ def test_training_changes_statistics_and_lowers_the_loss():
 
 
 def test_dropout_and_stochastic_depth_follow_the_key():
-    make = lambda **rates: small(depth_coefficient=1.0, **rates)
-    arrays, images = jax.jit(lambda key: models.init_arrays(make(), key))(jax.random.key(0)), seeded.images(4, 32)
+    arrays, images = jax.jit(lambda key: models.init_arrays(small(), key))(jax.random.key(0)), seeded.images(4, 32)
 
     def compiled(**rates):
-        graphdef, _, _ = models.abstract(make(**rates))
+        graphdef, _, _ = models.abstract(small(**rates))
         return jax.jit(lambda arrays, key: nnx.merge(graphdef, *arrays)(images, train=True, key=key))
 
     run = compiled(drop_path_rate=0.9)
@@ -199,6 +185,7 @@ def test_dropout_and_stochastic_depth_follow_the_key():
     assert np.abs(one - kept).max() > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     images, arrays = seeded.images(8, 32), jax.jit(lambda key: models.init_arrays(small(), key))(jax.random.key(0))
 

@@ -1,25 +1,10 @@
-"""The keys of new weights are those of nnx.Rngs."""
+"""New weights are those of nnx.Rngs."""
 
 import jax
 import numpy as np
 from flax import nnx
 
 import deit_jax
-from deit_jax.models.init_rngs import InitRngs
-
-
-def data(key) -> list:
-    return np.asarray(jax.random.key_data(key)).tolist()
-
-
-def test_its_keys_are_those_of_nnx_rngs():
-    ours, theirs = InitRngs(3), nnx.Rngs(3)
-    for _ in range(5):
-        assert data(ours.params()) == data(theirs.params())
-    parts = [rngs.split(4) for rngs in (ours, theirs)]
-    draw = nnx.vmap(lambda rngs: jax.numpy.stack([jax.random.key_data(rngs.params()) for _ in range(3)]))
-    np.testing.assert_array_equal(*map(draw, parts))
-    assert data(ours.params()) == data(theirs.params())
 
 
 def test_a_seed_and_a_key_give_the_weights_of_nnx_rngs_of_that_seed():

@@ -119,6 +119,7 @@ def test_linen_on_a_mesh():
     close(jax.jit(model.apply)(variables, placed(mesh)), expected)
 
 
+@pytest.mark.slow
 def test_the_example_trains_on_a_mesh_of_explicit_axes():
     losses, model = mesh_nnx.main(steps=4)
     assert losses[-1] < losses[0]

@@ -14,6 +14,8 @@ from deit_jax.report.agreement import disagreement, measure_agreement, teacher_t
 from deit_jax.report.run_report import predict_student
 from deit_jax.train.run import open_data, open_models, open_run
 
+pytestmark = pytest.mark.long_runs  # as `whole_run`
+
 
 def test_disagreement_is_the_share_of_other_decisions():
     found = disagreement({"a": np.array([0, 1, 2, 3]), "b": np.array([0, 1, 2, 0]), "c": np.array([1, 2, 3, 4])})

@@ -11,6 +11,8 @@ from deit_jax.report import report_page
 from deit_jax.runtime.browser_files import PLOTLY, package_files
 from deit_jax.train.log import read_log
 
+pytestmark = pytest.mark.long_runs  # as `whole_run`
+
 
 def table_rows(tab, index=0):
     """[cells] of a table of the page, its header first."""

@@ -76,7 +76,8 @@ def test_a_sharded_function_counts_all_devices():
 
 def forward_flops(name: str) -> int:
     graphdef, params, batch_stats = models.abstract(models.constructor(name))
-    return count_flops(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, batch_stats, shape(1, 224, 224, 3))
+    size = models.find(name)[1].get("img_size", 224)
+    return count_flops(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, batch_stats, shape(1, size, size, 3))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,8 @@ def forward_flops(name: str) -> int:
         ("regnety_002", "0.2"),  # groups of 8 channels: computed by denser convolutions on CPU, counted as groups
         ("regnety_016", "1.6"),
         ("regnety_160", "15.9"),
+        ("efficientnet_b0", "0.4"),
+        ("efficientnet_b1", "0.7"),
     ],
 )
 def test_models_cost_what_is_published(name, published):

@@ -123,7 +123,7 @@ def on_one_device():
     return run_step(config_of(), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": -1}, {"data": 4, "fsdp": 2}], ids=["fsdp", "both"])
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": -1}, {"data": 4, "fsdp": 2}], ids=["data", "fsdp", "both"])
 def test_any_mesh_trains_as_one_device(mesh, on_one_device):
     alone, loss, norm = on_one_device
     split, split_loss, split_norm = run_step(config_of(**mesh))
@@ -132,4 +132,4 @@ def test_any_mesh_trains_as_one_device(mesh, on_one_device):
     for a, b in zip(jax.tree.leaves(alone.ema), jax.tree.leaves(split.ema), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     kernel = split.params["blocks"]["mlp"]["fc1"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // (2 if "data" in mesh else 8)
+    assert kernel.addressable_shards[0].data.size == kernel.size // sharding.make_mesh(**mesh).shape["fsdp"]

@@ -1,14 +1,15 @@
 """The first signal requests a stop after the current step, a second one has its default effect; processes stop
 together."""
 
+import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, held_port
 
 from deit_jax.runtime.stop import Stop
 
@@ -38,49 +39,49 @@ def test_a_second_signal_has_its_default_effect():
 
 
 PROGRAM = """
-import time
+import sys, time
 from deit_jax.runtime import sharding
 from deit_jax.runtime.stop import Stop
-sharding.start_processes(10)
+sharding.start_processes(int(sys.argv[1]))
 import jax
 with Stop() as stop:  # as labelling, in which processes may have different numbers of batches
     for _ in range(10 * jax.process_index()):
         stop.poll()
 with Stop() as stop:
     print("ready", flush=True)
-    for step in range(10_000):
+    step = 0
+    while not stop.poll():
+        step += 1
         time.sleep(0.02)
-        if stop.poll():
-            break
 print(step, stop.requested, flush=True)
 """
 
 
-def two_processes() -> list[subprocess.Popen]:
-    """Two processes of one run, both of which poll."""
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    common = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2",
-              "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=common | {"JAX_PROCESS_ID": str(i)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for process in started:
-        assert process.stdout is not None
-        assert "ready\n" in iter(process.stdout.readline, "")
-    return started
+@contextlib.contextmanager
+def two_processes(heartbeat_timeout: int = 1500) -> Iterator[list[subprocess.Popen]]:
+    """Two processes of one run, both of which poll until they are told to stop."""
+    common = {**os.environ, "JAX_NUM_PROCESSES": "2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", PROGRAM, str(heartbeat_timeout)]
+    with held_port() as port:
+        common["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+        started = [subprocess.Popen(command, env=common | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
+        try:
+            for process in started:
+                assert "ready\n" in iter(process.stdout.readline, "")
+            yield started
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_a_signal_to_one_process_stops_both_at_the_same_step(number, receiver):
-    processes = two_processes()
-    processes[receiver].send_signal(number)
-    found = [process.communicate(timeout=300) for process in processes]
+    with two_processes() as processes:
+        processes[receiver].send_signal(number)
+        found = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], found
     assert found[0][0] == found[1][0]
     assert found[0][0].endswith("True\n")
@@ -89,7 +90,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(number, receiver):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_lost_process_ends_the_other_after_the_heartbeat_timeout(killed):
-    processes = two_processes()
-    processes[killed].kill()
-    processes[1 - killed].communicate(timeout=300)
+    with two_processes(heartbeat_timeout=10) as processes:
+        processes[killed].kill()
+        processes[1 - killed].communicate()
     assert processes[1 - killed].returncode == -signal.SIGABRT

@@ -18,7 +18,6 @@ from deit_jax.train.optimizer import (
     frozen_mask,
     lr_factors,
     make_optimizer,
-    num_steps,
     schedule,
     stop_frozen,
 )
@@ -250,13 +249,6 @@ def test_a_wrong_expression_is_named(freeze, message):
     _, params, _ = models.abstract(models.constructor(TINY, num_classes=3))
     with pytest.raises(UserError, match=message):
         frozen_mask(params, freeze)
-
-
-def test_steps_override_epochs():
-    config = default_config()
-    assert num_steps(config, 1251) == 300 * 1251
-    config.steps = 7
-    assert num_steps(config, 1251) == 7
 
 
 def test_decay_mask_is_the_official_one():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import AS_USERS, TINY, TINY_PLAIN, folder_of_images, tiny_config
+from helpers import AS_USERS, TINY_PLAIN, folder_of_images, tiny_config
 from seeded import GOLDEN, checkpoint, images
 
 from deit_jax import models
@@ -107,33 +107,32 @@ def run_steps(config, mesh, count=3):
     return state, {k: float(v) for k, v in metrics.items()}
 
 
-# every mesh: tests/runtime/test_fsdp.py
-@pytest.mark.parametrize(
-    ("name", "mesh"), [(TINY, {}), pytest.param("regnety_digits", {"fsdp": -1}, marks=pytest.mark.slow)]
-)
-def test_eight_devices_train_as_one(name, mesh):
-    config = tiny_config(**{"model.name": name})
+@pytest.mark.slow
+def test_eight_devices_train_a_model_with_batch_statistics_as_one():  # others, on every mesh: runtime/test_fsdp.py
+    config = tiny_config(**{"model.name": "regnety_digits"})
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
-    eight = run_steps(config, sharding.make_mesh(**mesh))
+    eight = run_steps(config, sharding.make_mesh(fsdp=-1))
     np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(one[0].ema), jax.tree.leaves(eight[0].ema), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_parts_of_a_batch_add_up_to_it():
-    config = tiny_config(**{"model.drop_path_rate": 0.0})  # its draws differ by part
-    mesh = sharding.make_mesh(jax.devices()[:2])
-    whole = run_steps(config, mesh)
-    config.accumulate = 4
-    cut = run_steps(config, mesh)
-    np.testing.assert_allclose(whole[1]["loss"], cut[1]["loss"], rtol=1e-4)
-    np.testing.assert_allclose(whole[1]["grad_norm"], cut[1]["grad_norm"], rtol=1e-3)
+@pytest.fixture(scope="module")
+def exact():
+    """The metrics of whole float32 batches; without stochastic depth, whose draws differ by part."""
+    return run_steps(tiny_config(**{"model.drop_path_rate": 0.0}), sharding.make_mesh(jax.devices()[:1]))[1]
 
 
-def test_bfloat16_computes_but_keeps_float32_weights():
-    config = tiny_config(**{"model.dtype": "bfloat16"})
+def test_parts_of_a_batch_add_up_to_it(exact):
+    config = tiny_config(**{"model.drop_path_rate": 0.0, "accumulate": 4})
+    cut = run_steps(config, sharding.make_mesh(jax.devices()[:2]))[1]
+    np.testing.assert_allclose(exact["loss"], cut["loss"], rtol=1e-4)
+    np.testing.assert_allclose(exact["grad_norm"], cut["grad_norm"], rtol=1e-3)
+
+
+def test_bfloat16_computes_but_keeps_float32_weights(exact):
+    config = tiny_config(**{"model.drop_path_rate": 0.0, "model.dtype": "bfloat16"})
     state, metrics = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
-    exact = run_steps(tiny_config(), sharding.make_mesh(jax.devices()[:1]))[1]
     assert metrics["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert metrics["loss"] != exact["loss"]
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -230,12 +229,14 @@ def test_a_workdir_of_another_run_is_left_alone_and_runtime_settings_may_change(
     assert train(config, tmp_path) == first
 
 
-def test_unreadable_training_images_are_replaced_and_counted(single, tmp_path, caplog):
+def test_unreadable_images_are_named_and_in_training_replaced_and_counted(single, tmp_path, caplog):
     data = folder_of_images(tmp_path / "data" / "train", images=16)
-    folder_of_images(tmp_path / "data" / "val", images=4)
-    (data / "class0" / "3.png").write_bytes(b"no image")
+    val = folder_of_images(tmp_path / "data" / "val", images=4)
+    for broken in (data / "class0" / "3.png", val / "class1" / "2.png"):
+        broken.write_bytes(b"no image")
     config = tiny_config(**{"model.name": TINY_PLAIN, "data.root": str(data.parent), "batch_size": 16, "log.every": 1})
     train(config, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert max(r.get("broken_images", 0) for r in records) == 2  # once an epoch
-    assert "class0/3.png" in caplog.text
+    assert "train/class0/3.png" in caplog.text
+    assert "val/class1/2.png" in caplog.text

@@ -34,12 +34,6 @@ def test_sizes_of_every_type(small, size, grid):
     assert params["pos_embed"].shape[1] == 2 + grid[0] * grid[1]
 
 
-@pytest.mark.parametrize("size", ["16", 1.5, (1, 2, 3), 0, [16, None]])
-def test_sizes_that_are_none(small, size):
-    with pytest.raises(UserError, match="img_size is .*: give pixels per side, or .height, width."):
-        deit_jax.load_model(small[0], img_size=size)
-
-
 def test_other_classes_make_new_heads(small, caplog):
     path, state = small
     with caplog.at_level(logging.WARNING, "deit_jax"):

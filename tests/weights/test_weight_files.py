@@ -76,7 +76,6 @@ def test_truncated_and_corrupt_files(tmp_path, small):
         with pytest.raises(UserError, match="not a readable .safetensors file .*: download it again") as error:
             load_weights(bad)
         assert str(bad) in str(error.value)
-        assert "\n" not in str(error.value)
     for name in ("x.txt", "config.json", "model.safetensors.index.json"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError):
