@@ -48,6 +48,7 @@ from deit_jax.train.run import Data, Normalization, claim_workdir, open_data, op
 from deit_jax.train.step import make_student
 from deit_jax.version import __version__
 from deit_jax.weights import integrity
+from deit_jax.weights.load import adopt_normalization
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
 POLL = 2.0  # seconds between checks on the runs of other processes
@@ -219,7 +220,7 @@ def train_the_teacher(config, folder: Path) -> dict[str, Any]:
     Returns the result of `record` on the students' evaluation images; "teaches_with": the top-1 of the checkpoint that
     teaches, the best on its own split; "evaluation": that of its last weights on the students' images.
     """
-    c = teacher_config(config)
+    c = adopt_normalization(teacher_config(config))
     students = c.data.eval_split
     c.data.eval_split = config.ablate.teacher_split or students
     train_run(c, folder, open_data(c), title=folder.name)

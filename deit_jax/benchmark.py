@@ -34,8 +34,6 @@ def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, n
     batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
     batch["label"] = rng.integers(0, student.num_classes, rows, np.int32)
     batch["index"] = np.arange(rows, dtype=np.int32)
-    if "teacher_probability" in batch:
-        batch["teacher_probability"] += 1 / (config.label.k + 1)
     return batch
 
 

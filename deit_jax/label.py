@@ -4,6 +4,7 @@ The images are the train step's: the same batches, the same augmentation and mix
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from deit_jax.augment import augment_train
 from deit_jax.augment.mix import num_groups
@@ -37,25 +39,33 @@ from deit_jax.train.step import make_student
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
 
-def make_labeller(config: Config, teacher: Teacher, num_classes: int, header: dict[str, Any], mesh: Mesh) -> Callable:
-    """(teacher's arrays, batch, step) → the store's arrays for one step; images as the train step's.
+def stored_form(logits: Float[Array, "batch classes"], header: dict[str, Any]) -> dict[str, Array]:
+    """What a store of that header holds of a teacher's logits, and `finite`: whether these are.
 
-    Beside them `finite`: whether all logits of the teacher are. A teacher that another library runs is called between
-    two jitted functions, on a mesh of one device.
+    Of `topk` the logits as they are, and last the one that, given to every other class, leaves the k classes their
+    probabilities at the header's temperature; -inf where there is no other.
+    """
+    logits, k, tau = logits.astype(jnp.float32), header["k"], header["tau"]
+    finite = jnp.isfinite(logits.max(-1)).all()  # an average may hold log 0
+    if header["kind"] == "hard":
+        return {"label": logits.argmax(-1), "finite": finite}
+    known, index = jax.lax.top_k(logits, k)
+    others = logits.at[jnp.arange(len(logits))[:, None], index].set(-jnp.inf)
+    rest = tau * (jax.nn.logsumexp(others / tau, -1, keepdims=True) - math.log(max(logits.shape[-1] - k, 1)))
+    return {"index": index, "logit": jnp.append(known, rest, -1), "finite": finite}
+
+
+def make_labeller(config: Config, teacher: Teacher, num_classes: int, header: dict[str, Any], mesh: Mesh) -> Callable:
+    """(teacher's arrays, batch, step) → `stored_form` of one step, whose images are the train step's.
+
+    A teacher that another library runs is called between two jitted functions, on a mesh of one device.
     """
 
     def augmented(batch, step):
         key = purpose_key(config.seed, "augment")
         return augment_train(batch, key, step, config.augment, num_classes, mesh.devices.size)[0]
 
-    def labels(logits):
-        logits = logits.astype(jnp.float32)
-        finite = jnp.isfinite(logits.max(-1)).all()  # an average may hold log 0
-        if header["kind"] == "hard":
-            return {"label": logits.argmax(-1), "finite": finite}
-        probability, index = jax.lax.top_k(jax.nn.softmax(logits / header["tau"]), header["k"])
-        return {"index": index, "probability": probability, "finite": finite}
-
+    labels = lambda logits: stored_form(logits, header)
     if teacher.host:
         images, answers = jax.jit(augmented), jax.jit(labels)
         return lambda arrays, batch, step: answers(teacher.predict(arrays, {"image": images(batch, step)}))
@@ -238,12 +248,12 @@ def compare(store: LabelStore, label_batch: Callable, batches: Callable, count: 
         stored = store.read(step)
         ours, theirs = (x["label"] if "label" in x else x["index"][:, 0] for x in (made, stored))
         same, views = same + int((ours == theirs).sum()), views + len(ours)
-        if "probability" in made:
-            difference = np.abs(made["probability"] - stored["probability"].astype(np.float32))
-            largest = max(largest, float(difference.max()))
+        if "logit" in made:
+            both = (jax.nn.softmax(x["logit"][:, :-1].astype(np.float32)) for x in (made, stored))
+            largest = max(largest, float(jnp.abs(next(both) - next(both)).max()))
     text = f"{same} of {views} predictions agree ({100 * same / views:.3f} %)"
     if largest:
-        text += f"; probabilities differ by {largest:.2g} at most"
+        text += f"; probabilities among the stored classes differ by {largest:.2g} at most"
     if same < SAME_TEACHER * views:
         raise UserError(f"the labels in {store.folder} are not this teacher's: {text}: make labels in another folder")
     print(f"labels: {len(steps)} of {done} batches computed again: {text}")

@@ -14,7 +14,9 @@ import jax
 from deit_jax import models
 from deit_jax.abstract_step import abstract_step, step_flops
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
+from deit_jax.distill.label_store import view_bytes
 from deit_jax.errors import first_line
+from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import hardware, sharding, traffic
 from deit_jax.runtime.collectives import Collective, bytes_sent, collectives
 from deit_jax.runtime.mesh import mesh_sizes
@@ -175,6 +177,7 @@ def plan_text(p: Plan, config: Config, price: float = 0.0) -> str:
     lines += [f"  {name:18} {c.count:5} times, {amount(c.bytes)} in all" for name, c in p.collectives.items()]
     lines += bound_text(p)
     lines += forecast(p, config, price)
+    lines += label_forecast(p, config)
     lines += ["", f"recipe {config.recipe}: where paper and released code differ"]
     lines += [f"  {line}" for line in recipe_differences(config)]
     return "\n".join(lines)
@@ -242,6 +245,29 @@ def forecast(p: Plan, config: Config, price: float = 0.0) -> list[str]:
         share = sending / (computing + sending)
         at = f"{sent / 1e9:,.2f} GB per device at {known.link / 1e9:,.0f} GB/s"
         lines.append(f"  nothing hidden:       {rate(computing + sending)} ({share:.0%} of it sending {at})")
+    return lines
+
+
+def label_forecast(p: Plan, config: Config) -> list[str]:
+    """Lines on the labels that `--mode=label` would store of a run's live teacher: bytes of each form before
+    compression, and the teacher's forward passes that a run which reads them saves; none without such a teacher."""
+    if config.distill.labels or not OBJECTIVES[config.distill.kind].labels:
+        return []
+    stored, classes = config.copy_and_resolve_references(), config.model.num_classes or 1000
+    stored.distill.labels = "stored"
+    per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
+    steps = num_steps(config, per_epoch)
+    made = min(config.label.views * per_epoch or steps, steps)
+    lines = ["", f"labels stored by --mode=label, of {made * config.batch_size:,} views, before compression"]
+    top = {f"topk, label.k={k}": ("topk", k, config.label.dtype) for k in (min(config.label.k, classes), classes)}
+    for name, form in {"hard": ("hard",), **top}.items():
+        size = view_bytes(*form)
+        lines.append(f"  {name:18} {size:6,} bytes per view, {amount(size * made * config.batch_size)} in all")
+    saved, known = p.flops - step_flops(stored), hardware.accelerator(p.device_kind)
+    lines.append(f"  teacher's forward pass: {saved / 1e9:,.1f} GFLOP per step")
+    if known:
+        live, once = (count * saved / (p.devices * known.peak / 2) / 3600 for count in (steps, made))
+        lines.append(f"    at half of the peak rate {live:,.1f} h in each run with a live teacher, {once:,.1f} h once")
     return lines
 
 

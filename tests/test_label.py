@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY_PLAIN, one_device, tiny_config
-from small_state import label_store
+from small_state import label_header, label_store
 
 from deit_jax import label as making
 from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, flat
 from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
-from deit_jax.distill.label_store import CHUNK, LabelStore
-from deit_jax.distill.teacher import stored_distribution
+from deit_jax.distill.label_store import CHUNK, LabelStore, view_bytes
+from deit_jax.distill.teacher import stored_logits
 from deit_jax.errors import Interrupted, UserError
-from deit_jax.label import fill, label
+from deit_jax.label import fill, label, stored_form
 from deit_jax.losses import distillation_loss
 from deit_jax.train.log import read_log
 from deit_jax.train.loop import train_run as train
@@ -219,6 +219,19 @@ def test_bad_folders_of_the_command(store, tmp_path):
         ablate(digits(**{"distill.labels": str(store)}), tmp_path)
 
 
+@pytest.mark.parametrize(("kind", "form"), [("hard", ()), ("topk", (10, "float16")), ("topk", (100, "float32"))])
+def test_bytes_per_view_are_those_of_a_store_of_noise(tmp_path, kind, form):
+    """Which no compression makes smaller."""
+    k, dtype = form or (1, "uint16")
+    store = LabelStore.create(tmp_path, label_header(32) | {"kind": kind, "k": k, "dtype": dtype}, CHUNK)
+    rng = np.random.default_rng(0)
+    for name, (dtype, more) in store.arrays.items():
+        noise = rng.integers(0, 2**16, (CHUNK, 32, *more, np.dtype(dtype).itemsize // 2), np.uint16)
+        store.array(name).write(noise.view(dtype)[..., 0]).result()
+    written = sum(file.stat().st_size for file in tmp_path.glob("*/c/**/*") if file.is_file())
+    assert written == pytest.approx(CHUNK * 32 * view_bytes(kind, *form), rel=0.02)
+
+
 def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):
     store = label_store(tmp_path, 200)
 
@@ -259,31 +272,30 @@ def test_a_teacher_that_answers_nan_makes_no_labels(tmp_path):
     assert store.steps_done() == 0
 
 
-def top_k(logits, k: int, tau: float) -> dict:
-    values, index = jax.lax.top_k(jax.nn.softmax(logits / tau), k)
-    return {"teacher": index, "teacher_probability": values}
+def through_store(logits, k: int, tau: float) -> np.ndarray:
+    """A teacher's logits as training has them from a store of k classes."""
+    made = stored_form(logits, {"kind": "topk", "k": k, "tau": tau})
+    return np.asarray(stored_logits(logits.shape[-1])([], {"teacher": made["index"], "teacher_logit": made["logit"]}))
 
 
-def test_all_probabilities_make_the_live_teacher():
+def test_all_classes_make_the_live_teacher_bit_for_bit_at_any_temperature():
     logits = 3 * jax.random.normal(jax.random.key(0), (6, 10))
-    stored = stored_distribution(10, 3.0)([], top_k(logits, 10, 3.0))
-    np.testing.assert_allclose(jax.nn.softmax(stored / 3), jax.nn.softmax(logits / 3), rtol=1e-5)
+    np.testing.assert_array_equal(through_store(logits, 10, 3.0), logits)
 
 
 def test_the_rest_of_the_probability_is_spread_over_the_other_classes():
     logits = 2 * jax.random.normal(jax.random.key(1), (4, 10))
-    batch = top_k(logits, 3, 2.0)
-    p = np.asarray(jax.nn.softmax(stored_distribution(10, 2.0)([], batch) / 2))
-    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
-    known = np.take_along_axis(p, np.asarray(batch["teacher"]), 1)
-    np.testing.assert_allclose(known, batch["teacher_probability"], rtol=1e-5)
-    rest = np.sort(p, axis=1)[:, :7]
-    np.testing.assert_allclose(rest, rest[:, :1] * np.ones(7), rtol=1e-5)
+    stored, order = through_store(logits, 3, 2.0), np.argsort(-logits, 1)
+    known, rest = (np.take_along_axis(stored, columns, 1) for columns in (order[:, :3], order[:, 3:]))
+    np.testing.assert_array_equal(known, np.take_along_axis(np.asarray(logits), order[:, :3], 1))
+    np.testing.assert_array_equal(rest, rest[:, :1] * np.ones(7))
+    ours, theirs = (np.take_along_axis(np.asarray(jax.nn.softmax(x / 2)), order, 1) for x in (stored, logits))
+    np.testing.assert_allclose(ours[:, :3], theirs[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(ours[:, 3], theirs[:, 3:].mean(1), rtol=1e-5)
 
 
 def test_a_certain_teacher_gives_a_finite_loss_and_gradient():
-    batch = {"teacher": jnp.asarray([[2, 0], [1, 3]]), "teacher_probability": jnp.asarray([[1.0, 0.0], [0.75, 0.25]])}
-    teacher = stored_distribution(4, 1.0)([], batch)
+    teacher = jnp.asarray(through_store(jnp.log(jnp.asarray([[0, 0, 1, 0], [0, 0.75, 0, 0.25]])), 2, 1.0))
     assert (np.asarray(teacher) == -np.inf).sum() == 5
 
     def loss(student):
@@ -301,13 +313,13 @@ def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
     folder = tmp_path / "topk"
     label(digits(**short, **{"label.k": 10, "label.dtype": "float32"}), folder)
     batch = opened(folder, **short)(7, slice(0, 64))
-    np.testing.assert_allclose(batch["teacher_probability"].sum(1), 1, rtol=1e-5)
+    assert batch["teacher_logit"].dtype == np.float32
+    assert (batch["teacher_logit"][:, -1] == -np.inf).all(), "there is no other class"
     predictions = opened(folder, **short | {"distill.kind": "hard"})(7, slice(0, 64))["teacher"]
     assert (predictions == batch["teacher"][:, 0]).all()
     assert (predictions == opened(store)(7, slice(0, 64))["teacher"]).all()
-    with pytest.raises(UserError, match=r"made at temperature 3.0, distill.tau is 1.0"):
-        opened(folder, **short | {"distill.tau": 1.0})
-    with pytest.raises(UserError, match=r"are hard labels, soft distillation needs probabilities"):
+    assert opened(folder, **short | {"distill.tau": 1.0}), "logits serve any temperature"
+    with pytest.raises(UserError, match=r"are hard labels, soft distillation needs logits"):
         opened(store, **short)
 
 
@@ -359,8 +371,7 @@ def test_repeated_views_teach_as_the_live_teacher_does_and_go_on_bit_for_bit(sto
     for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(live), strict=True):
-        # hard labels are the live teacher's; probabilities are rounded once more by way of the store
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0 if kind == "hard" else 1e-5)
+        np.testing.assert_array_equal(ours, theirs)
 
     with pytest.raises(UserError, match=r"end at step 8 \(epoch 2.0\), the run has 20: .*--config.label.views=2"):
         train(replayed(store, kind, **labels, **{"label.views": 0}), tmp_path / "none")

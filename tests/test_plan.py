@@ -124,7 +124,7 @@ def test_a_teacher_adds_its_forward_pass():
     assert plan.step_flops(config) - alone == count_flops(forward, state.params, state.batch_stats, images)
 
 
-@pytest.mark.parametrize(("kind", "keys"), [("hard", {"teacher"}), ("soft", {"teacher", "teacher_probability"})])
+@pytest.mark.parametrize(("kind", "keys"), [("hard", {"teacher"}), ("soft", {"teacher", "teacher_logit"})])
 def test_stored_labels_come_with_the_batch(kind, keys):
     parts = plan.abstract_step(small_config(**{"distill.kind": kind}))
     assert parts.batch.keys() - {"image", "label", "index", "epoch", "repeat"} == keys
@@ -192,6 +192,20 @@ def test_forecast_by_hand():
     )
     assert plan.forecast(example(device_kind="cpu"), config) == []
     assert example(available=2**30).fits is False
+
+
+def test_stored_labels_by_hand(monkeypatch):
+    """A teacher of 5 % of the arithmetic, in 3,600 steps of 2 s at half of the peak rate."""
+    config = small_config(batch_size=1024, steps=3600, **{"distill.labels": "", "label.k": 3, "model.num_classes": 20})
+    assert plan.label_forecast(example(), small_config()) == []  # it reads a store
+    monkeypatch.setattr(plan, "step_flops", lambda stored: example().flops * 19 // 20)
+    text = "\n".join(plan.label_forecast(example(), config))
+    assert "of 3,686,400 views" in text
+    assert re.search(r"hard +2 bytes per view, +7.03 MiB in all\n.*k=3 +14 bytes .*\n.*k=20 +82 bytes", text)
+    assert "157,600.0 GFLOP per step" in text
+    assert "0.1 h in each run with a live teacher, 0.1 h once" in text
+    config.label.views = 1
+    assert "of 1,281,024 views" in "\n".join(plan.label_forecast(example(), config))
 
 
 def test_a_gpus_bound_is_printed_by_kind_and_part():

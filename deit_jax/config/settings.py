@@ -125,7 +125,7 @@ class Label(Group):
     )
     k: int = resumable(10, "classes per view in a topk store")
     views: int = setting(0, "epochs of views, stored by --mode=label, that training repeats; 0: each epoch has its own")
-    dtype: str = resumable("float16", "of a topk store's probabilities", ("float16", "float32"))
+    dtype: str = resumable("float16", "of a topk store's logits", ("float16", "float32"))
 
 
 class Optimizer(Group):

@@ -2,9 +2,9 @@
 
 A training batch has, per row: the cropped image, its label, and where the view stands in the run (image `index` of the
 source, `epoch`, `repeat`), which are the keys of its augmentation; with stored teacher labels also `teacher` (and
-`teacher_probability` of the k likeliest classes), and where `label.views` repeats views `mixed_at`, the step and the
-group whose key its mixing has. An evaluation batch has image, label and `mask`: 1 for an image, 0 for padding. Where an
-image may have several right labels, `labels` holds them, then -1.
+`teacher_logit` of the k likeliest classes and of the others), and where `label.views` repeats views `mixed_at`, the
+step and the group whose key its mixing has. An evaluation batch has image, label and `mask`: 1 for an image, 0 for
+padding. Where an image may have several right labels, `labels` holds them, then -1.
 
 A label of -1 in an evaluation batch is that of an image that cannot be read and counts as wrong.
 """
@@ -43,8 +43,9 @@ def teacher_entries(config: Any, rows: int) -> Entries:
         return more
     if needed == "hard labels":
         return {"teacher": jax.ShapeDtypeStruct((rows,), np.int32)} | more
-    index, probability = (jax.ShapeDtypeStruct((rows, config.label.k), kind) for kind in (np.int32, np.float32))
-    return {"teacher": index, "teacher_probability": probability} | more
+    k = config.label.k
+    index, logit = jax.ShapeDtypeStruct((rows, k), np.int32), jax.ShapeDtypeStruct((rows, k + 1), np.float32)
+    return {"teacher": index, "teacher_logit": logit} | more
 
 
 def eval_entries(size: int, rows: int, several_labels: bool = False) -> Entries:

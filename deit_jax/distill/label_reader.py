@@ -132,7 +132,7 @@ class StoredLabels:
     """(step, rows) → the entries that stored labels add to a batch.
 
     `teacher`: int32 (rows,) hard labels; where the objective needs logits, int32 (rows, k) classes, and
-    `teacher_probability` float32 (rows, k).
+    `teacher_logit` float32 (rows, k + 1).
     """
 
     store: LabelStore
@@ -145,7 +145,7 @@ class StoredLabels:
         index = labels["index"].astype(np.int32)
         if not self.logits:
             return {"teacher": index[:, 0]}
-        return {"teacher": index, "teacher_probability": labels["probability"].astype(np.float32)}
+        return {"teacher": index, "teacher_logit": labels["logit"].astype(np.float32)}
 
 
 def open_labels(config: Config, source: Source, img_size: int, total: int) -> StoredLabels | None:
@@ -167,17 +167,11 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
     teacher = stated_teacher(config, store.header["teacher"], img_size, source.class_names)
     check_identity(d.labels, store.header, image_identity(config, source, img_size), teacher)
     needed = OBJECTIVES[d.kind].labels
-    if needed == "topk":
-        if store.header["kind"] != needed:
-            raise UserError(
-                f"the labels in {d.labels} are hard labels, soft distillation needs probabilities: use --mode=label"
-                " with --config.label.kind=topk, or --config.distill.kind=hard"
-            )
-        if store.header["tau"] != d.tau:
-            raise UserError(
-                f"the labels in {d.labels} were made at temperature {store.header['tau']}, distill.tau is {d.tau}:"
-                f" use --config.distill.tau={store.header['tau']}, or make others"
-            )
+    if needed == "topk" and store.header["kind"] != needed:
+        raise UserError(
+            f"the labels in {d.labels} are hard labels, soft distillation needs logits: use --mode=label"
+            " with --config.label.kind=topk, or --config.distill.kind=hard"
+        )
     done, per_epoch, views = store.steps_done(), loader.steps_per_epoch(config, source), config.label.views
     epochs = done // per_epoch
     if done < min(total, views * per_epoch or total):

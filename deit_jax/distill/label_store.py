@@ -3,7 +3,7 @@
     FOLDER/labels.json     what made the labels: the images and the teacher; a hash over both
     FOLDER/label/          hard: Zarr array uint16 (steps, batch), the most probable class
     FOLDER/index/          topk: Zarr array uint16 (steps, batch, k), most probable first
-    FOLDER/probability/    topk: Zarr array float (steps, batch, k)
+    FOLDER/logit/          topk: Zarr array float (steps, batch, k + 1): their logits, and that of each other class
 
 A chunk is CHUNK whole steps and one file per array, which ends in its CRC-32C and is written at once or not at all. So
 the files that are there are the record of progress, and several processes write side by side without coordination.
@@ -11,6 +11,7 @@ the files that are there are the record of progress, and several processes write
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ def arrays_of(kind: str, k: int, dtype: str) -> dict[str, tuple[str, tuple[int, 
     """{array's name: (type, trailing axes)} of a store."""
     if kind == "hard":
         return {"label": ("uint16", ())}
-    return {"index": ("uint16", (k,)), "probability": (dtype, (k,))}
+    return {"index": ("uint16", (k,)), "logit": (dtype, (k + 1,))}
+
+
+def view_bytes(kind: str, k: int = 1, dtype: str = "float16") -> int:
+    """Bytes that a store of this form takes per view, before compression."""
+    return sum(np.dtype(name).itemsize * math.prod(more) for name, more in arrays_of(kind, k, dtype).values())
 
 
 def digest(values: dict[str, Any]) -> str:
@@ -195,7 +201,8 @@ class LabelStore:
                 f"the labels of step {first} in {self.folder} cannot be read ({first_line(error)}): run --mode=label"
                 " again, which regenerates damaged labels"
             ) from error
-        if any((values == MAX_CLASSES).any() or (values != values).any() for values in labels.values()):
+        lacking = (np.isnan(x) if x.dtype.kind == "f" else x == MAX_CLASSES for x in labels.values())
+        if any(found.any() for found in lacking):
             raise UserError(f"{self.folder} has no labels for step {first}: finish it with --mode=label")
         return labels
 

@@ -76,21 +76,19 @@ def stored_labels(arrays: Any, batch: DeviceBatch) -> TeacherOutput:
     return batch["teacher"]
 
 
-def stored_distribution(num_classes: int, tau: float) -> TeacherFunction:
+def stored_logits(num_classes: int) -> TeacherFunction:
     """The teacher of a top-k store: a function that returns logits (B, num_classes).
 
-    The batch holds `teacher` (B, k) classes, likeliest first, and `teacher_probability` (B, k) at temperature `tau`.
-    The remaining probability mass is distributed uniformly over the other classes, so the softmax of the logits at
-    `tau` is that distribution; with k = num_classes it is the live teacher's. A class of probability 0 has logit -inf,
-    which `distillation_loss` takes for 0 log 0 = 0.
+    The batch holds `teacher` (B, k) classes, likeliest first, and `teacher_logit` (B, k + 1): their logits, and last
+    that of each other class, with which the k classes have the live teacher's probabilities at the store's temperature.
+    With k = num_classes the logits are the live teacher's. A class of probability 0 has logit -inf, which
+    `distillation_loss` takes for 0 log 0 = 0.
     """
 
     def logits(arrays: Any, batch: DeviceBatch) -> Float[Array, "batch classes"]:
-        index, known = batch["teacher"], batch["teacher_probability"].astype(jnp.float32)
-        rest = jnp.maximum(1 - known.sum(-1, keepdims=True), 0) / max(num_classes - index.shape[-1], 1)
-        rows = jnp.arange(len(index))[:, None]
-        spread = jnp.broadcast_to(rest, (len(index), num_classes))
-        return tau * jnp.log(spread.at[rows, index].set(known))
+        index, known = batch["teacher"], batch["teacher_logit"].astype(jnp.float32)
+        spread = jnp.broadcast_to(known[:, -1:], (len(index), num_classes))
+        return spread.at[jnp.arange(len(index))[:, None], index].set(known[:, :-1])
 
     return logits
 
@@ -161,7 +159,7 @@ def feature_width(config: Config, img_size: int, grid: int) -> int:
 def stored_teacher(config: Config, num_classes: int) -> Teacher:
     """The teacher whose labels `distill.labels` stores: what the objective needs of it."""
     if OBJECTIVES[config.distill.kind].teacher == "logits":
-        return Teacher(stored_distribution(num_classes, config.distill.tau))
+        return Teacher(stored_logits(num_classes))
     return Teacher(stored_labels)
 
 

@@ -42,13 +42,13 @@ def soft_digits(folder, bad_steps, monkeypatch):
     index = np.tile(np.arange(10), (128, 1))
 
     def labels(batch, step):
-        return {"index": index, "probability": np.full((128, 10), 0.1)}
+        return {"index": index, "logit": np.zeros((128, 11))}
 
     read = StoredLabels.__call__
 
     def read_badly(self, step, rows):
         entries = read(self, step, rows)
-        return entries | {"teacher_probability": entries["teacher_probability"] * (np.nan if step in bad_steps else 1)}
+        return entries | {"teacher_logit": entries["teacher_logit"] + (np.nan if step in bad_steps else 0)}
 
     monkeypatch.setattr(StoredLabels, "__call__", read_badly)
     fill(store, labels, lambda start: (None for _ in range(STEPS)), STEPS)
