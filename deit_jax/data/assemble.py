@@ -76,6 +76,7 @@ class TrainBatch:
     Attributes:
       rows: of the global batch, those of this process.
       labels: (step, rows) → further entries of the batch, or None.
+      cut: whether images are cropped here; else the batch has their "box" (rows, 4), to be cut on the device.
     """
 
     source: Source
@@ -84,6 +85,7 @@ class TrainBatch:
     rows: slice
     threads: int
     labels: Callable[[int, slice], dict[str, np.ndarray]] | None = None
+    cut: bool = True
 
     def __call__(self, step: int) -> dict[str, Any]:
         data, augment, again = self.config.data, self.config.augment, self.config.label.views
@@ -100,6 +102,9 @@ class TrainBatch:
         index, repeat, mixed_at = index[self.rows], repeat[self.rows], mixed_at[self.rows]
         out = batches.zeros(batches.train_entries(self.size, len(index)))
         out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
+        if not self.cut:
+            out["box"] = np.zeros((len(index), 4), np.int32)
+            del out["image"]
         if again:
             out["mixed_at"] = mixed_at.astype(np.int32)
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
@@ -112,7 +117,10 @@ class TrainBatch:
             views = repeat[rows[which]].tolist()
             position, pixels, boxes, label = self.readable(int(found[which]), epoch, views, broken[which])
             for row, box in zip(rows[which], boxes, strict=True):
-                out["image"][row] = crop(pixels, box, self.size, fast=data.resize == "fast")
+                if self.cut:
+                    out["image"][row] = crop(pixels, box, self.size, fast=data.resize == "fast")
+                else:
+                    out["box"][row] = box
                 out["label"][row], out["index"][row] = label, position
 
         try:

@@ -55,7 +55,7 @@ def keep_decoded(config: Config, *sources: Source) -> list[Source]:
     """The sources, with decoded images kept in memory where `data.cache` asks for it and that saves decoding.
 
     "auto": where all of them together fit in a quarter of the free memory, with as many copies as worker processes.
-    Raises UserError where `data.cache` is ram and they are larger than the free memory.
+    Raises UserError where `data.cache` is ram or device and they are larger than the free memory.
     """
     how, copies = config.data.cache, max(1, config.data.workers)
     if how == "none":
@@ -63,12 +63,12 @@ def keep_decoded(config: Config, *sources: Source) -> list[Source]:
     kept = [source if is_decoded(source) else Cached(source, config.data.exif) for source in sources]
     wanted = copies * sum(source.estimate() for source in kept if isinstance(source, Cached))
     free = hardware.free_memory()
-    if how == "ram" and wanted > free:
+    if how != "auto" and wanted > free:
         raise UserError(
-            f"data.cache is ram, but the decoded images of {sources[0].title} take {wanted / hardware.GIB:,.1f} GiB and"
-            f" {free / hardware.GIB:,.1f} GiB are free: use --config.data.cache=none"
+            f"data.cache is {how}, but the decoded images of {sources[0].title} take {wanted / hardware.GIB:,.1f} GiB"
+            f" and {free / hardware.GIB:,.1f} GiB are free: use --config.data.cache=none"
         )
-    return kept if how == "ram" or wanted <= AUTO_FRACTION * free else list(sources)
+    return kept if how != "auto" or wanted <= AUTO_FRACTION * free else list(sources)
 
 
 def is_decoded(source: Source) -> bool:

@@ -20,6 +20,7 @@ from deit_jax.config import Config
 from deit_jax.data.assemble import EvalBatch, TrainBatch, header_error, run_in_threads
 from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch, epoch_steps
+from deit_jax.data.device_crops import Cut, open_crops
 from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import track
@@ -70,15 +71,16 @@ def train_batches(
       and processes.
 
     Raises:
-      UserError: where there is not one whole batch; while iterating, where more images are unreadable than
-        `data.max_broken` and `data.broken_floor` allow.
+      UserError: where there is not one whole batch, or `data.cache` is device and these images cannot be cut there;
+        while iterating, where more images are unreadable than `data.max_broken` and `data.broken_floor` allow.
     """
     steps_per_epoch(config, source)
     if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
         raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
     rows = process_rows(config.batch_size, process_index, process_count)
-    make = TrainBatch(source, config, size, rows, _threads(config), labels)
-    return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS))
+    cut = open_crops(config, source, size)
+    make = TrainBatch(source, config, size, rows, _threads(config), labels, cut=cut is None)
+    return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS), cut)
 
 
 def eval_batches(
@@ -153,15 +155,15 @@ def _prefetch(config: Config, make: TrainBatch | EvalBatch, start: int, stop: in
 
 
 class TrainBatches:
-    """Iterator over batches that counts unreadable images.
+    """Iterator over batches that counts unreadable images. `cut` makes the images of batches that have boxes.
 
     Attributes:
       broken: views per unreadable image so far, by its name and error.
       seen: views so far.
     """
 
-    def __init__(self, config: Config, batches: Any):
-        self._config, self._batches = config, batches
+    def __init__(self, config: Config, batches: Any, cut: Cut | None = None):
+        self._config, self._batches, self._cut = config, batches, cut
         self.broken: collections.Counter[str] = collections.Counter()
         self.seen = 0
 
@@ -174,6 +176,8 @@ class TrainBatches:
             raise UserError(batch["error"])
         self.seen += batch.pop("seen")
         self.count(batch.pop("broken"))
+        if self._cut:
+            batch["image"] = self._cut(batch["index"], batch.pop("box"))
         return batch
 
     def close(self) -> None:

@@ -115,11 +115,13 @@ class SplitLinear(nnx.Linear):
 def split_product(x: Float[Array, "rows dim"], kernel: Float[Array, "dim 3*dim"], *_: Any, **__: Any) -> list[Array]:
     """x times each third of the kernel's columns.
 
-    The barrier has the gradient of x summed as q's + (v's + k's), the order in which XLA adds within the products.
+    The barriers have the gradient of x summed as q's + (k's + v's), the order in which XLA adds within the products,
+    and keep XLA from joining small products again, whose results would have to be copied apart.
     """
     q, k, v = jnp.split(kernel, 3, axis=1)
-    rest = jax.lax.optimization_barrier(x)
-    return [x @ q, rest @ k, rest @ v]
+    for_k = jax.lax.optimization_barrier(x)
+    for_v = jax.lax.optimization_barrier(for_k)
+    return [x @ q, for_k @ k, for_v @ v]
 
 
 class Attention(nnx.Module):

@@ -19,6 +19,7 @@ NESTED = {"while", "call", "conditional", "async-start"}
 # fusions of these alone move values and change none
 MOVES = FREE | set("copy transpose reshape broadcast slice dynamic-slice dynamic-update-slice concatenate pad".split())
 SLICES = {"slice", "dynamic-slice", "gather"}
+IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # write one operand into the memory of the first
 CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s"?[=:] ?[{[]([\d, "]*)')
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 SCORES = re.compile(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([\d", ]*)\]')
@@ -128,8 +129,8 @@ def _bytes(one: hlo.Instruction, sizes: dict[str, str]) -> int:
     made = hlo.num_bytes(WORKSPACE.sub("", one.result))
     if one.operation in SLICES:
         return 2 * made
-    if one.operation == "dynamic-update-slice":
-        return 2 * given[1]
+    if one.operation in IN_PLACE:
+        return 2 * given[IN_PLACE[one.operation]]
     return sum(given) + made
 
 
@@ -151,7 +152,7 @@ def _fusion_bytes(fusion: hlo.Instruction, body: list[hlo.Instruction]) -> int:
                 out += hlo.num_bytes(user.result)
             elif user.operation == "bitcast":
                 out += read(user)
-            elif user.operation != "dynamic-update-slice" or not first:
+            elif user.operation not in IN_PLACE or not first:
                 return whole
         return min(out, whole)
 
@@ -160,7 +161,8 @@ def _fusion_bytes(fusion: hlo.Instruction, body: list[hlo.Instruction]) -> int:
             return sum(written(by_name[name]) for name in op.operands)
         if op.operation == "bitcast":
             return written(by_name[op.operands[0]])
-        return hlo.num_bytes(by_name[op.operands[1]].result if op.operation == "dynamic-update-slice" else op.result)
+        at = IN_PLACE.get(op.operation)
+        return hlo.num_bytes(by_name[op.operands[at]].result if at else op.result)
 
     return sum(read(op) for op in body if op.operation == "parameter") + sum(written(op) for op in body if op.root)
 

@@ -176,13 +176,16 @@ def make_train_step(
     shards = student.mesh.size if student.mesh else 1  # devices the batch is split over
 
     def loss_fn(params: dict, batch_stats: dict, teacher_arrays: Any, batch: DeviceBatch, key: PRNGKeyArray):
+        images = batch["image"]
         with jax.named_scope("teacher"):
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
+            if teacher and not d.labels:  # the student waits, and its activations take the memory of the teacher's
+                teacher_output, images = jax.lax.optimization_barrier((teacher_output, images))
         model = nnx.merge(student.graphdef, stop_frozen(params, config.optimizer.freeze), batch_stats)
         if objective.teacher == "features":
-            (cls, dist), features = model.heads_and_features(batch["image"], train=True, key=key)
+            (cls, dist), features = model.heads_and_features(images, train=True, key=key)
         else:
-            (cls, dist), features = model.heads(batch["image"], train=True, key=key), None
+            (cls, dist), features = model.heads(images, train=True, key=key), None
         form = {name: d[name] for name in ("kind", "tau", "normalization", "alpha")}
         form |= {"class_loss": config.class_loss, "features": features}
         terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form)
