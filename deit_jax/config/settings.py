@@ -218,11 +218,7 @@ class DataSettings(Group):
     workers: int = resumable(0, "processes that decode and crop; 0: threads of this process")
     threads: int = resumable(0, "decoding threads per process; 0: one per core, at most 16")
     prefetch: int = resumable(4, "batches held ready")
-    cache: str = resumable(
-        "auto",
-        "decoded images kept in the host's memory, or small ones of one size on the device; auto: where they fit well",
-        ("auto", "ram", "device", "none"),
-    )
+    cache: str = resumable("auto", "where decoded images stay; auto: as fits", ("auto", "ram", "device", "none"))
     exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
     check: str = setting("size", "detect changed images by name and size, or content (reads all)", ("size", "content"))
     max_broken: float = resumable(0.001, "fraction of unreadable training images above which a run stops")

@@ -40,14 +40,15 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
     in_memory = cache.is_decoded(source) or isinstance(source, cache.Cached)
     if not asked and (config.data.cache != "auto" or not in_memory or hardware.target().platform == "cpu"):
         return None
-    if config.augment.crop != "inception" or config.data.resize != "exact":
-        images, why = None, "augment.crop=inception and data.resize=exact"
-    else:
-        images, why = stack_images(source, size, config.data.exif), f"images of one size, {size} pixels at most"
+    right = config.augment.crop == "inception" and config.data.resize == "exact"
+    images = stack_images(source, size, config.data.exif) if right else None
     if images is not None and (asked or images.nbytes <= LARGEST):
         return functools.partial(cut_crops, jax.device_put(images, jax.local_devices()[0]), size=size)
     if asked:
-        raise UserError(f"data.cache is device, which takes {why}, not {source.title}: use --config.data.cache=ram")
+        raise UserError(
+            f"data.cache device takes images of one size, {size} pixels at most, augment.crop inception and data.resize"
+            f" exact, and these of {source.title} are others: use --config.data.cache=ram"
+        )
     return None
 
 

@@ -179,7 +179,8 @@ def make_train_step(
         images = batch["image"]
         with jax.named_scope("teacher"):
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
-            if teacher and not d.labels:  # the student waits, and its activations take the memory of the teacher's
+            if teacher and not d.labels and hardware.target().platform == "gpu":
+                # the student waits, and its activations take the memory of the teacher's
                 teacher_output, images = jax.lax.optimization_barrier((teacher_output, images))
         model = nnx.merge(student.graphdef, stop_frozen(params, config.optimizer.freeze), batch_stats)
         if objective.teacher == "features":
