@@ -67,12 +67,8 @@ def stack_images(source: Source, largest: int, exif: bool) -> UInt8[np.ndarray, 
 
 @functools.partial(jax.jit, static_argnames="size")
 def cut_crops(
-    images: UInt8[AnyArray, "images height width 3"],
-    index: Integer[AnyArray, "batch"],
-    boxes: Integer[AnyArray, "batch 4"],
-    *,
-    size: int,
-) -> UInt8[Array, "batch size size 3"]:
+    images: UInt8[AnyArray, "n h w 3"], index: Integer[AnyArray, "b"], boxes: Integer[AnyArray, "b 4"], *, size: int
+) -> UInt8[Array, "b size size 3"]:
     """`random_resized_crop` of box i (top, left, height, width) of image `index[i]`, none larger than `size`."""
     starts, weights = map(jnp.asarray, bicubic_filters(size))
 
