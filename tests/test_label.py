@@ -121,7 +121,7 @@ def test_the_same_command_makes_only_what_is_missing(store, tmp_path):
 
 def test_a_longer_run_extends_the_store(tmp_path):
     fill(label_store(tmp_path, 70), predict, counted, 70)
-    longer = label_store(tmp_path, 150)
+    longer = label_store(tmp_path / ".." / tmp_path.name, 150)
     assert longer.missing(150) == [1, 2], "the chunk that was cut short is made again"
     fill(longer, predict, counted, 150)
     assert LabelStore(tmp_path).steps_done() == 150

@@ -57,14 +57,14 @@ def test_logits_equal_timm_on_golden_weights(tmp_path, name):
     assert relative(logits, GOLDEN[f"{name}/logits"]) < 1e-5
 
 
-def test_new_weights_have_the_released_scales():
+def test_new_weights_have_the_released_scales_and_the_head_the_one_of_its_features():
     build = small(num_classes=100)
     params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(0))
     model = nnx.merge(models.abstract(build)[0], params, batch_stats)
     block = getattr(getattr(model.blocks, "1"), "0")
     assert float(block.conv_dw.kernel[...].std()) == pytest.approx(math.sqrt(2 / 9), rel=0.2)
     assert float(block.conv_pw.kernel[...].std()) == pytest.approx(math.sqrt(2 / block.conv_pw.out_features), rel=0.2)
-    assert float(jnp.abs(model.classifier.kernel[...]).max()) == pytest.approx(0.1, rel=0.01)
+    assert float(jnp.abs(model.classifier.kernel[...]).max()) == pytest.approx(model.width**-0.5, rel=0.01)
 
 
 def test_trained_weights_of_a_package_give_the_references_logits():
