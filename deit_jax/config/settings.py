@@ -65,7 +65,7 @@ class Group(metaclass=GroupType):
 
 
 class Model(Group):
-    name: str = setting("deit_base_patch16_224", "a name of deit_jax.list_models()")
+    name: str = setting("deit_base_patch16_224", "a name of deit_jax.list_models(), or package.module:Class")
     num_classes: int = setting(0, "0: the dataset's")
     img_size: int = setting(0, "height and width of the images in pixels; 0: the one in the model's name")
     drop_path_rate: float = setting(None, "stochastic depth of the last block; rises linearly from 0 over the depth")

@@ -80,7 +80,7 @@ def load_parts(root: str) -> dict[str, "Dataset"]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"data.root {root} needs the extra hf ({error}): pip install 'deit-jax[all,hf]'") from error
+        raise UserError(f"data.root {root} needs the extra hf ({error}): pip install datasets") from error
     try:
         if root.startswith(HUB):
             name, _, subset = root.removeprefix(HUB).partition(":")

@@ -131,7 +131,7 @@ def check_file(text: str, suffixes: tuple[str, ...]) -> Path:
 
 def needs_extra(error: ImportError) -> UserError:
     """The error for a package of the extra that is not installed."""
-    return UserError(f"export needs more packages ({error}): pip install 'deit-jax[export]'")
+    return UserError(f"export needs more packages ({error}): pip install onnx onnxruntime flatbuffers")
 
 
 def export_parser(tool: str, description: str, file: str) -> argparse.ArgumentParser:

@@ -84,7 +84,8 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
     scored = [(key, results[key]) for key in ("student", "plain", "teacher") if isinstance(results.get(key), dict)]
     if scored:
         images = scored[0][1]["params"]["images"]
-        parts += ["## Accuracy", f"On {images} held-out images, in percent."]
+        of = "of the weights after the last step; those here are of the best checkpoint"
+        parts += ["## Accuracy", f"On {images} evaluation images, in percent, {of}."]
         parts.append(tables.accuracy_table(scored, weights.num_classes))
     parts += [f"![{shown}]({file})" for file, shown in PICTURES.items() if (run / file).is_file()]
     parts += [
@@ -99,12 +100,11 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
 
 
 def data_line(settings: dict[str, Any]) -> str:
-    """Which images a run was trained on. The folder's last name alone: the rest of a path is nobody's business."""
+    """Which images a run was trained on. Of a path the last name alone: the rest is nobody's business."""
     root = str(settings.get("data.root") or "")
     if root.startswith(HUB):
         return f"`{printable(root)}`."
-    name = Path(root).name
-    return f"`{printable(str(settings.get('data.name')))}`" + (f", folder `{printable(name)}`" if name else "") + "."
+    return f"`{printable(Path(root).name or str(settings.get('data.name')))}`."
 
 
 def command_lines(run: Path) -> list[str]:

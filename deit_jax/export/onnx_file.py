@@ -17,6 +17,7 @@ from deit_jax.export.exportable import DTYPES, Exportable
 from deit_jax.export.graph import Graph
 from deit_jax.export.regnet_graph import regnet_graph
 from deit_jax.export.vit_graph import vit_graph
+from deit_jax.models.efficientnet import EfficientNet
 from deit_jax.models.regnet import RegNet
 from deit_jax.models.vit import ViT
 from deit_jax.version import __version__
@@ -45,8 +46,12 @@ def make_onnx(exportable: Exportable, opset: int = OPSETS[0]) -> onnx.ModelProto
         cls, dist, others = vit_graph(graph, x, model, form.attention)
     elif isinstance(model, RegNet):
         cls = regnet_graph(graph, x, model, exportable.size)
-    else:
+    elif isinstance(model, EfficientNet):
         cls = efficientnet_graph(graph, x, model, exportable.size)
+    else:
+        raise UserError(
+            f"{exportable.weights.source} is a model of your own, without an ONNX graph: export to .stablehlo"
+        )
     check_complete(graph, model, exportable.weights.source)
     fused = cls if dist is None else graph.op("Mul", graph.op("Add", cls, dist), np.float32(0.5))
     outputs = dict(zip(form.names(), filter(None, (fused, cls, dist)), strict=False))

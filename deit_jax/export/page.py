@@ -12,6 +12,7 @@ import gzip
 import html
 import io
 import json
+import os
 import string
 import tempfile
 from pathlib import Path
@@ -36,8 +37,8 @@ LARGEST = 360_000_000  # bytes of a model: browsers hold half a gigabyte of text
 EXAMPLES, EXAMPLE_SIDE = 12, 640  # how many, and pixels of their longer side
 
 
-def example(path: str) -> tuple[str, str]:
-    """(name, data: URL) of an image for the page, made smaller. Raises UserError where it is not an image."""
+def example(path: str) -> str:
+    """The data: URL of an image for the page, made smaller. Raises UserError where it is not an image."""
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -46,7 +47,7 @@ def example(path: str) -> tuple[str, str]:
     image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
     kind = "png" if max(image.size) < 100 else "jpeg"  # JPEG would blur small ones
     image.save(content := io.BytesIO(), kind, quality=88)
-    return Path(path).stem, f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def page_settings(exportable: Exportable, examples: list[tuple[str, str]]) -> dict[str, Any]:
@@ -113,7 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--assets", default="", help=ONNXRUNTIME.assets)
     args = parser.parse_args(arguments)
     path = check_file(args.file, (".html",))
-    examples = [example(found) for found in find_images(args.examples)[:EXAMPLES]]
+    found = find_images(args.examples)
+    found = found[:: -(-len(found) // EXAMPLES) or 1]  # of all folders
+    common = os.path.commonpath([os.path.dirname(path) for path in found] or [""])
+    examples = [(os.path.splitext(os.path.relpath(path, common))[0], example(path)) for path in found]
     runtime = package_files(ONNXRUNTIME, args.assets)
     form = Form(layout="nhwc", pixels="uint8", dtype=args.dtype)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):

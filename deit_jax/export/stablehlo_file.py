@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax import export
 from safetensors.numpy import load_file, save_file
 
@@ -25,11 +24,13 @@ def save_stablehlo(exportable: Exportable, path: Path, *, beside: bool = False) 
     beside: its weights are its first argument, {name: array}, and lie in a .safetensors file beside it.
     """
     stored = map_kernels(exportable.weights.tree, lambda kernel: kernel.astype(DTYPES[exportable.form.dtype]))
-    flat = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(stored, sep="/").items()}
+    leaves, structure = jax.tree.flatten_with_path(stored)
+    flat = {jax.tree_util.keystr(k, simple=True, separator="/"): np.ascontiguousarray(v) for k, v in leaves}
+    names = list(flat)
 
     def call(flat, images):
-        flat = {name: array.astype(np.float32) for name, array in flat.items()}
-        return exportable.outputs(traverse_util.unflatten_dict(flat, sep="/"), images)
+        tree = jax.tree.unflatten(structure, [flat[name].astype(np.float32) for name in names])
+        return exportable.outputs(tree, images)
 
     (batch,) = export.symbolic_shape("batch")
     images = exportable.images(batch)

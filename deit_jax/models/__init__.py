@@ -14,6 +14,8 @@ from deit_jax.errors import UserError, nearest
 from deit_jax.models import efficientnet, regnet, vit
 from deit_jax.models.init_rngs import InitRngs
 from deit_jax.models.inputs import ImgSize, image_size
+from deit_jax.models.own_model import own_model
+from deit_jax.own import is_own
 from deit_jax.runtime.sharding import on_any_mesh
 
 FAMILIES = {
@@ -31,7 +33,9 @@ def list_models() -> list[str]:
 
 def find(name: str) -> tuple[type[nnx.Module], dict]:
     """(module class, its constructor's arguments) of a name; weights' tags (`….fb_in1k`) and a hub owner (`timm/…`)
-    are ignored. Raises UserError naming the nearest known name."""
+    are ignored. `package.module:Class` is the user's own. Raises UserError naming the nearest known name."""
+    if is_own(name):
+        return own_model(name)
     bare = name.split("/")[-1].split(".")[0]
     for module, configs in FAMILIES.items():
         if bare in configs:
@@ -62,7 +66,8 @@ def create_model(
     """A model with new random weights.
 
     Args:
-        name: one of `list_models()`, timm's names (`deit_base_distilled_patch16_224`, `regnety_160`).
+        name: one of `list_models()`, timm's names (`deit_base_distilled_patch16_224`, `regnety_160`), or
+            `package.module:Class`, the user's own.
         num_classes: of each head; 0: none, the model returns what they would see, (batch, width).
         img_size: pixels, or (height, width); None: the name's.
         rngs: an nnx.Rngs, a seed, or a key (`jax.random.key(0)`).

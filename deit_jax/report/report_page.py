@@ -21,7 +21,7 @@ import numpy as np
 
 from deit_jax import plots
 from deit_jax.command import command
-from deit_jax.config import default_config, flat
+from deit_jax.config import default_config, flat, resolve
 from deit_jax.errors import UserError
 from deit_jax.evaluate import tables
 from deit_jax.losses import OBJECTIVES
@@ -147,7 +147,7 @@ def comparison_html(runs: dict[str, Path], drawn: list[Plot]) -> str:
         if (folder / "results.json").exists()
     }
     accuracies = [[name, *row] for name, found in results.items() for row in tables.accuracy_rows(found)]
-    default = json.loads(json.dumps(flat(default_config())))
+    default = json.loads(json.dumps(flat(resolve(default_config()))))
     values = {key: [str(found.get(key, default[key])) for found in settings.values()] for key in default}
     unlike = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
     alike = [[key, found[0]] for key, found in values.items() if len(set(found)) == 1 and found[0] != str(default[key])]

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from deit_jax import losses, plots
-from deit_jax.config import default_config, flat
+from deit_jax.config import default_config, flat, resolve
 from deit_jax.config.recipes import without_token
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
@@ -158,10 +158,13 @@ def report_markdown(
         "attention.png": f"![attention of the {tokens} in the last block, mean over heads](attention.png)",
     }
     best = steps_of(folder)[0].name
-    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != flat(default_config())[k]]
+    default = flat(resolve(default_config()))
+    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k]]
     text = [
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
+        f"Trained on {len(student.data.train):,} images of {student.model.num_classes} classes:"
+        f" {student.total_steps / student.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
         f" ({student.total_steps}); attention, agreement and classes are of the best checkpoint, step {best}.",
         results_table(student, results),

@@ -130,7 +130,7 @@ class Log:
         count = sum(x.size for x in jax.tree.leaves(params))
         distil = f", {OBJECTIVES[c.distill.kind].title}" if c.distill.kind != "none" else ""
         if run.teacher:
-            distil += f" from {c.teacher.name}" if run.teacher.models else " from stored labels"
+            distil += f" from {c.teacher.name or c.teacher.init}" if run.teacher.models else " from stored labels"
         self.print(
             f"{run.title}: {c.model.name}, {count:,} parameters, {student.img_size} px, {student.num_classes} classes"
             f"{distil}; {run.total_steps} steps of {c.batch_size} on {devices.size} x {devices.flat[0].device_kind}"

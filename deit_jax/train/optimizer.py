@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Integer
 
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
 from deit_jax.errors import UserError
+from deit_jax.own import is_own
 from deit_jax.weights.names import HEADS
 
 EMBEDDING = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed")  # below the first block
@@ -64,7 +65,7 @@ def scale_by_trust_ratio(updates: Any, params: Any, decay_dist_token: bool = Tru
     scale = lambda update, param: optax.scale_by_trust_ratio().update(update, optax.EmptyState(), param)[0]
 
     def scaled(path, update, param, decays):
-        stacked = path[0].key == "blocks" and not path[1].key.isdigit()  # EfficientNet's are apart
+        stacked = path[0].key == "blocks" and not str(path[1].key).isdigit()  # EfficientNet's are apart
         return (jax.vmap(scale) if stacked else scale)(update, param) if decays else update
 
     return jax.tree_util.tree_map_with_path(scaled, updates, params, decay_mask(params, decay_dist_token))
@@ -80,7 +81,7 @@ def lr_factors(params: Any, config: Config) -> Any:
     Raises UserError for a layer-wise decay of another model than a ViT.
     """
     o = config.optimizer
-    if o.layer_decay != 1 and "pos_embed" not in params:
+    if o.layer_decay != 1 and ("pos_embed" not in params or is_own(config.model.name)):
         raise UserError(f"optimizer.layer_decay is {o.layer_decay}, but {config.model.name} is no ViT: use 1.0")
 
     def factor(path, param, frozen):

@@ -25,6 +25,7 @@ from deit_jax.distill.teacher import TeacherFunction, feature_width
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES, distillation_terms, teacher_agreement, weighted_sum
 from deit_jax.models.kernels import best_attention
+from deit_jax.own import is_own
 from deit_jax.randomness import purpose_key, small_seed
 from deit_jax.runtime import hardware, sharding
 from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, schedule, stop_frozen
@@ -72,10 +73,6 @@ def make_student(config: Config, num_classes: int) -> Student:
         options["attention"] = best_attention(m.attention, options["dtype"], head_dim)
         options |= {"scan_unroll": hardware.best("scan_unroll", m.scan_unroll), "remat": m.remat}
     options |= dropout_options(config, module)
-    if OBJECTIVES[config.distill.kind].two_heads and not defaults.get("distilled"):
-        raise UserError(
-            f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
-        )
     if OBJECTIVES[config.distill.kind].teacher == "features":
         if not issubclass(module, models.vit.ViT):
             raise UserError(
@@ -84,7 +81,19 @@ def make_student(config: Config, num_classes: int) -> Student:
         grid = options["img_size"] // (defaults | options).get("patch_size", 16)
         options["feature_width"] = feature_width(config, options["img_size"], grid)
     build = models.constructor(m.name, **options)
-    return Student(build, models.abstract(build)[0], options["img_size"], num_classes)
+    graphdef, *shapes = models.abstract(build)
+    two_heads = getattr(nnx.merge(graphdef, *shapes), "dist_head", False)
+    if OBJECTIVES[config.distill.kind].two_heads and not two_heads:
+        raise UserError(
+            f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
+        )
+    both_learn = OBJECTIVES[config.distill.kind].term and 0 < config.distill.alpha < 1 and not config.train_baseline
+    if is_own(m.name) and two_heads and not both_learn:  # of registered models the settings say it
+        raise UserError(
+            f"model.name {m.name} has two heads, one of which would stay untrained: use a class of one, or distill with"
+            " 0 < distill.alpha < 1 and --config.train_baseline=False"
+        )
+    return Student(build, graphdef, options["img_size"], num_classes)
 
 
 def dropout_options(config: Config, module: type[nnx.Module]) -> dict[str, float]:

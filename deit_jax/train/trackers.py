@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deit_jax.train.run import Run
 
 PROJECT = "deit_jax"
-EXTRAS = {"trackio": "'deit-jax[track]'", "wandb": "wandb", "mlflow": "mlflow"}  # what pip installs
+OPTIONAL = ("trackio", "wandb", "mlflow")  # as pip and Python name them
 
 
 class TensorBoard:
@@ -143,8 +143,8 @@ def tracker_names(config: Config) -> list[str]:
     for name in given:
         if name not in KNOWN:
             raise UserError(f"log.trackers: '{name}' is not known{nearest(name, KNOWN)}: use {', '.join(KNOWN)}")
-        if name in EXTRAS and importlib.util.find_spec(name) is None:
-            raise UserError(f"log.trackers: {name} is not installed: pip install {EXTRAS[name]}")
+        if name in OPTIONAL and importlib.util.find_spec(name) is None:
+            raise UserError(f"log.trackers: {name} is not installed: pip install {name}")
     return list(dict.fromkeys([*["tensorboard"] * config.log.tensorboard, *given]))
 
 

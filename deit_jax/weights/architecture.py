@@ -13,6 +13,7 @@ from flax import nnx
 from deit_jax import models
 from deit_jax.errors import UserError
 from deit_jax.models import efficientnet, regnet, vit
+from deit_jax.own import is_own
 from deit_jax.runtime.sharding import on_any_mesh
 from deit_jax.weights.metadata import Metadata
 from deit_jax.weights.names import HuggingFace, Naming
@@ -34,7 +35,7 @@ class Architecture:
     """A model's class and the arguments that make it.
 
     Attributes:
-        name: a registry name of that shape, or "".
+        name: a registry name of that shape, the name of the user's own class, or "".
         module: class of the model.
         config: its arguments; `num_classes` is 0 where the weights have no head.
     """
@@ -76,7 +77,10 @@ def architecture_of(
 
     Raises UserError where nothing names the model, or the metadata does not fit the tensors.
     """
-    name = metadata.name if metadata.name in models.list_models() or not name else name
+    name = metadata.name if metadata.name in models.list_models() or is_own(metadata.name) or not name else name
+    if is_own(name):
+        module, config = models.find(name)
+        return Architecture(name, module, {"num_classes": 0} | config | metadata.arguments)
     if metadata.family in FAMILIES:
         module, config = FAMILIES[metadata.family], dict(metadata.arguments)
     elif name:

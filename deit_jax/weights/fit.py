@@ -15,6 +15,7 @@ from flax import nnx, traverse_util
 from deit_jax import models
 from deit_jax.classes.match import match_classes
 from deit_jax.errors import UserError, printable
+from deit_jax.models.own_model import OwnNetwork
 from deit_jax.models.pos_embed import resize_pos_embed
 from deit_jax.models.vit import ViT
 from deit_jax.weights.architecture import all_arguments, check_keys, positions_before_patches
@@ -103,13 +104,15 @@ def check_computation(weights: Weights, model: nnx.Module) -> list[str]:
     found = weights.architecture
     config = all_arguments(found.module, found.config)
     for key in ("num_heads", "tf_style"):
-        own, wanted = config.get(key), getattr(model, key, None)
+        wanted = getattr(model, key, None)
+        own = config.get(key, wanted)
         if own != wanted:
             raise UserError(
                 f"{weights.source} holds {found.describe()} of {key}={own}, the model has {key}={wanted}: use a model"
                 f" of {key}={own}"
             )
-    eps, wanted = config.get("norm_eps"), getattr(model, "norm_eps", None)
+    wanted = getattr(model, "norm_eps", None)
+    eps = config.get("norm_eps", wanted)
     return [] if eps == wanted else [f"norm_eps {wanted:g}, the model's: the weights have {eps:g}"]
 
 
@@ -127,6 +130,11 @@ def fit_heads(fit: Fit, needed: Arrays, weights: Weights, model: Any, class_name
             reason = f"as many, but other ones ({error})"
         else:
             if not matched.is_identity:
+                if isinstance(model, OwnNetwork):
+                    raise UserError(
+                        f"{weights.source} has the data's classes in another order, and which arrays of"
+                        f" {weights.architecture.describe()} follow it is not known: name the classes as they were"
+                    )
                 fit.arrays |= {p: array[..., matched.outputs] for p, array in fit.arrays.items() if p[1] in HEADS}
                 fit.notes.append(f"outputs put into the order of the data's classes ({matched.how})")
             elif matched.how.startswith("position"):
@@ -176,7 +184,7 @@ def fit_positions(fit: Fit, config: dict[str, Any], model: ViT) -> np.ndarray:
 
 def check_shapes(fit: Fit, needed: Arrays, weights: Weights) -> None:
     """Raise UserError naming the arrays that are missing, unknown or of another shape, in dotted form."""
-    dotted = lambda path: ".".join(path[1:])
+    dotted = lambda path: ".".join(map(str, path[1:]))
     check_keys(
         {dotted(path): array.shape for path, array in fit.arrays.items()}
         | {dotted(path): needed[path].shape for path in fit.missing},

@@ -16,6 +16,7 @@ import numpy as np
 from deit_jax import models
 from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.errors import UserError, printable
+from deit_jax.own import is_own
 from deit_jax.runtime import storage
 from deit_jax.weights import hub
 from deit_jax.weights.architecture import Architecture, architecture_of, check_keys, listed, registered_name
@@ -155,7 +156,10 @@ def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata
         from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 
         tensors, meta = orbax.open_checkpoint(source, weights)
-        return tensors, from_checkpoint(meta, source)
+        metadata = from_checkpoint(meta, source)
+        if not any((place / "config.json").is_file() for place in (path, path.parent, path.parent.parent)):
+            refuse_own(metadata.name, source)  # it is no checkpoint of a run
+        return tensors, metadata
     if file.is_file():
         file = storage.local_copy(file, hub.CONFIGURATION)
     elif hub.is_hub_name(source):
@@ -177,6 +181,7 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
     if isinstance(naming_of(tensors.arrays), EfficientNetPytorch):  # all of its weights were trained in TensorFlow
         hints = [f"tf_{hint.split('/')[-1].removeprefix('tf_')}" for hint in hints]
     stated = metadata.name or tensors.name
+    refuse_own(stated, source)
     names = [stated] if stated else hints
     metadata.name = stated.split("/")[-1].split(".")[0] or next(filter(None, map(registered_name, names)), "")
     for hint in hints if metadata.name else []:
@@ -185,6 +190,16 @@ def file_metadata(file: Path, source: str, tensors: Tensors) -> Metadata:
             mean, std = TAGGED[tag[1]]
             return metadata | Metadata(mean=mean, std=std)
     return metadata | published_view(metadata.name)
+
+
+def refuse_own(name: str, source: str) -> None:
+    """Raise UserError where weights that are not those of a run of the user's name a module of their author's."""
+    if is_own(name):
+        module, _, attribute = name.partition(":")
+        raise UserError(
+            f"{source} is of a model of its author's own: it would import {attribute} from the module {module}, which"
+            " only the folder of a run of yours may"
+        )
 
 
 def published_view(name: str) -> Metadata:

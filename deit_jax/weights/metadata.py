@@ -16,6 +16,7 @@ from typing import Any
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.errors import UserError, first_line
 from deit_jax.models.inputs import image_size
+from deit_jax.own import is_own
 
 HEADER_KEY = "deit_jax"  # of a safetensors header: a JSON object as `metadata_json` makes it
 MAX_STATISTIC = 2.0  # of a mean or deviation of pixels in 0..1: larger ones are of pixels in 0..255
@@ -165,6 +166,8 @@ def from_checkpoint(meta: Mapping[str, Any], source: str) -> Metadata:
         model, config = meta["model"], meta.get("config", {})
         found = from_json(meta.get("weights", {}), where)
         size = {"img_size": model["img_size"]} if model.get("img_size") else {}
+        if is_own(model.get("name") or ""):  # whose number of classes no tensor's name tells
+            size["num_classes"] = model["num_classes"]
         data = config["data"] if config else {}  # a run is evaluated as its settings say
         view = {"crop": data.get("crop"), "interpolation": data.get("interpolation", "bicubic") if config else ""}
         return found | Metadata(model.get("name") or "", "", size, **view)

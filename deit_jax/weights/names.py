@@ -141,12 +141,19 @@ class EfficientNetPytorch:
         return cls(tuple(f"{stage}.{block}" for stage, block in sorted(blocks)))
 
 
-Naming = Timm | HuggingFace | EfficientNetPytorch
+@dataclasses.dataclass(frozen=True)
+class Own(Timm):
+    """The naming of a model of the user's own: the paths of its arrays, in our layout."""
+
+
+Naming = Timm | HuggingFace | EfficientNetPytorch | Own
 
 
 def naming_of(keys: Iterable[str]) -> Naming:
     """The naming a file's keys are in; timm's where nothing speaks for Hugging Face's."""
     keys = set(keys)
+    if any(key.startswith("params/") for key in keys):
+        return Own()
     if "_conv_stem.weight" in keys:
         return EfficientNetPytorch()
     marks = ("embeddings.", "layernorm.", "encoder.layer.")
@@ -174,6 +181,9 @@ def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
     leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
     naming = EfficientNetPytorch.of(leaves) if isinstance(naming, EfficientNetPytorch) else naming
     for path, array in leaves.items():
+        if isinstance(naming, Own):
+            yield TensorEntry("/".join(map(str, path)), tuple(array.shape), path, None, None, None)
+            continue
         shape, key = tuple(array.shape), timm_key(path)
         stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
         numbers, shape = (range(shape[0]), shape[1:]) if stacked else ([None], shape)
@@ -188,6 +198,8 @@ def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
 
 def counter_keys(tree: dict, naming: Naming) -> dict[str, str]:
     """{timm's name: the name in `naming`} of PyTorch's batch counters, one per batch normalization; ours keeps none."""
+    if isinstance(naming, Own):
+        return {}
     paths = traverse_util.flatten_dict(tree)
     naming = EfficientNetPytorch.of(paths) if isinstance(naming, EfficientNetPytorch) else naming
     counters = [(*path[:-1], COUNTER) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]

@@ -12,10 +12,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from deit_jax.errors import UserError
+from deit_jax.own import is_own
 from deit_jax.runtime import storage
 from deit_jax.weights import integrity
 from deit_jax.weights.metadata import read_object
-from deit_jax.weights.names import PROJECTION, Timm, counter_keys, entries
+from deit_jax.weights.names import PROJECTION, Own, Timm, counter_keys, entries
 from deit_jax.weights.weight_files import Tensors
 
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
@@ -88,6 +89,8 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
 def open_checkpoint(folder: str, weights: str) -> tuple[Tensors, dict[str, Any]]:
     """(the arrays of a checkpoint under timm's names, its JSON); see `read_weights`."""
     meta, tree = read_weights(folder, weights)
+    if is_own(meta["model"]["name"] or ""):
+        return Tensors({entry.key: entry.view(tree) for entry in entries(tree, Own())}), meta
     tree["params"].pop(PROJECTION, None)
     # a model trained here has no batch counters; PyTorch's batch normalization counts from 0
     counters = meta.get("weights", {}).get("counters", dict.fromkeys(counter_keys(tree, Timm()), 0))

@@ -11,6 +11,7 @@ from PIL import Image
 from deit_jax.classes.imagenet import output_names
 from deit_jax.errors import UserError
 from deit_jax.models import vit
+from deit_jax.own import is_own
 from deit_jax.runtime import atomic
 from deit_jax.weights import integrity
 from deit_jax.weights.architecture import all_arguments
@@ -38,8 +39,13 @@ def tensors(tree: dict, naming: Naming) -> dict[str, np.ndarray]:
 
 
 def metadata_of(weights: Weights) -> Metadata:
-    """What describes weights beside their tensors, of every family."""
+    """What describes weights beside their tensors, of every family. Raises UserError for a model of the user's own."""
     found = weights.architecture
+    if is_own(found.name):
+        raise UserError(
+            f"{weights.source} is {found.describe()}, whose code is yours alone: it stays in its run's folder, or goes"
+            " out by deit-jax export FILE.stablehlo"
+        )
     arguments = {key: value for key, value in found.config.items() if key != "num_classes"}
     return Metadata(found.name, found.module.__name__, arguments, **weights.conventions())
 
@@ -63,9 +69,9 @@ def save_timm(weights: Weights, path: Path) -> None:
     The metadata goes into the header, which those libraries pass over. Raises UserError where timm has no such model,
     and where it cannot be written.
     """
+    header = {"format": "pt"} | to_header(metadata_of(weights))
     counters = {key: np.array(count, np.int64) for key, count in weights.counters.items()}
     content = tensors(weights.tree, Timm()) | counters
-    header = {"format": "pt"} | to_header(metadata_of(weights))
     if path.suffix == ".safetensors":
         return write_file(content, header, path)
     config = timm_config(weights)

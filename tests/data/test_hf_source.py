@@ -127,4 +127,4 @@ def test_what_is_wrong_is_one_line(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     assert "data.root hf:me/photos cannot be read by datasets: Couldn't reach" in refusal("hf:me/photos")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'deit-jax[all,hf]'" in refusal("hf:me/photos")
+    assert "pip install datasets" in refusal("hf:me/photos")

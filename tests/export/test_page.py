@@ -129,7 +129,7 @@ def test_the_page_by_keyboard_and_screen_reader(tmp_path, tab):
 def test_a_page_is_one_file_whose_data_end_no_element(tmp_path, name):
     form = Form(layout="nhwc", pixels="uint8", attention=name == TINY, heads="both" if name == TINY else "fused")
     exportable = load_exportable(make_weights(tmp_path, name), form)
-    text = page.make_page(exportable, [b"script", b"wasm"], [page.example(photo(tmp_path / "photo.png"))])
+    text = page.make_page(exportable, [b"script", b"wasm"], [("photo", page.example(photo(tmp_path / "photo.png")))])
     assert text.count("</script>") == 5
     assert "http" not in re.sub("http-equiv", "", text)
     assert "newt" in text

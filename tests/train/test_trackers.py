@@ -106,7 +106,7 @@ def test_a_tracker_that_fails_ends_with_one_line_and_the_others_go_on(run, fakes
     ("given", "message"),
     [
         ("wandbb", r"log.trackers: 'wandbb' is not known \(did you mean wandb\?\): use tensorboard, trackio, wandb"),
-        ("trackio", r"log.trackers: trackio is not installed: pip install 'deit-jax\[track\]'"),
+        ("trackio", r"log.trackers: trackio is not installed: pip install trackio"),
     ],
 )
 def test_a_tracker_that_is_missing_is_named_before_training(run, monkeypatch, given, message):

@@ -1,0 +1,96 @@
+"""A model of the user's own: `model.name=package.module:Class`.
+
+See examples/own_model.py, and deit_jax/own.py for where it is imported from.
+"""
+
+import functools
+import inspect
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from deit_jax.errors import UserError
+from deit_jax.models.inputs import Images
+from deit_jax.models.vit import fuse
+from deit_jax.own import own_part
+
+OPTIONAL = ("img_size", "dtype")  # what every model is given, and a class need not take
+STATELESS = "give nnx.Dropout no rngs but the call's key, nnx.BatchNorm use_running_average=not train"
+
+
+class OwnNetwork(nnx.Module):
+    """The methods that this package's models have, for the class of the user's own that comes after it.
+
+    That class is an nnx.Module, made by Class(num_classes=, rngs=), with img_size= (pixels per side; its own default
+    counts where `model.img_size` is 0) and dtype= (of the computation) where it takes them. It is called with
+    normalized images, float32 (batch, height, width, 3), with train= and, where it takes one, with key=, a new random
+    key per training step, None in evaluation. It returns logits (batch, num_classes), or where it has an attribute
+    `head_dist` a tuple of two heads': class and distillation. `augment.mean` and `augment.std` normalize the images.
+
+    Parameters are nnx.Param, batch statistics nnx.BatchStat; it has no other state. What is said of heads
+    (`optimizer.head_lr_scale`, other classes) is done to its attributes `head`, `head_dist` and `classifier`.
+
+    Attributes:
+        num_classes: of each head.
+        dist_head: whether it has two heads.
+    """
+
+    num_classes: int
+    dist_head: bool
+
+    def heads(
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
+        """Logits of the class head and of the distillation head (None where there is none), float32.
+
+        Raises UserError where the class does not do what is said above.
+        """
+        call: Any = super().__call__
+        options = {"key": key} if "key" in inspect.signature(call).parameters else {}
+        before, name = jax.tree.leaves(nnx.state(self)), type(self).__name__
+        found = call(images, train=train, **options)
+        if not train and any(a is not b for a, b in zip(before, jax.tree.leaves(nnx.state(self)), strict=True)):
+            raise UserError(f"model {name} changes its state with train=False: {STATELESS}")
+        heads = found if isinstance(found, tuple) else (found,)
+        given, right = [x.shape for x in heads], [(len(images), self.num_classes)] * (1 + self.dist_head)
+        if given != right:
+            raise UserError(f"model {name} returns shapes {given}: they must be {right} (two heads with a head_dist)")
+        cls, dist = (*(x.astype(jnp.float32) for x in heads), None)[:2]
+        return cls, dist
+
+    def __call__(
+        self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "batch classes"]:
+        """Logits, the heads fused."""
+        return fuse(*self.heads(images, train=train, key=key))
+
+
+@functools.cache
+def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
+    """(module class, its constructor's arguments) of the class `package.module:Class`.
+
+    Raises UserError where there is none; its constructor does where it has state that `OwnNetwork` excludes.
+    """
+    with own_part("model.name", name) as made:
+        if not (isinstance(made, type) and issubclass(made, nnx.Module)):
+            raise UserError(f"model.name {name} is a {type(made).__name__}: give a class of flax.nnx.Module")
+    taken = inspect.signature(made.__init__).parameters
+    size = taken["img_size"].default if "img_size" in taken else inspect.Parameter.empty
+
+    @functools.wraps(made.__init__)  # its arguments are looked for
+    def init(self: Any, *, num_classes: int, img_size: int, rngs: nnx.Rngs, **options: Any) -> None:
+        given = {"img_size": img_size} | options
+        given = {key: value for key, value in given.items() if key in taken or key not in OPTIONAL}
+        made.__init__(self, num_classes=num_classes, rngs=nnx.Rngs(rngs.params()), **given)
+        self.num_classes, self.dist_head = num_classes, hasattr(self, "head_dist")
+        for path, _ in nnx.to_flat_state(nnx.state(self, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat)))):
+            part = ".".join(map(str, path))
+            raise UserError(f"model {name} has state besides nnx.Param and nnx.BatchStat, {part}: {STATELESS}")
+
+    methods = {"__init__": init, "__module__": made.__module__, "__doc__": made.__doc__}
+    module = types.new_class(made.__name__, (OwnNetwork, made), exec_body=lambda namespace: namespace.update(methods))
+    return module, {"img_size": 224 if size is inspect.Parameter.empty else size}
