@@ -271,7 +271,7 @@ def test_a_tpu_that_is_not_here():
     assert "all-reduce" in done.stdout
 
 
-WHEELS = ("jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia")
+WHEELS = ("jax_cuda12_plugin", "nvidia")
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, WHEELS)), reason="needs the extra plan-gpu")
