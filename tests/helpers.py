@@ -27,6 +27,8 @@ from deit_jax.data import sources
 from deit_jax.distill import teacher
 from deit_jax.errors import UserError
 from deit_jax.experiment import run
+from deit_jax.runtime import sharding
+from deit_jax.train.step import create_state, make_train_step
 from deit_jax.weights.metadata import Metadata, to_header
 from deit_jax.weights.names import Timm, entries
 
@@ -145,6 +147,32 @@ def held_port() -> Iterator[int]:
             yield port
             return
     raise OSError("a hundred ports are all in use")
+
+
+def seeded_arrays(build: Callable, seed: int = 0) -> dict:
+    """{"params", "batch_stats"}: seeded weights of a model; to compile its initialization would take longer."""
+    _, params, batch_stats = models.abstract(build)
+    tree = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), {"params": params, "batch_stats": batch_stats})
+    for entry in entries(tree, Timm()):
+        entry.view(tree)[...] = seeded.tensor(entry.key, tuple(entry.shape), seed)
+    return tree
+
+
+def train_steps(student, config: Config, mesh, count: int = 3):
+    """(state, metrics) after some steps of a student on noise, which is the same for every mesh."""
+    rng, size = np.random.default_rng(0), config.batch_size
+    step = jax.jit(make_train_step(student.on(mesh), None, config, 10))
+    state = jax.jit(lambda: create_state(student, config, seed=1))()
+    state = jax.device_put(state, sharding.param_shardings(state, mesh))
+    for i in range(count):
+        batch = {
+            "image": rng.integers(0, 256, (size, 16, 16, 3), np.uint8),
+            "label": rng.integers(0, student.num_classes, size, np.int32),
+            "index": np.arange(size, dtype=np.int32),
+            **{name: np.full(size, i, np.int32) for name in ("epoch", "repeat")},
+        }
+        state, metrics = step(state, sharding.place_batch(batch, mesh), [])
+    return state, {name: float(value) for name, value in metrics.items()}
 
 
 VIEW = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "crop": 0.9, "interpolation": "bilinear"}

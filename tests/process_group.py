@@ -13,10 +13,10 @@ from typing import Any
 from unittest import mock
 
 import jax
-from helpers import ROOT, SLURM_PORTS, held_port
+from helpers import ROOT, SLURM_PORTS, SMALL, held_port, tiny_config
 
 from deit_jax.ablate import ablate
-from deit_jax.config import default_config, resolve
+from deit_jax.config import default_config
 from deit_jax.errors import Interrupted
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 from deit_jax.label import label
@@ -29,16 +29,10 @@ STEPS_PER_EPOCH = 4
 
 def small_config(**changes: Any):
     """Twelve steps of a small distilled model on 128 digits; evaluated on 50, which no number of processes divides."""
-    config = default_config()
-    config.data.name, config.data.limit, config.evaluate.limit = "digits", 128, 50
-    config.batch_size, config.epochs = 32, 3
-    config.model.name, config.model.scan_unroll = "deit_digits_distilled_patch4_16", 1
-    config.augment.policy, config.augment.repeats = "none", 1
-    config.augment.mixup = config.augment.cutmix = config.augment.erasing = 0.0  # less to compile
-    config.optimizer.lr, config.optimizer.warmup_epochs, config.optimizer.ema_decay = 4e-3, 1, 0.9
-    config.evaluate.every, config.log.every, config.log.tensorboard = 100, 1, False
-    config.update_from_flattened_dict(changes)
-    return resolve(config)
+    run = {"data.limit": 128, "evaluate.limit": 50, "batch_size": 32, "epochs": 3, "log.every": 1}
+    model = {"model.name": SMALL, "model.scan_unroll": 1, "optimizer.lr": 4e-3, "evaluate.every": 100}
+    light = {"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erasing": 0.0}  # less to compile
+    return tiny_config(**run | model | light | changes)
 
 
 def train_until(step: int, folder: Path, **changes: Any) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ import tomllib
 import pytest
 from helpers import ROOT, main
 
-import deit_jax
 from deit_jax import __main__, cli
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -68,13 +67,6 @@ def test_a_value_may_follow_its_setting_as_an_argument_of_its_own():
         ["--config", "digits:distill=soft", "--config.batch_size", "64", "--config.train_baseline"]
     ).config
     assert (config.distill.kind, config.batch_size, config.train_baseline) == ("soft", 64, True)
-
-
-def test_public_names_are_found():
-    assert callable(deit_jax.optimizer.decay_mask)
-    assert callable(deit_jax.optimizer.schedule)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = deit_jax.nothing
 
 
 def test_all_packages_are_installed():

@@ -39,7 +39,8 @@ def small(tmp_path):
     return path
 
 
-FAMILIES = [SMALL, "deit_digits_patch4_16", "regnety_digits", "efficientnet_b0", "tf_efficientnet_b0"]
+FAMILIES = [SMALL, "deit_digits_patch4_16", "regnety_digits"]
+FAMILIES += [pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnet_b0", "tf_efficientnet_b0")]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -103,6 +103,7 @@ def test_evaluation_of_one_set_of_weights_describes_its_classes(finished, tmp_pa
 def test_derived_configs_keep_data_and_seed_and_drop_the_teacher():
     config = whole_config()
     teacher, plain = teacher_config(config), plain_config(config)
+    assert (teacher.init, teacher_config(whole_config(**{"teacher.init": "a/b"})).init) == ("", "a/b")
     assert (teacher.model.name, teacher.distill.kind, teacher.teacher.epochs) == (TINY_PLAIN, "none", 0)
     assert teacher.optimizer.lr == config.teacher.lr
     assert (plain.model.name, plain.distill.kind) == (TINY_PLAIN, "none")
@@ -118,14 +119,6 @@ def test_a_light_teacher_sees_crops_and_flips_alone():
     assert (light.policy, light.erasing, light.mixup, light.cutmix, light.repeats) == ("none", 0, 0, 0, 1)
     assert (light.crop_scale, light.flip, light.label_smoothing) == (a.crop_scale, a.flip, a.label_smoothing)
     assert a.policy == "rand"
-
-
-def test_a_teacher_is_fine_tuned_from_its_weights(finished):
-    """`teacher.epochs` with `teacher.init`: the config that trains it starts from these."""
-    folder, _ = finished
-    config = whole_config(**{"teacher.init": str(folder / "teacher")})
-    assert teacher_config(config).init == str(folder / "teacher")
-    assert teacher_config(whole_config()).init == ""
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

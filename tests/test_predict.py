@@ -56,12 +56,6 @@ def test_probabilities_are_the_models(small):
     assert not failed
 
 
-def test_class_names():
-    assert predict.output_names(None, 3) == ["class 0", "class 1", "class 2"]
-    assert predict.output_names(None, 1000)[388] == "giant panda"
-    assert predict.output_names(["ant", "bee", "cat"], 3) == ["ant", "bee", "cat"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

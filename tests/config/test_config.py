@@ -5,7 +5,6 @@ import pytest
 from deit_jax.config import (
     RECIPES,
     SETTINGS,
-    arguments,
     default_config,
     deit,
     differences,
@@ -50,13 +49,6 @@ def test_deit_arguments():
         deit("base", "epoch=3")
     with pytest.raises(UserError, match="is not a whole number"):
         deit("base", "epochs=many")
-
-
-def test_arguments():
-    assert arguments("a=1,b=x/y.z", ("a", "b")) == {"a": "1", "b": "x/y.z"}
-    assert arguments(None, ("a",)) == {}
-    with pytest.raises(UserError, match="this config takes a=…"):
-        arguments("a", ("a",))
 
 
 @pytest.mark.parametrize(

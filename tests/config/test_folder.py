@@ -42,11 +42,6 @@ def test_every_pass_holds_all_images_and_a_run_has_enough_steps(tmp_path, per_cl
     assert describe_averaging(config, total) == []
 
 
-@pytest.mark.parametrize(("images", "batch"), [(1, 1), (15, 8), (16, 16), (600, 32), (5_000, 128), (1_000_000, 128)])
-def test_the_batch_follows_the_number_of_images(images, batch):
-    assert folder.batch_for(images) == batch
-
-
 @pytest.mark.parametrize("images", [10, 50, 100, 200, 500, 1000, 1500, 2000, 3000, 5000, 10_000, 50_000])
 def test_a_few_images_less_change_no_setting(monkeypatch, images):
     """Removing a few broken images leaves the recipe as it was."""

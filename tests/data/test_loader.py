@@ -101,22 +101,6 @@ def test_batches_are_what_their_definition_says(source):
         assert shapes == {name: (x.shape, x.dtype) for name, x in entries(SIZE, 16).items()}
 
 
-def test_seeds_differ(source):
-    a, b = (take(1, settings(seed=seed), source)[0] for seed in (0, 1))
-    assert (a["image"] != b["image"]).mean() > 0.5
-
-
-def test_views_of_an_image_differ_between_repeats_and_epochs(source):
-    batches = take(10, settings(), source)
-    seen = {}
-    for batch in batches:
-        for index, epoch, repeat, image in zip(*(batch[k] for k in ("index", "epoch", "repeat", "image")), strict=True):
-            key = int(index), image.tobytes()
-            assert key not in seen, (seen[key], (epoch, repeat))
-            seen[key] = epoch, repeat
-    assert len(seen) == 160
-
-
 @pytest.mark.parametrize(
     ("workers", "processes", "batch"), [(0, 1, 16), (0, 1, 90), (0, 2, 16), (0, 2, 100), (2, 1, 16)]
 )

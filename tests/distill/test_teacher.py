@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import configured, run_jitted
+from helpers import configured, run_jitted, seeded_arrays
 
 from deit_jax import models
 from deit_jax.augment import normalize
@@ -25,9 +25,8 @@ DIGITS = [str(digit) for digit in range(10)]
 def save(name: str, path, seed: int, num_classes: int = 10, class_names: list[str] | None = None):
     """Random weights of a small model as a file, or as a folder that names its classes; the model itself."""
     build = models.constructor(name, num_classes=num_classes)
-    params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(seed))
-    model = nnx.merge(models.abstract(build)[0], params, batch_stats)
-    tree = {"params": params, "batch_stats": batch_stats}
+    tree = seeded_arrays(build, seed)
+    model = nnx.merge(models.abstract(build)[0], *jax.tree.map(jnp.asarray, tuple(tree.values())))
     module, config = models.find(name)
     architecture = Architecture(name, module, {"num_classes": num_classes, **config})
     if class_names:
@@ -35,7 +34,7 @@ def save(name: str, path, seed: int, num_classes: int = 10, class_names: list[st
         id2label = dict(enumerate(class_names))
         (path / "config.json").write_text(json.dumps({"architecture": name, "id2label": id2label}))
         path = path / "model.safetensors"
-    save_timm(Weights(name, architecture, jax.tree.map(np.asarray, tree)), path)
+    save_timm(Weights(name, architecture, tree), path)
     return model
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import run_jitted
+from helpers import run_jitted, seeded_arrays
 
 from deit_jax import models
 from deit_jax.errors import UserError
@@ -27,13 +27,9 @@ def small(name: str, **changes):
 
 @functools.cache
 def forward(name: str):
-    """(a function of images, with weights for which the images matter)"""
-    build = small(name)
-    params, batch_stats = jax.jit(lambda key: models.init_arrays(build, key))(jax.random.key(0))
-    # a new RegNet's blocks are their shortcuts
-    params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    graphdef, _, _ = models.abstract(build)
-    return lambda images: nnx.merge(graphdef, params, batch_stats)(images)
+    """A function of images, with weights for which the images matter."""
+    arrays, (graphdef, _, _) = seeded_arrays(small(name)), models.abstract(small(name))
+    return lambda images: nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])(images)
 
 
 def test_every_family_is_here():

@@ -1,11 +1,11 @@
 """Models on other people's meshes: Auto and Explicit axes; eager, jit, nnx.jit; gradients; Linen."""
 
-import functools
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import seeded_arrays
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,16 +20,10 @@ EFFICIENTNET = ("efficientnet_b0", {"width_coefficient": 0.25, "depth_coefficien
 IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3)).astype(np.float32)
 
 
-@functools.cache
-def drawn(name: str, small: tuple) -> tuple:
-    build = models.constructor(name, **dict(small))
-    return models.abstract(build)[0], jax.jit(lambda: models.init_arrays(build, jax.random.key(0)))()
-
-
 def make(which):
-    name, small = which
-    graphdef, arrays = drawn(name, tuple(small.items()))
-    return nnx.merge(graphdef, *jax.device_get(arrays))
+    build = models.constructor(which[0], **which[1])
+    arrays = jax.tree.map(jnp.asarray, seeded_arrays(build))
+    return nnx.merge(models.abstract(build)[0], arrays["params"], arrays["batch_stats"])
 
 
 run = nnx.jit(lambda model, images: model(images))

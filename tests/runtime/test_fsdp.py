@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers import train_steps
 from jax.sharding import PartitionSpec as P
 
 from deit_jax import models
@@ -103,32 +104,18 @@ def test_parts_of_a_batch_gather_again_and_sum_gradients_where_weights_are_store
         assert not any(f"[{','.join(map(str, shape))}]" in line for line in loops), shape
 
 
-def run_step(config, devices=None, count: int = 2):
-    mesh = sharding.make_mesh(devices, **config.mesh)
-    student = small_student(config)
-    state = jax.jit(lambda: create_state(student, config, seed=1))()
-    state = jax.device_put(state, param_shardings(state, mesh))
-    step = jax.jit(make_train_step(student.on(mesh), None, config, 10))
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        batch = {name: np.full(16, i, np.int32) for name in ("epoch", "repeat")}
-        batch |= {"index": np.arange(16, dtype=np.int32), "label": rng.integers(0, 16, 16, np.int32)}
-        batch["image"] = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
-        state, metrics = step(state, sharding.place_batch(batch, mesh), [])
-    return state, float(metrics["loss"]), float(metrics["grad_norm"])
-
-
 @pytest.fixture(scope="module")
 def on_one_device():
-    return run_step(config_of(), jax.devices()[:1])
+    config = config_of()
+    return train_steps(small_student(config), config, sharding.make_mesh(jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": -1}, {"data": 4, "fsdp": 2}], ids=["data", "fsdp", "both"])
 def test_any_mesh_trains_as_one_device(mesh, on_one_device):
-    alone, loss, norm = on_one_device
-    split, split_loss, split_norm = run_step(config_of(**mesh))
-    np.testing.assert_allclose(split_loss, loss, rtol=1e-5)
-    np.testing.assert_allclose(split_norm, norm, rtol=1e-4)
+    config, (alone, metrics) = config_of(**mesh), on_one_device
+    split, split_metrics = train_steps(small_student(config), config, sharding.make_mesh(**mesh))
+    np.testing.assert_allclose(split_metrics["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(split_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(alone.ema), jax.tree.leaves(split.ema), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     kernel = split.params["blocks"]["mlp"]["fc1"]["kernel"]

@@ -1,11 +1,7 @@
 """The mesh of a run: its axes' sizes."""
 
-import re
-
 import jax
 import pytest
-import yaml
-from helpers import ROOT
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
@@ -70,27 +66,6 @@ def test_processes_are_found_by_their_environment(environment, calls, monkeypatc
     set_environment(monkeypatch, environment)
     sharding.start_processes()
     assert started == calls
-
-
-def test_the_jobset_of_the_docs_gives_each_pod_its_variables():
-    """What docs/scale.md hands to Kubernetes is a JobSet whose pods find process 0 and know how many they are."""
-    text = (ROOT / "docs/scale.md").read_text()
-    jobset = yaml.safe_load(re.search(r"```yaml\n(apiVersion: jobset.*?)```", text, re.DOTALL)[1])
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    (replicated,) = jobset["spec"]["replicatedJobs"]
-    job = replicated["template"]["spec"]
-    pod = job["template"]["spec"]
-    variables = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
-    assert set(variables) == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} < set(CLUSTER)
-    # JobSet's host names: JOBSET-REPLICATEDJOB-JOB-POD.SUBDOMAIN, the subdomain being the JobSet's name
-    name = jobset["metadata"]["name"]
-    host = f"{name}-{replicated['name']}-0-0.{name}"
-    assert variables["JAX_COORDINATOR_ADDRESS"]["value"].rpartition(":")[0] == host
-    assert int(variables["JAX_NUM_PROCESSES"]["value"]) == job["completions"] == job["parallelism"]
-    index = variables["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
-    assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-    assert (job["completionMode"], pod["restartPolicy"]) == ("Indexed", "Never")
-    assert pod["terminationGracePeriodSeconds"] >= 60  # the state is saved in that time
 
 
 @pytest.mark.parametrize(

@@ -49,26 +49,24 @@ def test_paper_schedule_rises_to_its_peak_and_falls_to_its_scaled_floor(by_step)
     assert rates.argmax() == 500
 
 
-def test_floors_scale_only_where_asked(by_step):
-    by_step.optimizer.scale_floors = False
-    np.testing.assert_allclose(schedule(by_step, 100)(0), 1e-6, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("changes", "first", "peak", "middle"),
+    [
+        ({"scale_floors": False}, 1e-6, 1e-3, None),
+        ({"lr_batch": 0}, 1e-6, 5e-4, None),  # a rate for any batch size is the peak
+        ({"schedule": "constant"}, 2e-6, 1e-3, 1e-3),
+    ],
+)
+def test_settings_of_the_schedule(by_step, changes, first, peak, middle):
+    by_step.optimizer.update(changes)
+    rate = schedule(by_step, 100)
+    np.testing.assert_allclose([rate(0), rate(500), rate(1000)], [first, peak, middle or rate(1000)], rtol=1e-5)
 
 
 def test_warm_up_is_at_most_half_of_a_short_run(by_step):
     by_step.steps = 40
     rates = np.array([schedule(by_step, 100)(step) for step in range(41)])
     assert rates.argmax() == 20
-
-
-def test_a_rate_for_any_batch_size_is_the_peak(by_step):
-    by_step.optimizer.lr_batch = 0
-    np.testing.assert_allclose([schedule(by_step, 100)(step) for step in (0, 500)], [1e-6, 5e-4], rtol=1e-5)
-
-
-def test_constant_schedule(by_step):
-    by_step.optimizer.schedule = "constant"
-    rates = [float(schedule(by_step, 100)(step)) for step in (500, 1000, 2000)]
-    np.testing.assert_allclose(rates, 1e-3, rtol=1e-5)
 
 
 def test_floors_never_lie_above_the_peak():

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import AS_USERS, TINY_PLAIN, folder_of_images, tiny_config
-from seeded import GOLDEN, checkpoint, images
+from helpers import AS_USERS, TINY_PLAIN, folder_of_images, seeded_arrays, tiny_config, train_steps
+from seeded import GOLDEN, images
 
 from deit_jax import models
 from deit_jax.config import default_config, resolve
@@ -26,16 +26,6 @@ from deit_jax.weights.orbax import find_step
 
 GOLD = np.load(GOLDEN / "training.npz")
 NAME = "deit_tiny_distilled_patch16_224"
-
-
-def from_timm(name: str) -> dict:
-    """The seeded golden checkpoint as our arrays."""
-    _, params, batch_stats = models.abstract(models.constructor(name))
-    tree = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), {"params": params, "batch_stats": batch_stats})
-    tensors = checkpoint(name)
-    for entry in entries(tree, Timm()):
-        entry.view(tree)[...] = tensors[entry.key]
-    return tree
 
 
 def norms(params: dict) -> np.ndarray:
@@ -59,7 +49,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     student = Student(build, models.abstract(build)[0], 224, 1000)
     step_fn = make_train_step(student, stored_labels, config, 6, augment=given_targets)
     step_fn = jax.jit(step_fn, compiler_options=AS_USERS)
-    state = create_state(student, config, jax.tree.map(jnp.asarray, from_timm(NAME)))
+    state = create_state(student, config, jax.tree.map(jnp.asarray, seeded_arrays(build)))
 
     losses, first_moment = [], None
     for step in range(6):
@@ -89,22 +79,8 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
         np.testing.assert_allclose(ours[biases], GOLD[f"hard/{key}"][biases], rtol=1e-3, err_msg=key)
 
 
-def run_steps(config, mesh, count=3):
-    student = make_student(config, 10)
-    rng = np.random.default_rng(0)
-    step = jax.jit(make_train_step(student.on(mesh), None, config, 10))
-    state = jax.jit(lambda: create_state(student, config, seed=1))()
-    state = jax.device_put(state, sharding.param_shardings(state, mesh))
-    for i in range(count):
-        batch = {
-            "image": rng.integers(0, 256, (config.batch_size, 16, 16, 3), np.uint8),
-            "label": rng.integers(0, 10, config.batch_size, np.int32),
-            "index": np.arange(config.batch_size, dtype=np.int32),
-            "epoch": np.full(config.batch_size, i, np.int32),
-            "repeat": np.zeros(config.batch_size, np.int32),
-        }
-        state, metrics = step(state, sharding.place_batch(batch, mesh), [])
-    return state, {k: float(v) for k, v in metrics.items()}
+def run_steps(config, mesh):
+    return train_steps(make_student(config, 10), config, mesh)
 
 
 @pytest.mark.slow
