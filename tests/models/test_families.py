@@ -19,6 +19,8 @@ SMALL = {
 }
 IMAGES = np.random.default_rng(0).standard_normal((3, 16, 16, 3)).astype(np.float32)
 families = pytest.mark.parametrize("name", SMALL)
+HEAVY = pytest.param("efficientnet_b0", marks=pytest.mark.slow)  # takes long to compile
+heavy_families = pytest.mark.parametrize("name", ["deit_digits_distilled_patch4_16", "regnety_digits", HEAVY])
 
 
 def small(name: str, **changes):
@@ -36,7 +38,7 @@ def test_every_family_is_here():
     assert {models.find(name)[0] for name in SMALL} == set(models.FAMILIES)
 
 
-@families
+@heavy_families
 def test_forward_derivatives_equal_reverse_ones(name):
     model = forward(name)
     direction = np.random.default_rng(1).standard_normal(IMAGES.shape).astype(np.float32)
@@ -46,7 +48,7 @@ def test_forward_derivatives_equal_reverse_ones(name):
     assert float(tangent) == pytest.approx(float((gradient * direction).sum()), rel=1e-3)
 
 
-@families
+@heavy_families
 def test_a_program_of_any_batch_size_is_exported(name):
     model = forward(name)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -86,7 +88,7 @@ def test_what_is_no_size_is_told(unchecked, given):
         small("deit_digits_distilled_patch4_16", img_size=given)
 
 
-@families
+@heavy_families
 def test_heads_are_taken_off_and_put_on_again(name):
     """Without them the model returns what they saw, as timm's `reset_classifier(0)`."""
     model = small(name)(rngs=nnx.Rngs(0))

@@ -156,7 +156,9 @@ def test_a_models_gradient_is_the_plain_ones(remat):
     assert_equal_gradients(ours, plain)
 
 
-@pytest.mark.parametrize("name", ["deit_digits_patch4_16", "deit_digits_distilled_patch4_16"])  # 17 and 18 tokens
+@pytest.mark.parametrize(  # 17 and 18 tokens
+    "name", [pytest.param("deit_digits_patch4_16", marks=pytest.mark.slow), "deit_digits_distilled_patch4_16"]
+)
 def test_the_form_for_gpus_has_the_same_gradient(name, monkeypatch):
     # queries, keys and values by three products, padded tokens, barriers; cuDNN's call by jax's other implementation
     images, grads = draw(4, 16, 16, 3), []
