@@ -105,7 +105,7 @@ def track_report(student: Run, results: dict[str, dict]) -> None:
     with contextlib.closing(Trackers(student, step, print)) as trackers:
         rows = tables.accuracy_rows(named_results(student, results))
         pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-        trackers.report(step, pictures, [tables.ACCURACY_HEADER, *rows])
+        trackers.log(step, {}, pictures, [tables.ACCURACY_HEADER, *rows])
 
 
 def draw_student_attention(student: Run, count: int = 8) -> None:

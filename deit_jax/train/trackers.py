@@ -1,19 +1,17 @@
 """Experiment trackers: TensorBoard, and what `log.trackers` names.
 
 Each gets the same metrics by the same names, the config, and after the report its pictures and the table of accuracies.
-Its library is imported where it is used, and keeps its files and finds its server as in any other program: trackio
-below ~/.cache, mlflow and wandb in the folder the command was started in; wandb stays offline without an account.
+Its library is imported where it is used, and keeps its files and finds its server as in any other program.
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,117 +22,88 @@ if TYPE_CHECKING:
     from deit_jax.train.run import Run
 
 PROJECT = "deit_jax"
-OPTIONAL = ("trackio", "wandb", "mlflow")  # as pip and Python name them
+Pictures = dict[str, Path]  # by name
+Table = list[list[str]]  # a header and rows; empty: none
+Tracker = tuple[Callable[[int, dict[str, float], Pictures, Table], None], Callable[[], None]]  # log, close
 
 
-class TensorBoard:
+def tensorboard(_: str, run: "Run", start: int) -> Tracker:
     """Events in the run's folder tensorboard/, which hide what a former start wrote past this one's first step.
 
-    Written by tensorboardX's synchronous writer: that of `SummaryWriter` waits for ever for its thread, which a full
-    disk ends.
+    By tensorboardX's synchronous writer: that of `SummaryWriter` waits for ever for its thread, which a full disk ends.
     """
+    import numpy as np
+    from PIL import Image
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
 
-    def __init__(self, run: "Run", start: int, *_: str):
-        from tensorboardX.event_file_writer import EventsWriter  # here: 0.3 s, and only process 0 needs it
-        from tensorboardX.proto import event_pb2, summary_pb2
+    (run.folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+    events, writer = cast(Any, event_pb2), EventsWriter(str(run.folder / "tensorboard" / "events"))
+    write = lambda step, **content: writer.write_event(events.Event(wall_time=time.time(), step=step, **content))
+    write(start + 1, session_log=events.SessionLog(status=events.SessionLog.START))
+    write(start, summary=summary.text("config", "\n".join(f"    {k} = {v}" for k, v in flat(run.config).items())))
 
-        folder = run.folder / "tensorboard"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.events, self.summaries = cast(Any, event_pb2), cast(Any, summary_pb2)  # their classes are made at run time
-        self.writer = EventsWriter(str(folder / "events"))
-        session = self.events.SessionLog(status=self.events.SessionLog.START)
-        self.writer.write_event(self.events.Event(step=start + 1, session_log=session))
-        if not start:
-            self.text(0, "config", "\n".join(f"    {path} = {value}" for path, value in flat(run.config).items()))
-
-    def write(self, step: int, summary: Any) -> None:
-        self.writer.write_event(self.events.Event(wall_time=time.time(), step=step, summary=summary))
-
-    def text(self, step: int, name: str, markdown: str) -> None:
-        from tensorboardX.summary import text
-
-        self.write(step, text(name, markdown))
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        from tensorboardX.summary import scalar
-
+    def log(step, values, pictures, table):
         for name, value in values.items():
-            self.write(step, scalar(name, value))
-        if "eval/top1" in values:
-            self.writer.flush()
-
-    def report(self, step: int, pictures: dict[str, Path], table: list[list[str]]) -> None:
-        from PIL import Image
-
+            write(step, summary=summary.scalar(name, value))
         for name, path in pictures.items():
-            width, height = Image.open(path).size
-            image = {"width": width, "height": height, "colorspace": 4, "encoded_image_string": path.read_bytes()}
-            value = self.summaries.Summary.Value(tag=name, image=self.summaries.Summary.Image(**image))
-            self.write(step, self.summaries.Summary(value=[value]))
-        lines = [" | ".join(row) for row in [table[0], ["---"] * len(table[0]), *table[1:]]]
-        self.text(step, "accuracy", "\n".join(lines))
-        self.writer.flush()
+            write(step, summary=summary.image(name, np.asarray(Image.open(path)), dataformats="HWC"))
+        if table:
+            lines = [" | ".join(row) for row in [table[0], ["---"] * len(table[0]), *table[1:]]]
+            write(step, summary=summary.text("accuracy", "\n".join(lines)))
+        writer.flush()
 
-    def close(self) -> None:
-        self.writer.close()
+    return log, writer.close
 
 
-class Wandb:
-    """Weights & Biases, and trackio, which has its interface."""
+def wandb(library: str, run: "Run", _: int) -> Tracker:
+    """Weights & Biases, offline without an account; and trackio, which has its interface."""
+    module, (name, number) = importlib.import_module(library), run_name(run)
+    options = {"project": PROJECT, "name": name, "config": flat(run.config), "resume": "allow"}
+    if library == "wandb":
+        account = os.environ.get("WANDB_MODE") or module.login(prompt=False)
+        options |= {"id": number} | ({} if account else {"mode": "offline"})
+    begun = module.init(**options)
 
-    def __init__(self, library: str, run: "Run", start: int, name: str, number: str):
-        self.library = importlib.import_module(library)
-        options = {"project": PROJECT, "name": name, "config": flat(run.config), "resume": "allow"}
-        if library == "wandb":
-            account = os.environ.get("WANDB_MODE") or self.library.login(prompt=False)
-            options |= {"id": number} | ({} if account else {"mode": "offline"})
-        self.run = self.library.init(**options)
+    def log(step, values, pictures, table):
+        shown = values | {name: module.Image(str(path)) for name, path in pictures.items()}
+        begun.log(shown | ({"accuracy": module.Table(columns=table[0], data=table[1:])} if table else {}), step=step)
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
-        self.run.log(values, step=step)
-
-    def report(self, step: int, pictures: dict[str, Path], table: list[list[str]]) -> None:
-        shown = {name: self.library.Image(str(path)) for name, path in pictures.items()}
-        self.log(step, shown | {"accuracy": self.library.Table(columns=table[0], data=table[1:])})
-
-    def close(self) -> None:
-        self.library.finish()
+    return log, module.finish
 
 
-class MLflow:
+def mlflow(library: str, run: "Run", _: int) -> Tracker:
     """MLflow, at MLFLOW_TRACKING_URI or its default."""
+    module, (name, _number) = importlib.import_module(library), run_name(run)
+    module.set_experiment(PROJECT)
+    query = {"experiment_names": [PROJECT], "filter_string": f'run_name = "{name}"', "output_format": "list"}
+    found = [former.info.run_id for former in module.search_runs(**query)]
+    module.start_run(*found[:1], run_name=name)
+    if not found:
+        module.log_params(flat(run.config))
 
-    def __init__(self, run: "Run", start: int, name: str, number: str):
-        mlflow = importlib.import_module("mlflow")
-        self.metric, self.client = mlflow.entities.Metric, mlflow.MlflowClient()
-        experiment = self.client.get_experiment_by_name(PROJECT)
-        where = experiment.experiment_id if experiment else self.client.create_experiment(PROJECT)
-        found = self.client.search_runs([where], f"tags.{PROJECT} = '{number}'")
-        begun = found[0] if found else self.client.create_run(where, tags={PROJECT: number}, run_name=name)
-        self.id = begun.info.run_id
-        for path, value in () if found else flat(run.config).items():
-            self.client.log_param(self.id, path, value)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        now = int(1000 * time.time())
-        self.client.log_batch(self.id, [self.metric(name, value, now, step) for name, value in values.items()])
-
-    def report(self, step: int, pictures: dict[str, Path], table: list[list[str]]) -> None:
+    def log(step, values, pictures, table):
+        module.log_metrics(values, step=step)
         for path in pictures.values():
-            self.client.log_artifact(self.id, str(path))
-        columns = zip(*table, strict=True)
-        self.client.log_table(self.id, {name: list(values) for name, *values in columns}, "accuracy.json")
+            module.log_artifact(str(path))
+        if table:
+            module.log_table({heading: cells for heading, *cells in zip(*table, strict=True)}, "accuracy.json")
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    return log, module.end_run
 
 
-KNOWN: dict[str, Callable[..., Any]] = {
-    "tensorboard": TensorBoard,
-    "trackio": functools.partial(Wandb, "trackio"),
-    "wandb": functools.partial(Wandb, "wandb"),
-    "mlflow": MLflow,
-}
+KNOWN = {"tensorboard": tensorboard, "trackio": wandb, "wandb": wandb, "mlflow": mlflow}
+
+
+def run_name(run: "Run") -> tuple[str, str]:
+    """(name, number) of the run for trackers. Its file tracker_id holds the number, which no other folder has, so that
+    a later start continues the tracked run."""
+    record = run.folder / "tracker_id"
+    if not record.exists():
+        record.write_text(uuid.uuid4().hex[:8])
+    number = record.read_text()
+    return "-".join([*run.folder.absolute().parts[-2:], number]), number
 
 
 def tracker_names(config: Config) -> list[str]:
@@ -143,55 +112,37 @@ def tracker_names(config: Config) -> list[str]:
     for name in given:
         if name not in KNOWN:
             raise UserError(f"log.trackers: '{name}' is not known{nearest(name, KNOWN)}: use {', '.join(KNOWN)}")
-        if name in OPTIONAL and importlib.util.find_spec(name) is None:
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
             raise UserError(f"log.trackers: {name} is not installed: pip install {name}")
     return list(dict.fromkeys([*["tensorboard"] * config.log.tensorboard, *given]))
 
 
 class Trackers:
-    """The trackers of a run. One that fails ends with one line, and the run goes on.
-
-    Args:
-        run: what is tracked; a later start of it continues the same one.
-        start: the step it begins or resumes at.
-        say: prints a line.
-    """
+    """The trackers of a run, opened at step `start`. One that fails ends with one line, which `say` prints, and the run
+    goes on."""
 
     def __init__(self, run: "Run", start: int, say: Callable[[str], None]):
-        self.say, names = say, tracker_names(run.config)
-        self.opened: dict[str, Any] = dict.fromkeys(names)
-        number = run_number(run.folder) if set(names) - {"tensorboard"} else ""
-        name = "-".join([*run.folder.absolute().parts[-2:], number])
-        self.each(lambda tracker: self.opened.update({tracker: KNOWN[tracker](run, start, name, number)}))
+        self.say, self.opened = say, {}
+        for name in tracker_names(run.config):
+            with self.ending(name):
+                self.opened[name] = KNOWN[name](name, run, start)
 
-    def each(self, call: Callable[[str], Any]) -> None:
-        """Call it with the name of each tracker."""
-        for tracker in list(self.opened):
-            try:
-                call(tracker)
-            except Exception as error:  # each library has errors of its own
-                del self.opened[tracker]
-                self.say(
-                    f"the {tracker} log cannot be written, and ends here ({first_line(error)}): training continues"
-                )
-
-    def log(self, step: int, values: dict[str, Any]) -> None:
-        """Log the finite numbers among values."""
+    def log(self, step: int, values: dict[str, Any], pictures: Pictures | None = None, table: Table = ()) -> None:
+        """Log the finite numbers among values; of the report also its pictures, and its table of accuracies."""
         finite = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-        self.each(lambda tracker: self.opened[tracker].log(step, finite))
-
-    def report(self, step: int, pictures: dict[str, Path], table: list[list[str]]) -> None:
-        """Log the report's pictures, by name, and its table of accuracies, a header and rows."""
-        self.each(lambda tracker: self.opened[tracker].report(step, pictures, table))
+        for name, (log, _) in list(self.opened.items()):
+            with self.ending(name):
+                log(step, finite, pictures or {}, table)
 
     def close(self) -> None:
-        self.each(lambda tracker: self.opened[tracker].close())
+        for name, (_, close) in list(self.opened.items()):
+            with self.ending(name):
+                close()
 
-
-def run_number(folder: Path) -> str:
-    """Eight characters that name the run in a folder and no other; made where it has none."""
-    record = folder / "tracker_id"
-    number = record.read_text() if record.exists() else uuid.uuid4().hex[:8]
-    with contextlib.suppress(OSError):  # a full disk ends no training
-        record.write_text(number)
-    return number
+    @contextlib.contextmanager
+    def ending(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each library has errors of its own
+            self.opened.pop(name, None)
+            self.say(f"the {name} log cannot be written, and ends here ({first_line(error)}): training continues")

@@ -59,7 +59,7 @@ def track(run, start, say=print):
     trackers = Trackers(run, start, say)
     trackers.log(start + 1, {"eval/dist/top1": 50.0, "loss": math.nan, "note": "text"})
     trackers.log(start + 2, {"loss": 1})
-    trackers.report(start + 2, {"curves": run.folder / "curves.png"}, TABLE)
+    trackers.log(start + 2, {}, {"curves": run.folder / "curves.png"}, TABLE)
     trackers.close()
 
 
@@ -89,7 +89,7 @@ def test_a_tracker_that_fails_ends_with_one_line_and_the_others_go_on(run, fakes
     said = []
     trackers = Trackers(run, 0, said.append)
     sys.modules["wandb"].calls.clear()
-    trackers.opened["trackio"].run.log = lambda values, step: 1 / 0
+    trackers.opened["trackio"] = (lambda *_: 1 / 0), None
     for step in (12, 14):
         trackers.log(step, {"loss": 1.0})
     assert [call[1] for call in sys.modules["wandb"].calls] == [12, 14]
@@ -123,7 +123,7 @@ def test_tensorboard_gets_the_picture_and_the_table(run):
     for part in (
         b"eval/dist/top1",
         b"curves",
-        (run.folder / "curves.png").read_bytes(),
+        b"\x89PNG",
         b"deit | 81.80",
         b"optimizer.lr = ",
     ):
