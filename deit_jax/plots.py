@@ -46,10 +46,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
 def caption(text: str, width: int, lines: int = 2) -> str:
     """Text in at most `lines` lines of `width` characters; what was cut ends in an ellipsis."""
-    wrapped = textwrap.wrap(printable(text), width)
-    if len(wrapped) > lines:
-        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1].rstrip() + "…"]
-    return "\n".join(wrapped)
+    return textwrap.fill(printable(text), width, max_lines=lines, placeholder="…")
 
 
 def wrapped(text: str, width: int) -> str:
@@ -217,31 +214,4 @@ def confusion(path: str | Path, matrix: Integer[np.ndarray, "classes classes"], 
     axis.set_ylabel("true", color=INK)
     axis.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axis, fraction=0.045, pad=0.03, label="fraction of the true class")
-    save(figure, path)
-
-
-@plain_text
-def reliability(
-    path: str | Path,
-    edges: Float[np.ndarray, " edges"],
-    images: Integer[np.ndarray, " bins"],
-    confidence: Float[np.ndarray, " bins"],
-    accuracy: Float[np.ndarray, " bins"],
-    title: str = "",
-) -> None:
-    """Accuracy over confidence, above how many images had each confidence: the fields of `metrics.Calibration`."""
-    figure = Figure(figsize=(4.6, 5), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    used = images > 0
-    width, centres = np.diff(edges), (edges[1:] + edges[:-1]) / 2
-    upper.bar(centres[used], accuracy[used], width[used], color=COLORS[0], alpha=0.35, edgecolor=COLORS[0])
-    upper.plot(confidence[used], accuracy[used], "o", color=COLORS[0], markersize=4, label="accuracy")
-    upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="perfectly calibrated")
-    upper.set_xlim(0, 1)
-    upper.set_ylim(0, 1)
-    upper.legend(frameon=False, fontsize=8, loc="upper left")
-    upper.set_title(title, fontsize=9, color=INK)
-    lower.bar(centres, images, width, color=COLORS[4])
-    tidy(upper, "", "accuracy")
-    tidy(lower, "confidence", "images")
     save(figure, path)

@@ -48,7 +48,7 @@ def test_a_run_leaves_what_it_promises(finished):
     classes = json.loads((folder / "classes.json").read_text())
     right = sum(row[i] for i, row in enumerate(classes["confusion"]))
     assert 100 * right / classes["images"] == pytest.approx(results["student"]["params"]["top1"])
-    for picture in ("confusion.png", "reliability.png", "mistakes.png", "heads.png"):
+    for picture in ("confusion.png", "mistakes.png", "heads.png"):
         assert f"({picture})" in report
     assert "distillation token in the last block" in report
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -1,38 +1,20 @@
 """The part of a report about single classes and images: scores per class, confusion, calibration, mistakes, heads."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 
 from deit_jax import plots
 from deit_jax.errors import printable
-from deit_jax.evaluate.metrics import calibration, class_scores, confusion_matrix, most_confused
+from deit_jax.evaluate.metrics import calibration_error, most_confused
 from deit_jax.evaluate.tables import table
 from deit_jax.runtime import atomic
 
 MAX_EXAMPLES = 16  # images on a contact sheet
 MAX_CLASSES = 50  # in a picture, and in the report's table
-FILES = ("classes.json", "confusion.png", "reliability.png", "mistakes.png", "heads.png")
-
-
-class Example(NamedTuple):
-    """An image on a contact sheet.
-
-    Attributes:
-        confidence: probability of the joint prediction.
-        position: among the evaluation images, from 0.
-        label: its class.
-        predicted: {head: predicted class}; "joint" is the joint prediction.
-        image: (H, W, 3) uint8, as the model saw it.
-    """
-
-    confidence: float
-    position: int
-    label: int
-    predicted: dict[str, int]
-    image: UInt8[np.ndarray, "height width 3"]
+FILES = ("classes.json", "confusion.png", "mistakes.png", "heads.png")
 
 
 class Outcomes:
@@ -41,34 +23,33 @@ class Outcomes:
 
     Args:
         class_names: in the order of the labels.
+
+    Attributes:
+        sheets: {"mistakes", "heads"}: [(-probability of the joint prediction, position among the evaluation images,
+            image as the model saw it)], the most confident first; of wrong predictions, and where the heads disagree.
     """
 
     def __init__(self, class_names: list[str]):
         self.class_names = [printable(name) for name in class_names]
         self.parts: list[dict[str, np.ndarray]] = []
-        self.sheets: dict[str, list[Example]] = {"mistakes": [], "heads": []}  # most confident first
-        self.num_images = 0
+        self.sheets: dict[str, list[tuple[float, int, UInt8[np.ndarray, "height width 3"]]]]
+        self.sheets = {"mistakes": [], "heads": []}
 
     def add(
         self, batch: dict[str, Shaped[np.ndarray, "batch ..."]], predictions: dict[str, Shaped[np.ndarray, " batch"]]
     ) -> None:
         """Add the images of a batch whose mask is 1. predictions: of `inference.predict`."""
-        real = batch["mask"] > 0
+        real, start = batch["mask"] > 0, sum(len(part["label"]) for part in self.parts)
         part = {name: x[real] for name, x in predictions.items()} | {"label": batch["label"][real]}
         self.parts.append(part)
         images = batch["image"][real]
         readable = part["label"] >= 0  # an unreadable image is black, and says nothing about the model
         wrong = {"mistakes": part["joint"] != part["label"], "heads": part["cls"] != part.get("dist", part["cls"])}
         for name, chosen in wrong.items():
-            found = [self.example(part, int(i), images[i]) for i in np.flatnonzero(chosen & readable)]
-            best = sorted([*self.sheets[name], *found], key=lambda example: (-example.confidence, example.position))
-            self.sheets[name] = best[:MAX_EXAMPLES]
-        self.num_images += len(readable)
-
-    def example(self, part: dict[str, np.ndarray], i: int, image: UInt8[np.ndarray, "height width 3"]) -> Example:
-        """Image `i` of a batch, of which `part` is what was predicted."""
-        predicted = {head: int(x[i]) for head, x in part.items() if head not in ("label", "confidence")}
-        return Example(float(part["confidence"][i]), self.num_images + i, int(part["label"][i]), predicted, image)
+            found = [
+                (-float(part["confidence"][i]), start + int(i), images[i]) for i in np.flatnonzero(chosen & readable)
+            ]
+            self.sheets[name] = sorted([*self.sheets[name], *found], key=lambda one: one[:2])[:MAX_EXAMPLES]
 
     def column(self, name: str, *, readable: bool = False) -> Shaped[np.ndarray, " images"]:
         """Of all images, or those that could be read: "label", "confidence", or a head's predicted class."""
@@ -79,42 +60,45 @@ class Outcomes:
         """{head: predicted class}, of all images."""
         return {name: self.column(name) for name in self.parts[0] if name not in ("label", "confidence", "joint")}
 
+    def examples(self, sheet: str) -> list[dict[str, Any]]:
+        """The images of a contact sheet as JSON: position, class, predicted class of each head and "joint"."""
+        names, labels, predicted = self.class_names, self.column("label"), self.heads | {"joint": self.column("joint")}
+        return [
+            {
+                "position": position,
+                "label": names[labels[position]],
+                "probability": -confidence,
+                "predicted": {head: names[classes[position]] for head, classes in predicted.items()},
+            }
+            for confidence, position, _ in self.sheets[sheet]
+        ]
+
 
 def analyze(outcomes: Outcomes) -> dict[str, Any]:
-    """The content of the section, as JSON: {"images", "classes", "most_confused", "calibration", "mistakes"}, with few
-    classes "confusion", and "heads" of a model with two. A fraction of nothing is None.
+    """The content of the section, as JSON: {"images", "classes", "most_confused", "calibration_error", "mistakes"};
+    with few classes "confusion"; "heads" of a model with two. A fraction of nothing is None.
 
     Images that could not be read count as images of no class, and are left out.
     """
+    from sklearn import metrics as sklearn_metrics  # here: it takes a second to import
+
     names, labels = outcomes.class_names, outcomes.column("label", readable=True)
     joint, confidence = (outcomes.column(name, readable=True) for name in ("joint", "confidence"))
-    scores = {name: to_list(values) for name, values in class_scores(labels, joint, len(names)).items()}
-    examples = {
-        sheet: [
-            {
-                "position": e.position,
-                "label": names[e.label],
-                "probability": e.confidence,
-                "predicted": {head: names[index] for head, index in e.predicted.items()},
-            }
-            for e in found
-        ]
-        for sheet, found in outcomes.sheets.items()
-    }
+    classes, predicted = np.arange(len(names)), np.bincount(joint, minlength=len(names))
+    measured = sklearn_metrics.precision_recall_fscore_support(labels, joint, labels=classes, zero_division=np.nan)
+    scores = dict(zip(("precision", "recall", "f1", "images"), map(to_list, measured), strict=True))
+    scores["predicted"] = predicted.tolist()
     found: dict[str, Any] = {
         "images": len(labels),
         "classes": [{"name": name} | {k: v[i] for k, v in scores.items()} for i, name in enumerate(names)],
         "most_confused": [
             {"class": names[a], "taken_for": names[b], "images": n} for a, b, n in most_confused(labels, joint)
         ],
-        "calibration": {
-            name: to_list(value) if isinstance(value, np.ndarray) else value
-            for name, value in calibration(confidence, joint == labels).items()
-        },
-        "mistakes": examples["mistakes"],
+        "calibration_error": calibration_error(confidence, joint == labels),
+        "mistakes": outcomes.examples("mistakes"),
     }
     if len(names) <= MAX_CLASSES:
-        found["confusion"] = confusion_matrix(labels, joint, len(names)).tolist()
+        found["confusion"] = sklearn_metrics.confusion_matrix(labels, joint, labels=classes).tolist()
     if "dist" in outcomes.heads:
         cls, dist = (outcomes.column(name, readable=True) for name in ("cls", "dist"))
         differ = cls != dist
@@ -122,7 +106,7 @@ def analyze(outcomes: Outcomes) -> dict[str, Any]:
             "disagree": int(differ.sum()),
             "class_head_right": int((differ & (cls == labels)).sum()),
             "distillation_head_right": int((differ & (dist == labels)).sum()),
-            "examples": examples["heads"],
+            "examples": outcomes.examples("heads"),
         }
     return found
 
@@ -143,25 +127,20 @@ def write_class_report(folder: Path, outcomes: Outcomes) -> str:
     atomic.write_json(folder / "classes.json", found)
     if "confusion" in found:
         plots.confusion(folder / "confusion.png", np.array(found["confusion"]), names)
-    bins = {
-        key: np.array(found["calibration"][key], float) for key in ("bin_edges", "images", "confidence", "accuracy")
-    }
-    title = f"expected calibration error {100 * found['calibration']['expected_calibration_error']:.1f} %"
-    plots.reliability(folder / "reliability.png", *bins.values(), title=title)
-    for name, lines in (
-        ("mistakes", lambda e: [f"{100 * e.confidence:.0f} %: {names[e.predicted['joint']]}"]),
-        ("heads", lambda e: [f"class: {names[e.predicted['cls']]}", f"dist.: {names[e.predicted['dist']]}"]),
-    ):
-        if examples := outcomes.sheets[name]:
-            captions = ["\n".join([f"true: {names[e.label]}", *lines(e)]) for e in examples]
-            plots.contact_sheet(folder / f"{name}.png", [e.image for e in examples], captions)
+    for sheet, heads in (("mistakes", {"joint": "predicted"}), ("heads", {"cls": "class", "dist": "dist."})):
+        captions = [
+            "\n".join([f"true: {one['label']}", *(f"{text}: {one['predicted'][head]}" for head, text in heads.items())])
+            for one in outcomes.examples(sheet)
+        ]
+        if captions:
+            plots.contact_sheet(folder / f"{sheet}.png", [image for *_, image in outcomes.sheets[sheet]], captions)
     return class_section(found, folder)
 
 
 def class_section(found: dict[str, Any], folder: Path) -> str:
     """The report's Markdown about classes and images. found: of `analyze`; folder: of the pictures."""
     picture = lambda name, text: [f"![{text}]({name})"] if (folder / name).exists() else []
-    classes, error = found["classes"], found["calibration"]["expected_calibration_error"]
+    classes = found["classes"]
     listed, heading = classes, "Per class:"
     if len(classes) > MAX_CLASSES:
         with_images = [one for one in classes if one["images"]]
@@ -171,8 +150,8 @@ def class_section(found: dict[str, Any], folder: Path) -> str:
     rows = [
         [
             cell(c["name"]),
-            f"{c['images']}",
-            f"{c['predicted']}",
+            str(c["images"]),
+            str(c["predicted"]),
             *(percent(c[k]) for k in ("precision", "recall", "f1")),
         ]
         for c in listed
@@ -184,9 +163,8 @@ def class_section(found: dict[str, Any], folder: Path) -> str:
         text += ["Most frequent mistakes:", table(["class", "predicted as", "images"], rows)]
     text += [
         "## Calibration",
-        f"The probability of the predicted class differs from the accuracy by {100 * error:.1f} points on average "
-        "(expected calibration error, 15 bins).",
-        *picture("reliability.png", "reliability diagram"),
+        f"The probability of the predicted class differs from the accuracy by {100 * found['calibration_error']:.1f} "
+        "points on average (expected calibration error, 15 bins).",
     ]
     if found["mistakes"]:
         text += ["## Most confident mistakes", *picture("mistakes.png", "the most confident mistakes")]

@@ -1,4 +1,4 @@
-"""What a classifier gets right and wrong: counts per batch, scores per class, calibration.
+"""What a classifier gets right and wrong: counts per batch, frequent mistakes, calibration.
 
 Throughout, `labels` and `predictions` are class indices (images,).
 """
@@ -70,15 +70,6 @@ def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[s
     return result | {"subset": accuracies(part, fusion)} if part else result
 
 
-def confusion_matrix(
-    labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int
-) -> Integer[np.ndarray, "classes classes"]:
-    """How many images of each class (row) were predicted as each (column)."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (labels, predictions), 1)
-    return matrix
-
-
 def most_confused(
     labels: Indices, predictions: Integer[np.ndarray, " _"], count: int = 20
 ) -> list[tuple[int, int, int]]:
@@ -92,48 +83,16 @@ def most_confused(
     return [tuple(row) for row in np.stack([*pairs, images])[:, order].T.tolist()]
 
 
-def class_scores(
-    labels: Indices, predictions: Integer[np.ndarray, " _"], num_classes: int
-) -> dict[str, Shaped[np.ndarray, " classes"]]:
-    """Counts and scores per class.
-
-    Returns "images" of the class and those "predicted" as it; "precision", the fraction of these that are of the class;
-    "recall", the fraction of its images that were predicted as it; "f1", the harmonic mean of both. NaN where a class
-    was never predicted (precision) or has no image (recall, f1).
-    """
-    count = lambda classes: np.bincount(classes, minlength=num_classes)
-    images, predicted, right = count(labels), count(predictions), count(labels[labels == predictions])
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        f1 = np.where(images > 0, 2 * right / (images + predicted), np.nan)
-        scores = {"precision": right / predicted, "recall": right / images, "f1": f1}
-    return {"images": images, "predicted": predicted, **scores}
-
-
-def calibration(
+def calibration_error(
     confidence: Float[np.ndarray, " images"], correct: Bool[np.ndarray, " _"], bins: int = 15
-) -> dict[str, Any]:
-    """Reliability of the predicted class's probability, in bins of equal width (Guo et al. 2017).
+) -> float:
+    """The expected calibration error (Guo et al. 2017): mean of |accuracy - confidence| over bins of equal width,
+    weighted by their images.
 
     Args:
-        confidence: the probability of the predicted class.
+        confidence: the probability of the predicted class; a bin holds its upper edge.
         correct: whether that is the image's class.
-        bins: number of bins.
-
-    Returns "bin_edges" from 0 to 1, a bin holding its upper one; per bin the number of "images", their mean
-    "confidence" and their "accuracy", NaN without images; "expected_calibration_error", the mean of
-    |accuracy - confidence| weighted by images, and "largest_difference" of these.
+        bins: number of bins in 0..1.
     """
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, confidence) - 1, 0, bins - 1)
-    images = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        mean, accuracy = (np.bincount(place, x, bins) / images for x in (confidence, correct))
-    gaps = np.abs(accuracy - mean)
-    return {
-        "expected_calibration_error": float(np.nansum(gaps * images) / len(correct)),
-        "largest_difference": float(np.nanmax(gaps)),
-        "bin_edges": edges,
-        "images": images,
-        "confidence": mean,
-        "accuracy": accuracy,
-    }
+    place = np.ceil(confidence * bins).astype(int)
+    return float(np.abs(np.bincount(place, correct - confidence)).sum() / len(correct))

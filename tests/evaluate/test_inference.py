@@ -105,7 +105,7 @@ def test_predictions_are_of_the_images_that_count():
     batch = {"image": np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, 3), "label": np.array([0, 1, 2])}
     found = Outcomes(["a", "b", "c"])
     found.add(batch | {"mask": np.array([1.0, 1.0, 0.0])}, jax.device_get(predict(logits)))
-    assert [example.image[0, 0, 0] for example in found.sheets["mistakes"]] == [1]
+    assert [image[0, 0, 0] for *_, image in found.sheets["mistakes"]] == [1]
     assert found.column("label").tolist() == [0, 1]
     found_heads = {head: x.tolist() for head, x in found.heads.items()}
     assert found_heads == {"cls": [0, 1], "dist": [1, 2], "fused_logits": [0, 2]}

@@ -66,7 +66,7 @@ def test_the_page_of_a_run_shows_its_log_and_its_report(own_run, tab):
     text = tab.evaluate("document.querySelector('[aria-label=\"confusion matrix\"]').data[0].text")
     assert text == [[str(count or "") for count in row] for row in matrix]
     images = tab.locator("img")
-    assert [images.nth(i).evaluate("image => image.naturalWidth > 100") for i in range(images.count())] == [True] * 4
+    assert [images.nth(i).evaluate("image => image.naturalWidth > 100") for i in range(images.count())] == [True] * 3
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
