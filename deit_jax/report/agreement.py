@@ -1,5 +1,5 @@
-"""How often labels, teacher and student disagree (paper, Table 4), how similar the student's two tokens are
-(section 4), and the teacher's part of a step. For the report of a run."""
+"""How often labels, teacher and student disagree (paper, Table 4), and how similar the student's two tokens are
+(section 4). For the report of a run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +16,10 @@ from deit_jax.augment import normalize
 from deit_jax.config.recipes import plain_config
 from deit_jax.data import loader
 from deit_jax.evaluate import tables
-from deit_jax.evaluate.inference import head_logits, predict_classes
+from deit_jax.evaluate.inference import predict_classes
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.runtime import sharding
-from deit_jax.runtime.timing import time_once
-from deit_jax.train import log
 from deit_jax.train.run import Normalization, Run
 from deit_jax.train.step import make_student
 from deit_jax.weights.orbax import find_step, read_weights
@@ -63,17 +61,11 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
 
     student: what each head of the best student predicts for the evaluation images, and the true labels as "label".
 
-    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer], "teacher_time_fraction": of a
-    step}.
-    The cosine is left out without a second token, the fraction where the labels are stored or no speed was logged.
+    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer]}, without the latter where there is
+    no second token.
     """
     mesh = sharding.make_mesh(jax.local_devices())
-    predictions, seconds = teacher_predictions(run, mesh)
-    agreed: dict[str, Any] = {}
-    fraction = teacher_time_fraction(log.read_log(run.folder), seconds) if seconds else None
-    if fraction is not None:
-        agreed["teacher_time_fraction"] = fraction
-
+    predictions = teacher_predictions(run, mesh)
     plain = run.folder / "plain"
     if find_step(plain):
         plain_student = make_student(plain_config(run.config), run.model.num_classes)
@@ -83,7 +75,7 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
     fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
     names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
     own = {name: (student | {"fused": fused})[head] for head, name in names.items()}
-    agreed["disagreement"] = disagreement({"true label": student["label"]} | predictions | own)
+    agreed: dict[str, Any] = {"disagreement": disagreement({"true label": student["label"]} | predictions | own)}
 
     weights = best_weights(run.folder, mesh)
     model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
@@ -109,12 +101,11 @@ def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
     return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
 
 
-def teacher_predictions(run: Run, mesh: Mesh) -> tuple[Predictions, float]:
-    """(classes of the data predicted, seconds per image on all devices of the run) of the live teacher's models; ({},
-    0.0) without one."""
-    predictions, seconds = {}, 0.0
+def teacher_predictions(run: Run, mesh: Mesh) -> Predictions:
+    """The classes of the data that the live teacher's models predict; {} without one."""
+    predictions: Predictions = {}
     if run.teacher is None:
-        return predictions, seconds
+        return predictions
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
         pixels = {"mean": tuple(model.mean), "std": tuple(model.std)}
@@ -122,30 +113,12 @@ def teacher_predictions(run: Run, mesh: Mesh) -> tuple[Predictions, float]:
         heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
         predictions[name] = heads.get("fused_logits", heads["cls"])
-        images = next(evaluation_batches(run, model.size))["image"]
-        placed = sharding.place_batch({"image": images}, mesh)["image"]
-        call = lambda m=model, w=weights, x=placed, p=pixels: head_logits(m.graphdef, w, x, **p)
-        fastest = min(time_once(call) for _ in range(3))
-        seconds += fastest / len(images) * mesh.devices.size / jax.device_count()
-    return predictions, seconds
-
-
-def teacher_time_fraction(records: list[dict[str, Any]], image_seconds: float) -> float | None:
-    """The teacher's part of a train step's time (waiting for data left out), or None where no speed was logged.
-
-    records: of the run's log. image_seconds: that the teacher takes per image.
-    """
-    steps = [(1 - r["wait_share"]) / r["images_per_second"] for r in records if r.get("images_per_second")]
-    return image_seconds / float(np.median(steps)) if steps else None
+    return predictions
 
 
 def report_agreement(run: Run, student: Predictions) -> str:
     """The report's Markdown about agreement; arguments as of `measure_agreement`."""
-    return agreement_section(measure_agreement(run, student))
-
-
-def agreement_section(found: dict[str, Any]) -> str:
-    """The report's Markdown about agreement. found: of `measure_agreement`."""
+    found = measure_agreement(run, student)
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [
@@ -157,9 +130,4 @@ def agreement_section(found: dict[str, Any]) -> str:
         layers = [str(i) for i in range(len(found["cosine"]))]
         values = tables.table(["after block", *layers], [["cosine", *(f"{x:.2f}" for x in found["cosine"])]])
         text += ["Cosine between class and distillation token (0: before the first block):", values]
-    if "teacher_time_fraction" in found:
-        text.append(
-            f"The teacher takes about {100 * found['teacher_time_fraction']:.0f} % of a training step; "
-            "`--mode=label` stores its labels for later runs with the same seed, batch size and augmentation."
-        )
     return "\n\n".join(text)

@@ -1,4 +1,4 @@
-"""The report's table of different predictions, the tokens' cosine and the teacher's cost."""
+"""The report's table of different predictions, the tokens' cosine."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from flax import nnx
 from helpers import TINY_PLAIN, whole_config
 
 from deit_jax import models
-from deit_jax.report.agreement import disagreement, measure_agreement, teacher_time_fraction, token_cosine
+from deit_jax.report.agreement import disagreement, measure_agreement, token_cosine
 from deit_jax.report.run_report import predict_student
 from deit_jax.train.run import open_data, open_models, open_run
 
@@ -41,17 +41,6 @@ def test_cosine_is_one_for_equal_tokens_and_follows_the_blocks():
     np.testing.assert_allclose(token_cosine(model, images), 1, atol=1e-5)
 
 
-def test_the_teachers_share_is_of_the_step_without_waiting():
-    log = [
-        {"step": 20},
-        {"images_per_second": 100.0, "wait_share": 0.5},
-        {"images_per_second": 50.0, "wait_share": 0.0},
-    ]
-    # 5 ms and 20 ms an image: the median is 12.5 ms
-    assert teacher_time_fraction(log, 0.0025) == pytest.approx(0.2)
-    assert teacher_time_fraction([{"step": 1, "loss": 1.0}], 0.1) is None
-
-
 @pytest.fixture
 def finished(own_run):
     """(config, folder, what the student predicts, its run as with stored labels: without a live teacher)."""
@@ -79,8 +68,6 @@ def test_the_table_is_in_the_report_and_its_first_row_has_the_errors(finished):
     assert found["disagreement"]["true label"] == pytest.approx({"true label": 0.0} | errors)
     header = next(line for line in report.splitlines() if line.startswith("|  | true label"))
     assert all(f" {name} |" in header and f"| {name} |" in report for name in top1)
-    assert found["teacher_time_fraction"] > 0
-    assert "The teacher takes about" in report
     assert len(found["cosine"]) == 3
     assert "Cosine between class and distillation token" in report
 
@@ -88,7 +75,6 @@ def test_the_table_is_in_the_report_and_its_first_row_has_the_errors(finished):
 def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
     found = measure_agreement(finished[3], finished[2])
     assert "teacher" not in found["disagreement"]
-    assert "teacher_time_fraction" not in found
 
 
 def test_several_teachers_have_a_column_each(finished):
