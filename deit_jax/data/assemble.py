@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
 from deit_jax.data import batch as batches
-from deit_jax.data import decode, images
+from deit_jax.data import images
 from deit_jax.data.base import Source
 from deit_jax.data.batch import MAX_LABELS, UNREADABLE
 from deit_jax.errors import UserError
@@ -27,18 +27,15 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
 
-def run_in_threads(threads: int, count: int, load: Callable[[int], None]) -> Iterator[int]:
-    """Call load(0) … load(count - 1) in `threads` threads; yields after each. The first exception is raised."""
+def run_in_threads(threads: int, count: int, load: Callable[[int], None]) -> None:
+    """Call load(0) … load(count - 1) in `threads` threads. The first exception is raised."""
 
-    def chunk(first: int) -> range:
-        rows = range(first, min(first + CHUNK, count))
-        for row in rows:
+    def chunk(first: int) -> None:
+        for row in range(first, min(first + CHUNK, count)):
             load(row)
-        return rows
 
     spread = map if threads == 1 else _pool(threads).map
-    for rows in spread(chunk, range(0, count, CHUNK)):
-        yield from rows
+    list(spread(chunk, range(0, count, CHUNK)))
 
 
 def read(source: Source, index: int, decode: Callable) -> tuple[Any, dict[str, Any]]:
@@ -52,20 +49,8 @@ def read(source: Source, index: int, decode: Callable) -> tuple[Any, dict[str, A
     except OSError as error:
         raise OSError(f"{name} ({error})") from error
     if not 0 <= sample["label"] < source.num_classes:
-        raise UserError(
-            f"{name} has label {sample['label']}: labels of {source.num_classes} classes are "
-            f"0 to {source.num_classes - 1}"
-        )
+        raise UserError(f"{name} has label {sample['label']}: labels are 0 to {source.num_classes - 1}")
     return decoded, sample
-
-
-def header_error(source: Source, index: int) -> str:
-    """Name and error of an image whose header cannot be read; "" where it can."""
-    try:
-        read(source, index, decode.read_header)
-    except OSError as error:
-        return str(error)
-    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +109,7 @@ class TrainBatch:
                 out["label"][row], out["index"][row] = label, position
 
         try:
-            for _ in run_in_threads(self.threads, len(found), load):
-                pass
+            run_in_threads(self.threads, len(found), load)
             if self.labels is not None:
                 out |= self.stored(mixed_at) if again else self.labels(int(step), self.rows)
         except UserError as error:
@@ -153,7 +137,7 @@ class TrainBatch:
         exif, augment = self.config.data.exif, self.config.augment
         for position in ((index + k) % len(self.source) for k in range(min(GIVE_UP, len(self.source)))):
             try:
-                pixels, sample = read(self.source, position, lambda image: decode.decode(image, exif))
+                pixels, sample = read(self.source, position, lambda image: images.decode(image, exif))
                 height, width = pixels.shape[:2]
                 keys = [generator(self.config.seed, "crop", epoch, position, view) for view in views]
                 if augment.crop == "simple":
@@ -203,7 +187,7 @@ class EvalBatch:
 
         def load(row: int) -> None:
             try:
-                pixels, sample = read(self.source, int(indices[row]), lambda image: decode.decode(image, data.exif))
+                pixels, sample = read(self.source, int(indices[row]), lambda image: images.decode(image, data.exif))
             except OSError as error:
                 broken[row] = str(error)
                 out["label"][row], out["mask"][row] = UNREADABLE, data.eval_broken != "skip"
@@ -216,8 +200,7 @@ class EvalBatch:
             out["image"][row] = images.eval_image(pixels, self.size, data.crop, data.interpolation, fit=self.fit)
 
         try:
-            for _ in run_in_threads(self.threads, len(real), load):
-                pass
+            run_in_threads(self.threads, len(real), load)
         except UserError as error:
             return {"error": str(error)}
         return {**out, "broken": [name for name in broken if name], "seen": len(real)}

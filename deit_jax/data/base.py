@@ -1,6 +1,5 @@
 """What a source of images is, and the plain kinds: pixels in memory, files, a part of another source."""
 
-import concurrent.futures
 import functools
 import hashlib
 import os
@@ -54,18 +53,14 @@ def spread(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source | None, Source]:
-    """Split by image, evenly over the classes, the same way every time.
+    """Split by image, evenly over the classes, the same way every time: (training part, held-out part).
 
     Args:
       labels: of the images, int (n,); all alike where they are not known.
-      share: fraction of the images that is held out. 1 holds everything out; 0 nothing: evaluation then takes the
-        training images.
+      share: fraction of the images that is held out; each class keeps an image to train on. 1 holds everything out, and
+        the training part is None; 0 nothing: evaluation then takes the training images.
 
-    Returns:
-      (training part, or None where everything is held out; held-out part). Each class keeps an image to train on.
-
-    Raises:
-      UserError: where no image can be held out.
+    Raises UserError where no image can be held out.
     """
     if share >= 1:
         return None, source
@@ -81,9 +76,7 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
         few = len(held) < len(rest)
         held = rest[spread(labels[rest], len(held) / len(rest), HOLDOUT_SEED)] if few else rest
     if not len(held):
-        raise UserError(
-            f"each class in {source.title} has a single image, so none can be held out: add images, or a folder val"
-        )
+        raise UserError(f"each class in {source.title} has a single image, so none can be held out: add images")
     title = f"{source.title}, {len(held) / len(source):.0%} held out"
     train = Subset(source, np.setdiff1d(np.arange(len(source)), held), title=source.title)
     return train, Subset(source, held, title=title, notes=())
@@ -123,12 +116,6 @@ def file_names(source: Source) -> list[str]:
     return [os.fsdecode(name) for name in source.names] if isinstance(source, FileSource) else []
 
 
-def checksum(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class ArraySource:
     """Pixels in memory: uint8 (n, height, width[, 3]) and labels (n,)."""
 
@@ -153,13 +140,7 @@ class ArraySource:
 
 
 class FileSource:
-    """Image files: paths below `root` and labels (n,).
-
-    Attributes:
-      by_content: the fingerprint covers the files' bytes, not only their sizes.
-    """
-
-    by_content = False
+    """Image files: paths below `root` and labels (n,)."""
 
     def __init__(
         self,
@@ -167,7 +148,6 @@ class FileSource:
         names: Sequence[str],
         labels: np.ndarray,
         class_names: Sequence[str],
-        *,
         title: str = "",
         notes: Sequence[str] = (),
     ):
@@ -178,20 +158,14 @@ class FileSource:
 
     @cached
     def fingerprint(self) -> str:
-        """Of names, sizes and labels; of the files' bytes too with `by_content`, which reads them all (an hour for
-        ImageNet from a disk, where the sizes take seconds). Raises UserError for a file that is gone."""
+        """Of names, sizes and labels. Raises UserError for a file that is gone."""
         digest = hashlib.sha256(repr(self.class_names).encode("utf-8", "backslashreplace"))
-        paths = [self.path(index) for index in range(len(self))]
         try:
-            sizes = np.fromiter(map(os.path.getsize, paths), np.int64)
-            for part in (self.names, sizes, self.labels):
-                digest.update(part.data)
-            if self.by_content:
-                with concurrent.futures.ThreadPoolExecutor(16) as pool:
-                    for content in pool.map(checksum, paths):
-                        digest.update(bytes.fromhex(content))
+            sizes = np.fromiter((os.path.getsize(self.path(index)) for index in range(len(self))), np.int64)
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read ({error.strerror}): restore it") from error
+        for part in (self.names, sizes, self.labels):
+            digest.update(part.data)
         return digest.hexdigest()
 
     def path(self, index: int) -> str:

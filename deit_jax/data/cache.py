@@ -6,7 +6,7 @@ import numpy as np
 
 from deit_jax.config import Config
 from deit_jax.data.base import ArraySource, Source, Subset, cached
-from deit_jax.data.decode import decode
+from deit_jax.data.images import decode
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
 

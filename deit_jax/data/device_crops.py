@@ -18,7 +18,7 @@ from deit_jax.arrays import AnyArray
 from deit_jax.config import Config
 from deit_jax.data import cache
 from deit_jax.data.base import Source
-from deit_jax.data.decode import decode
+from deit_jax.data.images import decode
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
 

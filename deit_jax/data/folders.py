@@ -15,7 +15,7 @@ import numpy as np
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.listing import Listing, class_text, list_images
-from deit_jax.data.splits import HOLDOUT, TRAIN, check_splits, open_splits, preview, split_in, split_of
+from deit_jax.data.splits import HOLDOUT, TRAIN, Splits, check_splits, open_splits, preview, split_in, split_of
 from deit_jax.errors import UserError, printable
 
 UNLABELLED = "unlabelled"  # `data.layout`, and the name of the only class until the teacher's are known
@@ -43,9 +43,7 @@ class Layout(NamedTuple):
         return lines + ([f"{self.loose} images outside class folders"] if self.loose else [])
 
 
-def open_folder(
-    root: str, *, train_split: str, eval_split: str, holdout: float, layout: str = "auto"
-) -> tuple[Source | None, Source]:
+def open_folder(root: str, splits: Splits, layout: str = "auto") -> tuple[Source | None, Source]:
     """The images of ROOT/CLASS/image or ROOT/SPLIT/CLASS/image, as `open_splits`.
 
     layout: see `read_layout`; "unlabelled": all images below ROOT, of no class, a fraction held out.
@@ -56,20 +54,14 @@ def open_folder(
         if not names:
             raise UserError(f"{root} holds no images")
         whole = FileSource(root, names, np.zeros(len(names)), [UNLABELLED], notes=not_used(listing.describe_skipped()))
-        return hold_out(whole, whole.labels, holdout)
-    check_splits(sorted(path for path in listing.folders if "/" not in path), root, train_split, eval_split)
-    found = read_layout(listing, root, (train_split, eval_split), layout)
+        return hold_out(whole, whole.labels, splits.holdout)
+    check_splits(sorted(path for path in listing.folders if "/" not in path), root, splits)
+    found = read_layout(listing, root, splits[:2], layout)
     if "" in found.splits:
         whole = split_sources(listing, root, found, [""])[""]
-        return hold_out(whole, whole.labels, holdout)
-    return open_splits(
-        lambda used: split_sources(listing, root, found, used),
-        [*found.splits, *found.others],
-        root,
-        train_split=train_split,
-        eval_split=eval_split,
-        holdout=holdout,
-    )
+        return hold_out(whole, whole.labels, splits.holdout)
+    open_used = lambda used: split_sources(listing, root, found, used)
+    return open_splits(open_used, [*found.splits, *found.others], root, splits)
 
 
 def scan_folder(folder: str | Path) -> FileSource:
@@ -85,10 +77,7 @@ def split_sources(listing: Listing, root: str, found: Layout, used: Sequence[str
     """The images of the splits `used`, with their classes numbered together."""
     for split in used:
         if split not in found.splits:
-            raise UserError(
-                f"{root}/{split} holds images but no class folders: put the images of each class into a folder of its"
-                f" own, or use --config.data.eval_split={HOLDOUT} to hold training images out"
-            )
+            raise UserError(f"{root}/{split} has images but no class folders: add them, or data.eval_split={HOLDOUT}")
     names = sort_classes({class_text(name) for split in used for name in found.splits[split]})
     number = {name: label for label, name in enumerate(names)}
     notes = not_used(found.unused(used) + listing.describe_skipped())
@@ -111,8 +100,7 @@ def read_layout(listing: Listing, root: str, split_names: Sequence[str] = (), la
       split_names: further folders that are splits.
       layout: "classes": the folders are classes, whatever their names; "auto": as their names and contents tell.
 
-    Raises:
-      UserError: for a folder without images, and for all that is neither of the two layouts.
+    Raises UserError for a folder without images, and for all that is neither of the two layouts.
     """
     count = collections.Counter(path.split("/", 1)[0] for path in listing.images if "/" in path)
     direct = {path.split("/", 1)[0] for path in listing.images if path.count("/") == 1}
@@ -123,8 +111,7 @@ def read_layout(listing: Listing, root: str, split_names: Sequence[str] = (), la
     if not full:
         images = f"{loose} images but " if loose else ""
         raise UserError(
-            f"{root} holds {images}no class folders with images: put each class's into a folder of its own, or learn"
-            " from a teacher alone with --config.data.layout=unlabelled"
+            f"{root} holds {images}no class folders with images: {EXPECTED_LAYOUT}, or --config.data.layout=unlabelled"
         )
     if splits and layout == "auto":
         classes = [name for name in full if name in direct and not split_of(name)]
@@ -155,10 +142,7 @@ def _check_class_folders(
         raise UserError(f"{root} holds images directly in {found}, without class folders: {EXPECTED_LAYOUT}")
     below = sorted({path.split("/")[1] if path.count("/") > 1 else "" for path in listing.images if "/" in path})
     if len(full) == 1 and not direct and len(below) > 1:
-        raise UserError(
-            f"{root} holds a single folder, {full[0]}, with the folders {preview(below)} in it: if those are classes or"
-            f" splits, give {root}/{full[0]} as data.root"
-        )
+        raise UserError(f"{root} holds one folder, of {preview(below)}: give {root}/{full[0]} if that is the data")
     if len(full) == 1:
         raise UserError(
             f"{root} holds a single class folder, {full[0]}: a classifier needs two or more; {EXPECTED_LAYOUT}"

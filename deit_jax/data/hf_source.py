@@ -8,15 +8,16 @@ import collections
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deit_jax.classes.match import sort_classes
-from deit_jax.data.base import Source, cached, not_used
-from deit_jax.data.splits import TRAIN, open_splits
-from deit_jax.data.table import HEADINGS, plain_labels
+from deit_jax.data.base import Source, cached
+from deit_jax.data.listing import is_hidden, is_image_name
+from deit_jax.data.splits import TRAIN, Splits
+from deit_jax.data.table import HEADINGS, open_labelled
 from deit_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 HUB = "hf:"
 PARQUET = ".parquet"
+BESIDE = ("data", "images")  # folders beside parquet files that may be part of the data set
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 NUMBERED = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # the end of a shard's name
 
@@ -35,15 +37,20 @@ def is_hf(root: str | os.PathLike) -> bool:
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """A parquet file itself; those of a folder, or of the folder `data` in it, as the hub has them."""
+    """A parquet file itself; those of a folder, or of the folder `data` in it, as the hub has them.
+
+    A folder whose sub-folders hold images is a folder of images, whatever lies beside them, unless they are called as
+    `BESIDE`, where parquet files may keep theirs.
+    """
     if root.suffix.lower() == PARQUET:
         return [root]
-    return sorted(root.glob(f"*{PARQUET}")) or sorted(root.glob(f"data/*{PARQUET}"))
+    found = sorted(root.glob(f"*{PARQUET}")) or sorted(root.glob(f"data/*{PARQUET}"))
+    below = [path for path in root.iterdir() if path.is_dir() and path.name not in BESIDE] if found else []
+    holds_images = lambda folder: any(is_image_name(name) for *_, names in os.walk(folder) for name in names)
+    return [] if any(holds_images(folder) for folder in below if not is_hidden(folder.name)) else found
 
 
-def open_hf(
-    root: str, *, columns: str = "", train_split: str = "train", eval_split: str = "", holdout: float
-) -> tuple[Source | None, Source]:
+def open_hf(root: str, splits: Splits, columns: str = "") -> tuple[Source | None, Source]:
     """The images of `root`, as `open_splits`.
 
     columns: "IMAGE,LABEL", where the columns' types leave a choice.
@@ -52,27 +59,12 @@ def open_hf(
 
     Raises UserError where `datasets` is not installed or cannot read it, and without a column of images or of labels.
     """
-    parts = load_parts(root)
-    files = parquet_files(Path(root))
+    parts, files = load_parts(root), parquet_files(Path(root))
+    chosen = lambda split: find_columns(parts[split], columns, root)
+    read_labels = lambda split: label_names(parts[split], chosen(split)[1], f"{root}, split {split}")
     folder = files[0].parent if files else None
-
-    def open_used(used: list[str]) -> dict[str, Source]:
-        unused = [f"split {name} ({len(rows)} images)" for name, rows in sorted(parts.items()) if name not in used]
-        chosen = {split: find_columns(parts[split], columns, root) for split in used}
-        named = {split: label_names(parts[split], chosen[split][1], f"{root}, split {split}") for split in used}
-        plain = plain_labels({name for names in named.values() for name in names}, root)
-        classes = sort_classes(set(plain.values()))
-        number = {name: classes.index(text) for name, text in plain.items()}
-        sources: dict[str, Source] = {}
-        for split, names in named.items():
-            title = root if len(parts) == 1 else f"{root}, split {split}"
-            labels = np.array([number[name] for name in names], np.int32)
-            source = HfSource(parts[split], chosen[split][0], labels, classes, title, folder)
-            source.notes = not_used(unused)
-            sources[split] = source
-        return sources
-
-    return open_splits(open_used, parts, root, train_split=train_split, eval_split=eval_split, holdout=holdout)
+    make = lambda split, *described: HfSource(parts[split], chosen(split)[0], folder, *described)
+    return open_labelled(parts, read_labels, make, root, splits)
 
 
 def load_parts(root: str) -> dict[str, "Dataset"]:
@@ -141,50 +133,35 @@ class HfSource:
     Attributes:
       labels: int32 (n,)
       folder: where paths without bytes start; None: nowhere.
-      by_content: as FileSource's.
     """
-
-    by_content = False
 
     def __init__(
         self,
         rows: "Dataset",
         column: str,
+        folder: Path | None,
         labels: np.ndarray,
         class_names: list[str],
         title: str,
-        folder: Path | None,
+        notes: Sequence[str],
     ):
         import datasets
 
         self._rows: Any = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self._column, self._folder = column, folder
         self.labels, self.class_names, self.num_classes = labels, class_names, len(class_names)
-        self.title, self.notes = title, []
+        self.title, self.notes = title, notes
 
     @cached
     def fingerprint(self) -> str:
-        """Of names, sizes and labels; of the images' bytes too with `by_content`, which reads them all.
-
-        Raises UserError for a file that is gone.
-        """
+        """Of names, lengths and labels; of images that paths name, the paths alone."""
         from pyarrow import compute  # comes with datasets
 
         pc: Any = compute  # its functions are made when it is imported
         stored = self._rows.data.column(self._column)
         paths = pc.struct_field(stored, "path").to_pylist()
-        lengths = pc.binary_length(pc.struct_field(stored, "bytes"))
-        sizes = pc.fill_null(lengths, -1).to_numpy().astype(np.int64)
-        digest = hashlib.sha256(repr((self.class_names, paths)).encode() + self.labels.tobytes())
-        try:
-            for row in np.flatnonzero(sizes < 0):
-                sizes[row] = (self._folder / paths[row]).stat().st_size if self._folder and paths[row] else -1
-            digest.update(sizes.tobytes())
-            for row in range(len(self) if self.by_content else 0):
-                digest.update(self[row]["image"])
-        except OSError as error:
-            raise UserError(f"{error.filename or error} cannot be read: restore it") from error
-        return digest.hexdigest()
+        lengths = pc.binary_length(pc.struct_field(stored, "bytes")).to_pylist()
+        return hashlib.sha256(repr((self.class_names, paths, lengths)).encode() + self.labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -30,6 +30,7 @@ from deit_jax.errors import UserError, first_line
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 BESIDE = (DEVKIT, DEVKIT.removesuffix(".tar.gz"), "LOC_val_solution.csv")
+EXPECTED_LABELS = "a .csv of path,class, ReaL's .json or ImageNet's development kit"
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 T = TypeVar("T")
@@ -64,33 +65,23 @@ def find_beside(folder: Path) -> Path | None:
 
 
 def read_label_file(path: Path, images: Sequence[str]) -> FileLabels:
-    """The right classes of each image.
+    """The right classes of each image. path: one of the files above; images: paths of the files below their folder.
 
-    Args:
-        path: one of the files above.
-        images: paths of the image files below their folder.
-
-    Raises:
-        UserError: for a file of another form, a name that may be two images or has two labels, and where images have
-            no label (three are named).
+    Raises UserError for a file of another form, a name that may be two images or has two labels, and where images have
+    no label (some are named).
     """
     if not path.exists():
-        raise UserError(f"labels {path} do not exist: give a .csv or .json file, or ImageNet's development kit")
+        raise UserError(f"labels {path} do not exist: give {EXPECTED_LABELS}")
     try:
         class_names, by_name, several = _read(path, images)
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"labels {path} cannot be read ({first_line(error)}): give a table of path,class, ReaL's list or ImageNet's"
-            " development kit"
-        ) from error
+        raise UserError(f"labels {path} cannot be read ({first_line(error)}): give {EXPECTED_LABELS}") from error
     of_image = match_names(list(by_name), images, str(path))
     without = [name for name in images if name not in of_image]
     if without:
-        raise UserError(
-            f"{len(without)} images have no label in {path}: {preview(without)}: add them, or move them away"
-        )
+        raise UserError(f"{len(without)} images have no label in {path}: {preview(without)}: add it or move them")
     return FileLabels(class_names, by_name, of_image, several)
 
 
@@ -150,9 +141,7 @@ def match_names(names: Sequence[str], images: Sequence[str], where: str) -> dict
         ]
         best = [name for depth, name in fits if depth == max(fits)[0]]
         if len(best) > 1:
-            raise UserError(
-                f"{where} has {best[0]} and {best[1]}, which may both be {image}: write paths below its folder"
-            )
+            raise UserError(f"{where} has {best[0]} and {best[1]}, both maybe {image}: write paths below its folder")
         if best:
             other = image_of.setdefault(best[0], image)
             if other != image:
@@ -164,13 +153,8 @@ def match_names(names: Sequence[str], images: Sequence[str], where: str) -> dict
 def read_devkit(kit: Path) -> list[str]:
     """The WordNet ids of ImageNet's 50,000 validation images, in the order of their file names.
 
-    The truth file's numbers are the ILSVRC2012_ID of meta.mat, not the order of the models' outputs.
-
-    Args:
-        kit: ILSVRC2012_devkit_t12.tar.gz, its folder, or the folder of both files.
-
-    Raises:
-        UserError: where one of its two files is missing or damaged.
+    The truth file's numbers are the ILSVRC2012_ID of meta.mat, not the order of the models' outputs. kit:
+    ILSVRC2012_devkit_t12.tar.gz, its folder, or the folder of both files. Raises UserError where one is missing.
     """
     from scipy.io import loadmat
 
@@ -186,8 +170,7 @@ def read_devkit(kit: Path) -> list[str]:
         return [classes[int(number)] for number in found[TRUTH].split()]
     except (OSError, ValueError, KeyError, TypeError, IndexError, tarfile.TarError) as error:
         raise UserError(
-            f"{kit} holds no readable {META} and {TRUTH} ({first_line(error)}): give ImageNet's development kit,"
-            f" {DEVKIT} or its folder"
+            f"{kit} holds no readable {META} and {TRUTH} ({first_line(error)}): give {DEVKIT} or its folder"
         ) from error
 
 
@@ -197,8 +180,5 @@ def _in_order(entries: Sequence[T], images: Sequence[str], path: Path) -> dict[s
     if images and all(VALIDATION_NAME.match(os.path.basename(name)) for name in images):
         return {f"ILSVRC2012_val_{number:08}": entry for number, entry in enumerate(entries, 1)}
     if len(entries) != len(images):
-        raise UserError(
-            f"{path} has {len(entries)} entries for {len(images)} images, whose names do not tell which is which:"
-            " give all the images, or a .csv of path,class"
-        )
+        raise UserError(f"{path} has {len(entries)} entries for {len(images)} images: give all or a .csv of path,class")
     return dict(zip(sorted(images), entries, strict=True))

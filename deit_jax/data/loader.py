@@ -5,6 +5,7 @@ Each process gets its rows of the global batch of B: rows [p * B / P, (p + 1) * 
 """
 
 import collections
+import concurrent.futures
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from absl import flags
 
 from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
-from deit_jax.data.assemble import EvalBatch, TrainBatch, header_error, run_in_threads
+from deit_jax.data.assemble import EvalBatch, TrainBatch, read
 from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch, epoch_steps
 from deit_jax.data.device_crops import Cut, open_crops
+from deit_jax.data.images import read_header
 from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import track
@@ -37,15 +39,12 @@ def steps_per_epoch(config: Config, source: Source) -> int:
     if len(source) < config.batch_size:
         unit = config.accumulate * jax.device_count()  # which a batch has to be divisible by
         raise UserError(
-            f"batch_size {config.batch_size} is more than the {len(source)} training images: use "
-            f"--config.batch_size={max(len(source) // unit, 1) * unit}"
+            f"batch_size {config.batch_size} is more than the {len(source)} training images: use"
+            f" --config.batch_size={max(len(source) // unit, 1) * unit}"
         )
     groups = num_groups(config.batch_size, config.augment.mix_group)
     if config.label.views and config.batch_size % groups:
-        raise UserError(
-            f"label.views repeats whole mixing groups, and those of batch_size {config.batch_size} differ in size: use"
-            f" a multiple of augment.mix_group, {config.augment.mix_group}"
-        )
+        raise UserError(f"label.views needs a batch_size of whole groups: a multiple of {config.augment.mix_group}")
     return epoch_steps(len(source), config.batch_size, config.data.drop_last)
 
 
@@ -63,16 +62,11 @@ def train_batches(
 
     Args:
       size: of the images, pixels per side.
-      labels: (step, rows) → further entries of the batch: a teacher's stored labels
-        (`deit_jax.distill.label_reader.StoredLabels`).
+      labels: (step, rows) → further entries of the batch: `deit_jax.distill.label_reader.StoredLabels`.
 
-    Returns:
-      An iterator that counts unreadable images; each is replaced by the next readable one. `.close()` ends its threads
-      and processes.
-
-    Raises:
-      UserError: where there is not one whole batch, or `data.cache` is device and these images cannot be cut there;
-        while iterating, where more images are unreadable than `data.max_broken` and `data.broken_floor` allow.
+    Unreadable images are counted; each is replaced by the next readable one. Raises UserError where there is not one
+    whole batch, or `data.cache` is device and these images cannot be cut there; while iterating, where more images are
+    unreadable than `data.max_broken` and `data.broken_floor` allow.
     """
     steps_per_epoch(config, source)
     if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
@@ -88,16 +82,8 @@ def eval_batches(
 ) -> "EvalBatches":
     """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
 
-    Args:
-      size: of the images, pixels per side.
-      fit: as `eval_image`.
-
-    Returns:
-      An iterator. An unreadable image is named in `.broken`, and counts as wrong or is skipped, as `data.eval_broken`
-      says.
-
-    Raises:
-      UserError: while iterating, where none of the images can be read.
+    size: of the images, pixels per side. fit: as `eval_image`. An unreadable image is named in `.broken`, and counts as
+    wrong or is skipped, as `data.eval_broken` says. Raises UserError, while iterating, where none can be read.
     """
     batch = config.data.eval_batch_size or config.batch_size
     rows = process_rows(batch, process_index, process_count)
@@ -110,14 +96,17 @@ def check_headers(config: Config, source: Source) -> list[str]:
 
     Returns the unreadable images' names and errors.
     """
-    found = [""] * len(source)
 
-    def check(index: int) -> None:
-        found[index] = header_error(source, index)
+    def error_of(index: int) -> str:
+        try:
+            read(source, index, read_header)
+        except OSError as error:
+            return str(error)
+        return ""
 
-    for _ in track(run_in_threads(_threads(config), len(source), check), "headers checked", len(source), after=10.0):
-        pass
-    broken = [error for error in found if error]
+    with concurrent.futures.ThreadPoolExecutor(_threads(config)) as pool:
+        checked = pool.map(error_of, range(len(source)))
+        broken = [error for error in track(checked, "headers checked", len(source), after=10.0) if error]
     for error in broken[:NAMED]:
         log.warning("evaluation image cannot be read: %s", printable(error))
     if broken:
@@ -194,8 +183,7 @@ class TrainBatches:
         if self.seen >= MIN_VIEWS and views > data.max_broken * self.seen and files > data.broken_floor:
             raise UserError(
                 f"{views} of {self.seen} views of training images cannot be read, of {files} files, e.g."
-                f" {min(self.broken)}: repair or remove them and begin a new folder, or raise data.max_broken above"
-                f" {views / self.seen:.2g} or data.broken_floor to {files} or more"
+                f" {min(self.broken)}: repair them, or raise data.max_broken above {views / self.seen:.2g}"
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, cached
-from deit_jax.data.splits import open_splits
+from deit_jax.data.splits import Splits, open_splits
 from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import storage
 
@@ -49,7 +49,7 @@ def check_place(root: Path, what: str) -> None:
         raise UserError(f"{what} {root} is in a bucket: mount it (gcsfuse) or copy it, and give the folder's path")
 
 
-def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
+def open_shards(root: Path, splits: Splits) -> tuple[Source | None, Source]:
     """The images of a prepared folder, as `open_splits`. Raises UserError where its index is missing, damaged or
     unfinished."""
     path = root / INDEX
@@ -57,7 +57,7 @@ def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float
         raise UserError(f"{root} holds shards but no {INDEX}: make it with deit-jax prepare")
     try:
         index = json.loads(path.read_text())
-        done, splits = index["complete"], list(index["splits"])
+        done = index["complete"]
         for written in index["splits"].values():
             for shard in written:
                 _check_shard(shard, index["classes"])
@@ -65,14 +65,8 @@ def open_shards(root: Path, *, train_split: str, eval_split: str, holdout: float
         raise UserError(f"{path} is damaged ({first_line(error)[:80]}): make it again with deit-jax prepare") from error
     if not done:
         raise UserError(f"{root} is not finished: run its deit-jax prepare command again")
-    return open_splits(
-        lambda used: {split: ShardSource(root, index, split) for split in used},
-        splits,
-        str(root),
-        train_split=train_split,
-        eval_split=eval_split,
-        holdout=holdout,
-    )
+    open_used = lambda used: {split: ShardSource(root, index, split) for split in used}
+    return open_splits(open_used, index["splits"], str(root), splits)
 
 
 def _check_shard(shard: dict[str, Any], classes: list[str]) -> None:
@@ -106,9 +100,7 @@ class ShardSource:
             path = root / shard["file"]
             size = path.stat().st_size if path.is_file() else 0
             if size != shard["bytes"]:
-                raise UserError(
-                    f"shard {path} has {size} bytes instead of {shard['bytes']}: copy it here or prepare it again"
-                )
+                raise UserError(f"shard {path} has {size} bytes instead of {shard['bytes']}: copy or prepare it again")
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         parts: list[Any] = [

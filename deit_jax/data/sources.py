@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from deit_jax.config import SETTINGS, Config
+from deit_jax.config import Config
 from deit_jax.data import hf_source, shards, tfds_source
-from deit_jax.data.base import ArraySource, FileSource, Source, Subset, hold_out, limit_images
+from deit_jax.data.base import ArraySource, Source, Subset, hold_out, limit_images
 from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
-from deit_jax.data.splits import HOLDOUT
+from deit_jax.data.splits import HOLDOUT, Splits
 from deit_jax.data.table import DELIMITERS, is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.own import is_own, own_part
@@ -21,19 +21,13 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     """The training and the evaluation images that `config.data` names.
 
     A `root` decides by what it is: a .csv or .tsv table, a folder of shards as `deit-jax prepare` makes them, a TFDS
-    data_dir, what Hugging Face's `datasets` reads, a folder of images by class.
-
-    Raises:
-      UserError: for what is missing, empty or unknown, for a single class, and where `model.num_classes` is given and
-        differs.
+    data_dir, what Hugging Face's `datasets` reads, a folder of images by class. Raises UserError for what is missing,
+    empty or unknown, for a single class, and where `model.num_classes` is given and differs.
     """
     train, evaluation = find_sources(config)
     wanted, limit = config.model.num_classes, config.data.limit
     if train is None:
-        raise UserError(
-            f"{config.data.root or config.data.name} leaves no images to train on: choose a split with "
-            "--config.data.train_split and --config.data.holdout below 1, or use --mode=evaluate"
-        )
+        raise UserError(f"{config.data.root or config.data.name} has no images to train on: choose another train_split")
     if config.data.layout == "unlabelled":  # its classes are the teacher's
         wanted = 0
     elif train.num_classes < 2:
@@ -42,17 +36,14 @@ def open_sources(config: Config) -> tuple[Source, Source]:
             f" {EXPECTED_LAYOUT}"
         )
     if wanted not in (0, train.num_classes):
-        raise UserError(
-            f"model.num_classes is {wanted} but {train.title} has {train.num_classes} classes: leave it 0 or set it to"
-            " that"
-        )
+        raise UserError(f"model.num_classes is {wanted} but {train.title} has {train.num_classes} classes: leave it 0")
     if 0 < limit < len(train):
         drawn = generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
     return train, limit_images(evaluation, config.evaluate.limit)
 
 
-def open_digits() -> tuple[Subset, Subset]:
+def open_digits() -> tuple[Source | None, Source]:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8, a fifth held out."""
     try:
         from sklearn.datasets import load_digits
@@ -62,10 +53,7 @@ def open_digits() -> tuple[Subset, Subset]:
     scans: Any = load_digits()
     pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)
     whole = ArraySource(pixels, scans.target, [str(name) for name in scans.target_names], name="digits")
-    train, evaluation = hold_out(whole, scans.target, 0.2)
-    assert isinstance(train, Subset)
-    assert isinstance(evaluation, Subset)
-    return train, evaluation
+    return hold_out(whole, scans.target, 0.2)
 
 
 def open_own_sources(name: str) -> tuple[Source, Source]:
@@ -74,8 +62,7 @@ def open_own_sources(name: str) -> tuple[Source, Source]:
         found = function() if callable(function) else function
     if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(one, Source) for one in found)):
         raise UserError(
-            f"data.name {name} returns {type(found).__name__}: return two sources, the training and the evaluation"
-            " images, as deit_jax.data.base.ArraySource"
+            f"data.name {name} returns {type(found).__name__}: return two sources, to train and to evaluate on"
         )
     return found
 
@@ -83,31 +70,25 @@ def open_own_sources(name: str) -> tuple[Source, Source]:
 def find_sources(config: Config) -> tuple[Source | None, Source]:
     """All training images, None where there are none, and the evaluation images; see `open_sources`."""
     data = config.data
-    splits = {"train_split": data.train_split, "eval_split": data.eval_split, "holdout": data.holdout}
+    splits = Splits(data.train_split, data.eval_split, data.holdout)
     check_root(data.root)
     root = storage.as_path(data.root) if data.root and not data.root.startswith(hf_source.HUB) else None
     if data.root and hf_source.is_hf(root or data.root):
-        train, evaluation = hf_source.open_hf(str(root or data.root), columns=data.columns, **splits)
+        train, evaluation = hf_source.open_hf(str(root or data.root), splits, data.columns)
     elif root is None and data.name == "digits":
-        changed = [name for name, value in splits.items() if value not in (SETTINGS["data"][name].default, HOLDOUT)]
-        if changed:
-            raise UserError(f"data.{changed[0]} is {splits[changed[0]]}: of digits a fifth is held out, leave it unset")
+        if splits._replace(evaluation="") != Splits() or splits.evaluation not in ("", HOLDOUT):
+            raise UserError("of digits a fifth is held out: leave data.train_split, eval_split and holdout unset")
         train, evaluation = open_digits()
     elif root is None and is_own(data.name):
         train, evaluation = open_own_sources(data.name)
     elif root and root.is_file():
-        train, evaluation = open_csv(str(root), **splits)
+        train, evaluation = open_csv(str(root), splits)
     elif root and shards.is_shards(root):
-        train, evaluation = shards.open_shards(root, **splits)
+        train, evaluation = shards.open_shards(root, splits)
     elif root is None or tfds_source.is_data_dir(root, data.name):
-        train, evaluation = tfds_source.open_tfds(data.name, root, **splits)
+        train, evaluation = tfds_source.open_tfds(data.name, root, splits)
     else:
-        train, evaluation = open_folder(str(root), **splits, layout=data.layout)
-    for source in (train, evaluation):
-        while isinstance(source, Subset):
-            source = source.source
-        if isinstance(source, FileSource | hf_source.HfSource):
-            source.by_content = data.check == "content"
+        train, evaluation = open_folder(str(root), splits, data.layout)
     if train is not None:
         check_every_class_is_trained(train)
     return train, evaluation

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,20 @@ EVAL_SPLITS = tuple(name for name, split in SPLIT_NAMES.items() if split != TRAI
 HOLDOUT = "holdout"  # as data.eval_split: hold images out, whatever splits there are
 
 
+class Splits(NamedTuple):
+    """What the settings of `data` say of splits: "train" and "" find the usual names, without regard to case.
+
+    Attributes:
+      train: the split to train on.
+      evaluation: the split to evaluate on; HOLDOUT holds images out though there are other splits.
+      holdout: fraction of the training images to evaluate on where there is no split for it.
+    """
+
+    train: str = TRAIN
+    evaluation: str = ""
+    holdout: float = 0.1
+
+
 def split_of(name: str) -> str:
     """TRAIN, VALIDATION, TEST, or "" for a name that is not a split's."""
     return SPLIT_NAMES.get(name.lower(), "")
@@ -36,35 +51,23 @@ def split_in(name: str) -> str:
 
 
 def open_splits(
-    open_used: Callable[[list[str]], Mapping[str, Source]],
-    known: Iterable[str],
-    where: str,
-    *,
-    train_split: str,
-    eval_split: str,
-    holdout: float,
+    open_used: Callable[[list[str]], Mapping[str, Source]], known: Iterable[str], where: str, splits: Splits
 ) -> tuple[Source | None, Source]:
-    """Open the splits of a data set to train and to evaluate on.
+    """The images of a data set to train on, None where there are none, and those to evaluate on.
 
     Args:
       open_used: splits that are used → their images.
       known: all splits of the data set.
       where: what it is called in messages.
-      train_split, eval_split: as the settings of `data`: "train" and "" find the usual names, without regard to case;
-        HOLDOUT holds images out though there are other splits.
-      holdout: fraction of the training images to evaluate on where there is no split for it.
+      splits: which are asked for.
 
-    Returns:
-      The training images (None where there are none) and the evaluation images.
-
-    Raises:
-      UserError: for a split that does not exist, and where the choice would be a guess.
+    Raises UserError for a split that does not exist, and where the choice would be a guess.
     """
     known = sorted(known)
-    check_splits(known, where, train_split, eval_split)
-    train_name = train_split if train_split in known else _first(known, TRAIN)
-    eval_name = eval_split if eval_split in known else None
-    if not eval_split:
+    check_splits(known, where, splits)
+    train_name = splits.train if splits.train in known else _first(known, TRAIN)
+    eval_name = splits.evaluation if splits.evaluation in known else None
+    if not splits.evaluation:
         left = [name for name in known if name != train_name]
         eval_name = _first(left, VALIDATION) or _first(left, TEST)
         others = [name for name in left if not split_in(name)]
@@ -81,12 +84,13 @@ def open_splits(
         return train, opened[eval_name]
     assert train is not None
     # TFDS's labels would have to be read from every record: the held-out part is drawn without regard to classes.
-    return hold_out(train, getattr(train, "labels", np.zeros(len(train), np.int32)), holdout)
+    return hold_out(train, getattr(train, "labels", np.zeros(len(train), np.int32)), splits.holdout)
 
 
-def check_splits(known: Sequence[str], where: str, train_split: str, eval_split: str) -> None:
+def check_splits(known: Sequence[str], where: str, splits: Splits) -> None:
     """Raise UserError for a split that a setting names and that `where` does not have."""
-    for setting, wanted, usual in (("train_split", train_split, (TRAIN,)), ("eval_split", eval_split, ("", HOLDOUT))):
+    checked = (("train_split", splits.train, (TRAIN,)), ("eval_split", splits.evaluation, ("", HOLDOUT)))
+    for setting, wanted, usual in checked:
         if wanted not in usual and wanted not in known:
             raise UserError(
                 f"data.{setting} '{wanted}' is not a split of {where}{nearest(wanted, known)}: it has {preview(known)}"

@@ -4,15 +4,15 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deit_jax.classes.match import is_number, sort_classes
 from deit_jax.data.base import FileSource, Source, not_used
-from deit_jax.data.splits import TRAIN, open_splits
+from deit_jax.data.splits import TRAIN, Splits, open_splits
 from deit_jax.errors import UserError, first_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -37,37 +37,56 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in DELIMITERS
 
 
-def open_csv(path: str, *, train_split: str, eval_split: str, holdout: float) -> tuple[Source | None, Source]:
+def open_csv(path: str, splits: Splits) -> tuple[Source | None, Source]:
     """The images of a table with one per line: `path,label` or `path,label,split`; splits as `open_splits`.
 
     Paths are relative to the table's folder. A first line that names the columns is a heading; columns of other names
     are left out. Labels are class names, or numbers: 0 … n - 1 are labels, other whole numbers are names in numeric
-    order.
-
-    Raises:
-      UserError: naming the line, for what is not such a table, and for files that do not exist.
+    order. Raises UserError naming the line, for what is not such a table, and for files that do not exist.
     """
     parts: dict[str, list[Row]] = {}
     for row in read_rows(path):
         parts.setdefault(row.split or TRAIN, []).append(row)
 
-    def open_used(used: list[str]) -> dict[str, Source]:
-        unused = [f"split {name} ({len(rows)} images)" for name, rows in sorted(parts.items()) if name not in used]
-        names = sort_classes({row.label for name in used for row in parts[name]})
-        number = {name: label for label, name in enumerate(names)}
-        notes, folder = not_used(unused), Path(path).parent
-        if all(map(is_number, names)) and names != [str(i) for i in range(len(names))]:
-            some = ", ".join(names[:3])
-            notes.append(f"labels that are not 0 … n - 1 are names in numeric order: {some} … are classes 0, 1, 2 …")
-        sources: dict[str, Source] = {}
-        for name in used:
-            files = [_find_file(path, row) for row in parts[name]]
-            labels = np.array([number[row.label] for row in parts[name]], np.int32)
-            title = path if len(parts) == 1 else f"{path}, split {name}"
-            sources[name] = FileSource(folder, files, labels, names, title=title, notes=notes)
-        return sources
+    def make(split: str, *described: Any) -> FileSource:
+        return FileSource(Path(path).parent, [_find_file(path, row) for row in parts[split]], *described)
 
-    return open_splits(open_used, parts, path, train_split=train_split, eval_split=eval_split, holdout=holdout)
+    return open_labelled(parts, lambda split: [row.label for row in parts[split]], make, path, splits)
+
+
+def open_labelled(
+    parts: Mapping[str, Sized],
+    read_labels: Callable[[str], Sequence[str]],
+    make: Callable[..., Source],
+    where: str,
+    splits: Splits,
+) -> tuple[Source | None, Source]:
+    """The images of rows with labels as text, as `open_splits`; classes are those of the splits that are used.
+
+    Args:
+      parts: split → its rows.
+      read_labels: split → its rows' labels.
+      make: (split, labels int32 (n,), class names, title, notes) → its source.
+    """
+
+    def open_used(used: list[str]) -> dict[str, Source]:
+        labels = {split: read_labels(split) for split in used}
+        plain = plain_labels({label for found in labels.values() for label in found}, where)
+        classes = sort_classes(set(plain.values()))
+        number = {label: classes.index(name) for label, name in plain.items()}
+        notes = not_used(
+            [f"split {name} ({len(rows)} images)" for name, rows in sorted(parts.items()) if name not in used]
+        )
+        if all(map(is_number, classes)) and classes != [str(i) for i in range(len(classes))]:
+            some = ", ".join(classes[:3])
+            notes.append(f"labels that are not 0 … n - 1 are names in numeric order: {some} … are classes 0, 1, 2 …")
+        title = lambda split: where if len(parts) == 1 else f"{where}, split {split}"
+        return {
+            split: make(split, np.array([number[x] for x in found], np.int32), classes, title(split), notes)
+            for split, found in labels.items()
+        }
+
+    return open_splits(open_used, parts, where, splits)
 
 
 def plain_labels(labels: Iterable[str], path: str | os.PathLike) -> dict[str, str]:
@@ -93,9 +112,7 @@ def _find_file(path: str, row: Row) -> str:
     spellings = [row.path, *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD"))]
     found = next((spelled for spelled in spellings if os.path.isfile(folder / spelled)), None)
     if found is None:
-        raise UserError(
-            f"{path}, line {row.line} names {row.path}, which cannot be read: paths start at the table's own folder"
-        )
+        raise UserError(f"{path}, line {row.line} names {row.path}, which cannot be read: paths start at its folder")
     return found
 
 
@@ -120,11 +137,9 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     for number, line in cells:
         picked = [line[i] if i < len(line) else "" for i in columns] if columns else line
         if len(picked) not in (2, 3) or not all(picked):
-            text = delimiter.join(line)
+            text = delimiter.join(line)[:80]
             hint = "; is it separated by semicolons?" if ";" in text and len(line) == 1 else ""
-            raise UserError(
-                f"{path}, line {number} is '{text[:80]}': it must be {form} or {form}{delimiter}split{hint}"
-            )
+            raise UserError(f"{path}, line {number} is '{text}': it must be {form} or {form}{delimiter}split{hint}")
         rows.append(Row(number, *picked))
     names = plain_labels({row.label for row in rows}, path)
     return [row._replace(label=names[row.label]) for row in rows]

@@ -63,9 +63,7 @@ def list_tar(path: Path) -> Listing:
     try:
         _list_members(path, 0, "", found)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{path} is damaged, compressed or not a .tar file ({error}): unpack it and give the folder"
-        ) from error
+        raise UserError(f"{path} is damaged, compressed or not a .tar file ({error}): unpack it") from error
     return found
 
 
@@ -149,10 +147,7 @@ def _web_classes(listing: Listing, tar: Path) -> dict[str, str]:
         labels[_key(path)] = text
     for path in listing.images:
         if not labels.get(_key(path)):
-            raise UserError(
-                f"{tar} holds {path} without a label ({_key(path)}.cls, or .json with one of {', '.join(JSON_LABELS)}):"
-                " add it, or leave the image out"
-            )
+            raise UserError(f"{tar} holds {path} without a label: add .cls, or .json with {' or '.join(JSON_LABELS)}")
     for ending in LABELS:
         listing.skipped.pop(f"{ending} file", None)
     names = plain_labels(set(labels.values()), tar)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, cached
-from deit_jax.data.splits import EVAL_SPLITS, HOLDOUT, TRAIN, VALIDATION, open_splits
+from deit_jax.data.splits import EVAL_SPLITS, HOLDOUT, TRAIN, VALIDATION, Splits, open_splits
 from deit_jax.errors import UserError, first_line, nearest
 
 NAMES = (
@@ -26,9 +26,7 @@ def is_data_dir(root: Path, name: str) -> bool:
     )
 
 
-def open_tfds(
-    name: str, root: Path | None, *, train_split: str, eval_split: str, holdout: float
-) -> tuple[Source | None, Source]:
+def open_tfds(name: str, root: Path | None, splits: Splits) -> tuple[Source | None, Source]:
     """Training (None where the data has no `train`) and evaluation images of one of `NAMES` or another TFDS dataset
     with features `image` and `label`. Splits are TFDS's, slices as `train[:10%]` and sums too.
 
@@ -36,15 +34,9 @@ def open_tfds(
     """
     builder = _builder(name, root)
     known = list(builder.info.splits)  # none where it is not prepared; tfds.testing.mock_data() then accepts any
-    given = {split for split in (train_split, eval_split) if re.search(r"[\[+]", split) or not known}
-    return open_splits(
-        lambda used: {split: TfdsSource(builder, split) for split in used},
-        {*(known or [TRAIN, VALIDATION]), *given} - {"", HOLDOUT},
-        name,
-        train_split=train_split,
-        eval_split=eval_split,
-        holdout=holdout,
-    )
+    given = {split for split in splits[:2] if re.search(r"[\[+]", split) or not known}
+    open_used = lambda used: {split: TfdsSource(builder, split) for split in used}
+    return open_splits(open_used, {*(known or [TRAIN, VALIDATION]), *given} - {"", HOLDOUT}, name, splits)
 
 
 def open_eval_split(name: str, root: Path | None, split: str = "") -> Source:
@@ -67,9 +59,7 @@ def _builder(name: str, root: Path | None):
         return tfds.builder(name, data_dir=root)
     except tfds.core.DatasetNotFoundError as error:
         hint = nearest(name, ["digits", *NAMES])
-        raise UserError(
-            f"data.name '{name}' is not a dataset of TFDS{hint}: use digits or {', '.join(NAMES)}"
-        ) from error
+        raise UserError(f"data.name '{name}' is not a dataset of TFDS{hint}: use digits, {', '.join(NAMES)}") from error
 
 
 def _records(builder, split: str) -> Any:
@@ -89,27 +79,14 @@ def _records(builder, split: str) -> Any:
     except ModuleNotFoundError:  # mock_data() encodes with TensorFlow, but makes pixels without
         return builder.as_data_source(split=split)
     except Exception as error:  # TFDS raises ValueError, NotImplementedError and AssertionError, many lines long
-        raise UserError(_why_closed(builder, split, error)) from error
+        raise UserError(
+            f"split '{split}' of {name} cannot be read in {builder.data_dir} ({first_line(error)}): give its images, a"
+            " folder per class, as data.root, or shards of its .tar files (deit-jax prepare FOLDER DST); or its TFDS"
+            f" data_dir in ArrayRecord format (tfds build {name} --file_format=array_record, or tfds convert_format)"
+        ) from error
     if not len(records):
         raise UserError(f"split '{split}' of {name} is empty")
     return records
-
-
-def _why_closed(builder, split: str, error: Exception) -> str:
-    name, known = builder.info.name, list(builder.info.splits)
-    if not known:
-        return (
-            f"{name} is not prepared in {builder.data_dir}: give its images, a folder per class, as data.root, or"
-            " shards of its .tar files (deit-jax prepare FOLDER DST); or prepare it by 'tfds build"
-            f" {name} --file_format=array_record' where tensorflow is installed, and give that data_dir"
-        )
-    stored = builder.info.file_format.value
-    if stored not in ("array_record", "bagz"):
-        return (
-            f"{name} in {builder.data_dir} is stored as {stored}: convert it with tfds convert_format"
-            f" --out_file_format=array_record --dataset_dir={builder.data_dir}"
-        )
-    return f"split '{split}' of {name} cannot be read ({first_line(error)}): it has {', '.join(known)}"
 
 
 class TfdsSource:

@@ -22,7 +22,7 @@ from deit_jax.data.folders import scan_folder, splits_by_word
 from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
 from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
 from deit_jax.data.sources import open_digits
-from deit_jax.data.splits import EVAL_SPLITS, TEST, VALIDATION, split_in, split_of
+from deit_jax.data.splits import EVAL_SPLITS, TEST, VALIDATION, Splits, split_in, split_of
 from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
@@ -80,7 +80,7 @@ def open_eval_sets(text: str) -> list[EvalSet]:
         if spec.name == "digits":
             return [EvalSet("digits", open_digits()[1], "the held-out fifth")]
         if spec.name.startswith(hf_source.HUB):
-            return [EvalSet(spec.name, hf_source.open_hf(spec.name, holdout=1.0)[1])]
+            return [EvalSet(spec.name, hf_source.open_hf(spec.name, Splits(holdout=1.0))[1])]
         return [EvalSet(spec.name, tfds_source.open_eval_split(spec.name, None))]
     entries = sorted(spec.root.iterdir()) if spec.root.is_dir() and not spec.split else []
     variants = [
@@ -95,16 +95,16 @@ def _open_root(spec: Spec) -> EvalSet:
     root = spec.root
     assert root is not None
     shards.check_place(root, "--data")
+    splits = Splits(evaluation=spec.split, holdout=1.0)
     if is_table(root):
-        source = open_csv(str(root), train_split="train", eval_split=spec.split, holdout=1.0)[1]
-        return EvalSet(spec.name, source)
+        return EvalSet(spec.name, open_csv(str(root), splits)[1])
     if hf_source.is_hf(root):
-        return EvalSet(spec.name, hf_source.open_hf(str(root), eval_split=spec.split, holdout=1.0)[1])
+        return EvalSet(spec.name, hf_source.open_hf(str(root), splits)[1])
     if not root.is_dir():
         right = TAR_HINT if is_tar_name(root) else "give one, or a .csv table of path,label"
         raise UserError(f"--data {root} is not a folder: {right}")
     if shards.is_shards(root):
-        return EvalSet(spec.name, shards.open_shards(root, train_split="train", eval_split=spec.split, holdout=1.0)[1])
+        return EvalSet(spec.name, shards.open_shards(root, splits)[1])
     if tfds_source.is_data_dir(root, spec.name):
         return EvalSet(spec.name, tfds_source.open_eval_split(spec.name, root, spec.split))
     folder = _split_folder(root, spec)

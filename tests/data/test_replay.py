@@ -70,5 +70,5 @@ def test_repeated_views_are_the_first_ones_pixel_for_pixel_with_their_labels(rep
 
 
 def test_groups_of_several_sizes_cannot_be_repeated():
-    with pytest.raises(UserError, match="those of batch_size 67 differ in size: use a multiple of augment.mix_group"):
+    with pytest.raises(UserError, match="needs a batch_size of whole groups: a multiple of 64"):
         batches(config(batch_size=67, **{"augment.mix_group": 64}), [0])

@@ -89,7 +89,7 @@ def test_fingerprint_follows_the_images(folder):
 
 
 def test_limit_draws_by_seed(folder):
-    assert "leaves no images to train on" in refusal(folder, holdout=1.0)
+    assert "has no images to train on" in refusal(folder, holdout=1.0)
     config = default_config()
     config.data.root, config.data.limit = str(folder), 6
     drawn = []
@@ -135,7 +135,7 @@ def test_digits_are_split_evenly_and_exactly():
     np.testing.assert_array_equal(np.unique(scans), np.round(np.arange(17) * 255 / 16))  # 17 greys, black to white
     assert train.fingerprint != evaluation.fingerprint
     for setting, value in (("train_split", "test"), ("eval_split", "test"), ("holdout", 0.3)):
-        assert refusal(name="digits", **{setting: value}).startswith(f"data.{setting} is {value}: of digits a fifth")
+        assert refusal(name="digits", **{setting: value}).startswith("of digits a fifth is held out: leave")
 
 
 def table(path, rows):
@@ -304,10 +304,12 @@ def test_doctor_finds_broken_and_repeated_files(split_folder):
     assert code == 1
     rows = [line.split()[1:] for line in text.splitlines()[1:4]]
     assert rows == [["ant", "5", "0"], ["cat", "6", "2"], ["owl", "5", "1"]]
-    assert re.search(r"1 unreadable image\n  .*ant/1.jpg", text)
+    assert re.search(r"unreadable images: 1\n  .*ant/1.jpg", text)
     assert re.search(r"cat/2.jpg = .*owl/copy.jpg", text)
-    assert "1 class has no image in evaluation" in text
-    assert "2 files occur more than once, 1 of them in different classes, 1 both in training and evaluation" in text
+    assert "classes without an image in evaluation: 1" in text
+    assert (
+        "files that occur more than once: 2, 1 of them in different classes, 1 both in training and evaluation" in text
+    )
 
 
 def test_doctor_lists_what_training_would_refuse(tmp_path):
@@ -316,7 +318,7 @@ def test_doctor_lists_what_training_would_refuse(tmp_path):
     done = tool("data.tools.doctor", tmp_path / "set")
     assert done.code == 0
     assert [line.split() for line in done.out.splitlines()[1:4]] == [["0", "ant", "1"], ["1", "bee", "1"], ["all", "2"]]
-    assert "0 unreadable images" in done.out
+    assert "unreadable images: 0" in done.out
     assert "training would refuse it: each class in" in done.out
 
 
@@ -326,7 +328,7 @@ def test_the_tools_on_the_command_line(split_folder, tmp_path):
     assert done.code == 0, done.err
     assert done.out == "train: 15 images in 1 shards, 3 classes\nval: 2 images in 1 shards, 3 classes\n"
     healthy = tool("data.tools.doctor", target)
-    assert "0 unreadable images" in healthy.out
+    assert "unreadable images: 0" in healthy.out
     (split_folder / "train" / "ant" / "1.jpg").write_bytes(b"no image")
     ill = tool("data.tools.doctor", split_folder)
     assert "ant/1.jpg (cannot identify image file" in ill.out
@@ -401,7 +403,7 @@ def test_tfds_datasets(name, tmp_path):
         assert len(found[0]) == 4
         assert found[0].fingerprint != evaluation.fingerprint
     else:
-        with pytest.raises(UserError, match="leaves no images to train on"):
+        with pytest.raises(UserError, match="has no images to train on"):
             sources.open_sources(config)
     assert len(evaluation) == 5
     for source in found:
@@ -472,7 +474,7 @@ def test_tfds_splits_and_complaints(tmp_path):
 def test_tfds_not_prepared(monkeypatch, tmp_path):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     message = refusal(name="cifar10")
-    assert "cifar10 is not prepared in" in message
+    assert "of cifar10 cannot be read in" in message
     assert "a folder per class, as data.root" in message  # TFDS itself can prepare it with TensorFlow only
     assert "tfds build cifar10 --file_format=array_record" in message
     assert "deit-jax prepare FOLDER DST" in refusal(name="imagenet2012")
@@ -485,7 +487,7 @@ def test_tfds_in_another_format(tmp_path):
         info["fileFormat"] = "tfrecord"
         path.write_text(json.dumps(info))
     message = refusal(tmp_path, name="cifar10")
-    assert "is stored as tfrecord" in message
+    assert "of cifar10 cannot be read in" in message
     assert "convert_format" in message
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from deit_jax.command import command
 from deit_jax.config import default_config
-from deit_jax.data import assemble, decode
+from deit_jax.data import assemble, images
 from deit_jax.data.base import Source, Subset, summary
 from deit_jax.data.sources import find_sources, open_sources
 from deit_jax.errors import UserError, printable
@@ -44,11 +44,11 @@ def inspect_image(source: Source, split: str, index: int) -> Inspection:
     digest = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).hexdigest()
     known = Inspection(split, sample["name"], sample["label"], digest)
     try:
-        mode = decode.read_header(image)
-        decode.decode(image)
+        mode = images.read_header(image)
+        images.decode(image)
     except OSError as error:
         return known._replace(error=str(error))
-    return known._replace(rotated=decode.orientation(image) != decode.UPRIGHT, is_16_bit=mode.startswith("I"))
+    return known._replace(rotated=images.orientation(image) != images.UPRIGHT, is_16_bit=mode.startswith("I"))
 
 
 def examine(splits: dict[str, Source]) -> tuple[str, int]:
@@ -62,16 +62,14 @@ def examine(splits: dict[str, Source]) -> tuple[str, int]:
     width = max(map(len, [*names, "class"]))
     table = [("", "class", splits), *zip(range(len(names)), names, counts.T, strict=True), ("", "all", counts.sum(1))]
     lines = [f"{number:>6} {name:<{width}}" + "".join(f"{x:>12}" for x in row) for number, name, row in table]
-    for split, empty in zip(splits, (counts == 0).sum(1), strict=True):
-        if empty:
-            lines.append(f"{counted(empty, 'class has', 'classes have')} no image in {split}")
+    empty = zip(splits, (counts == 0).sum(1), strict=True)
+    lines += [f"classes without an image in {split}: {number}" for split, number in empty if number]
     broken = [f"{image.name} ({image.error})" for image in seen if image.error]
-    lines += [counted(len(broken), "unreadable image", "unreadable images"), *(f"  {printable(x)}" for x in broken)]
+    lines += [f"unreadable images: {len(broken)}", *(f"  {printable(x)}" for x in broken)]
     if rotated := sum(image.rotated for image in seen):
-        photos = counted(rotated, "photo is", "photos are")
-        lines.append(f"{photos} stored turned (EXIF): --config.data.exif=true turns them upright")
+        lines.append(f"photos that are stored turned (EXIF; --config.data.exif=true turns them upright): {rotated}")
     if is_16_bit := sum(image.is_16_bit for image in seen):
-        lines.append(f"{counted(is_16_bit, 'grey image of 16 bits is', 'grey images of 16 bits are')} scaled to 8")
+        lines.append(f"grey images of 16 bits, scaled to 8: {is_16_bit}")
     same = collections.defaultdict(list)
     for image in seen:
         if image.digest:
@@ -79,17 +77,10 @@ def examine(splits: dict[str, Source]) -> tuple[str, int]:
     copies = [group for group in same.values() if len(group) > 1]
     contradictions = sum(len({image.label for image in group}) > 1 for group in copies)
     leaks = sum(len({image.split for image in group}) > 1 for group in copies)
-    lines.append(
-        f"{counted(len(copies), 'file occurs', 'files occur')} more than once, {contradictions} of them in different"
-        f" classes, {leaks} both in training and evaluation"
-    )
+    places = f"{contradictions} of them in different classes, {leaks} both in training and evaluation"
+    lines.append(f"files that occur more than once: {len(copies)}, {places}")
     lines += ["  " + " = ".join(printable(image.name) for image in group) for group in copies]
     return "\n".join(lines), int(bool(broken or contradictions))
-
-
-def counted(number: int, one: str, several: str) -> str:
-    """A number and what it counts, in the singular or the plural."""
-    return f"{number} {one if number == 1 else several}"
 
 
 @command

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from deit_jax.command import command
 from deit_jax.data import shards
-from deit_jax.data.base import checksum
 from deit_jax.data.folders import read_layout, split_sources
 from deit_jax.data.listing import Span, is_tar_name, list_images
 from deit_jax.data.sources import check_every_class_is_trained
@@ -101,6 +100,12 @@ def cut(items: list[Item], limit: float) -> list[list[Item]]:
     return [items[a:b] for a, b in itertools.pairwise(edges)]
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _finished(target: Path, digest: str) -> dict[str, dict[str, Any]]:
     """{file: its entry of the index} of the shards that an earlier command has finished."""
     begun = target / shards.INDEX
@@ -138,9 +143,7 @@ def _write(path: Path, items: list[Item]) -> dict[str, Any]:
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="deit-jax prepare", description="Make shards of an image folder or tar files."
-    )
+    parser = argparse.ArgumentParser(prog="deit-jax prepare", description="Make shards of a folder or tar files.")
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--shard_megabytes", type=float, default=256)

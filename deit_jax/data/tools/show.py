@@ -5,10 +5,16 @@
 The images of one step's batch, cropped, augmented and mixed, with the classes their targets are made of.
 """
 
+import jax
 import numpy as np
 
+from deit_jax.augment import augment_train
 from deit_jax.config import Config
+from deit_jax.config.recipes import named_size
+from deit_jax.data import loader, sources
 from deit_jax.errors import printable
+from deit_jax.plots import contact_sheet
+from deit_jax.randomness import purpose_key
 
 COUNT, COLUMNS = 32, 8
 
@@ -19,15 +25,8 @@ def augmented(config: Config, step: int = 0) -> tuple[np.ndarray, np.ndarray, li
     Returns:
       (images uint8 (batch, size, size, 3), targets (batch, classes), class names).
     """
-    import jax  # here and below: the sheet alone needs none of these
-
-    from deit_jax import models
-    from deit_jax.augment import augment_train
-    from deit_jax.data import loader, sources
-    from deit_jax.randomness import purpose_key
-
     source, _ = sources.open_sources(config)
-    size = config.model.img_size or models.find(config.model.name)[1].get("img_size", 224)
+    size = config.model.img_size or named_size(config.model.name)
     batches = loader.train_batches(config, source, size=size, start=step)
     batch = next(batches)
     batches.close()
@@ -47,8 +46,6 @@ def caption(target: np.ndarray, names: list[str]) -> str:
 
 def show(config: Config, output: str, step: int = 0) -> None:
     """`--mode=show`: draw one batch of a resolved config into the picture `output`."""
-    from deit_jax.plots import contact_sheet
-
     images, targets, names = augmented(config, step)
     captions = [caption(target, names) for target in targets[:COUNT]]
     contact_sheet(output, list(images[:COUNT]), captions, columns=COLUMNS)
