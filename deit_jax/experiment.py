@@ -23,7 +23,7 @@ from deit_jax.report.run_report import write_chain_report, write_report
 from deit_jax.runtime import storage
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.train.loop import train, train_run, train_teacher
-from deit_jax.train.run import Data, open_data, open_run, open_teacher
+from deit_jax.train.run import Data, open_data, open_models, open_run
 from deit_jax.train.step import make_student
 
 
@@ -31,17 +31,11 @@ def run(config: Config, workdir: str | Path, data: Data | None = None) -> dict[s
     """Train what `config` describes: the teacher where it is trained here, the plain student for comparison where
     `train_baseline` asks for it, the student; then write the report.
 
-    Args:
-        config: resolved and valid.
-        workdir: folder of the student's run; the others are in its `teacher` and `plain`. Several starts of the same
-            command resume where the last one ended.
-        data: the images, opened already; None opens them.
+    workdir: folder of the student's run; the others are in its `teacher` and `plain`. Several starts of the same
+    command resume where the last one ended. data: the images, opened already; None opens them.
 
-    Returns {"teacher", "plain", "student"}: the evaluations of what was trained, as `train` returns them.
-
-    Raises:
-        UserError: bad input, found before anything is compiled or written.
-        Interrupted: a signal came, and the state is saved.
+    Returns {"teacher", "plain", "student"}: the evaluations of what was trained, as `train` returns them. Raises
+    UserError for bad input, found before anything is written, and Interrupted after a signal, the state saved.
     """
     begun = time.perf_counter()
     student = open_run(config, workdir, data)
@@ -53,9 +47,8 @@ def run(config: Config, workdir: str | Path, data: Data | None = None) -> dict[s
             plain = student.folder / "plain"
             results["plain"] = train_run(plain_config(config), plain, student.data, title=PLAIN_STUDENT)
         if teacher_folder:
-            student = dataclasses.replace(
-                student, teacher=open_teacher(config, student.model, student.data, teacher_folder)
-            )
+            teacher = open_models(config, student.data, teacher_folder)[1]
+            student = dataclasses.replace(student, teacher=teacher)
         results["student"] = train(student)
         results = {name: found for name, found in results.items() if found is not None}
         try:
@@ -99,8 +92,5 @@ def stages(config: Config, workdir: Path) -> tuple[Config, Config]:
     if trains_teacher(config):
         fine_tuning.teacher.init, fine_tuning.teacher.epochs = str(workdir / "teacher"), 0
     elif has_teacher(config) and not (config.teacher.init or config.finetune.labels):
-        raise UserError(
-            "fine-tuning needs its teacher live, or labels of its own images: give --config.teacher.init= or"
-            " --config.finetune.labels="
-        )
+        raise UserError("fine-tuning needs a teacher or its labels: give --config.teacher.init= or finetune.labels")
     return pretraining, fine_tuning

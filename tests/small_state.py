@@ -34,7 +34,7 @@ META = {"model": {"name": "x"}}
 def restored(folder, **mesh) -> dict:
     """The state that a run of all devices would go on from."""
     checkpoints = Checkpoints(folder)
-    back = checkpoints.restore(shapes(make_mesh(**mesh)))
+    back = checkpoints.restore(shapes(make_mesh(**mesh)), checkpoints.latest())
     checkpoints.close()
     return back
 

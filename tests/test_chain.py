@@ -84,7 +84,7 @@ def test_the_training_is_that_of_a_run_without_fine_tuning(tmp_path):
         ({"finetune.img_size": 30}, "img_size 30 is not a multiple of patch_size 4"),
         ({"finetune.batch_size": 60}, "batch_size 60 is not divisible by 8 devices"),
         ({"finetune.batch_size": 1600}, "batch_size 1600 is more than the 1438 training images"),
-        ({"distill.labels": "labels", "teacher.epochs": 0}, "--config.teacher.init= or --config.finetune.labels="),
+        ({"distill.labels": "labels", "teacher.epochs": 0}, "--config.teacher.init= or finetune.labels"),
     ],
 )
 def test_what_is_wrong_with_the_second_stage_is_said_before_the_first(tmp_path, changes, message):

@@ -57,7 +57,7 @@ def doubles(count: int, folder: Path, rng: random.Random) -> Outcome:
         second = Start(small_run(run), folder / "second.log", slot=1)
         codes = [first.wait(), second.wait()]
         refused = [s for s in (first, second) if s.code == 2]
-        said = len(refused) == 1 and "is in use by process" in refused[0].lines()[-1]
+        said = len(refused) == 1 and "is in use by another process" in refused[0].lines()[-1]
         same = sorted(map(str, codes)) == ["0", "2"] and in_child(lambda: state_bits(run), folder) == truth
         outcome.add(said and same, f"{codes}, same: {same}: {first.lines()[-1:]} {second.lines()[-1:]}", kept=run)
     outcome.seen = "0 to 5 s apart"

@@ -22,8 +22,9 @@ def toy_run(workdir: Path, steps: int = STEPS) -> Callable[[], None]:
 
     def work() -> None:
         checkpoints = Checkpoints(workdir, keep=2)
+        latest = checkpoints.latest()
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), toy_state(0))
-        state = toy_state(0) if checkpoints.latest() is None else checkpoints.restore(shapes)
+        state = toy_state(0) if latest is None else checkpoints.restore(shapes, latest)
         for step in range(int(state["step"]) + 1, steps + 1):
             at("step")
             time.sleep(STEP_SECONDS)

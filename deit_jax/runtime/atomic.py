@@ -8,7 +8,6 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +18,6 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 
 MAX_REASON = 240  # characters of an error's text
-
-# how TensorStore and others quote the system's errors, and report that a bucket refuses or does not answer
-DISK_TEXTS = (
-    "No space left|Disk quota|File too large|Read-only file system|Permission denied|Operation not permitted"
-    "|Input/output error|No such file or directory|Stale file handle"
-    "|http_response_code|CURL|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
-)
 
 
 @contextlib.contextmanager
@@ -112,16 +104,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(path: str | os.PathLike, error: Exception, needed: int = 0) -> UserError:
-    """A one-line error for a failed write: the path, the reason, the free space, and the space needed if known.
+def write_error(path: str | os.PathLike, error: Exception) -> UserError:
+    """A one-line error for a failed write: the path, the reason, the free space.
 
-    error: an OSError, or a library's error that quotes the system's. needed: bytes.
+    error: an OSError, or a library's error that quotes the system's.
     """
     fix = "check that the bucket exists and that this machine may write to it"
     if not storage.is_bucket(path):
         folder = next(p for p in Path(path).absolute().parents if p.is_dir())
-        space = f"{readable(free_space(folder))} free" + (f", {readable(needed)} needed" if needed else "")
-        fix = f"{space} in {folder}; make room there, or check that it exists and can be written"
+        fix = f"{readable(free_space(folder))} free in {folder}; make room, or check that it exists and can be written"
     return UserError(f"{path} cannot be written ({reason(error)}): {fix}")
 
 
@@ -130,11 +121,6 @@ def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     text = text.splitlines()[0].partition(" [")[0]  # TensorStore appends its whole description
     return text if len(text) <= MAX_REASON else f"… {text[-MAX_REASON:]}"  # the cause comes last
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether an error is the disk's or the bucket's: the system's own, or a library's that quotes it."""
-    return isinstance(error, OSError) or re.search(DISK_TEXTS, str(error)) is not None
 
 
 def free_space(folder: str | os.PathLike) -> float:

@@ -1,17 +1,23 @@
-"""Barriers, broadcasts and output of the processes of one run, on the hosts."""
+"""The processes of one run, on the hosts: barriers, broadcasts, output, and the lock of the folder they write to.
+
+FOLDER/.lock is the lock; the system releases that of a process that ends in any way. A bucket has no such locks: only
+one process may write to one of its folders.
+"""
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from deit_jax.errors import UserError
-from deit_jax.runtime import lock
+from deit_jax.runtime import atomic, storage
 
 BARRIER_TIMEOUT = 30 * 24 * 3600  # seconds
 calls = itertools.count()  # the same on all processes: a barrier's name must be new each time
@@ -51,8 +57,40 @@ def from_process_0(decide: Callable[[], int | None]) -> int:
 
 
 @contextlib.contextmanager
+def try_hold(folder: str | os.PathLike) -> Iterator[bool]:
+    """Hold `folder` for this process while the block lasts: yields whether it does, or another process holds it.
+
+    A process may hold a folder several times. Raises UserError if the folder cannot be written.
+    """
+    folder = storage.as_path(folder)
+    if storage.is_bucket(folder):
+        yield True
+        return
+    held = filelock.FileLock(folder / ".lock", timeout=0, is_singleton=True, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise atomic.write_error(folder / ".lock", error) from error
+    try:
+        if held.lock_counter == 1:
+            atomic.remove_remains(folder)
+        yield True
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
     """Hold a run's folder for all processes of this run. Raises UserError on all where another process holds it."""
+
+    def take() -> None:
+        if not held.enter_context(try_hold(folder)):
+            raise UserError(f"{folder} is in use by another process (lsof {folder}/.lock): wait or use another workdir")
+
     with contextlib.ExitStack() as held:
-        from_process_0(lambda: held.enter_context(lock.hold(folder)))
+        from_process_0(take)
         yield

@@ -40,21 +40,15 @@ def start_processes(heartbeat_timeout: int = 100) -> None:
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or DEIT_JAX_PROCESSES=auto
     where jax knows the cluster by other marks (a Cloud TPU VM's metadata, Open MPI). See docs/scale.md.
 
-    Args:
-        heartbeat_timeout: seconds without a heartbeat after which jax counts a process as lost and ends the others.
-
-    Raises:
-        UserError: one of the three variables is missing or is not a number.
+    heartbeat_timeout: seconds without a heartbeat after which jax counts a process as lost and ends the others. Raises
+    UserError where one of the three variables is missing or is not a number.
     """
     environ = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environ:
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        for name in names:
-            if not environ.get(name, "").isdigit():
-                raise UserError(
-                    f"{name} is '{environ.get(name, '')}': set it to a number beside JAX_COORDINATOR_ADDRESS"
-                )
-        count, index = (int(environ[name]) for name in names)
+        given = [environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if not all(map(str.isdigit, given)):
+            raise UserError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID are {given}: JAX_COORDINATOR_ADDRESS needs both")
+        count, index = map(int, given)
         jax.distributed.initialize(None, count, index, heartbeat_timeout_seconds=heartbeat_timeout)
     elif (
         environ.get("DEIT_JAX_PROCESSES") == "auto"

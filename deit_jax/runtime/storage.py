@@ -28,10 +28,7 @@ def local_text(name: str, text: str) -> str:
     if text.startswith("file:///"):
         return text.removeprefix("file://")
     if "://" in text and not text.rstrip("/").startswith(BUCKET):
-        raise UserError(
-            f"{name} {text} is not a path of this machine: use file:///FOLDER, gs://BUCKET/FOLDER, or mount the storage"
-            " and give its path"
-        )
+        raise UserError(f"{name} {text} is not a path of this machine: use file:///FOLDER or gs://BUCKET/FOLDER")
     return text
 
 

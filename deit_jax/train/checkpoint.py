@@ -59,7 +59,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
-        self.directory, self.keep = storage.as_path(workdir) / "checkpoints", keep
+        self.directory = storage.as_path(workdir) / "checkpoints"
         self.scores: dict[int, dict[str, Any]] = {}
         self.step_in_progress: int | None = None
         self.failure: UserError | None = None  # of the last save, until one succeeds
@@ -115,13 +115,6 @@ class Checkpoints:
                 except UserError as error:
                     print_once(f"warning: {error}")
 
-    def forecast(self, shapes: dict) -> str:
-        """One line: the disk space that the run's checkpoints will take, and what is free. shapes: the state's."""
-        line = f"checkpoints: {atomic.readable(state_bytes(shapes))} each, {self.keep + 2} at most"  # best, in progress
-        if storage.is_bucket(self.directory):
-            return line
-        return f"{line}; {atomic.readable(atomic.free_space(self.directory))} free"
-
     def save(self, state: dict, meta: dict) -> bool:
         """Start to save the state as its step; an existing step is left alone.
 
@@ -141,7 +134,7 @@ class Checkpoints:
             from_process_0(lambda: check_space(self.directory, needed))
             self.manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            self.handle_save_error(error, needed)
+            self.handle_save_error(error)
             return False
         return True
 
@@ -159,14 +152,10 @@ class Checkpoints:
                 self.manager.reload()
                 self.needs_reload = False
 
-    def handle_save_error(self, error: Exception, bytes_needed: int = 0) -> None:
-        """Report a failed save; training continues. An error that is not the disk's is raised again."""
-        if isinstance(error, UserError):
-            self.failure = error
-        elif atomic.is_disk_error(error):
-            self.failure = atomic.write_error(self.folder(self.step_in_progress or 0), error, bytes_needed)
-        else:
-            raise error
+    def handle_save_error(self, error: Exception) -> None:
+        """Report a failed save; training continues."""
+        written = self.folder(self.step_in_progress or 0)
+        self.failure = error if isinstance(error, UserError) else atomic.write_error(written, error)
         if jax.process_index() == 0 or not isinstance(error, UserError):  # each process reports its own disk
             what = f"warning: step {self.step_in_progress} is not saved: {self.failure}"
             print(f"{what}; training continues, and the next save tries again", flush=True)
@@ -175,19 +164,13 @@ class Checkpoints:
                 storage.remove(remains)
         self.needs_reload = True
 
-    def restore(self, shapes: dict, step: int | None = None) -> dict:
-        """The state at `step` (default newest). shapes: the state as ShapeDtypeStructs with the shardings wanted."""
-        chosen = self.latest() if step is None else step
-        if chosen is None:
-            raise UserError(f"{self.directory} holds no checkpoint")
+    def restore(self, shapes: dict, step: int) -> dict:
+        """The state at `step`. shapes: the state as ShapeDtypeStructs with the shardings wanted."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in split_items(shapes).items()}
         try:
-            got = self.manager.restore(chosen, args=ocp.args.Composite(**items))
+            got = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise UserError(
-                f"checkpoint {self.folder(chosen)} cannot be read ({first_line(error)}): move it out of the folder, and"
-                " the same command resumes from the one before"
-            ) from error
+            raise UserError(f"{self.folder(step)} cannot be read ({first_line(error)}): move it away") from error
         return {**got["rest"], **got["params"], "ema": got.get("ema", {})}
 
     def last_good(self) -> int | None:
@@ -226,10 +209,7 @@ def set_damaged_aside(directory: Path) -> None:
     intact, damaged = integrity.newest_intact(integrity.steps_in(directory))
     if damaged and intact is None:
         step, found = next(iter(damaged.items()))
-        raise UserError(
-            f"no checkpoint in {directory} is intact ({step.name}/{found}): restore a copy of one, or train again in"
-            " another --workdir"
-        )
+        raise UserError(f"no checkpoint in {directory} is intact ({step.name}/{found}): restore one from a copy")
     for step, found in damaged.items():
         place = integrity.set_aside(step)
         print_once(
@@ -249,5 +229,5 @@ def check_space(directory: Path, needed: int) -> None:
     free = atomic.free_space(directory)
     if free < needed:
         raise UserError(
-            f"{directory} has no room ({atomic.readable(free)} free, {atomic.readable(needed)} needed): make room there"
+            f"{directory} is full ({atomic.readable(free)} free, {atomic.readable(needed)} needed): make room there"
         )

@@ -17,6 +17,7 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.tables import duration
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import atomic, storage
+from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Run
 from deit_jax.train.trackers import Trackers
 
@@ -124,8 +125,8 @@ class Log:
         if self.trackers:
             self.trackers.log(step, values)
 
-    def begin(self, params: dict, notes: Sequence[str]) -> None:
-        """Introduce the run. notes: more lines."""
+    def begin(self, params: dict) -> None:
+        """Introduce the run, with a line for each thing that was changed to fit weights, or is unusual."""
         run, c, student, devices = self.run, self.config, self.run.model, self.run.mesh.devices
         count = sum(x.size for x in jax.tree.leaves(params))
         distil = f", {OBJECTIVES[c.distill.kind].title}" if c.distill.kind != "none" else ""
@@ -135,8 +136,11 @@ class Log:
             f"{run.title}: {c.model.name}, {count:,} parameters, {student.img_size} px, {student.num_classes} classes"
             f"{distil}; {run.total_steps} steps of {c.batch_size} on {devices.size} x {devices.flat[0].device_kind}"
         )
+        teachers = run.teacher.models if run.teacher else ()
+        notes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
+        notes += [*describe_schedule(c, run.steps_per_epoch), *describe_averaging(c, run.total_steps)]
         if student.num_classes == 1000:  # ImageNet: what is compared with published numbers
-            notes = [*notes, *recipe_differences(c)]
+            notes += recipe_differences(c)
         for note in notes:
             self.print(f"  {note}")
         if self.start:
@@ -214,7 +218,7 @@ class Log:
     def rolled_back(self, step: int, to: int, in_row: int, losses: Sequence[dict[str, float]] = ()) -> None:
         """Log that the run went back from `step` to `to` after `in_row` non-finite steps. losses: as at the start."""
         self.print(
-            f"{self.run.title}: {in_row} non-finite steps in a row at step {step}: back to step {to}, with other data"
+            f"{self.run.title}: {in_row} non-finite steps in a row at step {step}: back to step {to}, on other data"
         )
         self.rewind(to)
         self.write(to, rolled_back_from=step)

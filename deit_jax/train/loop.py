@@ -17,12 +17,10 @@ from deit_jax.errors import Interrupted, UserError
 from deit_jax.evaluate.inference import evaluate_sets
 from deit_jax.randomness import small_seed
 from deit_jax.runtime import sharding
-from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.progress import track
 from deit_jax.runtime.stop import Stop
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.log import Log
-from deit_jax.train.optimizer import describe_averaging, describe_schedule
 from deit_jax.train.run import Data, Run, load_init, open_run
 from deit_jax.train.step import Program, TrainState, make_program
 from deit_jax.weights.load import adopt_normalization
@@ -52,11 +50,12 @@ def train(run: Run) -> dict[str, dict]:
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
-        print_once(f"{run.title}: {checkpoints.forecast(vars(program.abstract_state))}")
-        state = start_state(run, program, checkpoints)
+        state = start_state(run, program, checkpoints, checkpoints.latest())
         step = int(state.step)
-        log = begin_log(run, state, checkpoints)
+        evaluated, losses = step in checkpoints.scores, checkpoints.meta(step).get("interval_losses", [])
+        log = Log(run, step, evaluated=evaluated, losses=losses)
         exits.callback(log.close)
+        log.begin(state.params)
         stream, broken = training_batches(run, step + int(state.offset)), 0
         exits.callback(lambda: stream.close())  # the one that is open then
         if jax.process_index() == 0 and step < total:
@@ -88,11 +87,10 @@ def train(run: Run) -> dict[str, dict]:
 
         if step < total:
             save(run, state, checkpoints, log)
-            at = f"stopped at step {step} of {total}, saved"
-        else:
-            at = "complete and saved"
         if step < total or results is None or stop.requested:
-            raise Interrupted(f"{run.title}: {at}; the same command resumes from there")
+            raise Interrupted(
+                f"{run.title}: stopped at step {step} of {total}, saved; the same command resumes from there"
+            )
         if int(state.nonfinite["total"]) >= total:
             raise UserError(
                 f"{run.title} has learned nothing: the loss or gradients of all {total} steps were not finite: check"
@@ -107,10 +105,7 @@ def training_batches(run: Run, position: int, broken: int = 0) -> Generator[tupl
 
     After the run's last batch comes its first again: the data of a run that was rolled back is ahead of its step.
 
-    Args:
-        run: the run.
-        position: of the first batch, counted round the end of the run.
-        broken: unreadable images met before, each replaced by the next that can be read.
+    position: of the first batch, counted round the end of the run. broken: unreadable images met before.
     """
     while True:
         position %= run.total_steps
@@ -135,27 +130,12 @@ def is_due(run: Run, every: int, step: int) -> bool:
     return step == run.total_steps or (step > 0 and within == 0 and epoch % every == 0)
 
 
-def initial_weights(run: Run) -> dict | None:
-    """Initial weights of a run without a usable checkpoint; a resumed run has not loaded them yet."""
-    return run.init or load_init(run.config, run.model, run.data.train.class_names)[0]
-
-
-def start_state(run: Run, program: Program, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint, else a new one."""
-    if checkpoints.latest() is None:
-        return program.initialize(initial_weights(run), small_seed(run.config.seed))
-    return TrainState(**checkpoints.restore(vars(program.abstract_state)))
-
-
-def begin_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
-    """The run's log, continued at the state's step, with the lines that introduce the run."""
-    step, config = int(state.step), run.config
-    log = Log(run, step, evaluated=step in checkpoints.scores, losses=checkpoints.meta(step).get("interval_losses", []))
-    teachers = run.teacher.models if run.teacher else ()
-    changes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
-    plan = [*describe_schedule(config, run.steps_per_epoch), *describe_averaging(config, run.total_steps)]
-    log.begin(state.params, changes + plan)
-    return log
+def start_state(run: Run, program: Program, checkpoints: Checkpoints, step: int | None) -> TrainState:
+    """The state saved at `step`; None: a new one, from `run.init` (not loaded by a resumed run) or the seed."""
+    if step is None:
+        weights = run.init or load_init(run.config, run.model, run.data.train.class_names)[0]
+        return program.initialize(weights, small_seed(run.config.seed))
+    return TrainState(**checkpoints.restore(vars(program.abstract_state), step))
 
 
 def save(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log) -> None:
@@ -215,12 +195,10 @@ def roll_back(
             f"{run.title} diverges: {int(state.nonfinite['in_row'])} non-finite steps in a row at step {step}, after"
             f" {rollbacks - 1} roll-backs: {LOWER_LR}"
         )
-    to = checkpoints.last_good()
-    checkpoints.discard_after(to or 0)
-    if to is None:
-        to, back = 0, program.initialize(initial_weights(run), small_seed(run.config.seed))
-    else:
-        back = TrainState(**checkpoints.restore(vars(program.abstract_state), to))
+    good = checkpoints.last_good()
+    to = good or 0
+    checkpoints.discard_after(to)
+    back = start_state(run, program, checkpoints, good)
     offset = int(state.offset) + step - to
     back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
     in_row = int(state.nonfinite["in_row"])

@@ -179,39 +179,21 @@ def schedule(
 
 
 def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
-    """The learning rates of a resolved config in one line, then a warning per thing that they do not do.
+    """The learning rates of a resolved config in one line; a second one warns where they do not rise and fall as set.
 
-    A warm-up that does not rise or a cosine that does not fall trains as if it were constant: floors at or above the
-    peak (small batches scale the peak, not the floors), or a run shorter than the released schedule's delay.
+    That is so where floors are at or above the peak (small batches scale the peak, not the floors), or a run is shorter
+    than the warm-up, or the released schedule's delay: it trains as if the rate were constant.
     """
     o, total = config.optimizer, num_steps(config, steps_per_epoch)
-    steps = np.arange(total) if total <= 2000 else np.unique(np.linspace(0, total - 1, 2000).astype(int))
-    epochs = np.arange(0, total, steps_per_epoch)  # where rates by epoch change
-    if len(epochs) <= 2000:
-        steps = np.union1d(steps, epochs)
-    rates = np.asarray(jax.jit(schedule(config, steps_per_epoch))(jnp.asarray(steps)), np.float64)
+    rates = np.asarray(jax.jit(schedule(config, steps_per_epoch))(jnp.arange(total)), np.float64)
     top = int(np.argmax(rates >= rates.max() * (1 - 1e-6)))
-    first, peak, last = rates[0], rates[top], rates[-1]
-    rise = f", rising to {peak:.3g} in {steps[top]} warm-up steps" if top else ""
+    first, peak, last, full = rates[0], rates[top], rates[-1], o.lr * lr_scale(config)
+    rise = f", rising to {peak:.3g} in {top} warm-up steps" if top else ""
     lines = [f"learning rate: {first:.3g} at first{rise}, {last:.3g} at the end"]
-    full = o.lr * lr_scale(config)
-    if o.warmup_epochs and peak <= first:
-        why = "the run ends within the warm-up" if full > peak else f"optimizer.warmup_lr is {o.warmup_lr:.3g}"
-        lines.append(
-            f"warning: the learning rate does not rise: optimizer.lr makes {full:.3g} at batch size {config.batch_size}"
-            f" and {why}: raise --config.optimizer.lr, or train longer"
-        )
-    elif peak < 0.99 * full and total <= (o.warmup_epochs + 1) * steps_per_epoch:
-        lines.append(
-            f"warning: the learning rate reaches {peak:.3g} of {full:.3g}: the run ends within the warm-up of"
-            f" {o.warmup_epochs:g} epochs: lower --config.optimizer.warmup_epochs, or train longer"
-        )
-    if o.schedule == "cosine" and last >= peak:
-        why = "the run ends within the warm-up" if full > peak else f"optimizer.min_lr is {o.min_lr:.3g}"
-        lines.append(
-            f"warning: the learning rate does not fall: its peak is {peak:.3g} and {why}: raise --config.optimizer.lr,"
-            " or lower --config.optimizer.min_lr"
-        )
+    too_short = peak < 0.99 * full and total <= (o.warmup_epochs + 1) * steps_per_epoch
+    if too_short or (o.warmup_epochs and peak <= first) or (o.schedule == "cosine" and last >= peak):
+        why = "the run ends within the warm-up" if too_short else "optimizer.warmup_lr or min_lr is not below that"
+        lines.append(f"warning: of the learning rate {full:.3g} that optimizer.lr makes, {peak:.3g} is reached: {why}")
     return lines
 
 

@@ -119,14 +119,12 @@ def open_run(
     """Resolve a config into a run, with everything that can be wrong with it found before anything is written.
 
     Args:
-        config: resolved and valid.
         workdir: folder of the run, claimed for it last.
         data: opened already; None opens it.
         title: of the run in its log.
         teacher_init: weights of a teacher that was trained just before.
 
-    Raises:
-        UserError: bad input.
+    Raises UserError for bad input.
     """
     tracker_names(config)
     data = data or open_data(config)
@@ -143,17 +141,20 @@ def open_run(
 def open_models(config: Config, data: Data, teacher_init: str = "") -> tuple[Student, Teacher | None]:
     """The student and its teacher; None without one, or where it is trained first. Arguments and errors: `open_run`."""
     student = make_student(config, data.train.num_classes)
+    if not has_teacher(config):
+        return student, None
     if trains_teacher(config) and not teacher_init:
         check_teacher_training(config, data.train.class_names)
         return student, None
-    return student, open_teacher(config, student, data, teacher_init)
+    if config.distill.labels:
+        return student, stored_teacher(config, student.num_classes)
+    return student, load_teacher(config, data.train.class_names, student.img_size, teacher_init)
 
 
 def open_data(config: Config) -> Data:
     """The training and evaluation images of a resolved config. Process 0 prints what they are.
 
-    Raises:
-        UserError: missing data; on every process, where several of them see different images.
+    Raises UserError for missing data; on every process, where several of them see different images.
     """
     data = Data(*cache.keep_decoded(config, *sources.open_sources(config)))
     if config.data.layout == "unlabelled":
@@ -169,19 +170,7 @@ def compare_processes(fingerprint: str) -> None:
     found = np.atleast_2d(multihost_utils.process_allgather(np.frombuffer(digest, np.uint8)))
     others = np.flatnonzero((found != found[0]).any(-1)).tolist()
     if others:
-        raise UserError(
-            f"process {others[0]} of {len(found)} sees other images than process 0: data.root must hold the same files"
-            " on every host"
-        )
-
-
-def open_teacher(config: Config, student: Student, data: Data, init: str = "") -> Teacher | None:
-    """The teacher that `config` asks for, live or stored; None without one. init: see `open_run`'s teacher_init."""
-    if not has_teacher(config):
-        return None
-    if config.distill.labels:
-        return stored_teacher(config, student.num_classes)
-    return load_teacher(config, data.train.class_names, student.img_size, init)
+        raise UserError(f"process {others[0]} of {len(found)} sees other images than process 0: use the same files")
 
 
 def check_teacher_training(config: Config, class_names: Sequence[str]) -> None:
@@ -191,10 +180,8 @@ def check_teacher_training(config: Config, class_names: Sequence[str]) -> None:
     """
     teacher = teacher_config(config)
     if "_distilled" in teacher.model.name:
-        raise UserError(
-            f"teacher {teacher.model.name} would be trained without a teacher of its own:"
-            f" use {without_token(teacher.model.name)}"
-        )
+        name = teacher.model.name
+        raise UserError(f"teacher {name} would be trained without a teacher of its own: use {without_token(name)}")
     validate(teacher)
     load_init(teacher, make_student(teacher, len(class_names)), class_names)
 
@@ -233,13 +220,10 @@ def claim_workdir(
     """Make the folder of a run, or check that the run it holds is this one. Returns its path.
 
     Args:
-        workdir: the folder.
-        config: resolved.
         fingerprint, eval_fingerprint: of the training and evaluation images ("": not compared).
         files: that the training images are read from; a later start names those that are gone.
 
-    Raises:
-        UserError: the folder cannot be written, or holds a run of other settings or data; it is left unchanged then.
+    Raises UserError where it cannot be written, or holds a run of other settings or data; it is left unchanged then.
     """
     folder = storage.as_path(workdir)
     try:
@@ -268,9 +252,7 @@ def check_record(
         theirs = json.loads(record.read_text())
         seen, evaluated = theirs.pop("data.fingerprint"), theirs.pop("data.eval_fingerprint")
     except (ValueError, KeyError, AttributeError):
-        raise UserError(
-            f"workdir {workdir} holds a config.json that does not record a run: choose another --workdir"
-        ) from None
+        raise UserError(f"workdir {workdir} holds a config.json that is no run's: choose another --workdir") from None
     changed = differences(ours, theirs)
     if changed:
         shown = "; ".join(f"{k}: {theirs.get(k)} there, {ours.get(k)} now" for k in changed[:4])
@@ -279,17 +261,14 @@ def check_record(
         if not set(changed) - {"epochs", "steps"}:
             fix += f", and --config.init={workdir} to train on from these weights with a schedule of its own"
         raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {fix}")
+    restore = "put back what it was, or begin a new folder with another --workdir"
     if seen != fingerprint:
         raise UserError(
-            f"the training data changed since the run in {workdir} began{missing_files(workdir, files)}: put back"
-            " what it was, or begin a new folder with another --workdir"
+            f"the training data changed since the run in {workdir} began{missing_files(workdir, files)}: {restore}"
         )
     same_limit = theirs.get("evaluate.limit") == ours["evaluate.limit"]
     if evaluated and eval_fingerprint and same_limit and evaluated != eval_fingerprint:
-        raise UserError(
-            f"the evaluation data changed since the run in {workdir} began, so that its scores would be of other"
-            " images: restore it, or choose another --workdir"
-        )
+        raise UserError(f"the evaluation data changed since the run in {workdir} began: {restore}")
 
 
 def missing_files(folder: Path, files: Sequence[str]) -> str:

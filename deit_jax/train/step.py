@@ -75,9 +75,7 @@ def make_student(config: Config, num_classes: int) -> Student:
     options |= dropout_options(config, module)
     if OBJECTIVES[config.distill.kind].teacher == "features":
         if not issubclass(module, models.vit.ViT):
-            raise UserError(
-                f"distill.kind {config.distill.kind} needs a student with tokens, {m.name} has none: use a ViT"
-            )
+            raise UserError(f"distill.kind {config.distill.kind} needs tokens, {m.name} has none: train a ViT")
         grid = options["img_size"] // (defaults | options).get("patch_size", 16)
         options["feature_width"] = feature_width(config, options["img_size"], grid)
     build = models.constructor(m.name, **options)

@@ -71,8 +71,8 @@ def test_processes_are_found_by_their_environment(environment, calls, monkeypatc
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES is '': set it"),
-        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID is 'x': set it"),
+        ({"JAX_PROCESS_ID": "0"}, "are \\['', '0'\\]: JAX_COORDINATOR_ADDRESS needs both"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}, "are \\['2', 'x'\\]: JAX_COORDINATOR_ADDRESS needs both"),
     ],
 )
 def test_half_an_environment_is_told(environment, message, monkeypatch):

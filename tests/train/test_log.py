@@ -27,7 +27,7 @@ def make_log(folder, every=4, start=0, tensorboard=False, classes=10, **options)
     student = SimpleNamespace(img_size=224, num_classes=classes)
     run = SimpleNamespace(
         **{"title": "student", "config": config, "folder": folder, "total_steps": 12, "steps_per_epoch": 6},
-        **{"model": student, "teacher": None, "mesh": sharding.make_mesh()},
+        **{"model": student, "teacher": None, "mesh": sharding.make_mesh(), "init_notes": ["a note"]},
     )
     return Log(run, start, **options)
 
@@ -113,7 +113,7 @@ def test_loss_terms_and_agreements_are_means_in_the_log_and_in_the_line(tmp_path
 
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_an_imagenet_run_begins_with_its_choices(tmp_path, capsys, classes):
-    make_log(tmp_path, classes=classes).begin({"weight": np.zeros(3)}, ["a note"])
+    make_log(tmp_path, classes=classes).begin({"weight": np.zeros(3)})
     said = capsys.readouterr().out
     assert "3 parameters, 224 px" in said
     assert "  a note\n" in said

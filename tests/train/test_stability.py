@@ -65,7 +65,7 @@ def test_a_single_bad_step_is_skipped_and_bad_ones_in_a_row_are_left_behind(tmp_
     # those are NaN too, up to 29: back again, and 30 is a good one
     rolled = [(r["rolled_back_from"], r["step"]) for r in log if "rolled_back_from" in r]
     assert rolled == [(27, 22), (25, 22)]
-    assert "3 non-finite steps in a row at step 27: back to step 22, with other data" in capsys.readouterr().out
+    assert "3 non-finite steps in a row at step 27: back to step 22, on other data" in capsys.readouterr().out
 
     text = (tmp_path / "run" / "log.jsonl").read_text()
     assert all(json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()), "valid JSON"
