@@ -18,7 +18,6 @@ import datetime
 import functools
 import itertools
 import json
-import math
 import shlex
 import sys
 import time
@@ -41,8 +40,8 @@ from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
 from deit_jax.label import label
 from deit_jax.report.agreement import mean_cosine
-from deit_jax.runtime import atomic, hardware, lock, sharding
-from deit_jax.runtime.processes import from_process_0, wait_for_process_0
+from deit_jax.runtime import atomic, hardware, sharding
+from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
 from deit_jax.train.run import Data, Normalization, claim_workdir, open_data, open_models
 from deit_jax.train.step import make_student
@@ -70,10 +69,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "hard": HARD,
     f"hard{NO_TOKEN}": HARD,
     "second_cls": {"distill.kind": "second_cls", "distill.alpha": 0.5},  # a second token learns the true labels as well
-    "hard_live": HARD,
 }
 DISTILLED_ARMS = set(ARMS) - {"none", "second_cls"}
-LIVE = "hard_live"  # a live teacher in spite of `ablate.store_labels`: the check of stored labels, on the first seed
 
 
 class Arm(NamedTuple):
@@ -137,10 +134,7 @@ def ablate(config, workdir: str | Path) -> Scores:
     """
     arms = {name: parse_arm(name) for name in config.ablate.arms}
     if config.distill.labels:
-        raise UserError(
-            "distill.labels belong to one seed, ablate trains several: leave it empty; with"
-            " --config.ablate.store_labels=True each seed has its own"
-        )
+        raise UserError("distill.labels are of one seed, ablate trains several: use --config.ablate.store_labels=True")
     if "_distilled" not in config.model.name:
         raise UserError(
             f"model.name {config.model.name} has no distillation token: ablate starts from a distilled model, as"
@@ -185,7 +179,7 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
     for seed in base.ablate.seeds:
         stores = {}
         for t, folder in folders.items():
-            stored = [a for a, arm in arms.items() if arm[1:] == t and arm.kind in DISTILLED_ARMS and arm.kind != LIVE]
+            stored = [a for a, arm in arms.items() if arm[1:] == t and arm.kind in DISTILLED_ARMS]
             if not (base.ablate.store_labels and stored):
                 continue
             soft_ones = [a for a in stored if arms[a].kind.startswith("soft")]
@@ -196,8 +190,6 @@ def plan_jobs(base, workdir: Path, arms: dict[str, Arm]) -> list[Job]:
             planned.append(Job(store, (folder,) if folder else (), work))
             stores |= dict.fromkeys(stored, store)
         for name, arm in arms.items():
-            if arm.kind == LIVE and seed != base.ablate.seeds[0]:
-                continue  # one seed shows the equality
             c, run = arm_config(base, name, seed), workdir / run_name(name, seed)
             folder = folders.get(arm[1:]) if arm.kind in DISTILLED_ARMS else None
             needs = (folder,) if folder else ()
@@ -282,26 +274,20 @@ def run_jobs(jobs: list[Job], after: Callable[[], None]) -> None:
 
                 def claim(job: Job = job, held: contextlib.ExitStack = held) -> bool:
                     ready = all(map(is_done, job.needs))
-                    return ready and held.enter_context(lock.try_hold(job.folder)) is None and not is_done(job.folder)
+                    return ready and held.enter_context(try_hold(job.folder)) and not is_done(job.folder)
 
                 if not from_process_0(claim):
                     continue
-                finish(job)
+                begun = time.perf_counter()
+                found = job.work()
                 if jax.process_index() == 0:
+                    spent = {"seconds": round(time.perf_counter() - begun, 1), "where": where()}
+                    atomic.write_json(job.folder / "done.json", found | spent)
                     after()
                 wait_for_process_0("job")  # which records and reports alone
             break  # look again from the first: the jobs that needed this one come next
         else:
             time.sleep(POLL)
-
-
-def finish(job: Job) -> None:
-    """Do the job and write done.json."""
-    begun = time.perf_counter()
-    found = job.work()
-    if jax.process_index() == 0:
-        seconds = round(time.perf_counter() - begun, 1)
-        atomic.write_json(job.folder / "done.json", {**found, "seconds": seconds, "where": where()})
 
 
 def where() -> str:
@@ -387,7 +373,7 @@ def spread(values: list[float]) -> str:
 
 def interval(difference: dict[str, Any]) -> str:
     """+1.23 (+0.98 .. +1.48), of `paired_difference`; "" without a seed."""
-    mean, low, high = (math.nan if difference[key] is None else difference[key] for key in ("mean", "low", "high"))
-    if math.isnan(mean):
+    mean, low, high = (difference[key] for key in ("mean", "low", "high"))
+    if mean is None:
         return ""
-    return f"{mean:+.2f}" + ("" if math.isnan(low) else f" ({low:+.2f} .. {high:+.2f})")
+    return f"{mean:+.2f}" + ("" if low is None else f" ({low:+.2f} .. {high:+.2f})")

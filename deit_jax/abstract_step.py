@@ -9,9 +9,11 @@ from deit_jax import models
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config
 from deit_jax.config.recipes import has_teacher
 from deit_jax.data.batch import teacher_entries, train_entries
-from deit_jax.distill.teacher import Teacher, live_teacher, stored_teacher, teacher_models
+from deit_jax.distill.teacher import Teacher, TeacherModel, live_teacher, own_member, stored_teacher
+from deit_jax.own import is_own
 from deit_jax.runtime import sharding
 from deit_jax.runtime.flops import count_flops
+from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.train.step import TrainState, make_program, make_student
 
 
@@ -27,15 +29,21 @@ class Step(NamedTuple):
 def abstract_teacher(config: Config, *, img_size: int, num_classes: int) -> Teacher | None:
     """The teacher that a resolved config asks for, with shapes in place of its arrays; no weights are read.
 
-    Args:
-        img_size: the student's, in pixels.
-        num_classes: of the data.
+    img_size: the student's, in pixels. num_classes: of the data.
     """
     if not has_teacher(config):
         return None
     if config.distill.labels:
         return stored_teacher(config, num_classes)
-    members = teacher_models(config, num_classes, img_size)
+    size, dtype = config.teacher.img_size or img_size, compute_dtype(config.teacher.dtype)
+    options = {"num_classes": num_classes, "img_size": size, "dtype": dtype}
+    mean, std = (tuple(config.teacher[k] or config.augment[k]) for k in ("mean", "std"))  # not known without weights
+    members = [
+        own_member(config, name, None)[0]
+        if is_own(name)
+        else TeacherModel(models.constructor(name, **options), size, mean, std)
+        for name in config.teacher.name.split(",")
+    ]
     return Teacher(live_teacher(config, members), [models.abstract(member.build)[1:] for member in members], members)
 
 

@@ -3,9 +3,8 @@
 Weights and, for all but the input, images are random: speed does not depend on them.
 """
 
-import math
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -87,14 +86,6 @@ class Workload:
         return {"train": step_flops(self.config), "forward": forward}
 
 
-class Input(NamedTuple):
-    """Images/s of the input pipeline of all processes: each on one core, and on all it may use (`threads`)."""
-
-    one_core: float
-    all_cores: float
-    threads: int
-
-
 def train_stream(config: Config, source: "Source", size: int) -> "TrainBatches":
     """This process's rows of the training stream."""
     from deit_jax.data import loader  # here: the data packages are optional, the step needs none
@@ -113,13 +104,6 @@ def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0
     rate = count / (time.perf_counter() - begun)
     stream.close()
     return rate * jax.process_count()
-
-
-def measure_input(config: Config, source: "Source", size: int) -> Input:
-    single = config.copy_and_resolve_references()
-    single.data.threads, single.data.workers, single.data.prefetch = 1, 0, 1
-    threads = config.data.threads or min(16, hardware.cores())
-    return Input(time_input(single, source, size), time_input(config, source, size), threads)
 
 
 def input_wait_fraction(workload: Workload, source: "Source", seconds: float = 10.0) -> float:
@@ -147,7 +131,7 @@ def input_wait_fraction(workload: Workload, source: "Source", seconds: float = 1
 def benchmark(config: Config) -> dict[str, Any]:
     """`--mode=benchmark`: time a resolved config's parts, print a table and say what limits the run.
 
-    Returns {"input": Input or None, "augment", "forward", "train": Timing of a batch, "waiting": share or None,
+    Returns {"input": images/s or None, "augment", "forward", "train": Timing of a batch, "waiting": share or None,
     "mfu": {"train", "forward"} shares of the devices' peak or None where it is not known}.
     """
     validate(config, num_devices=jax.device_count())
@@ -162,7 +146,7 @@ def benchmark(config: Config) -> dict[str, Any]:
     if source is not None and config.distill.labels:
         why_not = "with stored labels the stream is that of the run they were made for"
     elif source is not None:
-        result["input"] = measure_input(config, source, work.student.img_size)
+        result["input"] = time_input(config, source, work.student.img_size)
         result["waiting"] = input_wait_fraction(work, source)
     for name in ("augment", "forward", "train"):
         result[name] = time_calls(getattr(work, name))
@@ -190,12 +174,13 @@ def describe(result: dict[str, Any], config: Config, work: Workload, why_not: st
         lines.append(f"{title:26}{config.batch_size / t.median:10,.0f}  {spread:34}{shown}".rstrip())
     if result["input"] is None:
         return "\n".join([*lines, f"input: not measured: {why_not}"])
-    stream, step = result["input"], config.batch_size / result["train"].median
-    lines.append(f"{'input, one core':26}{stream.one_core:10,.0f}")
-    lines.append(f"{f'input, {stream.threads} threads':26}{stream.all_cores:10,.0f}")
-    limit = "input" if stream.all_cores < step else "step"
+    rate, step = result["input"], config.batch_size / result["train"].median
+    threads = config.data.threads or min(16, hardware.cores())
+    limit = "input" if rate < step else "step"
+    lines.append(f"{f'input, {threads} threads':26}{rate:10,.0f}")
     lines.append(f"waiting for data: {result['waiting']:.0%} of a training loop; the {limit} is the limit")
     if limit == "input":
-        wanted = math.ceil(step / stream.one_core)
-        lines.append(f"  {wanted} cores would keep up with the step: see data.threads, data.workers, data.resize")
+        lines.append(
+            f"  an input {step / rate:.1f}x as fast would keep up: see data.threads, data.workers, data.resize"
+        )
     return "\n".join(lines)

@@ -70,7 +70,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     texts = functools.partial(flags.DEFINE_multi_string, flag_values=found)
     number = functools.partial(flags.DEFINE_integer, flag_values=found, lower_bound=0)
     text("workdir", None, "Folder of the run: checkpoints, log, report.")
-    text("mode", "train", f"What to do: {', '.join(MODES)}.")
+    flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=found)
     number("verify", 0, "label: compute this many stored batches again and compare.")
     text("topology", "", "plan: devices that are not here, h100:8 or v5e:4x4; '' plans for this machine's.")
     flags.DEFINE_float("price", 0.0, "plan: of a device's hour, for the forecast.", 0.0, flag_values=found)
@@ -141,15 +141,11 @@ def run_mode(given: flags.FlagValues) -> None:
     """Run what the parsed flags ask for."""
     logging.set_verbosity(logging.WARNING)
     mode = given.mode
-    if mode not in MODES:
-        raise UserError(f"mode '{mode}' is not known{nearest(mode, MODES)}: use {', '.join(MODES)}")
     if mode in ("train", "label", "ablate") and not given.workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
     workdir, output = (str(storage.as_path(path)) if path else "" for path in (given.workdir, given.output))
     if mode == "ablate" and storage.is_bucket(workdir):
-        raise UserError(
-            f"workdir {workdir} is in a bucket, which has no locks to share an ablation's runs: give a path"
-        )
+        raise UserError(f"workdir {workdir} is in a bucket, which has no locks to share runs: give a path")
     if mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 

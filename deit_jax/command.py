@@ -32,8 +32,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
     A command whose standard output cannot be written (`| head`, `> /dev/full`) works to its end, so that the files it
     was asked for are complete, and then ends without a message.
 
-    Args:
-        main: takes the command's arguments, or None for those of the process; returns an exit code, or None for 0.
+    main: takes the command's arguments, or None for those of the process; returns an exit code, or None for 0.
     """
 
     @functools.wraps(main)

@@ -12,14 +12,13 @@ def printable(text: str | os.PathLike, *, lines: bool = False) -> str:
 
     lines: keep the line breaks, of a whole report.
     """
+
+    def escaped(character: str) -> str:
+        code = ord(character)
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # how Python holds a byte of a name that is not UTF-8
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
     return "".join(c if c.isprintable() or (lines and c == "\n") else escaped(c) for c in os.fspath(text))
-
-
-def escaped(character: str) -> str:
-    """The escape that stands for a character: `\\x1b`, `\\u202e`; `\\xff` for a byte of a name that is not UTF-8."""
-    code = ord(character)
-    code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # how Python holds such a byte
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class UserError(ValueError):
@@ -38,7 +37,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
-def nearest(name: str, known: Iterable[str], how_many: int = 1) -> str:
-    """ " (did you mean X?)" for the known name(s) closest to `name`, or "" when nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=how_many, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean X?)" for the known name closest to `name`, or "" when none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -106,16 +106,11 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     Every process computes its own part of the chunks, whole batches on its own devices.
 
     Args:
-        config: resolved and valid.
-        workdir: folder of the store.
         verify: compute this many stored batches again instead, and compare.
         teacher_init: weights of a teacher that was trained just before.
 
     Returns what was done: {"steps", "views"}, or with `verify` {"batches", "views", "same", "largest"}.
-
-    Raises:
-        UserError: bad input, or a full disk (what was written stays usable).
-        Interrupted: after a signal.
+    Raises UserError for bad input, or a full disk (what was written stays usable), Interrupted after a signal.
     """
     config = config.copy_and_resolve_references()
     config.distill.labels = ""
@@ -215,10 +210,7 @@ def make_chunk(store: LabelStore, label_batch: Callable, stream: Iterator, steps
             return None
     made = jax.device_get(made)
     if not all(m.get("finite", True) for m in made):
-        raise UserError(
-            f"the teacher's logits are not finite in steps {steps[0]} to {steps[-1]}: check its weights, or use"
-            " --config.teacher.dtype=float32"
-        )
+        raise UserError(f"the teacher's logits are not finite in steps {steps[0]} to {steps[-1]}: check its weights")
     return {name: np.stack([m[name] for m in made]).astype(dtype) for name, (dtype, _) in store.arrays.items()}
 
 
@@ -229,8 +221,8 @@ def finish(store: LabelStore, writes: list) -> None:
             write.result()
     except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
         raise UserError(
-            f"labels could not be written ({atomic.write_error(store.folder / 'labels', error)}): the first"
-            f" {store.steps_done()} steps are stored and stay usable, and the same command resumes from there"
+            f"{atomic.write_error(store.folder / 'labels', error)}; the first {store.steps_done()} steps are stored"
+            " and stay usable, and the same command resumes from there"
         ) from error
 
 

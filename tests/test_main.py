@@ -20,7 +20,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.distill.kind=harder"], "distill.kind is 'harder' (did you mean hard?)"),
         (["--config=configs/digit.py"], "configs/digit.py does not exist (did you mean digits?)"),
         (["--config=configs/digits.py:distil=soft"], "'distil=soft' is not known (did you mean distill?)"),
-        ([DIGITS, "--mode=trian"], "mode 'trian' is not known (did you mean train?)"),
+        ([DIGITS, "--mode=trian"], "flag --mode=trian: value should be one of <train|evaluate|"),
         ([DIGITS, "--config.model.img_size=17"], "img_size 17 is not a multiple of patch_size 4: use 16 or 20"),
         ([DIGITS, "--config.model.name=deit_digit_patch4_16"], "(did you mean deit_digits_patch4_16?)"),
         ([DIGITS, "--config.batch_size=100"], "100 is not divisible by 8 devices: use --config.batch_size=96"),

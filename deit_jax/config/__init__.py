@@ -11,10 +11,8 @@ from deit_jax.config.recipes import resolve as resolve
 from deit_jax.config.settings import IMAGENET_MEAN as IMAGENET_MEAN
 from deit_jax.config.settings import IMAGENET_STD as IMAGENET_STD
 from deit_jax.config.settings import IMAGENET_TRAIN_IMAGES as IMAGENET_TRAIN_IMAGES
-from deit_jax.config.settings import INTERPOLATIONS as INTERPOLATIONS
 from deit_jax.config.settings import SETTINGS as SETTINGS
 from deit_jax.config.settings import Config as Config
-from deit_jax.config.settings import Setting as Setting
 from deit_jax.config.settings import default_config as default_config
 from deit_jax.config.settings import differences as differences
 from deit_jax.config.settings import flat as flat

@@ -77,28 +77,22 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
             near = max(1, round(rows / unit)) * unit
             raise UserError(f"{path} {rows} is not divisible by {at}: use --config.{path}={near}")
     if config.class_loss == "sigmoid" and config.augment.label_smoothing:
-        raise UserError(
-            f"class_loss sigmoid takes every class of a probability above 0 for right, but augment.label_smoothing is"
-            f" {config.augment.label_smoothing}: use --config.augment.label_smoothing=0.0"
-        )
+        raise UserError("class_loss sigmoid takes no smoothed labels: use --config.augment.label_smoothing=0.0")
     objective = OBJECTIVES[config.distill.kind]
     features = objective.teacher == "features"
-    if (objective.term is None or features) and "_distilled" in config.model.name:
-        raise UserError(
-            f"distill.kind {config.distill.kind} leaves the distillation head of {config.model.name} untrained: use "
-            f"--config.model.name={config.model.name.replace('_distilled', '')}, or kind second_cls"
-        )
+    if "_distilled" in config.model.name:
+        what, head, other = "", "distillation", "an alpha between 0 and 1"
+        if objective.term is None or features:
+            what, other = f"distill.kind {config.distill.kind}", "kind second_cls"
+        elif config.distill.alpha in (0, 1):
+            what, head = f"distill.alpha {config.distill.alpha:g}", "class" if config.distill.alpha else head
+        if what:
+            raise UserError(
+                f"{what} leaves the {head} head of {config.model.name} untrained: use"
+                f" --config.model.name={config.model.name.replace('_distilled', '')}, or {other}"
+            )
     if features and (config.distill.labels or config.finetune.labels):
-        raise UserError(
-            f"distill.kind {config.distill.kind} learns a teacher's features, which no store holds: leave out"
-            " --config.distill.labels and --config.finetune.labels"
-        )
-    if objective.term is not None and config.distill.alpha in (0, 1) and "_distilled" in config.model.name:
-        head = "class" if config.distill.alpha else "distillation"
-        raise UserError(
-            f"distill.alpha {config.distill.alpha:g} leaves the {head} head of {config.model.name} untrained: use"
-            f" --config.model.name={config.model.name.replace('_distilled', '')}, or an alpha between 0 and 1"
-        )
+        raise UserError(f"distill.kind {config.distill.kind} learns features, which no store has: unset distill.labels")
     if config.data.layout == "unlabelled":
         if objective.teacher not in ("hard labels", "logits") or config.distill.alpha != 1:
             raise UserError(

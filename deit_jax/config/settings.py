@@ -69,20 +69,12 @@ class Model(Group):
     num_classes: int = setting(0, "0: the dataset's")
     img_size: int = setting(0, "height and width of the images in pixels; 0: the one in the model's name")
     drop_path_rate: float = setting(None, "stochastic depth of the last block; rises linearly from 0 over the depth")
-    drop_rate: float = setting(
-        0.0, "dropout after attention's and the MLP's projections (EfficientNet: before the head)"
-    )
+    drop_rate: float = setting(0.0, "dropout after a block's projections (EfficientNet: before the head)")
     dtype: str = setting("auto", "compute dtype; auto: bfloat16 on accelerators", ("auto", "float32", "bfloat16"))
     attention: str = resumable(
-        "auto",
-        "einsum (stores the attention weights), recompute, cudnn (fused); auto: the fastest on this platform",
-        ("auto", "einsum", "recompute", "cudnn"),
+        "auto", "einsum stores the weights, cudnn is fused; auto: the fastest", ("auto", "einsum", "recompute", "cudnn")
     )
-    remat: str = resumable(
-        "none",
-        "what the backward pass recomputes: nothing, all but matrix products, whole blocks",
-        ("none", "dots", "full"),
-    )
+    remat: str = resumable("none", "the backward pass recomputes all but products, or blocks", ("none", "dots", "full"))
     scan_unroll: int = resumable(0, "blocks per iteration of the scan; 0: all on CPU and GPU, one on TPU")
 
 
@@ -90,12 +82,8 @@ class Distill(Group):
     kind: str = setting("none", "objective, see deit_jax/losses.py; one's own: package.module:name", OBJECTIVES)
     alpha: float = setting(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
     tau: float = setting(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
-    tokens: str = setting(
-        "both", "features: those learned, the class token's, the patches', or both", ("class", "patches", "both")
-    )
-    normalization: str = setting(
-        None, "soft loss: mean over the batch (paper), or also over the classes (released)", ("paper", "released")
-    )
+    tokens: str = setting("both", "of features: the class token's, the patches', both", ("class", "patches", "both"))
+    normalization: str = setting(None, "soft loss: mean over the batch, or over classes too", ("paper", "released"))
     # what the labels belong to is recorded beside them
     labels: str = resumable("", "folder of stored teacher labels, of --mode=label; '': a live teacher")
 
@@ -103,8 +91,7 @@ class Distill(Group):
 class TeacherSettings(Group):
     name: str = setting(
         "regnety_160",
-        "as model.name, or package.module:function, see docs/distillation.md; several, comma-separated, are averaged;"
-        " '': its weights' model",
+        "as model.name, or package.module:function; several, comma-separated, are averaged; '': its weights' model",
     )
     init: str = setting("", "its weights, as `init`; several, comma-separated")
     epochs: int = setting(0, "train the teacher on the same data first, from `init` or the seed; 0: load `init`")
@@ -118,11 +105,7 @@ class TeacherSettings(Group):
 
 
 class Label(Group):
-    kind: str = resumable(
-        "auto",
-        "--mode=label stores hard labels (hard) or the k most probable classes (topk); auto: what distill.kind needs",
-        ("auto", "hard", "topk"),
-    )
+    kind: str = resumable("auto", "what --mode=label stores; auto: what distill.kind needs", ("auto", "hard", "topk"))
     k: int = resumable(10, "classes per view in a topk store")
     views: int = setting(0, "epochs of views, stored by --mode=label, that training repeats; 0: each epoch has its own")
     dtype: str = resumable("float16", "of a topk store's logits", ("float16", "float32"))
@@ -131,23 +114,17 @@ class Label(Group):
 class Optimizer(Group):
     lr: float = setting(5e-4, "learning rate per `lr_batch` images: the peak is lr x batch_size / lr_batch")
     lr_batch: int = setting(512, "the batch size that `lr` is given for; 0: any, lr is the peak")
-    name: str = setting(
-        "adamw", "AdamW, LAMB, or SGD with Nesterov momentum and coupled weight decay", ("adamw", "lamb", "sgd")
-    )
+    name: str = setting("adamw", "sgd: with Nesterov momentum and coupled weight decay", ("adamw", "lamb", "sgd"))
     momentum: float = setting(0.9, "SGD")
     head_lr_scale: float = setting(1.0, "the heads' learning rate is this times the others'; above 1 for new heads")
-    layer_decay: float = setting(
-        1.0, "a ViT's learning rates fall by this factor per layer below the heads (BEiT, MAE)"
-    )
+    layer_decay: float = setting(1.0, "a ViT's learning rates fall by this per layer below the heads (BEiT, MAE)")
     freeze: str = setting("", "what is not trained: backbone (all but the heads), or a regular expression of names")
     schedule: str = setting("cosine", "after warm-up", ("cosine", "constant"))
     warmup_epochs: float = setting(None, "linear warm-up from warmup_lr")
     warmup_lr: float = setting(1e-6, "learning rate at step 0")
     min_lr: float = setting(1e-5, "learning rate at the end")
     scale_floors: bool = setting(None, "scale warmup_lr and min_lr with the batch size as lr (the release does not)")
-    lr_update: str = setting(
-        None, "the learning rate follows the step (paper), or the epoch, one late (released)", ("step", "epoch")
-    )
+    lr_update: str = setting(None, "the rate follows the step (paper), or the epoch, one late", ("step", "epoch"))
     weight_decay: float = setting(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
     decay_dist_token: bool = setting(None, "decay the distillation token too (the release does)")
     beta1: float = setting(0.9, "AdamW, LAMB")
@@ -159,11 +136,7 @@ class Optimizer(Group):
 
 
 class Augment(Group):
-    crop: str = setting(
-        "inception",
-        "training crops: of random area and aspect, or simple (DeiT III: the short side resized, then a random square)",
-        ("inception", "simple"),
-    )
+    crop: str = setting("inception", "simple: training crops are squares, as DeiT III's", ("inception", "simple"))
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "inception: area of a crop as a fraction of the image's")
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "inception: aspect ratios of a crop")
     flip: float = setting(0.5, "probability of a horizontal flip")
@@ -172,9 +145,7 @@ class Augment(Group):
     rand_magnitude: float = setting(9.0, "RandAugment: mean magnitude, of 10")
     rand_magnitude_std: float = setting(0.5, "RandAugment: its standard deviation")
     rand_prob: float = setting(0.5, "RandAugment: probability that a drawn op is applied")
-    rand_resampling: str = setting(
-        "bicubic", "RandAugment: interpolation of warps; random: per op", ("bicubic", "bilinear", "random")
-    )
+    rand_resampling: str = setting("bicubic", "of RandAugment's warps", ("bicubic", "bilinear", "random"))
     color_jitter: float = setting(0.3, "3-Augment: brightness, contrast, saturation")
     erasing: float = setting(0.25, "probability of random erasing")
     mixup: float = setting(0.8, "alpha of mixup's Beta distribution; 0: off")
@@ -189,29 +160,19 @@ class Augment(Group):
 
 
 class DataSettings(Group):
-    name: str = setting(
-        "imagenet2012",
-        "digits, a TFDS name, or package.module:function; a `root` of images, a table or shards comes first",
-    )
+    name: str = setting("imagenet2012", "digits, a TFDS name, or package.module:function; a `root` comes first")
     # what it holds is compared by its fingerprint
-    root: str = resumable(
-        "", "folder of class folders, table, shards, parquet, hf:user/name of the hub, or TFDS data_dir"
-    )
+    root: str = resumable("", "folder of class folders, table, shards, parquet, hf:user/name, or TFDS data_dir")
     columns: str = setting("", "of hf: and parquet with several: IMAGE,LABEL")
     train_split: str = setting("train", "folder or TFDS split to train on")
     eval_split: str = setting("", "split to evaluate on; '': the one that exists; holdout: held-out images")
     holdout: float = setting(0.1, "fraction of the images held out where the data has no evaluation split; 0: none")
     layout: str = setting(
-        "auto",
-        "classes: the folders of root are classes, whatever they hold; unlabelled: its images have none, see"
-        " docs/distillation.md",
-        ("auto", "classes", "unlabelled"),
+        "auto", "unlabelled: without classes; classes: by root's folders", ("auto", "classes", "unlabelled")
     )
     limit: int = setting(0, "train on this many images, drawn by seed; 0: all")
     drop_last: bool = setting(True, "drop a pass's last, partial batch; False: fill it with the pass's first images")
-    resize: str = setting(
-        "exact", "training crops: by PIL, or by cykooz-resizer (5x as fast, off by 0.03)", ("exact", "fast")
-    )
+    resize: str = setting("exact", "of crops: by PIL, or cykooz-resizer (5x as fast, off by 0.03)", ("exact", "fast"))
     crop: float = resumable(0.875, "evaluation: side of the centre crop / resized short side")
     interpolation: str = resumable("bicubic", "evaluation: of that resizing", INTERPOLATIONS)
     eval_batch_size: int = resumable(0, "0: batch_size; of --mode=evaluate 256 unless batch_size is given")
@@ -220,20 +181,15 @@ class DataSettings(Group):
     prefetch: int = resumable(4, "batches held ready")
     cache: str = resumable("auto", "where decoded images stay; auto: as fits", ("auto", "ram", "device", "none"))
     exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
-    check: str = setting("size", "detect changed images by name and size, or content (reads all)", ("size", "content"))
     max_broken: float = resumable(0.001, "fraction of unreadable training images above which a run stops")
     broken_floor: int = resumable(10, "this many unreadable training images never stop a run")
-    eval_broken: str = resumable(
-        "wrong", "an unreadable evaluation image counts as wrong, or is skipped", ("wrong", "skip")
-    )
+    eval_broken: str = resumable("wrong", "how an unreadable evaluation image counts", ("wrong", "skip"))
 
 
 class Evaluate(Group):
     every: int = resumable(1, "epochs between evaluations; the last epoch is always evaluated")
     limit: int = resumable(0, "at most this many images, always the same, evenly over the classes; 0: all")
-    fusion: str = resumable(
-        None, "the two heads' mean of logits (released) or of probabilities (paper)", ("logits", "probabilities")
-    )
+    fusion: str = resumable(None, "what the heads' mean is of: logits (released)", ("logits", "probabilities"))
 
 
 class Checkpoint(Group):
@@ -248,17 +204,13 @@ class LogSettings(Group):
 
 
 class Stability(Group):
-    patience: int = setting(
-        10, "consecutive non-finite steps (each is skipped) before a roll-back; checked every `log.every` steps"
-    )
+    patience: int = setting(10, "consecutive non-finite steps before a roll-back; checked every `log.every` steps")
     rollbacks: int = setting(3, "roll-backs before the run stops")
 
 
 class Mesh(Group):
     data: int = resumable(-1, "devices that split the batch and hold whole weights; -1: those that fsdp leaves")
-    fsdp: int = resumable(
-        1, "devices that split the batch and store weights split, gathered layer by layer; -1: the rest"
-    )
+    fsdp: int = resumable(1, "devices that split the batch and the stored weights; -1: the rest")
 
 
 class Processes(Group):
@@ -291,14 +243,8 @@ class Config(Group):
         "where paper and released code differ, which to follow",
         ("paper", "released", "tuned", "function_matching", "deit3"),
     )
-    class_loss: str = setting(
-        "softmax",
-        "of the class head: cross-entropy, or sigmoid, each class's own binary cross-entropy (DeiT III)",
-        ("softmax", "sigmoid"),
-    )
-    init: str = setting(
-        "", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random initialization"
-    )
+    class_loss: str = setting("softmax", "sigmoid: a binary cross-entropy per class (DeiT III)", ("softmax", "sigmoid"))
+    init: str = setting("", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random ones")
     batch_size: int = setting(1024, "images per step, over all devices and processes")
     epochs: int = setting(300, "passes over the data; with repeated augmentation still len(dataset) views per pass")
     steps: int = setting(0, "training steps; 0: as many as `epochs` makes")

@@ -20,7 +20,6 @@ from deit_jax.config import SETTINGS, Config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.distill.own_teacher import has_numbers
 from deit_jax.distill.teacher import Teacher, load_teacher
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
@@ -80,7 +79,9 @@ def weights_digest(arrays: Sequence[Any], own: Sequence[str] = ()) -> str:
     """
     found = hashlib.sha256("".join(own).encode())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])):
-        leaf = np.ascontiguousarray(leaf if has_numbers(leaf) else jax.random.key_data(leaf), np.float32)
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # as dropout's
+            leaf = jax.random.key_data(leaf)
+        leaf = np.ascontiguousarray(leaf, np.float32)
         found.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
         found.update(leaf.data)
     return found.hexdigest()
@@ -106,13 +107,9 @@ def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int, class_
 
 
 def check_identity(folder: str | Path, header: dict, images: dict[str, Any], teacher: dict[str, Any]) -> None:
-    """Raise UserError naming what differs between a store and a run.
+    """Raise UserError naming what differs between the store in `folder`, whose labels.json is `header`, and a run.
 
-    Args:
-        folder: of the store.
-        header: its labels.json.
-        images: `image_identity` of the run.
-        teacher: what is known of its teacher; {} where that is not compared.
+    images: `image_identity` of the run; teacher: what is known of its teacher, {} where that is not compared.
     """
     theirs, ours = header["images"] | header["teacher"], images | teacher
     changed = {name for name in ours.keys() | header["images"].keys() if ours.get(name) != theirs.get(name)}
@@ -121,10 +118,7 @@ def check_identity(folder: str | Path, header: dict, images: dict[str, Any], tea
     if changed:
         short = lambda value: f"{value}"[:24]
         shown = "; ".join(f"{k}: {short(theirs.get(k))} there, {short(ours.get(k))} here" for k in sorted(changed))
-        raise UserError(
-            f"the labels in {folder} were made for other settings ({shown}): take those, or make labels for these with"
-            " --mode=label in another folder"
-        )
+        raise UserError(f"the labels in {folder} are of other settings ({shown}): use those, or make others elsewhere")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +145,8 @@ class StoredLabels:
 def open_labels(config: Config, source: Source, img_size: int, total: int) -> StoredLabels | None:
     """The stored labels that a run of `total` steps with a teacher reads, or None where its teacher is live.
 
-    Args:
-        config: resolved, with an objective that has a teacher.
-        source: the training images.
-        img_size: the student's image size in pixels.
-        total: number of steps of the run.
-
-    Raises:
-        UserError: a store of other images or another teacher, of another kind, or one that ends too early.
+    source: the training images; img_size: the student's, in pixels. Raises UserError for a store of other images or of
+    another teacher, of another kind, or one that ends too early.
     """
     d = config.distill
     if not d.labels:
@@ -168,18 +156,14 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
     check_identity(d.labels, store.header, image_identity(config, source, img_size), teacher)
     needed = OBJECTIVES[d.kind].labels
     if needed == "topk" and store.header["kind"] != needed:
-        raise UserError(
-            f"the labels in {d.labels} are hard labels, soft distillation needs logits: use --mode=label"
-            " with --config.label.kind=topk, or --config.distill.kind=hard"
-        )
+        raise UserError(f"{d.labels} holds hard labels: make others with label.kind=topk, or use distill.kind=hard")
     done, per_epoch, views = store.steps_done(), loader.steps_per_epoch(config, source), config.label.views
     epochs = done // per_epoch
     if done < min(total, views * per_epoch or total):
         asked = f"label.views is {views}" if views else f"the run has {total}"
-        ways = [f"finish them with --mode=label --workdir={d.labels}"]
-        ways += [f"train --config.steps={done}"] if done and not views else []
-        ways += [f"repeat their views with --config.label.views={epochs}"] if epochs else []
+        repeat = f", or repeat their views with --config.label.views={epochs}" if epochs else ""
         raise UserError(
-            f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), {asked}: {', or '.join(ways)}"
+            f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), {asked}: finish them with"
+            f" --mode=label --workdir={d.labels}{repeat}"
         )
     return StoredLabels(store, logits=needed == "topk")

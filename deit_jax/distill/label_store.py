@@ -106,7 +106,12 @@ class LabelStore:
         for name, (dtype, more) in store.arrays.items():
             path = folder / name
             if (path / "zarr.json").exists():
-                store.make_room(name, steps)
+                array = store.array(name)
+                if array.shape[0] < steps:
+                    # what was the last chunk may be cut short: it is regenerated, whole
+                    storage.remove(path / "c" / str(array.shape[0] // CHUNK))
+                    array.resize(exclusive_max=(steps, *array.shape[1:]), expand_only=True).result()
+                    store.opened.pop(name)
                 continue
             try:
                 ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
@@ -114,33 +119,22 @@ class LabelStore:
                 raise atomic.write_error(path, error) from error
         return store
 
-    def make_room(self, name: str, steps: int) -> None:
-        """Make an array long enough for `steps` steps."""
-        array = self.array(name)
-        if array.shape[0] < steps:
-            # what was the last chunk may be cut short: it is regenerated, whole
-            storage.remove(self.folder / name / "c" / str(array.shape[0] // CHUNK))
-            array.resize(exclusive_max=(steps, *array.shape[1:]), expand_only=True).result()
-            self.opened.pop(name)
-
     def array(self, name: str) -> ts.TensorStore:
         """One of the store's arrays, opened once. Raises UserError where its zarr.json is missing or damaged."""
         if name not in self.opened:
             spec = {"driver": "zarr3", "kvstore": storage.kvstore(self.folder / name)}
             spec["store_data_equal_to_fill_value"] = True  # what was written is there, whatever it says
-            context = ts.Context({"cache_pool": {"total_bytes_limit": 2**27}})
+            path, context = self.folder / name / "zarr.json", ts.Context({"cache_pool": {"total_bytes_limit": 2**27}})
             try:
                 # data is written once, so what is cached stays true
                 array = ts.open(spec, open=True, context=context, recheck_cached_data="open").result()
             except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
-                raise UserError(
-                    f"{self.folder / name / 'zarr.json'} cannot be read ({first_line(error)}): {RESTORE}"
-                ) from error
+                raise UserError(f"{path} cannot be read ({first_line(error)}): {RESTORE}") from error
             dtype, more = self.arrays[name]
             written = array.chunk_layout.write_chunk.shape or ()
             form = array.dtype.name, array.shape[1:], written[:1]
             if form != (dtype, (self.header["batch_size"], *more), (CHUNK,)):
-                raise UserError(f"{self.folder / name / 'zarr.json'} does not fit labels.json: {RESTORE}")
+                raise UserError(f"{path} does not fit labels.json: {RESTORE}")
             self.opened[name] = array
         return self.opened[name]
 
@@ -197,10 +191,7 @@ class LabelStore:
             pending = {name: array[first:end, rows].read() for name, array in arrays.items()}
             labels = {name: future.result() for name, future in pending.items()}
         except (ValueError, IndexError) as error:
-            raise UserError(
-                f"the labels of step {first} in {self.folder} cannot be read ({first_line(error)}): run --mode=label"
-                " again, which regenerates damaged labels"
-            ) from error
+            raise UserError(f"labels of step {first} in {self.folder} are damaged: run --mode=label again") from error
         lacking = (np.isnan(x) if x.dtype.kind == "f" else x == MAX_CLASSES for x in labels.values())
         if any(found.any() for found in lacking):
             raise UserError(f"{self.folder} has no labels for step {first}: finish it with --mode=label")

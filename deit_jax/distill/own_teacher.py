@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from deit_jax.errors import UserError, first_line
+from deit_jax.errors import UserError
 from deit_jax.own import own_part
 
 
@@ -77,41 +77,25 @@ def open_own(name: str, features: bool = False) -> tuple[OwnTeacher, tuple[int, 
     """
     own = call_function(name)
     if not (isinstance(own.size, int) and own.size > 0 and len(own.mean) == len(own.std) == 3):
+        raise UserError(f"teacher {name} has size {own.size}, mean {own.mean}, std {own.std}: give 1, 3 and 3 numbers")
+    if not jax.tree.leaves(own.arrays) and not own.version:
         raise UserError(
-            f"teacher {name} has size {own.size}, mean {own.mean}, std {own.std}: give pixels per side, and three"
-            " numbers each"
+            f"teacher {name} has neither arrays nor a version: return one that changes with its predictions"
         )
-    leaves = jax.tree.leaves(own.arrays)
-    if not leaves and not own.version:
-        raise UserError(
-            f"teacher {name} has neither arrays nor a version to tell it from others: return a version, which changes"
-            " when its predictions do"
-        )
-    if not all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in leaves if has_numbers(leaf)):
-        raise UserError(f"teacher {name} has arrays that are not finite: check its weights")
     images = jnp.zeros((2, own.size, own.size, 3), jnp.float32)
     try:
         predict = own.predict if own.host else jax.jit(own.predict)
         found = np.asarray(predict(own.arrays, images), np.float32)
     except Exception as error:  # of another's code, or of its library
-        raise UserError(
-            f"teacher {name} does not take images float32{list(images.shape)}: {type(error).__name__}:"
-            f" {first_line(error)}"
-        ) from error
+        raise UserError(f"teacher {name} does not take images float32{list(images.shape)}: {error!r:.160}") from error
     if found.ndim not in ((2, 3) if features else (2,)) or len(found) != 2:
         right = "[2, width] or [2, 1 + patches, width]" if features else "[2, classes]"
         raise UserError(f"teacher {name} returns shape {list(found.shape)} for 2 images: it must be {right}")
     if not np.isfinite(found).all():
         raise UserError(
-            f"the {'features' if features else 'logits'} of teacher {name} are not finite: check its weights, mean and"
-            " std"
+            f"teacher {name} returns {'features' if features else 'logits'} that are not finite: check its weights"
         )
     return own, found.shape[1:] if found.ndim == 3 or not features else (1, *found.shape[1:])
-
-
-def has_numbers(leaf: Any) -> bool:
-    """Whether a leaf holds numbers: random keys, as dropout's, are none."""
-    return not (isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def call_function(name: str) -> OwnTeacher:

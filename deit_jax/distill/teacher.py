@@ -33,6 +33,7 @@ class TeacherModel(NamedTuple):
         size: input size in pixels; images of another size are resized for it.
         mean, std: its normalization statistics.
         outputs: per class of the data, the index of its logit; None: they are numbered alike.
+        class_names: by logit; their numbers where it has none.
         notes: what was changed to fit its weights to `build`, a line each.
         own: of an `OwnTeacher`, its name and version; else "".
         host: whether another library runs it, outside of jit.
@@ -43,6 +44,7 @@ class TeacherModel(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     outputs: Integer[np.ndarray, " data_classes"] | None = None
+    class_names: Sequence[str] = ()
     notes: tuple[str, ...] = ()
     own: str = ""
     host: bool = False
@@ -103,8 +105,6 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
     mean, std = tuple(config.augment.mean), tuple(config.augment.std)
     graphdefs = [member.graphdef for member in members]
 
-    learns_features = OBJECTIVES[config.distill.kind].teacher == "features"
-
     def output(arrays: Sequence[Any], batch: DeviceBatch) -> Float[Array, "batch classes"] | Features:
         images = jax.lax.stop_gradient(batch["image"])
         outputs = []
@@ -116,7 +116,7 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
             if view.shape[1] != member.size:
                 view = jax.image.resize(view, (len(view), member.size, member.size, 3), "bicubic")
             model = nnx.merge(graphdef, params, batch_stats)
-            if learns_features:
+            if learns_features(config):
                 return token_features(model, view, config.distill.tokens)
             found = model(view)
             outputs.append(found if member.outputs is None else found[:, member.outputs])
@@ -149,10 +149,7 @@ def feature_width(config: Config, img_size: int, grid: int) -> int:
         patch, width = defaults.get("patch_size", 16), defaults["embed_dim"]
         patches, fix = (size // patch) ** 2, f"give --config.teacher.img_size={grid * patch}"
     if config.distill.tokens != "class" and patches != grid**2:
-        raise UserError(
-            f"teacher {name} has features of {patches} patches, the student {grid**2}: {fix}, or"
-            " --config.distill.tokens=class"
-        )
+        raise UserError(f"teacher {name} has {patches} patches, the student {grid**2}: {fix}, or distill.tokens=class")
     return width
 
 
@@ -164,14 +161,14 @@ def stored_teacher(config: Config, num_classes: int) -> Teacher:
 
 
 def load_teacher(
-    config: Config, class_names: Sequence[str], img_size: int, init: str = "", *, host: bool = False
+    config: Config, class_names: Sequence[str] | None, img_size: int, init: str = "", *, host: bool = False
 ) -> Teacher:
     """The live teacher of a resolved config, with its arrays on the host.
 
     Args:
         config: resolved.
         class_names: of the data, by label. The teacher may have more classes, in any order; where its weights name
-            none, it must have as many.
+            none, it must have as many. None: those of the first model.
         img_size: the student's image size in pixels.
         init: weights of a teacher that was trained just before, from those of `teacher.init` where it names some.
         host: whether another library may run it, as for its labels; the train step cannot.
@@ -185,75 +182,71 @@ def load_teacher(
     registered = [name for name in names if not is_own(name)]
     if registered and not init:
         raise UserError(
-            f"teacher {','.join(registered)} has no weights: give --config.teacher.init= a hub name, file or workdir,"
-            " or train it here with --config.teacher.epochs="
+            f"teacher {','.join(registered)} has no weights: give --config.teacher.init=, or teacher.epochs"
         )
     if len(sources) != len(registered):
-        without = " without functions, which bring their arrays" if len(registered) < len(names) else ""
         raise UserError(
-            f"teacher.name has {len(registered)} entries{without}, teacher.init {len(sources)}: give one each"
+            f"teacher.name has {len(registered)} models that need weights, teacher.init {len(sources)}: give one each"
             " (commas separate them, also in a path that does not exist)"
         )
-    size, dtype = config.teacher.img_size or img_size, compute_dtype(config.teacher.dtype)
-    features = OBJECTIVES[config.distill.kind].teacher == "features"
-    members, arrays, left = [], [], iter(sources)
+    members: list[TeacherModel] = []
+    arrays, left = [], iter(sources)
     for name in names:
+        known = class_names or (members[0].class_names if members else None)
         if is_own(name):
-            member, of_member = own_member(config, name, class_names, host=host)
-            members.append(member)
-            arrays.append(of_member)
-            continue
-        source, outputs = next(left), None
-        weights, title = load_weights(source, name=name), f"teacher {source}"
-        if not features:
-            found = match_classes(class_names, weights.class_names, weights.num_classes, subset=True, model=title)
-            outputs = None if found.is_identity else found.outputs
-        options = {"num_classes": weights.num_classes or 1, "img_size": size, "dtype": dtype}
-        build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
-        headless = features and not weights.num_classes  # then a head that nothing reads is made
-        params, batch_stats, notes = fit_weights(weights, build, allow_new_parameters=headless)
-        arrays.append((params, batch_stats))
-        mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
-        notes = tuple(f"{title}: {note}" for note in notes)
-        members.append(TeacherModel(build, size, mean, std, outputs, notes))
+            member, of_member = own_member(config, name, known, host=host)
+        else:
+            member, of_member = loaded_member(config, name, next(left), known, img_size)
+        members.append(member)
+        arrays.append(of_member)
     return Teacher(live_teacher(config, members), arrays, members)
+
+
+def loaded_member(
+    config: Config, name: str, source: str, class_names: Sequence[str] | None, img_size: int
+) -> tuple[TeacherModel, tuple[dict, dict]]:
+    """A model of the registry with the weights of `source`, and its arrays. Arguments and errors: `load_teacher`."""
+    weights, title = load_weights(source, name=name), f"teacher {source}"
+    outputs = match_outputs(config, class_names, weights.class_names, weights.num_classes, title)
+    size, dtype = config.teacher.img_size or img_size, compute_dtype(config.teacher.dtype)
+    options = {"num_classes": weights.num_classes or 1, "img_size": size, "dtype": dtype}
+    build = models.constructor(name, **options) if name else weights.architecture.constructor(**options)
+    headless = learns_features(config) and not weights.num_classes  # then a head that nothing reads is made
+    params, batch_stats, notes = fit_weights(weights, build, allow_new_parameters=headless)
+    mean, std = tuple(config.teacher.mean or weights.mean), tuple(config.teacher.std or weights.std)
+    names = weights.class_names or list(map(str, range(weights.num_classes)))
+    notes = tuple(f"{title}: {note}" for note in notes)
+    return TeacherModel(build, size, mean, std, outputs, names, notes), (params, batch_stats)
+
+
+def learns_features(config: Config) -> bool:
+    """Whether the objective needs a teacher's features, not its logits."""
+    return OBJECTIVES[config.distill.kind].teacher == "features"
+
+
+def match_outputs(
+    config: Config, class_names: Sequence[str] | None, theirs: Sequence[str] | None, count: int, title: str
+) -> Integer[np.ndarray, " data_classes"] | None:
+    """`TeacherModel.outputs` of a teacher with `count` classes, named `theirs`. Raises UserError for other classes."""
+    if class_names is None or learns_features(config):
+        return None
+    found = match_classes(class_names, theirs, count, subset=True, model=title)
+    return None if found.is_identity else found.outputs
 
 
 def own_member(
     config: Config, name: str, class_names: Sequence[str] | None, *, host: bool = False
 ) -> tuple[TeacherModel, tuple[dict, dict]]:
-    """A teacher of one's own, and its arrays. class_names: None leaves its outputs as they are; host: see above.
-
-    Errors as of `open_own`, and for other classes than the data's.
-    """
-    features = OBJECTIVES[config.distill.kind].teacher == "features"
-    own, (*_, outputs_made) = open_own(name, features)
+    """A teacher of one's own, and its arrays. Arguments and errors: `load_teacher`, `open_own`."""
+    own, (*_, count) = open_own(name, learns_features(config))
     if own.host and not host:
-        raise UserError(
-            f"teacher {name} is run by another library, which the train step cannot do: store its labels with"
-            " --mode=label, and train with --config.distill.labels="
-        )
-    outputs = None
-    if class_names is not None and not features:
-        names = None if own.class_names is None else list(own.class_names)
-        found = match_classes(class_names, names, outputs_made, subset=True, model=f"teacher {name}")
-        outputs = None if found.is_identity else found.outputs
+        raise UserError(f"teacher {name} is run by another library: store its labels first, by --mode=label")
+    theirs = None if own.class_names is None else list(own.class_names)
+    outputs = match_outputs(config, class_names, theirs, count, f"teacher {name}")
     mean, std = (tuple(map(float, x)) for x in (config.teacher.mean or own.mean, config.teacher.std or own.std))
     build = functools.partial(OwnModel, own=own)
     title = f"{name} version '{own.version}' size {own.size}"
     params, batch_stats = nnx.split(build(), nnx.Param, ...)[1:]
-    member = TeacherModel(build, own.size, mean, std, outputs, own=title, host=own.host)
+    names = theirs or list(map(str, range(count)))
+    member = TeacherModel(build, own.size, mean, std, outputs, names, own=title, host=own.host)
     return member, (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
-
-
-def teacher_models(config: Config, num_classes: int, img_size: int) -> list[TeacherModel]:
-    """The models that `teacher.name` lists, without weights; where no mean is set, they have the student's."""
-    size = config.teacher.img_size or img_size
-    options = {"num_classes": num_classes, "img_size": size, "dtype": compute_dtype(config.teacher.dtype)}
-    mean, std = (tuple(config.teacher[k] or config.augment[k]) for k in ("mean", "std"))
-    return [
-        own_member(config, name, None)[0]
-        if is_own(name)
-        else TeacherModel(models.constructor(name, **options), size, mean, std)
-        for name in config.teacher.name.split(",")
-    ]

@@ -22,7 +22,7 @@ from claims import ALPHA, MARGIN, Paired, Verdict, decide, detectable, differenc
 from matplotlib.figure import Figure
 
 from deit_jax import losses, plots
-from deit_jax.ablate import LIVE, Scores, by_head, collect, job_result, run_name, spread
+from deit_jax.ablate import Scores, by_head, collect, job_result, run_name, spread
 from deit_jax.config import default_config, flat
 from deit_jax.evaluate.tables import table
 from deit_jax.report.agreement import PLAIN_STUDENT, STUDENT_HEADS, disagreement
@@ -38,7 +38,6 @@ LABELS = {
     "hard": "hard, with token",
     "hard_no_token": "hard, no token",
     "second_cls": "second class token",
-    "hard_live": "hard, teacher live",
 }
 
 # What the paper compares, (arm, head) - (arm, head), and by how much it differs for its DeiT-S on ImageNet (Table 3).
@@ -54,7 +53,6 @@ COMPARISONS: list[tuple[tuple[str, str], tuple[str, str], str]] = [
     (("hard", "fused"), ("second_cls", "fused"), ""),
     (("hard", "dist"), ("hard", "cls"), "+0.2"),
     (("hard", "fused"), ("hard", "dist"), "+0.1"),
-    (("hard_live", "fused"), ("hard", "fused"), ""),
 ]
 HEADS = {"cls": "class head", "dist": "distillation head", "fused": "fused"}
 
@@ -369,9 +367,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def complete(scores: Scores) -> tuple[Scores, list[int]]:
-    """The scores of the seeds that every arm has ("hard_live" runs one alone), and the seeds left out."""
-    many = {arm: runs for arm, runs in scores.items() if not arm.startswith(LIVE)}
-    every = set.intersection(*(set(runs) for runs in many.values())) if many else set()
+    """The scores of the seeds that every arm has, and the seeds left out."""
+    every = set.intersection(*map(set, scores.values())) if scores else set()
     kept = {arm: {s: r for s, r in runs.items() if s in every} for arm, runs in scores.items()} if every else {}
     return kept, sorted({s for runs in scores.values() for s in runs} - every)
 

@@ -110,7 +110,7 @@ def test_features_of_a_function(monkeypatch):
     assert {k: v.shape for k, v in found.items()} == {"class": (2, 1, 24), "patches": (2, 16, 24)}
     assert make_student(teacher((9,)), 10).build.keywords["feature_width"] == 9
     for shape, message in (
-        ((5, 24), "features of 4 patches, the student 16"),
+        ((5, 24), "has 4 patches, the student 16"),
         ((2, 2, 2), "or \\[2, 1 \\+ patches, width"),
     ):
         with pytest.raises(UserError, match=message):
@@ -121,12 +121,12 @@ def test_features_of_a_function(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher.img_size": 35}, "features of 25 patches, the student 16: give --config.teacher.img_size=28"),
+        ({"teacher.img_size": 35}, "has 25 patches, the student 16: give --config.teacher.img_size=28"),
         ({"teacher.name": "regnety_digits"}, "needs one ViT, or function"),
         ({"teacher.name": ""}, "needs one ViT, or function"),
-        ({"model.name": "regnety_digits"}, "needs a student with tokens, regnety_digits has none"),
+        ({"model.name": "regnety_digits"}, "needs tokens, regnety_digits has none"),
         ({"model.name": "deit_test_distilled_patch4_16"}, "leaves the distillation head"),
-        ({"distill.labels": "store"}, "which no store holds: leave out --config.distill.labels"),
+        ({"distill.labels": "store"}, "which no store has: unset distill.labels"),
     ],
 )
 @pytest.mark.usefixtures("dino")

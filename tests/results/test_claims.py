@@ -45,6 +45,6 @@ def test_the_committed_report_is_that_of_the_committed_records(tmp_path):
 
 
 def test_only_seeds_that_every_arm_has_are_reported():
-    scores = {"none": {0: {"cls": 1.0}, 1: {"cls": 2.0}}, "hard": {0: {"cls": 3.0}}, "hard_live": {}}
-    assert report.complete(scores) == ({"none": {0: {"cls": 1.0}}, "hard": {0: {"cls": 3.0}}, "hard_live": {}}, [1])
+    scores = {"none": {0: {"cls": 1.0}, 1: {"cls": 2.0}}, "hard": {0: {"cls": 3.0}}}
+    assert report.complete(scores) == ({"none": {0: {"cls": 1.0}}, "hard": {0: {"cls": 3.0}}}, [1])
     assert report.complete({}) == ({}, [])
