@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from deit_jax.export.graph import Graph
-from deit_jax.models.efficientnet import EfficientNet, MBConv1
+from deit_jax.models.efficientnet import EfficientNet
 
 
 def efficientnet_graph(graph: Graph, x: str, model: EfficientNet, size: tuple[int, int]) -> str:
@@ -25,13 +25,11 @@ def efficientnet_graph(graph: Graph, x: str, model: EfficientNet, size: tuple[in
     x, size = active(x, model.conv_stem, model.bn1, size)
     stages: Any = model.blocks
     for block in [block for stage in stages for block in stage]:
-        if isinstance(block, MBConv1):
-            y, size = active(x, block.conv_dw, block.bn1, size)
-            y, _ = graph.conv(excited(y, block), block.conv_pw, size, block.bn2)
-        else:
-            y, size = active(x, block.conv_pw, block.bn1, size)
-            y, size = active(y, block.conv_dw, block.bn2, size)
-            y, _ = graph.conv(excited(y, block), block.conv_pwl, size, block.bn3)
+        *layers, (project, last) = block.layers()
+        y = x
+        for conv, norm in layers:
+            y, size = active(y, conv, norm, size)
+        y, _ = graph.conv(excited(y, block), project, size, last)
         x = graph.op("Add", x, y) if block.has_shortcut else y
     x, _ = active(x, model.conv_head, model.bn2, size)
     return graph.linear(graph.op("Flatten", graph.op("GlobalAveragePool", x)), cast(nnx.Linear, model.classifier))

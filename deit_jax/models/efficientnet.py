@@ -141,17 +141,23 @@ class MBConv(nnx.Module):
         self.act = activation(lite)
         self.has_shortcut = stride == 1 and width_in == width
 
+    def layers(self) -> list[tuple[nnx.Conv, nnx.BatchNorm]]:
+        """Its convolutions with their normalizations, in order; the last one follows squeeze-excitation."""
+        return [(self.conv_pw, self.bn1), (self.conv_dw, self.bn2), (self.conv_pwl, self.bn3)]
+
     def __call__(
         self, x: Features, *, train: bool = False, drop_path: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Features:
-        y = self.act(self.bn1(self.conv_pw(x), use_running_average=not train))
-        y = self.act(self.bn2(self.conv_dw(y), use_running_average=not train))
+        *active, (project, last) = self.layers()
+        y = x
+        for layer, batch_norm in active:
+            y = self.act(batch_norm(layer(y), use_running_average=not train))
         y = self.se(y) if self.se else y
-        y = self.bn3(self.conv_pwl(y), use_running_average=not train)
+        y = last(project(y), use_running_average=not train)
         return x + dropout(y, drop_path, key, (y.shape[0], 1, 1, 1)) if self.has_shortcut else y
 
 
-class MBConv1(nnx.Module):
+class MBConv1(MBConv):
     """An `MBConv` of expansion 1, which has no first 1x1 convolution: the paper's MBConv1."""
 
     def __init__(self, width_in: int, width: int, kernel: int, *, stride: int = 1, lite: bool, **common):
@@ -162,13 +168,8 @@ class MBConv1(nnx.Module):
         self.act = activation(lite)
         self.has_shortcut = stride == 1 and width_in == width
 
-    def __call__(
-        self, x: Features, *, train: bool = False, drop_path: float = 0.0, key: PRNGKeyArray | None = None
-    ) -> Features:
-        y = self.act(self.bn1(self.conv_dw(x), use_running_average=not train))
-        y = self.se(y) if self.se else y
-        y = self.bn2(self.conv_pw(y), use_running_average=not train)
-        return x + dropout(y, drop_path, key, (y.shape[0], 1, 1, 1)) if self.has_shortcut else y
+    def layers(self) -> list[tuple[nnx.Conv, nnx.BatchNorm]]:
+        return [(self.conv_dw, self.bn1), (self.conv_pw, self.bn2)]
 
 
 class Numbered(nnx.Module):

@@ -29,7 +29,10 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Features:
-    """`jax.lax.conv_general_dilated` for NHWC images and HWIO kernels, by the fastest way on this platform."""
+    """`jax.lax.conv_general_dilated` for NHWC images and HWIO kernels, by the fastest way on this platform.
+
+    A depthwise convolution has no dilation.
+    """
     native = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=window_strides,
@@ -39,7 +42,7 @@ def conv_general_dilated(
     )
     if feature_group_count == 1:
         return native(lhs, rhs)
-    if feature_group_count == lhs.shape[-1] == rhs.shape[-1] and not is_dilated(options):
+    if feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
         if isinstance(padding, str):
             padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         quick = functools.partial(shifted, strides=window_strides, padding=padding)
@@ -49,10 +52,6 @@ def conv_general_dilated(
         )
     # decided by what is compiled for, which in a plan is not the machine at hand
     return jax.lax.platform_dependent(lhs, rhs, cpu=quick, default=native)
-
-
-def is_dilated(options: dict) -> bool:
-    return any(set(options.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation"))
 
 
 def in_pieces(

@@ -101,14 +101,13 @@ class Bottleneck(nnx.Module):
         *,
         stride: int = 1,
         group_width: int,
-        se_ratio: float = 0.25,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         common = {"dtype": dtype, "rngs": rngs}
         self.conv1 = ConvNorm(width_in, width, **common)
         self.conv2 = ConvNorm(width, width, 3, stride=stride, groups=width // group_width, **common)
-        self.se = SqueezeExcite(width, round(width_in * se_ratio), **common)
+        self.se = SqueezeExcite(width, round(width_in / 4), **common)
         self.conv3 = ConvNorm(width, width, act=False, scale=0.0, **common)
         changes = stride != 1 or width_in != width
         self.downsample = ConvNorm(width_in, width, stride=stride, act=False, **common) if changes else None
@@ -120,31 +119,12 @@ class Bottleneck(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """`depth` blocks b1, b2, …; the first changes width and resolution."""
+    """`depth` blocks b1, b2, …; the first changes width and resolution. common: of each `Bottleneck`."""
 
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        depth: int,
-        *,
-        stride: int = 2,
-        group_width: int,
-        se_ratio: float = 0.25,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, width_in: int, width: int, depth: int, *, stride: int = 2, **common: Any):
         self.depth = depth
         for i in range(depth):
-            block = Bottleneck(
-                width if i else width_in,
-                width,
-                stride=1 if i else stride,
-                group_width=group_width,
-                se_ratio=se_ratio,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            block = Bottleneck(width if i else width_in, width, stride=1 if i else stride, **common)
             setattr(self, f"b{i + 1}", block)
 
     def __call__(self, x: Features, *, train: bool = False) -> Features:
@@ -172,7 +152,6 @@ class RegNet(nnx.Module):
         w0, wa, wm, depth, group_width: the paper's parameters of the family.
         stem_width, stem_stride: of the first 3x3 convolution (stride 1 for images of 8-32 pixels).
         first_stride: of the first stage.
-        se_ratio: squeezed width over a block's input width.
         dtype: compute type. Parameters and statistics are float32.
         img_size: accepted for uniformity with ViT; a ConvNet takes any size.
 
@@ -193,7 +172,6 @@ class RegNet(nnx.Module):
         stem_width: int = 32,
         stem_stride: int = 2,
         first_stride: int = 2,
-        se_ratio: float = 0.25,
         dtype: DTypeLike = jnp.float32,
         img_size: int | tuple[int, int] = 224,
         rngs: nnx.Rngs,
@@ -203,17 +181,9 @@ class RegNet(nnx.Module):
         self.stages, width_in = 0, stem_width
         for width, blocks, group in stage_widths(w0, wa, wm, depth, group_width):
             self.stages += 1
-            stage = Stage(
-                width_in,
-                width,
-                blocks,
-                stride=2 if self.stages > 1 else first_stride,
-                group_width=group,
-                se_ratio=se_ratio,
-                dtype=self.dtype,
-                rngs=rngs,
-            )
-            setattr(self, f"s{self.stages}", stage)
+            common = {"group_width": group, "dtype": self.dtype, "rngs": rngs}
+            stride = 2 if self.stages > 1 else first_stride
+            setattr(self, f"s{self.stages}", Stage(width_in, width, blocks, stride=stride, **common))
             width_in = width
         self.width = width_in
         self.reset_classifier(num_classes, rngs)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import seeded
 from flax import nnx
-from helpers import configured, relative, seeded_arrays, state_of
+from helpers import configured, fit_named, relative, seeded_arrays, state_of
 from safetensors.numpy import save_file
 
 import deit_jax
@@ -18,7 +18,7 @@ from deit_jax.distill.teacher import load_teacher
 from deit_jax.errors import UserError
 from deit_jax.models import grouped_conv
 from deit_jax.train.step import Student, create_state, make_train_step
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights import load_weights
 from deit_jax.weights.names import EfficientNetPytorch
 from deit_jax.weights.write import tensors
 
@@ -124,7 +124,7 @@ def test_a_file_that_does_not_tell_is_refused_and_a_name_decides(b0):
 def test_weights_of_the_other_padding_are_refused(tmp_path, b0):
     (tmp_path / f"{TF_B0}.safetensors").symlink_to(b0[0])
     with pytest.raises(UserError, match=f"{TF_B0} .EfficientNet. of tf_style=True, the model has tf_style=False"):
-        fit_weights(load_weights(tmp_path / f"{TF_B0}.safetensors"), B0)
+        fit_named(load_weights(tmp_path / f"{TF_B0}.safetensors"), B0)
 
 
 # ---- training and teaching
