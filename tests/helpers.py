@@ -29,6 +29,7 @@ from deit_jax.errors import UserError
 from deit_jax.experiment import run
 from deit_jax.runtime import sharding
 from deit_jax.train.step import create_state, make_train_step
+from deit_jax.weights import fit_weights
 from deit_jax.weights.metadata import Metadata, to_header
 from deit_jax.weights.names import Timm, entries
 
@@ -271,3 +272,9 @@ def import_timm():
     except Exception as error:  # without a torchvision of its kind, timm's import fails in its own ways
         pytest.skip(f"needs timm: {type(error).__name__}: {error}")
     return torch, timm
+
+
+def fit_named(weights, name: str, *, num_classes: int | None = None, img_size=None, **options):
+    """`fit_weights` into a registered model, of the weights' own classes unless given."""
+    classes = (weights.num_classes or None) if num_classes is None else num_classes
+    return fit_weights(weights, models.constructor(name, num_classes=classes, img_size=img_size), **options)

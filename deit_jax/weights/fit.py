@@ -41,10 +41,8 @@ class Fit:
 
 def fit_weights(
     weights: Weights,
-    target: functools.partial | str,
+    build: functools.partial,
     *,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     seed: int = 0,
     allow_new_parameters: bool = True,
@@ -53,8 +51,7 @@ def fit_weights(
 
     Args:
         weights: from `load_weights`; not changed.
-        target: a `models.constructor(…)`, or a model's name.
-        num_classes, img_size: of a name (None: the weights' own classes, the name's size).
+        build: the model's `models.constructor(…)`.
         class_names: of the data by label. The heads' outputs are brought into this order by name; weights of as many
             classes but other names get new heads. None: outputs stay as they are.
         seed: of randomly initialized arrays.
@@ -68,11 +65,7 @@ def fit_weights(
         UserError: naming every array that is missing, unknown or of another shape, and for a model that computes
             something else with the same shapes.
     """
-    if isinstance(target, str):
-        size = given_size(img_size)
-        classes = (weights.num_classes or None) if num_classes is None else num_classes
-        target = models.constructor(target, num_classes=classes, img_size=size)
-    graphdef, params, batch_stats = models.abstract(target)
+    graphdef, params, batch_stats = models.abstract(build)
     model = nnx.merge(graphdef, params, batch_stats)  # of shapes only
     needed = flatten({"params": params, "batch_stats": batch_stats})
 
@@ -87,9 +80,13 @@ def fit_weights(
         fit_tokens(fit, needed, weights, model)
     if fit.missing and not allow_new_parameters:
         raise UserError(f"{weights.source} does not fit: {'; '.join(fit.notes)}: give the model these weights are of")
-    check_shapes(fit, needed, weights)
+    dotted = lambda path: ".".join(map(str, path[1:]))
+    shapes = {dotted(path): needed[path].shape for path in fit.missing}
+    shapes |= {dotted(path): array.shape for path, array in fit.arrays.items()}
+    wanted = {dotted(path): leaf.shape for path, leaf in needed.items()}
+    check_keys(shapes, wanted, f"{weights.source}, {found.describe()},", "what the model needs")
     fit.notes += check_computation(weights, model)
-    tree = traverse_util.unflatten_dict(initialize_missing(fit, needed, target, seed))
+    tree = traverse_util.unflatten_dict(initialize_missing(fit, needed, build, seed))
     return tree["params"], tree.get("batch_stats", {}), fit.notes
 
 
@@ -180,18 +177,6 @@ def fit_positions(fit: Fit, config: dict[str, Any], model: ViT) -> np.ndarray:
     options = {"antialias": model.pos_antialias, "offset": model.pos_offset}
     prefix = positions_before_patches(config)
     return np.asarray(resize_pos_embed(jnp.asarray(pos), grid, prefix_tokens=prefix, old_grid=old, **options))
-
-
-def check_shapes(fit: Fit, needed: Arrays, weights: Weights) -> None:
-    """Raise UserError naming the arrays that are missing, unknown or of another shape, in dotted form."""
-    dotted = lambda path: ".".join(map(str, path[1:]))
-    check_keys(
-        {dotted(path): array.shape for path, array in fit.arrays.items()}
-        | {dotted(path): needed[path].shape for path in fit.missing},
-        {dotted(path): leaf.shape for path, leaf in needed.items()},
-        f"{weights.source}, {weights.architecture.describe()},",
-        "what the model needs",
-    )
 
 
 def initialize_missing(fit: Fit, needed: Arrays, build: functools.partial, seed: int) -> Arrays:

@@ -20,14 +20,14 @@ def fetch(name: str) -> Path:
 
     Raises UserError where the name does not exist, holds no weights, or neither hub nor cache has it.
     """
-    from huggingface_hub import errors  # here: it takes 0.3 s, and files need none of it
+    import huggingface_hub  # here: it takes 0.3 s, and files need none of it
+    from huggingface_hub import errors
 
     try:
-        path = download(name, NAMES[0]) or download(name, NAMES[1])
-        if path is None:
-            raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[1]}: give another name")
-        for extra in CONFIGURATION:
-            download(name, extra)
+        for file in NAMES:
+            folder = huggingface_hub.snapshot_download(name, allow_patterns=[file, *CONFIGURATION])
+            if (path := Path(folder, file)).exists():
+                return path
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"{name} does not exist, neither as a file or folder here nor on the hub: check the spelling (names are "
@@ -37,19 +37,4 @@ def fetch(name: str) -> Path:
         raise UserError(
             f"{name} is no file or folder here, and the hub does not give it: {first_line(error)}"
         ) from error
-    return path
-
-
-def download(name: str, file: str) -> Path | None:
-    """A repository's file in the cache, or None where it holds none."""
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(hub.hf_hub_download(name, file))
-    except errors.LocalEntryNotFoundError:
-        if file in NAMES:  # offline: the cache may hold the weights and no configuration
-            raise
-    except errors.EntryNotFoundError:
-        pass
-    return None
+    raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[1]}: give another name")

@@ -106,10 +106,20 @@ def load_weights(
     shapes = {key: array.shape for key, array in arrays.items()}
     with reading(path):
         found = architecture_of(shapes, naming, metadata, path, name=name, img_size=img_size)
-        tree = allocate(found, shapes, naming, path)
+        _, *abstract = models.abstract(found.constructor())
+        tree = dict(zip(("params", "batch_stats"), abstract, strict=True))
+        needed = {entry.key: entry.shape for entry in entries(tree, naming)}
+        if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none
+            needed |= dict.fromkeys(counter_keys(tree, naming).values(), ())
+        check_keys(shapes, needed, path, f"all of {found.describe()} and nothing else")
+    tree = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
     for entry in entries(tree, naming):
         entry.view(tree)[...] = arrays.pop(entry.key)  # its memory is freed as ours fills
-    check_finite(tree, naming, path)
+    if damaged := [entry.key for entry in entries(tree, naming) if not np.isfinite(entry.view(tree)).all()]:
+        raise UserError(
+            f"{path} holds numbers that are not finite, in {listed(damaged)}: the training diverged or the file is"
+            " damaged: use an earlier checkpoint, or download it again"
+        )
     counters = {ours: int(arrays[key]) for ours, key in counter_keys(tree, naming).items() if key in arrays}
     metadata = metadata | published_view(metadata.name or found.name)
     if not (metadata.mean and metadata.std):
@@ -227,16 +237,6 @@ def packaged_file(source: str) -> Path:
     return found[0]
 
 
-def check_finite(tree: dict, naming: Naming, source: str) -> None:
-    """Raise UserError naming the tensors of which a number is not finite."""
-    damaged = [entry.key for entry in entries(tree, naming) if not np.isfinite(entry.view(tree)).all()]
-    if damaged:
-        raise UserError(
-            f"{source} holds numbers that are not finite, in {listed(damaged)}: the training diverged or the file is"
-            " damaged: use an earlier checkpoint, or download it again"
-        )
-
-
 def fold_class_position(arrays: dict[str, np.ndarray], naming: Naming) -> dict[str, np.ndarray]:
     """DINOv2's tensors with registers as timm has them: the class token's position, which the official code and Hugging
     Face keep beside those of the patches, is added to the token."""
@@ -245,17 +245,6 @@ def fold_class_position(arrays: dict[str, np.ndarray], naming: Naming) -> dict[s
     if registers not in arrays or len(shape) != 3 or math.isqrt(shape[1]) ** 2 == shape[1]:
         return arrays
     return arrays | {cls: arrays[cls] + arrays[pos][:, :1], pos: arrays[pos][:, 1:]}
-
-
-def allocate(found: Architecture, shapes: dict, naming: Naming, source: str) -> dict:
-    """Unfilled arrays of the model `found`, after checking that a file of `shapes` holds just these."""
-    _, params, batch_stats = models.abstract(found.constructor())
-    tree = {"params": params, "batch_stats": batch_stats}
-    needed = {entry.key: entry.shape for entry in entries(tree, naming)}
-    if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none
-        needed |= dict.fromkeys(counter_keys(tree, naming).values(), ())
-    check_keys(shapes, needed, source, f"all of {found.describe()} and nothing else")
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
 
 
 class View(NamedTuple):

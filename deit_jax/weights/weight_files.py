@@ -171,6 +171,9 @@ def choose_weights(content: Any, weights: str, path: Path) -> tuple[dict, list[s
     """
     if not isinstance(content, Mapping):
         return {}, []
+    holds_tensors = lambda value: (
+        isinstance(value, Mapping) and any(hasattr(v, "untyped_storage") for v in value.values())
+    )
     trained, averaged = ([key for key in keys if holds_tensors(content.get(key))] for keys in (TRAINED, AVERAGED))
     if weights == "ema" and not averaged:
         raise UserError(f"{path} holds no averaged weights: leave --weights=ema out")
@@ -184,11 +187,6 @@ def choose_weights(content: Any, weights: str, path: Path) -> tuple[dict, list[s
     if averaged and weights == "params":
         notes = [f"trained weights ('{trained[0]}'); the file has averaged ones too ('{averaged[0]}', --weights=ema)"]
     return dict(content[asked[0]] if asked else content), notes
-
-
-def holds_tensors(value: Any) -> bool:
-    """Whether `value` is a dictionary with tensors in it."""
-    return isinstance(value, Mapping) and any(hasattr(v, "untyped_storage") for v in value.values())
 
 
 def model_name(content: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import seeded
 from flax import nnx
-from helpers import AS_USERS, relative, run_jitted, state_of
+from helpers import AS_USERS, fit_named, relative, run_jitted, state_of
 from safetensors.numpy import load_file, save_file
 
 import deit_jax
@@ -93,7 +93,7 @@ def test_positions_at_another_size_follow_each_official_code(tmp_path):
     for name, prefix, options in ((PLAIN, 1, {"offset": 0.1}), (REGISTERS, 0, {"antialias": True})):
         state = state_of(name, num_classes=CLASSES)
         save_file(state, tmp_path / f"{name}.safetensors")
-        params, _, notes = fit_weights(load_weights(tmp_path / f"{name}.safetensors"), name, img_size=70)
+        params, _, notes = fit_named(load_weights(tmp_path / f"{name}.safetensors"), name, img_size=70)
         expected = deit_jax.resize_pos_embed(state["pos_embed"], (5, 5), prefix_tokens=prefix, **options)
         np.testing.assert_array_equal(params["pos_embed"], expected)
         assert notes == ["pos_embed resized from 8x8 to 5x5 patches"]

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from helpers import SMALL, state_of
+from helpers import SMALL, fit_named, state_of
 from safetensors.numpy import save_file
 
 import deit_jax
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights import load_weights
 from deit_jax.weights.architecture import architecture_of, registered_name
 from deit_jax.weights.metadata import Metadata
 from deit_jax.weights.names import Timm, entries
@@ -98,7 +98,7 @@ def test_a_grid_of_a_square_count_keeps_its_shape(tmp_path):
     state = state_of(PLAIN, num_classes=10, img_size=(8, 32))
     save_file(state, tmp_path / "wide.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": PLAIN, "model_args": {"img_size": [8, 32]}}))
-    params, _, notes = fit_weights(load_weights(tmp_path / "wide.safetensors"), PLAIN, img_size=(8, 32))
+    params, _, notes = fit_named(load_weights(tmp_path / "wide.safetensors"), PLAIN, img_size=(8, 32))
     np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"])
     assert notes == []
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 import seeded
-from helpers import SMALL, state_of
+from helpers import SMALL, fit_named, state_of
 from safetensors.numpy import save_file
 
 import deit_jax
 from deit_jax.errors import UserError
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights import load_weights
 
 NAMES = ["ant", "bee", "cat", "dog"]
 PLAIN = "deit_digits_patch4_16"
@@ -30,7 +30,7 @@ def test_another_image_size_resizes_the_positions(small, caplog):
 @pytest.mark.parametrize(("size", "grid"), [([24, 32], (6, 8)), (np.int64(24), (6, 6)), (np.array([8, 8]), (2, 2))])
 def test_sizes_of_every_type(small, size, grid):
     assert deit_jax.load_model(small[0], img_size=size).grid == grid
-    params, _, _ = fit_weights(load_weights(small[0], img_size=size), SMALL, img_size=size)
+    params, _, _ = fit_named(load_weights(small[0], img_size=size), SMALL, img_size=size)
     assert params["pos_embed"].shape[1] == 2 + grid[0] * grid[1]
 
 
@@ -57,15 +57,15 @@ def test_distilled_into_plain_and_back(small, caplog):
     np.testing.assert_array_equal(plain.head.kernel[...], state["head.weight"].T)
     weights = load_weights(path)
     before = jax.tree.map(np.copy, weights.tree)
-    params, _, _ = fit_weights(weights, PLAIN)
+    params, _, _ = fit_named(weights, PLAIN)
     jax.tree.map(np.testing.assert_array_equal, weights.tree, before)
     weights.architecture.config["distilled"] = False
     weights.tree["params"] = params
-    params, _, notes = fit_weights(weights, SMALL)
+    params, _, notes = fit_named(weights, SMALL)
     new = "randomly initialized dist_token, head_dist and pos_embed's second position"
     assert notes == [f"{new}: the weights have none"]
     with pytest.raises(UserError, match="initialized dist_token, head_dist .*: give the model these weights are of"):
-        fit_weights(weights, SMALL, allow_new_parameters=False)  # else a teacher would have a random head
+        fit_named(weights, SMALL, allow_new_parameters=False)  # else a teacher would have a random head
     np.testing.assert_array_equal(params["pos_embed"][:, [0, *range(2, 18)]], plain.pos_embed[...])
     assert 0.01 < params["pos_embed"][:, 1].std() < 0.03
     assert params["head_dist"]["kernel"].shape == (96, 10)
@@ -75,16 +75,16 @@ def test_distilled_into_plain_and_back(small, caplog):
 def test_evaluation_initializes_no_parameters(small):
     weights = load_weights(small[0])
     with pytest.raises(UserError, match="head and head_dist randomly initialized with 3 classes"):
-        fit_weights(weights, SMALL, num_classes=3, allow_new_parameters=False)
-    assert fit_weights(weights, SMALL, img_size=32, allow_new_parameters=False)[2]  # resizing draws nothing new
+        fit_named(weights, SMALL, num_classes=3, allow_new_parameters=False)
+    assert fit_named(weights, SMALL, img_size=32, allow_new_parameters=False)[2]  # resizing draws nothing new
 
 
 def test_a_model_of_another_kind_or_size_is_refused(small):
     weights = load_weights(small[0])
     with pytest.raises(UserError, match="distilled ViT.*the model is a RegNet"):
-        fit_weights(weights, "regnety_cifar")
+        fit_named(weights, "regnety_cifar")
     with pytest.raises(UserError, match=r"blocks.attn.qkv.kernel has shape \(4, 96, 288\), not \(9, 192, 576\)"):
-        fit_weights(weights, "deit_cifar_distilled_patch4_32")
+        fit_named(weights, "deit_cifar_distilled_patch4_32")
 
 
 def test_a_file_without_heads_asks_for_classes(small):
@@ -116,33 +116,33 @@ def heads(params):
 
 def test_the_same_classes_in_another_order(weights):
     order = [2, 0, 3, 1]
-    params, _, notes = fit_weights(weights, SMALL, class_names=[NAMES[i] for i in order])
+    params, _, notes = fit_named(weights, SMALL, class_names=[NAMES[i] for i in order])
     assert notes == ["outputs put into the order of the data's classes (class names)"]
     own = heads(weights.tree["params"])
     for name, (kernel, bias) in heads(params).items():
         np.testing.assert_array_equal(kernel, own[name][0][:, order])
         np.testing.assert_array_equal(bias, own[name][1][order])
     np.testing.assert_array_equal(params["pos_embed"], weights.tree["params"]["pos_embed"])
-    params, _, notes = fit_weights(weights, SMALL, class_names=NAMES)
+    params, _, notes = fit_named(weights, SMALL, class_names=NAMES)
     assert notes == []
     np.testing.assert_array_equal(params["head"]["kernel"], own["head"][0])
 
 
 def test_as_many_classes_of_other_names_get_new_heads(weights):
     others = ["ant", "bee", "cat", "elk"]
-    params, _, notes = fit_weights(weights, SMALL, class_names=others)
+    params, _, notes = fit_named(weights, SMALL, class_names=others)
     assert "randomly initialized with 4 classes: the weights have as many, but other ones" in notes[0]
     assert "'elk'" in notes[0]
     assert params["head"]["kernel"].std() < 0.03
     with pytest.raises(UserError, match="does not fit: head and head_dist randomly initialized"):
-        fit_weights(weights, SMALL, class_names=others, allow_new_parameters=False)
+        fit_named(weights, SMALL, class_names=others, allow_new_parameters=False)
 
 
 def test_weights_that_do_not_name_their_classes(weights):
     weights.class_names = None
-    params, _, notes = fit_weights(weights, SMALL, class_names=NAMES)
+    params, _, notes = fit_named(weights, SMALL, class_names=NAMES)
     assert notes == ["classes matched by position (the weights do not name their classes)"]
     np.testing.assert_array_equal(params["head"]["kernel"], weights.tree["params"]["head"]["kernel"])
-    numbered, _, notes = fit_weights(weights, SMALL, class_names=["3", "2", "1", "0"])
+    numbered, _, notes = fit_named(weights, SMALL, class_names=["3", "2", "1", "0"])
     assert notes == ["outputs put into the order of the data's classes (class numbers)"]
     np.testing.assert_array_equal(numbered["head"]["bias"], weights.tree["params"]["head"]["bias"][::-1])

@@ -49,8 +49,7 @@ def test_repositories_and_the_cache(hub, tmp_path, small, monkeypatch):
             load_weights(name)
     # without the hub, what was read is in the cache
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client waits 23 s between its tries
-    dead = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.url, "http://127.0.0.1:9")
-    for setting, value in (("HF_HUB_OFFLINE", True), ("HUGGINGFACE_CO_URL_TEMPLATE", dead)):
+    for setting, value in (("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")):
         with monkeypatch.context() as patch:
             patch.setattr(constants, setting, value)
             assert load_weights("timm/small.test").mean[0] == 0.5

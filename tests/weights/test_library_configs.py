@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import SMALL, state_of
+from helpers import SMALL, fit_named, state_of
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -12,7 +12,7 @@ import deit_jax
 from deit_jax import convert
 from deit_jax.augment import normalize
 from deit_jax.errors import UserError
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights import load_weights
 from deit_jax.weights.library_configs import crop_of, from_processor
 from deit_jax.weights.load import view_of
 from deit_jax.weights.metadata import reading
@@ -61,9 +61,9 @@ def test_heads_and_epsilon_come_from_the_config(folder, tmp_path):
 def test_weights_of_other_heads_do_not_pass_for_a_models(folder):
     weights = load_weights(folder(SIZES | {"num_attention_heads": 12}))
     with pytest.raises(UserError, match="of num_heads=12, the model has num_heads=3: use a model of num_heads=12"):
-        fit_weights(weights, PLAIN)
+        fit_named(weights, PLAIN)
     eps = load_weights(folder(SIZES | {"layer_norm_eps": 1e-12}))
-    assert fit_weights(eps, PLAIN)[2] == ["norm_eps 1e-06, the model's: the weights have 1e-12"]
+    assert fit_named(eps, PLAIN)[2] == ["norm_eps 1e-06, the model's: the weights have 1e-12"]
 
 
 def test_timms_config(folder):
@@ -250,7 +250,7 @@ def test_one_head_on_the_class_token(tmp_path):
     np.testing.assert_allclose(cls, two, rtol=1e-5, atol=1e-6)
     weights = load_weights(tmp_path / "hf")
     with pytest.raises(UserError, match="randomly initialized head_dist"):
-        fit_weights(weights, SMALL, allow_new_parameters=False)
+        fit_named(weights, SMALL, allow_new_parameters=False)
     convert.convert(tmp_path / "hf", tmp_path / "again", to="huggingface")
     assert json.loads((tmp_path / "again/config.json").read_text())["architectures"] == ["DeiTForImageClassification"]
     assert load_weights(tmp_path / "again").architecture.config["dist_head"] is False
