@@ -127,12 +127,14 @@ class Trackers:
             with self.ending(name):
                 self.opened[name] = KNOWN[name](name, run, start)
 
-    def log(self, step: int, values: dict[str, Any], pictures: Pictures | None = None, table: Table = ()) -> None:
+    def log(
+        self, step: int, values: dict[str, Any], pictures: Pictures | None = None, table: Table | None = None
+    ) -> None:
         """Log the finite numbers among values; of the report also its pictures, and its table of accuracies."""
         finite = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
         for name, (log, _) in list(self.opened.items()):
             with self.ending(name):
-                log(step, finite, pictures or {}, table)
+                log(step, finite, pictures or {}, table or [])
 
     def close(self) -> None:
         for name, (_, close) in list(self.opened.items()):
