@@ -85,8 +85,11 @@ def analyze(outcomes: Outcomes) -> dict[str, Any]:
     names, labels = outcomes.class_names, outcomes.column("label", readable=True)
     joint, confidence = (outcomes.column(name, readable=True) for name in ("joint", "confidence"))
     classes, predicted = np.arange(len(names)), np.bincount(joint, minlength=len(names))
-    measured = sklearn_metrics.precision_recall_fscore_support(labels, joint, labels=classes, zero_division=np.nan)
-    scores = dict(zip(("precision", "recall", "f1", "images"), map(to_list, measured), strict=True))
+    undefined: Any = np.nan
+    measured: Any = sklearn_metrics.precision_recall_fscore_support(
+        labels, joint, labels=classes, zero_division=undefined
+    )
+    scores: dict[str, Any] = dict(zip(("precision", "recall", "f1", "images"), map(to_list, measured), strict=True))
     scores["predicted"] = predicted.tolist()
     found: dict[str, Any] = {
         "images": len(labels),

@@ -55,12 +55,11 @@ class OwnNetwork(nnx.Module):
         found = call(images, train=train, **options)
         if not train and any(a is not b for a, b in zip(before, jax.tree.leaves(nnx.state(self)), strict=True)):
             raise UserError(f"model {name} changes its state with train=False: {STATELESS}")
-        heads = found if isinstance(found, tuple) else (found,)
+        heads: tuple[Any, ...] = found if isinstance(found, tuple) else (found,)
         given, right = [x.shape for x in heads], [(len(images), self.num_classes)] * (1 + self.dist_head)
         if given != right:
             raise UserError(f"model {name} returns shapes {given}: they must be {right} (two heads with a head_dist)")
-        cls, dist = (*(x.astype(jnp.float32) for x in heads), None)[:2]
-        return cls, dist
+        return heads[0].astype(jnp.float32), heads[1].astype(jnp.float32) if self.dist_head else None
 
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
@@ -78,14 +77,15 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
     with own_part("model.name", name) as made:
         if not (isinstance(made, type) and issubclass(made, nnx.Module)):
             raise UserError(f"model.name {name} is a {type(made).__name__}: give a class of flax.nnx.Module")
-    taken = inspect.signature(made.__init__).parameters
+    construct: Any = made.__init__
+    taken = inspect.signature(construct).parameters
     size = taken["img_size"].default if "img_size" in taken else inspect.Parameter.empty
 
-    @functools.wraps(made.__init__)  # its arguments are looked for
+    @functools.wraps(construct)  # its arguments are looked for
     def init(self: Any, *, num_classes: int, img_size: int, rngs: nnx.Rngs, **options: Any) -> None:
         given = {"img_size": img_size} | options
         given = {key: value for key, value in given.items() if key in taken or key not in OPTIONAL}
-        made.__init__(self, num_classes=num_classes, rngs=nnx.Rngs(rngs.params()), **given)
+        construct(self, num_classes=num_classes, rngs=nnx.Rngs(rngs.params()), **given)
         self.num_classes, self.dist_head = num_classes, hasattr(self, "head_dist")
         for path, _ in nnx.to_flat_state(nnx.state(self, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat)))):
             part = ".".join(map(str, path))

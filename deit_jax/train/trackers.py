@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROJECT = "deit_jax"
 Pictures = dict[str, Path]  # by name
 Table = list[list[str]]  # a header and rows; empty: none
-Tracker = tuple[Callable[[int, dict[str, float], Pictures, Table], None], Callable[[], None]]  # log, close
+Tracker = tuple[Callable[[int, dict[str, float], Pictures, Table], None], Callable[[], object]]  # log, close
 
 
 def tensorboard(_: str, run: "Run", start: int) -> Tracker:
