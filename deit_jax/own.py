@@ -1,9 +1,9 @@
 """A part of the user's own, named by a setting as `package.module:name`: a model's class, a teacher's function, an
-objective, data.
+objective or data.
 
 Its module is imported from the working directory or where Python finds it, by the command whose settings name it, and
-a model's also by what opens the folder of a run of it: a store, or weights that come from elsewhere, load nothing. The
-evaluation of a run's folder has its data.
+a model's also by what opens the folder of a run of it. No module is imported for a label store, or for weights from
+elsewhere. The evaluation of a run's folder has its data.
 """
 
 import contextlib

@@ -46,7 +46,10 @@ def save(figure: Figure, path: str | Path) -> None:
 
 def caption(text: str, width: int, lines: int = 2) -> str:
     """Text in at most `lines` lines of `width` characters; what was cut ends in an ellipsis."""
-    return textwrap.fill(printable(text), width, max_lines=lines, placeholder="…")
+    found = textwrap.wrap(printable(text), width)
+    if len(found) > lines:  # textwrap's own max_lines drops a word that is longer than the line
+        found = [*found[: lines - 1], found[lines - 1][: width - 1].rstrip() + "…"]
+    return "\n".join(found)
 
 
 def wrapped(text: str, width: int) -> str:

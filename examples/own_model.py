@@ -1,6 +1,7 @@
 """A model of one's own: a class that `model.name` names, kept by that name in its run.
 
-    python main.py --config=configs/digits.py --workdir=runs/own --config.model.name=examples.own_model:ConvMixer
+    python main.py --config=configs/digits.py --workdir=runs/own --config.model.name=examples.own_model:ConvMixer \
+        --config.train_baseline=False
     python -m deit_jax.predict runs/own IMAGE
 
 Trockman & Kolter 2022 (arXiv 2201.09792), small. It has two heads, so that the second one learns from the teacher; what

@@ -80,7 +80,7 @@ def augment_train(
         policy = None
     else:
         raise UserError(f"augment.policy is '{cfg.policy}': use rand, three or none")
-    chosen = choose(needed, shards)
+    chosen = choose(needed, shards)  # the images that need an expensive pass, gathered: the others skip it
 
     if cfg.flip > 0:
         images = flip(images, jax.vmap(jax.random.uniform)(flip_keys) < cfg.flip)

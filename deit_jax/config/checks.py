@@ -92,7 +92,10 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
                 f" --config.model.name={config.model.name.replace('_distilled', '')}, or {other}"
             )
     if features and (config.distill.labels or config.finetune.labels):
-        raise UserError(f"distill.kind {config.distill.kind} learns features, which no store has: unset distill.labels")
+        raise UserError(
+            f"distill.kind {config.distill.kind} learns features, which no store has: unset distill.labels and"
+            " finetune.labels"
+        )
     if config.data.layout == "unlabelled":
         if objective.teacher not in ("hard labels", "logits") or config.distill.alpha != 1:
             raise UserError(

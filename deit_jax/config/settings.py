@@ -74,7 +74,9 @@ class Model(Group):
     attention: str = resumable(
         "auto", "einsum stores the weights, cudnn is fused; auto: the fastest", ("auto", "einsum", "recompute", "cudnn")
     )
-    remat: str = resumable("none", "the backward pass recomputes all but products, or blocks", ("none", "dots", "full"))
+    remat: str = resumable(
+        "none", "recompute for the backward pass; dots: all but products, full: blocks", ("none", "dots", "full")
+    )
     scan_unroll: int = resumable(0, "blocks per iteration of the scan; 0: all on CPU and GPU, one on TPU")
 
 
@@ -105,7 +107,9 @@ class TeacherSettings(Group):
 
 
 class Label(Group):
-    kind: str = resumable("auto", "what --mode=label stores; auto: what distill.kind needs", ("auto", "hard", "topk"))
+    kind: str = resumable(
+        "auto", "hard labels or the top k logits; auto: what distill.kind needs", ("auto", "hard", "topk")
+    )
     k: int = resumable(10, "classes per view in a topk store")
     views: int = setting(0, "epochs of views, stored by --mode=label, that training repeats; 0: each epoch has its own")
     dtype: str = resumable("float16", "of a topk store's logits", ("float16", "float32"))
@@ -124,7 +128,9 @@ class Optimizer(Group):
     warmup_lr: float = setting(1e-6, "learning rate at step 0")
     min_lr: float = setting(1e-5, "learning rate at the end")
     scale_floors: bool = setting(None, "scale warmup_lr and min_lr with the batch size as lr (the release does not)")
-    lr_update: str = setting(None, "the rate follows the step (paper), or the epoch, one late", ("step", "epoch"))
+    lr_update: str = setting(
+        None, "the rate follows the step (paper), or the epoch, one epoch behind (timm)", ("step", "epoch")
+    )
     weight_decay: float = setting(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
     decay_dist_token: bool = setting(None, "decay the distillation token too (the release does)")
     beta1: float = setting(0.9, "AdamW, LAMB")
@@ -179,7 +185,11 @@ class DataSettings(Group):
     workers: int = resumable(0, "processes that decode and crop; 0: threads of this process")
     threads: int = resumable(0, "decoding threads per process; 0: one per core, at most 16")
     prefetch: int = resumable(4, "batches held ready")
-    cache: str = resumable("auto", "where decoded images stay; auto: as fits", ("auto", "ram", "device", "none"))
+    cache: str = resumable(
+        "auto",
+        "decoded images: kept where they fit, in RAM, on the device (cropped there), or not",
+        ("auto", "ram", "device", "none"),
+    )
     exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
     max_broken: float = resumable(0.001, "fraction of unreadable training images above which a run stops")
     broken_floor: int = resumable(10, "this many unreadable training images never stop a run")
@@ -189,7 +199,9 @@ class DataSettings(Group):
 class Evaluate(Group):
     every: int = resumable(1, "epochs between evaluations; the last epoch is always evaluated")
     limit: int = resumable(0, "at most this many images, always the same, evenly over the classes; 0: all")
-    fusion: str = resumable(None, "what the heads' mean is of: logits (released)", ("logits", "probabilities"))
+    fusion: str = resumable(
+        None, "mean of the heads' logits (released) or probabilities (paper)", ("logits", "probabilities")
+    )
 
 
 class Checkpoint(Group):

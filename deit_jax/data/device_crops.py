@@ -19,7 +19,7 @@ from deit_jax.config import Config
 from deit_jax.data import cache
 from deit_jax.data.base import Source
 from deit_jax.data.images import decode
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, first_line
 from deit_jax.runtime import hardware
 
 TAPS = 4  # pixels that a bicubic filter looks at where it enlarges
@@ -41,7 +41,15 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
     if not asked and (config.data.cache != "auto" or not in_memory or hardware.target().platform == "cpu"):
         return None
     right = config.augment.crop == "inception" and config.data.resize == "exact"
-    images = stack_images(source, size, config.data.exif) if right else None
+    try:
+        images = stack_images(source, size, config.data.exif) if right else None
+    except OSError as error:
+        if asked:
+            raise UserError(
+                f"data.cache device needs all images of {source.title}, and one cannot be read ({first_line(error)}):"
+                " repair it, or use --config.data.cache=ram"
+            ) from error
+        images = None
     if images is not None and (asked or images.nbytes <= LARGEST):
         return functools.partial(cut_crops, jax.device_put(images, jax.local_devices()[0]), size=size)
     if asked:
@@ -53,15 +61,15 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
 
 
 def stack_images(source: Source, largest: int, exif: bool) -> UInt8[np.ndarray, "images height width 3"] | None:
-    """All images of a source; None where one is unreadable, of another size or of a side of over `largest` pixels."""
+    """All images of a source; None where one is of another size or of a side of over `largest` pixels.
+
+    Raises OSError for one that cannot be read.
+    """
     images = []
-    try:
-        for index in range(len(source)):
-            images.append(decode(source[index]["image"], exif))
-            if images[-1].shape != images[0].shape or max(images[0].shape) > largest:
-                return None
-    except OSError:
-        return None
+    for index in range(len(source)):
+        images.append(decode(source[index]["image"], exif))
+        if images[-1].shape != images[0].shape or max(images[0].shape) > largest:
+            return None
     return np.stack(images)
 
 

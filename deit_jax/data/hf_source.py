@@ -154,14 +154,20 @@ class HfSource:
 
     @cached
     def fingerprint(self) -> str:
-        """Of names, lengths and labels; of images that paths name, the paths alone."""
+        """Of names, sizes and labels. Raises UserError for a file that is gone."""
         from pyarrow import compute  # comes with datasets
 
         pc: Any = compute  # its functions are made when it is imported
         stored = self._rows.data.column(self._column)
         paths = pc.struct_field(stored, "path").to_pylist()
-        lengths = pc.binary_length(pc.struct_field(stored, "bytes")).to_pylist()
-        return hashlib.sha256(repr((self.class_names, paths, lengths)).encode() + self.labels.tobytes()).hexdigest()
+        sizes = pc.binary_length(pc.struct_field(stored, "bytes")).to_pylist()
+        try:
+            for row, path in enumerate(paths):
+                if sizes[row] is None and path and self._folder:
+                    sizes[row] = (self._folder / path).stat().st_size
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: restore it") from error
+        return hashlib.sha256(repr((self.class_names, paths, sizes)).encode() + self.labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)

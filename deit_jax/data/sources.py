@@ -27,7 +27,10 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     train, evaluation = find_sources(config)
     wanted, limit = config.model.num_classes, config.data.limit
     if train is None:
-        raise UserError(f"{config.data.root or config.data.name} has no images to train on: choose another train_split")
+        raise UserError(
+            f"{config.data.root or config.data.name} has no images to train on: choose another train_split, or a"
+            " data.holdout below 1"
+        )
     if config.data.layout == "unlabelled":  # its classes are the teacher's
         wanted = 0
     elif train.num_classes < 2:

@@ -181,6 +181,11 @@ def load_teacher(
     names = config.teacher.name.split(",") if config.teacher.name else [""] * max(len(sources), 1)
     registered = [name for name in names if not is_own(name)]
     if registered and not init:
+        if class_names is None:
+            raise UserError(
+                "data.layout unlabelled takes its classes from the teacher, also with stored labels: give"
+                " --config.teacher.init="
+            )
         raise UserError(
             f"teacher {','.join(registered)} has no weights: give --config.teacher.init=, or teacher.epochs"
         )

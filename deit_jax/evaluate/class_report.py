@@ -130,11 +130,12 @@ def write_class_report(folder: Path, outcomes: Outcomes) -> str:
     atomic.write_json(folder / "classes.json", found)
     if "confusion" in found:
         plots.confusion(folder / "confusion.png", np.array(found["confusion"]), names)
-    for sheet, heads in (("mistakes", {"joint": "predicted"}), ("heads", {"cls": "class", "dist": "dist."})):
-        captions = [
-            "\n".join([f"true: {one['label']}", *(f"{text}: {one['predicted'][head]}" for head, text in heads.items())])
-            for one in outcomes.examples(sheet)
-        ]
+    lines = {
+        "mistakes": lambda one: [f"predicted: {one['predicted']['joint']} ({100 * one['probability']:.0f} %)"],
+        "heads": lambda one: [f"class: {one['predicted']['cls']}", f"dist.: {one['predicted']['dist']}"],
+    }
+    for sheet, predicted in lines.items():
+        captions = ["\n".join([f"true: {one['label']}", *predicted(one)]) for one in outcomes.examples(sheet)]
         if captions:
             plots.contact_sheet(folder / f"{sheet}.png", [image for *_, image in outcomes.sheets[sheet]], captions)
     return class_section(found, folder)

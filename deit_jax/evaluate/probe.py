@@ -79,6 +79,8 @@ def pooled_features(
 ) -> Float[Array, "batch dim"]:
     """A vector per image, float32. mean, std: the model's normalization statistics."""
     model: Any = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+    if not hasattr(model, "features"):
+        raise UserError(f"--probe needs features, which {type(model).__name__} does not have: evaluate its heads")
     found = model.features(normalize(images, mean, std))
     if isinstance(model, ViT):
         return found[:, 0].astype(jnp.float32)

@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--assets", default="", help=ONNXRUNTIME.assets)
     args = parser.parse_args(arguments)
     path = check_file(args.file, (".html",))
-    found = find_images(args.examples)
+    found = [os.path.abspath(path) for path in find_images(args.examples)]
     found = found[:: -(-len(found) // EXAMPLES) or 1]  # of all folders
     common = os.path.commonpath([os.path.dirname(path) for path in found] or [""])
     examples = [(os.path.splitext(os.path.relpath(path, common))[0], example(path)) for path in found]

@@ -43,6 +43,8 @@ def conv_general_dilated(
     if feature_group_count == 1:
         return native(lhs, rhs)
     if feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
+        if {"lhs_dilation", "rhs_dilation"} & options.keys():
+            raise ValueError("a depthwise convolution has no dilation here: use jax.lax.conv_general_dilated")
         if isinstance(padding, str):
             padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         quick = functools.partial(shifted, strides=window_strides, padding=padding)

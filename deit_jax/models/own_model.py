@@ -6,6 +6,7 @@ See examples/own_model.py, and deit_jax/own.py for where it is imported from.
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,8 +54,9 @@ class OwnNetwork(nnx.Module):
         options = {"key": key} if "key" in inspect.signature(call).parameters else {}
         before, name = jax.tree.leaves(nnx.state(self)), type(self).__name__
         found = call(images, train=train, **options)
-        if not train and any(a is not b for a, b in zip(before, jax.tree.leaves(nnx.state(self)), strict=True)):
-            raise UserError(f"model {name} changes its state with train=False: {STATELESS}")
+        after = jax.tree.leaves(nnx.state(self))
+        if len(after) != len(before) or (not train and any(a is not b for a, b in zip(before, after, strict=True))):
+            raise UserError(f"model {name} makes state in its call, or changes its state with train=False: {STATELESS}")
         heads: tuple[Any, ...] = found if isinstance(found, tuple) else (found,)
         given, right = [x.shape for x in heads], [(len(images), self.num_classes)] * (1 + self.dist_head)
         if given != right:
@@ -68,6 +70,13 @@ class OwnNetwork(nnx.Module):
         return fuse(*self.heads(images, train=train, key=key))
 
 
+def not_taken(function: Callable, *names: str) -> list[str]:
+    """Those of the names that are no parameters of a function."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [name for name in names if name not in parameters and not takes_any]
+
+
 @functools.cache
 def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
     """(module class, its constructor's arguments) of the class `package.module:Class`.
@@ -79,6 +88,8 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
             raise UserError(f"model.name {name} is a {type(made).__name__}: give a class of flax.nnx.Module")
     construct: Any = made.__init__
     taken = inspect.signature(construct).parameters
+    if lacking := [*not_taken(construct, "num_classes", "rngs"), *not_taken(made.__call__, "train")]:
+        raise UserError(f"model.name {name} does not take {'=, '.join(lacking)}=: see deit_jax/models/own_model.py")
     size = taken["img_size"].default if "img_size" in taken else inspect.Parameter.empty
 
     @functools.wraps(construct)  # its arguments are looked for
@@ -90,6 +101,10 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
         for path, _ in nnx.to_flat_state(nnx.state(self, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat)))):
             part = ".".join(map(str, path))
             raise UserError(f"model {name} has state besides nnx.Param and nnx.BatchStat, {part}: {STATELESS}")
+        if any(path[0] == "blocks" and not str(path[1]).isdigit() for path, _ in nnx.to_flat_state(nnx.state(self))):
+            raise UserError(
+                f"model {name} has an attribute blocks that is no list: that is for stacked blocks, rename it"
+            )
 
     methods = {"__init__": init, "__module__": made.__module__, "__doc__": made.__doc__}
     module = types.new_class(made.__name__, (OwnNetwork, made), exec_body=lambda namespace: namespace.update(methods))

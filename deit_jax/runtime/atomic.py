@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 
 MAX_REASON = 240  # characters of an error's text
+
+# how TensorStore and others quote the system's errors, and report that a bucket refuses or does not answer
+DISK_TEXTS = (
+    "No space left|Disk quota|File too large|Read-only file system|Permission denied|Operation not permitted"
+    "|Input/output error|No such file or directory|Stale file handle"
+    "|http_response_code|CURL|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
+)
 
 
 @contextlib.contextmanager
@@ -121,6 +129,11 @@ def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     text = text.splitlines()[0].partition(" [")[0]  # TensorStore appends its whole description
     return text if len(text) <= MAX_REASON else f"… {text[-MAX_REASON:]}"  # the cause comes last
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is the disk's or the bucket's: the system's own, or a library's that quotes it."""
+    return isinstance(error, OSError) or re.search(DISK_TEXTS, str(error)) is not None
 
 
 def free_space(folder: str | os.PathLike) -> float:

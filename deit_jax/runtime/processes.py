@@ -89,7 +89,10 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
     def take() -> None:
         if not held.enter_context(try_hold(folder)):
-            raise UserError(f"{folder} is in use by another process (lsof {folder}/.lock): wait or use another workdir")
+            raise UserError(
+                f"{folder} is in use by another process, maybe of another host: wait for it, or choose another"
+                " --workdir"
+            )
 
     with contextlib.ExitStack() as held:
         from_process_0(take)

@@ -69,7 +69,7 @@ def kvstore(folder: Path) -> dict[str, str]:
     if is_bucket(folder):
         bucket, _, key = str(folder).removeprefix(BUCKET).partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{key}/" if key else ""}
-    return {"driver": "file", "path": f"{os.path.normpath(folder)}/"}  # which takes no ".."
+    return {"driver": "file", "path": f"{os.path.realpath(folder)}/"}  # which takes no ".."
 
 
 def local_copy(path: Path, beside: tuple[str, ...] = ()) -> Path:

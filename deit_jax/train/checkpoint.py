@@ -153,7 +153,9 @@ class Checkpoints:
                 self.needs_reload = False
 
     def handle_save_error(self, error: Exception) -> None:
-        """Report a failed save; training continues."""
+        """Report a failed save; training continues. An error that is not the disk's is raised again."""
+        if not isinstance(error, UserError) and not atomic.is_disk_error(error):
+            raise error
         written = self.folder(self.step_in_progress or 0)
         self.failure = error if isinstance(error, UserError) else atomic.write_error(written, error)
         if jax.process_index() == 0 or not isinstance(error, UserError):  # each process reports its own disk
@@ -170,7 +172,10 @@ class Checkpoints:
         try:
             got = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            raise UserError(f"{self.folder(step)} cannot be read ({first_line(error)}): move it away") from error
+            raise UserError(
+                f"{self.folder(step)} cannot be read ({first_line(error)}): move it out of the folder, and the same"
+                " command resumes from the one before"
+            ) from error
         return {**got["rest"], **got["params"], "ema": got.get("ema", {})}
 
     def last_good(self) -> int | None:
@@ -209,7 +214,10 @@ def set_damaged_aside(directory: Path) -> None:
     intact, damaged = integrity.newest_intact(integrity.steps_in(directory))
     if damaged and intact is None:
         step, found = next(iter(damaged.items()))
-        raise UserError(f"no checkpoint in {directory} is intact ({step.name}/{found}): restore one from a copy")
+        raise UserError(
+            f"no checkpoint in {directory} is intact ({step.name}/{found}): restore one from a copy, or train again in"
+            " another --workdir"
+        )
     for step, found in damaged.items():
         place = integrity.set_aside(step)
         print_once(

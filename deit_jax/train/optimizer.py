@@ -192,8 +192,11 @@ def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
     lines = [f"learning rate: {first:.3g} at first{rise}, {last:.3g} at the end"]
     too_short = peak < 0.99 * full and total <= (o.warmup_epochs + 1) * steps_per_epoch
     if too_short or (o.warmup_epochs and peak <= first) or (o.schedule == "cosine" and last >= peak):
-        why = "the run ends within the warm-up" if too_short else "optimizer.warmup_lr or min_lr is not below that"
-        lines.append(f"warning: of the learning rate {full:.3g} that optimizer.lr makes, {peak:.3g} is reached: {why}")
+        lines.append(
+            f"warning: the learning rate does not rise and fall as set ({peak:.3g} of the {full:.3g} that optimizer.lr"
+            " makes is reached): raise --config.optimizer.lr, lower optimizer.warmup_epochs, warmup_lr or min_lr, or"
+            " train longer"
+        )
     return lines
 
 

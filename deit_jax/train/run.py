@@ -1,6 +1,6 @@
 """What a run is, and how it is opened: data, student, teacher, length, devices and folder, each opened once.
 
-A command resolves its config into a `Run` and hands that on; nothing after it opens data or weights again. Whatever can
+A command resolves its config into a `Run` and hands that on; nothing after it opens data again. Whatever can
 be wrong with a run is found here, before anything is compiled or written.
 
     WORKDIR/config.json      the settings the run began with, and the fingerprints of its data

@@ -203,6 +203,7 @@ def make_train_step(
     gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate, student.mesh)
 
     def train_step(state: TrainState, batch: DeviceBatch, teacher_arrays: Any) -> tuple[TrainState, Metrics]:
+        # after a roll-back the images and draws go on, the learning rate goes back: it follows the step
         position = (state.step + state.offset) % total
         with jax.named_scope("augment"):
             key = purpose_key(state.seed, "augment")

@@ -146,5 +146,8 @@ class Trackers:
         try:
             yield
         except Exception as error:  # each library has errors of its own
-            self.opened.pop(name, None)
+            _, close = self.opened.pop(name, (None, None))
+            if close:  # MLflow opens no run while another is open
+                with contextlib.suppress(Exception):
+                    close()
             self.say(f"the {name} log cannot be written, and ends here ({first_line(error)}): training continues")

@@ -37,4 +37,4 @@ def fetch(name: str) -> Path:
         raise UserError(
             f"{name} is no file or folder here, and the hub does not give it: {first_line(error)}"
         ) from error
-    raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[1]}: give another name")
+    raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[1]}, or the hub does not answer: give another name")
