@@ -27,6 +27,7 @@ def test_a_timing_is_of_one_call(monkeypatch):
     assert len(calls) == 1 + 1 + 3 * 2
 
 
+@pytest.mark.slow
 def test_the_workload_trains():
     work = benchmark.Workload(digits_config(), num_classes=10)
     before = np.asarray(work.state.params["head"]["bias"])
@@ -98,6 +99,7 @@ MISSING = (
 )
 
 
+@pytest.mark.slow
 def test_a_bare_machine_can_train_and_be_measured():
     done = subprocess.run([sys.executable, "-c", BARE, MISSING], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

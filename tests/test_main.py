@@ -60,6 +60,7 @@ TINY = (
 ).split()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("single")
 def test_an_image_folder_is_trained_on_and_evaluated(tmp_path):
     data = folder_of_images(tmp_path / "data")

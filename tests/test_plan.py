@@ -148,6 +148,7 @@ def test_ways_to_fit_are_valid_and_cost_nothing_twice():
     assert all("model.remat" not in way for way in plan.ways_to_fit(config, 1))
 
 
+@pytest.mark.slow
 def test_what_makes_it_fit_is_compiled(monkeypatch, capsys):
     """A device is given too little memory for the whole state."""
     config = small_config(batch_size=8, **{"model.remat": "full", "model.scan_unroll": 1})  # leaves FSDP alone

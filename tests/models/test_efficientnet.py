@@ -155,6 +155,7 @@ def test_training_changes_statistics_and_lowers_the_loss():
         assert np.abs(new - old).max() > 0
 
 
+@pytest.mark.slow
 def test_dropout_and_stochastic_depth_follow_the_key():
     arrays, images = tuple(seeded_arrays(small()).values()), seeded.images(4, 32)
 

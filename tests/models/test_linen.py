@@ -40,6 +40,7 @@ def test_training_draws_from_the_dropout_stream(drawn):
         model.apply(variables, IMAGES, train=True)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_a_mutable_collection():
     model = deit_jax.to_linen("regnety_digits", num_classes=10)
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES)

@@ -216,6 +216,7 @@ def test_learning_rates_fall_layer_by_layer():
         lr_factors(models.abstract(models.constructor("regnety_digits", num_classes=3))[1], config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("freeze", "trained"), [("backbone", {"head", "head_dist"}), ("blocks|embed|token", {"norm", "head", "head_dist"})]
 )
