@@ -68,8 +68,7 @@ def kill(
         code = start.wait(LONGEST)
         found = in_child(lambda run=run: compare(run), folder) if code == 0 else {}
         differ = sorted(name for name in truth | found if truth.get(name) != found.get(name))
-        complaint = f"exit code {code}, different: {differ}, {start.lines()[-2:]}"
-        outcome.add(not differ, complaint, kept=run, times=mine)
+        outcome.add(not differ, f"exit code {code}, not equal: {differ}, {start.lines()[-2:]}", kept=run, times=mine)
     outcome.seen = ", ".join(f"{n} in {name}" for name, n in places.most_common())
     return outcome
 
