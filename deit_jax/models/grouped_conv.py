@@ -43,7 +43,7 @@ def conv_general_dilated(
     if feature_group_count == 1:
         return native(lhs, rhs)
     if feature_group_count == lhs.shape[-1] == rhs.shape[-1]:
-        if {"lhs_dilation", "rhs_dilation"} & options.keys():
+        if any(x != 1 for side in ("lhs", "rhs") for x in options.get(f"{side}_dilation") or ()):
             raise ValueError("a depthwise convolution has no dilation here: use jax.lax.conv_general_dilated")
         if isinstance(padding, str):
             padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
