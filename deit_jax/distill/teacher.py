@@ -183,8 +183,8 @@ def load_teacher(
     if registered and not init:
         if class_names is None:
             raise UserError(
-                f"teacher {','.join(registered)} has no weights, and data.layout unlabelled takes its classes from them,"
-                " also with stored labels: give --config.teacher.init="
+                f"teacher {','.join(registered)} has no weights, and data.layout unlabelled takes its classes from"
+                " them, also with stored labels: give --config.teacher.init="
             )
         raise UserError(
             f"teacher {','.join(registered)} has no weights: give --config.teacher.init=, or teacher.epochs"
