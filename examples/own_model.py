@@ -4,8 +4,8 @@
         --config.train_baseline=False
     python -m deit_jax.predict runs/own IMAGE
 
-Trockman & Kolter 2022 (arXiv 2201.09792), small. It has two heads, so that the second one learns from the teacher; what
-a class must offer is said in deit_jax/models/own_model.py.
+Trockman & Kolter 2022 (arXiv 2201.09792), small. It has two heads, so that the second one learns from the teacher; the
+docstring of `OwnNetwork` in deit_jax/models/own_model.py lists what a class must offer.
 """
 
 import jax

@@ -42,15 +42,15 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
         return None
     right = config.augment.crop == "inception" and config.data.resize == "exact"
     try:
-        images = stack_images(source, size, config.data.exif) if right else None
+        images = stack_images(source, size, config.data.exif, math.inf if asked else LARGEST) if right else None
     except OSError as error:
-        if asked:
-            raise UserError(
-                f"data.cache device needs all images of {source.title}, and one cannot be read ({first_line(error)}):"
-                " repair it, or use --config.data.cache=ram"
-            ) from error
-        images = None
-    if images is not None and (asked or images.nbytes <= LARGEST):
+        if not asked:
+            return None
+        raise UserError(
+            f"data.cache device needs all images of {source.title}, and one cannot be read ({first_line(error)}):"
+            " repair it, or use --config.data.cache=ram"
+        ) from error
+    if images is not None:
         return functools.partial(cut_crops, jax.device_put(images, jax.local_devices()[0]), size=size)
     if asked:
         raise UserError(
@@ -60,15 +60,19 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
     return None
 
 
-def stack_images(source: Source, largest: int, exif: bool) -> UInt8[np.ndarray, "images height width 3"] | None:
-    """All images of a source; None where one is of another size or of a side of over `largest` pixels.
+def stack_images(
+    source: Source, largest: int, exif: bool, limit: float
+) -> UInt8[np.ndarray, "images height width 3"] | None:
+    """All images of a source; None where one is of another size or of a side of over `largest` pixels, or all take more
+    than `limit` bytes.
 
     Raises OSError for one that cannot be read.
     """
     images = []
     for index in range(len(source)):
         images.append(decode(source[index]["image"], exif))
-        if images[-1].shape != images[0].shape or max(images[0].shape) > largest:
+        first = images[0]
+        if images[-1].shape != first.shape or max(first.shape) > largest or first.nbytes * len(source) > limit:
             return None
     return np.stack(images)
 

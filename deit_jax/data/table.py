@@ -73,7 +73,8 @@ def open_labelled(
         labels = {split: read_labels(split) for split in used}
         plain = plain_labels({label for found in labels.values() for label in found}, where)
         classes = sort_classes(set(plain.values()))
-        number = {label: classes.index(name) for label, name in plain.items()}
+        place = {name: index for index, name in enumerate(classes)}
+        number = {label: place[name] for label, name in plain.items()}
         notes = not_used(
             [f"split {name} ({len(rows)} images)" for name, rows in sorted(parts.items()) if name not in used]
         )

@@ -130,12 +130,11 @@ def write_class_report(folder: Path, outcomes: Outcomes) -> str:
     atomic.write_json(folder / "classes.json", found)
     if "confusion" in found:
         plots.confusion(folder / "confusion.png", np.array(found["confusion"]), names)
-    lines = {
-        "mistakes": lambda one: [f"predicted: {one['predicted']['joint']} ({100 * one['probability']:.0f} %)"],
-        "heads": lambda one: [f"class: {one['predicted']['cls']}", f"dist.: {one['predicted']['dist']}"],
-    }
-    for sheet, predicted in lines.items():
-        captions = ["\n".join([f"true: {one['label']}", *predicted(one)]) for one in outcomes.examples(sheet)]
+    mistake = lambda one: [f"predicted: {one['predicted']['joint']} ({100 * one['probability']:.0f} %)"]
+    heads = lambda one: [f"class: {one['predicted']['cls']}", f"dist.: {one['predicted']['dist']}"]
+    disagreements = found.get("heads", {}).get("examples", [])
+    for sheet, examples, predicted in (("mistakes", found["mistakes"], mistake), ("heads", disagreements, heads)):
+        captions = ["\n".join([f"true: {one['label']}", *predicted(one)]) for one in examples]
         if captions:
             plots.contact_sheet(folder / f"{sheet}.png", [image for *_, image in outcomes.sheets[sheet]], captions)
     return class_section(found, folder)

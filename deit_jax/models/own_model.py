@@ -18,6 +18,7 @@ from deit_jax.errors import UserError
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import fuse
 from deit_jax.own import own_part
+from deit_jax.runtime.sharding import is_stacked
 
 OPTIONAL = ("img_size", "dtype")  # what every model is given, and a class need not take
 STATELESS = "give nnx.Dropout no rngs but the call's key, nnx.BatchNorm use_running_average=not train"
@@ -32,8 +33,8 @@ class OwnNetwork(nnx.Module):
     key per training step, None in evaluation. It returns logits (batch, num_classes), or where it has an attribute
     `head_dist` a tuple of two heads': class and distillation. `augment.mean` and `augment.std` normalize the images.
 
-    Parameters are nnx.Param, batch statistics nnx.BatchStat; it has no other state. What is said of heads
-    (`optimizer.head_lr_scale`, other classes) is done to its attributes `head`, `head_dist` and `classifier`.
+    Parameters are nnx.Param, batch statistics nnx.BatchStat; it has no other state. Settings of the heads
+    (`optimizer.head_lr_scale`, other classes) apply to its attributes `head`, `head_dist` and `classifier`.
 
     Attributes:
         num_classes: of each head.
@@ -48,7 +49,7 @@ class OwnNetwork(nnx.Module):
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
         """Logits of the class head and of the distillation head (None where there is none), float32.
 
-        Raises UserError where the class does not do what is said above.
+        Raises UserError for state that changes, or logits of another shape.
         """
         call: Any = super().__call__
         options = {"key": key} if "key" in inspect.signature(call).parameters else {}
@@ -101,7 +102,7 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
         for path, _ in nnx.to_flat_state(nnx.state(self, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat)))):
             part = ".".join(map(str, path))
             raise UserError(f"model {name} has state besides nnx.Param and nnx.BatchStat, {part}: {STATELESS}")
-        if any(path[0] == "blocks" and not str(path[1]).isdigit() for path, _ in nnx.to_flat_state(nnx.state(self))):
+        if any(is_stacked("/".join(map(str, path))) for path, _ in nnx.to_flat_state(nnx.state(self))):
             raise UserError(
                 f"model {name} has an attribute blocks that is no list: that is for stacked blocks, rename it"
             )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Integer
 from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, resolve
 from deit_jax.errors import UserError
 from deit_jax.own import is_own
+from deit_jax.runtime.sharding import is_stacked
 from deit_jax.weights.names import HEADS
 
 EMBEDDING = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed")  # below the first block
@@ -65,7 +66,7 @@ def scale_by_trust_ratio(updates: Any, params: Any, decay_dist_token: bool = Tru
     scale = lambda update, param: optax.scale_by_trust_ratio().update(update, optax.EmptyState(), param)[0]
 
     def scaled(path, update, param, decays):
-        stacked = path[0].key == "blocks" and not str(path[1].key).isdigit()  # EfficientNet's are apart
+        stacked = is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
         return (jax.vmap(scale) if stacked else scale)(update, param) if decays else update
 
     return jax.tree_util.tree_map_with_path(scaled, updates, params, decay_mask(params, decay_dist_token))
