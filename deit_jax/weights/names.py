@@ -87,16 +87,38 @@ class TensorEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Timm:
-    """timm's and the official code's naming."""
+class Naming:
+    """How a file names the tensors of a model."""
 
     def split(self, key: str) -> list[str]:
         """A timm name in this naming; several names hold equal shares of its first axis."""
         return [key]
 
+    def of(self, paths: Iterable[tuple[str, ...]]) -> "Naming":
+        """This naming for a model of our arrays' `paths`."""
+        return self
+
+    def tensors(self, path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[TensorEntry]:
+        """The tensors that our array at `path`, of that shape, becomes."""
+        key = timm_key(path)
+        stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
+        numbers, shape = (range(shape[0]), shape[1:]) if stacked else ([None], shape)
+        axes = KERNEL_AXES[len(shape)] if path[-1] == "kernel" else None
+        shape = shape if axes is None else tuple(shape[a] for a in axes)
+        for block in numbers:
+            keys = self.split(key if block is None else key.replace("blocks.", f"blocks.{block}.", 1))
+            share = (shape[0] // len(keys), *shape[1:])
+            for i, name in enumerate(keys):
+                yield TensorEntry(name, share, path, block, axes, None if len(keys) == 1 else i)
+
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFace:
+class Timm(Naming):
+    """timm's and the official code's naming."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(Naming):
     """Hugging Face's naming: `prefix` "deit.", "vit.", "dinov2." or "", heads' names, hub files' or newer modules'
     names, DINOv2's blocks."""
 
@@ -119,7 +141,7 @@ class HuggingFace:
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetPytorch:
+class EfficientNetPytorch(Naming):
     """The naming of the packages efficientnet_pytorch and efficientnet_lite_pytorch.
 
     blocks: timm's names of the blocks in order, "0.0", "1.0", "1.1", …: here they are counted through.
@@ -134,19 +156,17 @@ class EfficientNetPytorch:
             return [f"_blocks.{self.blocks.index(match[1])}.{names[match[3]]}.{leaf}"]
         return [f"{EFFICIENTNET_TOP.get(module, module)}.{leaf}"]
 
-    @classmethod
-    def of(cls, paths: Iterable[tuple[str, ...]]) -> "EfficientNetPytorch":
-        """The naming for a model of our arrays' `paths`."""
+    def of(self, paths: Iterable[tuple[str, ...]]) -> "EfficientNetPytorch":
         blocks = {(int(path[2]), int(path[3])) for path in paths if path[1] == "blocks"}
-        return cls(tuple(f"{stage}.{block}" for stage, block in sorted(blocks)))
+        return EfficientNetPytorch(tuple(f"{stage}.{block}" for stage, block in sorted(blocks)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Own(Timm):
+class Own(Naming):
     """The naming of a model of the user's own: the paths of its arrays, in our layout."""
 
-
-Naming = Timm | HuggingFace | EfficientNetPytorch | Own
+    def tensors(self, path: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[TensorEntry]:
+        yield TensorEntry("/".join(map(str, path)), shape, path, None, None, None)
 
 
 def naming_of(keys: Iterable[str]) -> Naming:
@@ -172,35 +192,21 @@ def naming_of(keys: Iterable[str]) -> Naming:
 
 def timm_key(path: tuple[str, ...]) -> str:
     """timm's name of our array at `path` (params or batch_stats first), the block's number left out."""
-    names = ["patch_embed.proj" if name == "patch_embed" else name for name in path[1:-1]]
+    names = ["patch_embed.proj" if name == "patch_embed" else str(name) for name in path[1:-1]]  # a list's are numbers
     return ".".join([*names, LEAVES.get(path[-1], path[-1])])
 
 
 def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
     """Every tensor of a file in `naming` that holds `tree`, {"params": …, "batch_stats": …} of arrays or shapes."""
     leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
-    naming = EfficientNetPytorch.of(leaves) if isinstance(naming, EfficientNetPytorch) else naming
+    naming = naming.of(leaves)
     for path, array in leaves.items():
-        if isinstance(naming, Own):
-            yield TensorEntry("/".join(map(str, path)), tuple(array.shape), path, None, None, None)
-            continue
-        shape, key = tuple(array.shape), timm_key(path)
-        stacked = path[1] == "blocks" and not path[2].isdigit()  # EfficientNet's are apart: blocks.0.0, …
-        numbers, shape = (range(shape[0]), shape[1:]) if stacked else ([None], shape)
-        axes = KERNEL_AXES[len(shape)] if path[-1] == "kernel" else None
-        shape = shape if axes is None else tuple(shape[a] for a in axes)
-        for block in numbers:
-            keys = naming.split(key if block is None else key.replace("blocks.", f"blocks.{block}.", 1))
-            share = (shape[0] // len(keys), *shape[1:])
-            for i, name in enumerate(keys):
-                yield TensorEntry(name, share, path, block, axes, None if len(keys) == 1 else i)
+        yield from naming.tensors(path, tuple(array.shape))
 
 
 def counter_keys(tree: dict, naming: Naming) -> dict[str, str]:
     """{timm's name: the name in `naming`} of PyTorch's batch counters, one per batch normalization; ours keeps none."""
-    if isinstance(naming, Own):
-        return {}
-    paths = traverse_util.flatten_dict(tree)
-    naming = EfficientNetPytorch.of(paths) if isinstance(naming, EfficientNetPytorch) else naming
+    paths: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
+    naming = naming.of(paths)
     counters = [(*path[:-1], COUNTER) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]
     return {key: naming.split(key)[0] for key in map(timm_key, counters)}
