@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import seeded
@@ -16,8 +15,7 @@ from deit_jax import convert, models, predict
 from deit_jax.errors import UserError
 from deit_jax.evaluate.classifier import make_classifier
 from deit_jax.runtime import sharding
-from deit_jax.weights import load_weights, write
-from deit_jax.weights.integrity import write_sums
+from deit_jax.weights import load_weights
 from deit_jax.weights.load import view_of
 from deit_jax.weights.metadata import Metadata, to_header
 
@@ -50,8 +48,6 @@ def test_what_describes_the_weights_travels_in_every_format(tmp_path, name):
     if name.startswith("deit"):
         arguments |= {"img_size": (8, 12), "num_heads": 6, "norm_eps": 1e-5}
     state = state_of(name, num_classes=5, **arguments)
-    counters = [key for key in state if key.endswith("num_batches_tracked")]
-    state |= {key: np.array(1000 + i) for i, key in enumerate(counters)}
     module, config = models.find(name)
     view = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop": 0.9, "fit": "squash", "interpolation": "bilinear"}
     names = [f"class {i}" for i in range(5)]
@@ -86,9 +82,9 @@ def test_what_describes_the_weights_travels_in_every_format(tmp_path, name):
     check(tmp_path / "pth")
 
 
-def test_files_older_than_batch_counters_get_none(tmp_path):
-    state = {k: v for k, v in state_of("regnety_digits").items() if not k.endswith("num_batches_tracked")}
-    save_file(state, tmp_path / "regnety_digits.safetensors")
+def test_batch_counters_are_no_weights(tmp_path):
+    state = state_of("regnety_digits")
+    save_file(state | {"stem.bn.num_batches_tracked": np.array(7)}, tmp_path / "regnety_digits.safetensors")
     convert.convert(tmp_path / "regnety_digits.safetensors", tmp_path / "again.safetensors")
     equal(load_file(tmp_path / "again.safetensors"), state)
 
@@ -117,23 +113,6 @@ def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expec
     assert there.interpolation == "bilinear"
     if crop:
         assert there.crop == crop
-
-
-def test_a_model_of_ours_becomes_timms(tmp_path):
-    build = models.constructor("regnety_digits", num_classes=10)
-    params, batch_stats = models.init_arrays(build, jax.random.key(0))
-    save_file(state_of("regnety_digits", num_classes=10), tmp_path / "regnety_digits.safetensors")
-    weights = load_weights(tmp_path / "regnety_digits.safetensors")
-    weights.tree = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats})
-    write.save_orbax(weights, tmp_path / "run")
-    meta = json.loads((tmp_path / "run/meta/metadata").read_text())
-    del meta["weights"]["counters"]  # a run keeps none
-    (tmp_path / "run/meta/metadata").write_text(json.dumps(meta))
-    write_sums(tmp_path / "run")
-    content = load_file(convert.convert(tmp_path / "run", tmp_path / "ours.safetensors"))
-    assert content["stem.bn.num_batches_tracked"] == 0
-    assert content["stem.bn.num_batches_tracked"].dtype == np.int64
-    np.testing.assert_array_equal(content["stem.conv.weight"], params["stem"]["conv"]["kernel"].transpose(3, 2, 0, 1))
 
 
 @pytest.mark.parametrize(

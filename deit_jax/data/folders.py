@@ -5,7 +5,6 @@ class. What could be either is an error that shows both.
 """
 
 import collections
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.listing import Listing, class_text, list_images
-from deit_jax.data.splits import HOLDOUT, TRAIN, Splits, check_splits, open_splits, preview, split_in, split_of
+from deit_jax.data.splits import HOLDOUT, Splits, check_splits, open_splits, preview, split_of
 from deit_jax.errors import UserError, printable
 
 UNLABELLED = "unlabelled"  # `data.layout`, and the name of the only class until the teacher's are known
@@ -122,7 +121,6 @@ def read_layout(listing: Listing, root: str, split_names: Sequence[str] = (), la
             )
     elif layout == "auto":
         _check_class_folders(listing, root, count, named, direct)
-        splits = [] if named else splits_by_word(listing, root)
     if layout == "classes" or not splits:
         return Layout({"": classes_below(listing, "", root)}, {}, loose)
     others = {name: count[name] for name in full if name not in splits}
@@ -149,33 +147,14 @@ def _check_class_folders(
         )
     if all(map(split_of, below)):
         raise UserError(f"the class folders of {root} hold {preview(below)}: splits come first, {EXPECTED_LAYOUT}")
-
-
-def splits_by_word(listing: Listing, root: str) -> list[str]:
-    """The top folders, where they are splits by a word of their names (photos_train, photos_test) and hold the same
-    sub-folders; [] where they are classes. Raises UserError for same sub-folders without such names.
-
-    Folders that hold images themselves are classes; folders named by dates are not.
-    """
-    below: dict[str, set[str]] = {}
-    for path in listing.images:
-        top, _, rest = path.partition("/")
-        if "/" in rest and not re.fullmatch(r"(19|20)\d\d([-_.]?\d\d){0,2}", rest.split("/")[0]):
-            below.setdefault(top, set()).add(rest.split("/")[0])
-    tops = sorted(below)
-    if len(tops) < 2 or any(path.count("/") == 1 for path in listing.images):
-        return []
-    train = set().union(*(below[top] for top in tops if split_in(top) == TRAIN))
-    if len(train) > 1 and all(split_in(top) and below[top] & train for top in tops):
-        return tops
-    common = sorted(set.intersection(*below.values()))
-    if len(common) > 1 and len(tops) == len({path.split("/")[0] for path in listing.images if "/" in path}):
+    pairs = {tuple(path.split("/")[:2]) for path in listing.images if "/" in path}
+    common = [name for name in below if all((top, name) in pairs for top in full)]
+    if len(common) > 1 and not direct:
         raise UserError(
-            f"the folders {preview(tops)} of {root} all hold folders {preview(common)}: if those are the classes,"
-            f" name the folders above them train and val; if {preview(tops)} are the classes, use"
-            " --config.data.layout=classes (--layout=classes of deit-jax prepare and doctor, ,layout=classes of --data)"
+            f"the folders {preview(full)} of {root} all hold folders {preview(common)}: if those are the classes,"
+            f" name the folders above them train and val; if {preview(full)} are the classes, use"
+            " --config.data.layout=classes (--layout=classes of deit-jax prepare and doctor)"
         )
-    return []
 
 
 def classes_below(listing: Listing, prefix: str, root: str) -> dict[str, list[str]]:

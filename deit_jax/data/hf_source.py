@@ -6,7 +6,6 @@ an image's path without its bytes: it starts at the parquet file's folder.
 
 import collections
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deit_jax.data.base import Source, cached
-from deit_jax.data.listing import is_hidden, is_image_name
 from deit_jax.data.splits import TRAIN, Splits
 from deit_jax.data.table import HEADINGS, open_labelled
 from deit_jax.errors import UserError, first_line
@@ -25,29 +23,21 @@ if TYPE_CHECKING:
 
 HUB = "hf:"
 PARQUET = ".parquet"
-BESIDE = ("data", "images")  # folders beside parquet files that may be part of the data set
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 NUMBERED = re.compile(r"[-_.]?\d+(-of-\d+)?$")  # the end of a shard's name
 
 
-def is_hf(root: str | os.PathLike) -> bool:
+def is_hf(root: str | Path) -> bool:
     """Whether `datasets` reads it: hf:NAME, a parquet file or a folder of them, or what `save_to_disk` wrote."""
     path = Path(root)
     return str(root).startswith(HUB) or any((path / name).is_file() for name in SAVED) or bool(parquet_files(path))
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """A parquet file itself; those of a folder, or of the folder `data` in it, as the hub has them.
-
-    A folder whose sub-folders hold images is a folder of images, whatever lies beside them, unless they are called as
-    `BESIDE`, where parquet files may keep theirs.
-    """
+    """A parquet file itself; those of a folder, or of the folder `data` in it, as the hub has them."""
     if root.suffix.lower() == PARQUET:
         return [root]
-    found = sorted(root.glob(f"*{PARQUET}")) or sorted(root.glob(f"data/*{PARQUET}"))
-    below = [path for path in root.iterdir() if path.is_dir() and path.name not in BESIDE] if found else []
-    holds_images = lambda folder: any(is_image_name(name) for *_, names in os.walk(folder) for name in names)
-    return [] if any(holds_images(folder) for folder in below if not is_hidden(folder.name)) else found
+    return sorted(root.glob(f"*{PARQUET}")) or sorted(root.glob(f"data/*{PARQUET}"))
 
 
 def open_hf(root: str, splits: Splits, columns: str = "") -> tuple[Source | None, Source]:

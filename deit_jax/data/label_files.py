@@ -7,16 +7,14 @@
 | .csv, .tsv | path,class; or Kaggle's LOC_val_solution.csv: name,class and boxes |
 | .json | ReaL's: a list of right class numbers, in the order of the file names (Beyer et al. 2020) |
 
-A table's path names the image file whose path ends in it, or that ends its path, with its ending or without.
+A table's path is that below the images' folder, or the file's name where one image has it, with its ending or without.
 """
 
-import collections
 import io
 import json
 import os
 import re
 import tarfile
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar, cast
@@ -29,7 +27,6 @@ from deit_jax.errors import UserError, first_line
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
-BESIDE = (DEVKIT, DEVKIT.removesuffix(".tar.gz"), "LOC_val_solution.csv")
 EXPECTED_LABELS = "a .csv of path,class, ReaL's .json or ImageNet's development kit"
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
@@ -56,12 +53,6 @@ class FileLabels(NamedTuple):
         """Names of the file that belong to no image."""
         found = set(self.of_image.values())
         return [name for name in self.by_name if name not in found]
-
-
-def find_beside(folder: Path) -> Path | None:
-    """A development kit or Kaggle's table in the folder or the one above it; None where there is none."""
-    places = (place / name for place in (folder, folder.parent) for name in BESIDE)
-    return next((path for path in places if path.exists()), None)
 
 
 def read_label_file(path: Path, images: Sequence[str]) -> FileLabels:
@@ -120,34 +111,23 @@ def read_labels(path: Path) -> dict[str, str]:
 def match_names(names: Sequence[str], images: Sequence[str], where: str) -> dict[str, str]:
     """The name that stands for each image, {path of the image: name}; images without one are left out.
 
-    Of a name and a path, the shorter one has to be the end of the longer one; the longest name counts. Spellings of
-    Unicode (NFC, NFD) are alike. Raises UserError for a name that may be two images, or two names of one image.
+    A name is the image's path below its folder, or its file's name, with its ending or without. Raises UserError for a
+    name that may be two images, or two names of one image.
     """
-    parts = lambda path: unicodedata.normalize("NFC", os.path.normpath(path)).split("/")
-    by_stem = collections.defaultdict(list)
-    for name in names:
-        *above, last = parts(name)
-        for stem in {last, os.path.splitext(last)[0]}:
-            by_stem[stem].append((above, last, name))
-    found: dict[str, str] = {}
+    known = {os.path.normpath(name): name for name in names}
     image_of: dict[str, str] = {}
     for image in images:
-        *folders, last = parts(image)
-        stem = os.path.splitext(last)[0]
-        fits = [
-            (len(above), name)
-            for above, ending, name in by_stem[last] + [x for x in by_stem[stem] if x[1] == stem]
-            if all(a == b for a, b in zip(reversed(above), reversed(folders), strict=False))
-        ]
-        best = [name for depth, name in fits if depth == max(fits)[0]]
-        if len(best) > 1:
-            raise UserError(f"{where} has {best[0]} and {best[1]}, both maybe {image}: write paths below its folder")
-        if best:
-            other = image_of.setdefault(best[0], image)
+        forms = [form for path in (image, os.path.basename(image)) for form in (path, os.path.splitext(path)[0])]
+        fits = {known[form] for form in forms if form in known}
+        if len(fits) > 1:
+            raise UserError(
+                f"{where} has {' and '.join(sorted(fits))}, both maybe {image}: write paths below its folder"
+            )
+        for name in fits:
+            other = image_of.setdefault(name, image)
             if other != image:
-                raise UserError(f"{where} has {best[0]}, which may be {other} or {image}: write paths below its folder")
-            found[image] = best[0]
-    return found
+                raise UserError(f"{where} has {name}, which may be {other} or {image}: write paths below its folder")
+    return {image: name for name, image in image_of.items()}
 
 
 def read_devkit(kit: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Which images to train and to evaluate on: the splits of a data set, by their names, or a part held out."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,13 +42,6 @@ def split_of(name: str) -> str:
     return SPLIT_NAMES.get(name.lower(), "")
 
 
-def split_in(name: str) -> str:
-    """As `split_of`, also of a name with a split's name as a word of it: photos_train, ILSVRC2012_img_val.tar."""
-    words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
-    kinds = (split_of(word.removesuffix("set").removesuffix("s")) for word in words)
-    return split_of(name) or next(filter(None, kinds), "")
-
-
 def open_splits(
     open_used: Callable[[list[str]], Mapping[str, Source]], known: Iterable[str], where: str, splits: Splits
 ) -> tuple[Source | None, Source]:
@@ -70,7 +62,7 @@ def open_splits(
     if not splits.evaluation:
         left = [name for name in known if name != train_name]
         eval_name = _first(left, VALIDATION) or _first(left, TEST)
-        others = [name for name in left if not split_in(name)]
+        others = [name for name in left if not split_of(name)]
         if eval_name is None and others:
             raise UserError(
                 f"{where} has no split to evaluate on but '{others[0]}', which is not a usual name: use --config.data."
@@ -99,7 +91,7 @@ def check_splits(known: Sequence[str], where: str, splits: Splits) -> None:
 
 def _first(known: Sequence[str], kind: str) -> str | None:
     """The split of a kind, or None. Raises UserError where several are named so, and not one of them in lower case."""
-    same = [name for name in known if split_in(name) == kind]
+    same = [name for name in known if split_of(name) == kind]
     plain = [name for name in same if name in SPLIT_NAMES]
     if len(same) > 1 and len(plain) != 1:
         setting = "train_split" if kind == TRAIN else "eval_split"

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +48,12 @@ def open_csv(path: str, splits: Splits) -> tuple[Source | None, Source]:
         parts.setdefault(row.split or TRAIN, []).append(row)
 
     def make(split: str, *described: Any) -> FileSource:
-        return FileSource(Path(path).parent, [_find_file(path, row) for row in parts[split]], *described)
+        for row in parts[split]:
+            if not os.path.isfile(Path(path).parent / row.path):
+                raise UserError(
+                    f"{path}, line {row.line} names {row.path}, which cannot be read: paths start at its folder"
+                )
+        return FileSource(Path(path).parent, [row.path for row in parts[split]], *described)
 
     return open_labelled(parts, lambda split: [row.label for row in parts[split]], make, path, splits)
 
@@ -71,16 +75,12 @@ def open_labelled(
 
     def open_used(used: list[str]) -> dict[str, Source]:
         labels = {split: read_labels(split) for split in used}
-        plain = plain_labels({label for found in labels.values() for label in found}, where)
-        classes = sort_classes(set(plain.values()))
-        place = {name: index for index, name in enumerate(classes)}
-        number = {label: place[name] for label, name in plain.items()}
+        classes = sort_classes({label for found in labels.values() for label in found})
+        check_labels(classes, where)
+        number = {name: index for index, name in enumerate(classes)}
         notes = not_used(
             [f"split {name} ({len(rows)} images)" for name, rows in sorted(parts.items()) if name not in used]
         )
-        if all(map(is_number, classes)) and classes != [str(i) for i in range(len(classes))]:
-            some = ", ".join(classes[:3])
-            notes.append(f"labels that are not 0 … n - 1 are names in numeric order: {some} … are classes 0, 1, 2 …")
         title = lambda split: where if len(parts) == 1 else f"{where}, split {split}"
         return {
             split: make(split, np.array([number[x] for x in found], np.int32), classes, title(split), notes)
@@ -90,36 +90,20 @@ def open_labelled(
     return open_splits(open_used, parts, where, splits)
 
 
-def plain_labels(labels: Iterable[str], path: str | os.PathLike) -> dict[str, str]:
-    """The class name that each label of a table stands for: NFC, and whole numbers without their decimals (pandas
-    writes 1.0). Raises UserError for numbers that are written in two ways, and for what marks images without a class.
-    """
-    names = {label: unicodedata.normalize("NFC", label) for label in sorted(labels)}
-    numbers = all(re.fullmatch(r"-?[0-9]+(\.0*)?", name) for name in names.values())
-    if numbers:
-        names = {label: label.partition(".")[0] for label in names}
-    by_value: dict[int, str] = {}
-    for name in names.values():
-        if name.lower() in ("nan", "<na>") or (numbers and name.startswith("-")):
-            raise UserError(f"{path} has the label {name}: leave images without a class out, or name classes")
-        if numbers and (other := by_value.setdefault(int(name), name)) != name:
-            raise UserError(f"{path} has the labels '{other}' and '{name}', the same number: write it in one way")
-    return names
-
-
-def _find_file(path: str, row: Row) -> str:
-    """The row's path as the disk spells it. Raises UserError where its file does not exist."""
-    folder = Path(path).parent
-    spellings = [row.path, *(unicodedata.normalize(form, row.path) for form in ("NFC", "NFD"))]
-    found = next((spelled for spelled in spellings if os.path.isfile(folder / spelled)), None)
-    if found is None:
-        raise UserError(f"{path}, line {row.line} names {row.path}, which cannot be read: paths start at its folder")
-    return found
+def check_labels(labels: Iterable[str], path: str | os.PathLike) -> None:
+    """Raise UserError for a label that marks images without a class, and where all are numbers, for one that is not
+    whole, is below 0, or is written in two ways."""
+    labels = sorted(labels)
+    numbers = all(re.fullmatch(r"-?[0-9]+(\.[0-9]*)?", label) for label in labels)
+    wrong = [label for label in labels if label.lower() in ("nan", "<na>") or (numbers and not is_number(label))]
+    if wrong:
+        raise UserError(f"{path} has the label {wrong[0]}: give every image a class name, or a whole number from 0 on")
+    if numbers and len({int(label) for label in labels}) < len(labels):
+        raise UserError(f"{path} writes a number in two ways, as 1 and 01: write it in one")
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The lines of a table, labels as `plain_labels`. Raises UserError naming a line that is not path,label or
-    path,label,split."""
+    """The lines of a table. Raises UserError naming a line that is not path,label or path,label,split."""
     delimiter = DELIMITERS[Path(path).suffix.lower()]
     form = f"path{delimiter}label".expandtabs(1)
     try:
@@ -142,8 +126,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             hint = "; is it separated by semicolons?" if ";" in text and len(line) == 1 else ""
             raise UserError(f"{path}, line {number} is '{text}': it must be {form} or {form}{delimiter}split{hint}")
         rows.append(Row(number, *picked))
-    names = plain_labels({row.label for row in rows}, path)
-    return [row._replace(label=names[row.label]) for row in rows]
+    return rows
 
 
 def _heading(cells: Sequence[str], path: str | os.PathLike) -> list[int] | None:

@@ -3,14 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from deit_jax.data.label_files import DEVKIT, read_devkit, read_labels
 from deit_jax.data.listing import LABELS, Listing, Span, is_hidden, is_tar_name
-from deit_jax.data.splits import TRAIN, split_in, split_of
-from deit_jax.data.table import plain_labels
+from deit_jax.data.splits import TRAIN, split_of
+from deit_jax.data.table import check_labels
 from deit_jax.errors import UserError
 
 JSON_LABELS = ("label", "cls", "class", "class_name")  # of a WebDataset's .json; the first that it has counts
@@ -33,7 +34,7 @@ def list_tars(source: Path, labels: str = "") -> Listing:
     tars, folder = (tar_files(source), source) if source.is_dir() else ([source], source.parent)
     whole, known = Listing(), {}
     for tar in tars:
-        found, split = list_tar(tar), split_in(tar.name)
+        found, split = list_tar(tar), split_in_name(tar.name)
         classes: Mapping[str, str] = {}
         if _is_web_dataset(found):
             classes = _web_classes(found, tar)
@@ -54,6 +55,11 @@ def list_tars(source: Path, labels: str = "") -> Listing:
     if not whole.images:
         raise UserError(f"the .tar files of {source} hold no image")
     return whole
+
+
+def split_in_name(name: str) -> str:
+    """The split that a tar file's name has as a word: ILSVRC2012_img_val.tar, digits-train-000000.tar; or ""."""
+    return next(filter(None, map(split_of, re.findall("[A-Za-z]+", name))), "")
 
 
 def list_tar(path: Path) -> Listing:
@@ -150,5 +156,5 @@ def _web_classes(listing: Listing, tar: Path) -> dict[str, str]:
             raise UserError(f"{tar} holds {path} without a label: add .cls, or .json with {' or '.join(JSON_LABELS)}")
     for ending in LABELS:
         listing.skipped.pop(f"{ending} file", None)
-    names = plain_labels(set(labels.values()), tar)
-    return {path: names[labels[_key(path)]] for path in listing.images}
+    check_labels(set(labels.values()), tar)
+    return {path: labels[_key(path)] for path in listing.images}

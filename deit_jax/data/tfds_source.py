@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.base import Source, cached
-from deit_jax.data.splits import EVAL_SPLITS, HOLDOUT, TRAIN, VALIDATION, Splits, open_splits
+from deit_jax.data.splits import TRAIN, VALIDATION, Splits, open_splits
 from deit_jax.errors import UserError, first_line, nearest
 
 NAMES = (
@@ -33,18 +33,10 @@ def open_tfds(name: str, root: Path | None, splits: Splits) -> tuple[Source | No
     Raises UserError where the dataset is unknown, not prepared, in another file format, or damaged.
     """
     builder = _builder(name, root)
-    known = list(builder.info.splits)  # none where it is not prepared; tfds.testing.mock_data() then accepts any
-    given = {split for split in splits[:2] if re.search(r"[\[+]", split) or not known}
+    known = list(builder.info.splits) or [TRAIN, VALIDATION]  # none where it is not prepared
+    given = {split for split in splits[:2] if re.search(r"[\[+]", split)}
     open_used = lambda used: {split: TfdsSource(builder, split) for split in used}
-    return open_splits(open_used, {*(known or [TRAIN, VALIDATION]), *given} - {"", HOLDOUT}, name, splits)
-
-
-def open_eval_split(name: str, root: Path | None, split: str = "") -> Source:
-    """The images to evaluate on alone: `split`, else validation, val or test, else all there is. As `open_tfds`."""
-    builder = _builder(name, root)
-    known = list(builder.info.splits)
-    found = [given for given in EVAL_SPLITS if given in known or not known]
-    return TfdsSource(builder, split or next(iter(found), known[0] if known else "train"))
+    return open_splits(open_used, {*known, *given}, name, splits)
 
 
 def _builder(name: str, root: Path | None):
@@ -76,8 +68,6 @@ def _records(builder, split: str) -> Any:
         records = builder.as_data_source(split=split, decoders=encoded)
         if len(records):
             records[0]  # a shard that is missing or cut short
-    except ModuleNotFoundError:  # mock_data() encodes with TensorFlow, but makes pixels without
-        return builder.as_data_source(split=split)
     except Exception as error:  # TFDS raises ValueError, NotImplementedError and AssertionError, many lines long
         raise UserError(
             f"split '{split}' of {name} cannot be read in {builder.data_dir} ({first_line(error)}): give its images, a"

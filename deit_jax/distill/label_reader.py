@@ -25,7 +25,6 @@ from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import storage
 from deit_jax.runtime.hardware import compute_dtype
-from deit_jax.weights import split_sources
 
 FORMAT = 2  # of the images: to be raised when augmentation or decoding makes other pixels from the same settings
 PACKAGES = ("jax", "numpy", "pillow", "simplejpeg")  # whose next minor version may make other pixels
@@ -98,7 +97,7 @@ def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int, class_
     for name in ("mean", "std"):
         if t[name]:
             ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
-    if t.init and not t.epochs and all(storage.as_path(source).exists() for source in split_sources(t.init)):
+    if t.init and not t.epochs and all(storage.as_path(source).exists() for source in t.init.split(",")):
         ours["teacher.weights"] = weights_digest(load_teacher(config, class_names, img_size).arrays)
         return ours
     if t.init:

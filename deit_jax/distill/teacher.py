@@ -20,7 +20,7 @@ from deit_jax.losses import OBJECTIVES, Features, TeacherOutput
 from deit_jax.models.vit import ViT
 from deit_jax.own import is_own
 from deit_jax.runtime.hardware import compute_dtype
-from deit_jax.weights import fit_weights, load_weights, split_sources
+from deit_jax.weights import fit_weights, load_weights
 
 TeacherFunction = Callable[[Any, DeviceBatch], TeacherOutput]  # (arrays, batch) → logits, hard labels or features
 
@@ -177,7 +177,7 @@ def load_teacher(
     anything is compiled.
     """
     init = init or config.teacher.init
-    sources = split_sources(init) if init else []
+    sources = init.split(",") if init else []
     names = config.teacher.name.split(",") if config.teacher.name else [""] * max(len(sources), 1)
     registered = [name for name in names if not is_own(name)]
     if registered and not init:
@@ -192,7 +192,7 @@ def load_teacher(
     if len(sources) != len(registered):
         raise UserError(
             f"teacher.name has {len(registered)} models that need weights, teacher.init {len(sources)}: give one each"
-            " (commas separate them, also in a path that does not exist)"
+            " (commas separate them, so that no path may hold one)"
         )
     members: list[TeacherModel] = []
     arrays, left = [], iter(sources)

@@ -36,7 +36,7 @@ from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.timing import time_calls
-from deit_jax.weights import Weights, split_sources
+from deit_jax.weights import Weights
 from deit_jax.weights.orbax import find_step, read_meta
 
 BATCH_SIZE = 256
@@ -141,7 +141,7 @@ def open_output(folder: str) -> Path | None:
 
 def named_sources(request: Request) -> list[str]:
     """The weights to evaluate, in the order given. Raises UserError where there are none."""
-    names = [name for part in request.checkpoints for name in split_sources(part) if name]
+    names = [name for part in request.checkpoints for name in part.split(",") if name]
     if names:
         return list(dict.fromkeys(names))
     if not request.workdir:

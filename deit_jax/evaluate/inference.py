@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -112,17 +113,18 @@ def evaluate_sets(
     Args:
         graphdef, sets, batches, mesh, mean, std: as `infer`.
         fusion: how the joint prediction combines both heads, "logits" or "probabilities".
-        subset: which of the model's classes the data has, where it lacks some.
+        subset: which of the model's classes the data has, where it lacks some: predictions are among these alone.
         outcomes: `class_report.Outcomes` to which the predictions of the first set are added, in a single process.
 
     Returns, per name, {"top1", "top5", "loss", "heads": {head: {"top1", "top5", "loss"}}, "images"}: accuracies in
-    percent, loss the mean cross-entropy; the first three are of the joint prediction. With a subset also "subset": the
-    same of predictions among its classes alone.
+    percent, loss the mean cross-entropy; the first three are of the joint prediction.
     """
     totals = {name: collections.defaultdict(lambda: np.zeros(4)) for name in sets}
 
     def reduce(logits: Logits, batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        return count_correct(logits, batch, subset), outcomes and predict(logits, fusion=fusion)
+        if subset is not None:
+            logits = {head: jnp.where(subset, x, -jnp.inf) for head, x in logits.items()}
+        return count_correct(logits, batch), outcomes and predict(logits, fusion=fusion)
 
     for batch, found in infer(graphdef, sets, batches, mesh=mesh, mean=mean, std=std, reduce=reduce):
         for name, (counts, _) in found.items():

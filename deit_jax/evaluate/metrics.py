@@ -3,7 +3,6 @@
 Throughout, `labels` and `predictions` are class indices (images,).
 """
 
-import math
 from typing import Any
 
 import jax
@@ -13,8 +12,6 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from deit_jax.arrays import AnyArray
 
-SUBSET = "subset/"  # before a head's name: its counts with the logits of a subset of the classes alone
-
 Indices = Integer[np.ndarray, " images"]
 
 
@@ -22,14 +19,12 @@ Indices = Integer[np.ndarray, " images"]
 def count_correct(
     logits: dict[str, Float[Array, "batch classes"]],
     batch: dict[str, Shaped[AnyArray, "batch ..."]],
-    subset: Bool[AnyArray, " classes"] | None = None,
 ) -> dict[str, Float[Array, "4"]]:
     """Score one evaluation batch.
 
     Args:
-        logits: of `inference.head_logits`.
+        logits: of `inference.head_logits`; -inf of classes that the data lacks.
         batch: its `label`, `mask` and, where images have several right labels, `labels`.
-        subset: classes whose logits alone are counted in a second count, under "subset/HEAD".
 
     Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1.
     """
@@ -47,27 +42,21 @@ def count_correct(
         rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), wrong, rank).min(1)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
         # an unreadable image, which counts as wrong: the loss of a guess
-        loss = jnp.where(batch["label"] < 0, math.log(logits.shape[1]), loss)
+        loss = jnp.where(batch["label"] < 0, jnp.log((logits != -jnp.inf).sum(1)), loss)
         counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
         return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
 
-    counts = {name: count(x) for name, x in logits.items()}
-    if subset is not None:
-        counts |= {f"{SUBSET}{name}": count(jnp.where(subset, x, -jnp.inf)) for name, x in logits.items()}
-    return counts
+    return {name: count(x) for name, x in logits.items()}
 
 
 def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[str, Any]:
     """The result of `inference.evaluate_sets` from its totals per head."""
-    whole = {name: total for name, total in totals.items() if not name.startswith(SUBSET)}
-    part = {name.removeprefix(SUBSET): total for name, total in totals.items() if name.startswith(SUBSET)}
     heads = {
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
-        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in whole.items())
+        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
     }
     joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    result = {**heads[joint], "heads": heads, "images": int(whole["cls"][3])}
-    return result | {"subset": accuracies(part, fusion)} if part else result
+    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
 
 
 def most_confused(

@@ -46,33 +46,18 @@ def accuracy_table(results: Sequence[tuple[str, dict[str, Any]]], num_classes: i
     return table(ACCURACY_HEADER[:shown], [row[:shown] for row in accuracy_rows(results)])
 
 
-def by_heading(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{heading: result} of one row's data sets, with "among": of how many classes the prediction is one.
-
-    Where data has a subset of the model's classes, its own heading has the result of predictions among these alone (as
-    ImageNet-A's and -R's authors count), and "NAME, all classes" that of predictions among all.
-    """
-    out = {}
-    for name, result in row["results"].items():
-        if "subset" in result:
-            out[name] = result["subset"] | {"among": result["classes"]}
-            name = f"{name}, all classes"
-        out[name] = result | {"among": result["outputs"]}
-    return out
-
-
 def models_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per set of weights, its top-1 on each data set."""
-    columns = list(dict.fromkeys(heading for row in rows for heading in by_heading(row)))
+    columns = list(dict.fromkeys(name for row in rows for name in row["results"]))
     header = ["model", "weights", "parameters", "px", "crop", "GFLOPs", "images/s"]
-    header += [f"{heading}, top-1 %" for heading in columns]
+    header += [f"{name}, top-1 %" for name in columns]
     lines = []
     for row in rows:
-        found = by_heading(row)
+        found = row["results"]
         source = row["source"] + (f", {WEIGHT_LABELS[row['kind']]}" if row["kind"] == "ema" else "")
         first = [row["model"] or "-", source, f"{row['parameters']:,}", str(row["img_size"]), f"{row['crop']:g}"]
         first += [f"{row['flops'] / 1e9:.3g}", f"{row['images_per_second']:,.0f}"]
-        lines.append(first + [f"{found[h]['top1']:.2f}" if h in found else "" for h in columns])
+        lines.append(first + [f"{found[name]['top1']:.2f}" if name in found else "" for name in columns])
     return table(header, lines)
 
 
@@ -80,10 +65,10 @@ def heads_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: every head's top-1, and top-5 among more than five classes, on every data set."""
     lines = []
     for row in rows:
-        for heading, result in by_heading(row).items():
+        for name, result in row["results"].items():
             for head, r in result["heads"].items():
-                top5 = f"{r['top5']:.2f}" if result["among"] > 5 else ""
-                first = [row["model"] or row["source"], WEIGHT_LABELS[row["kind"]], heading, HEAD_NAMES[head]]
+                top5 = f"{r['top5']:.2f}" if result["classes"] > 5 else ""
+                first = [row["model"] or row["source"], WEIGHT_LABELS[row["kind"]], name, HEAD_NAMES[head]]
                 lines.append([*first, f"{r['top1']:.2f}", top5, f"{r['loss']:.4f}"])
     return table(["model", "weights", "data", "head", "top-1 %", "top-5 %", "cross-entropy"], lines)
 

@@ -18,11 +18,11 @@ import numpy as np
 from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import hf_source, shards, tfds_source
 from deit_jax.data.base import FileSource, Source, limit_images
-from deit_jax.data.folders import scan_folder, splits_by_word
-from deit_jax.data.label_files import FileLabels, find_beside, read_label_file
+from deit_jax.data.folders import scan_folder
+from deit_jax.data.label_files import FileLabels, read_label_file
 from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
 from deit_jax.data.sources import open_digits
-from deit_jax.data.splits import EVAL_SPLITS, TEST, VALIDATION, Splits, split_in, split_of
+from deit_jax.data.splits import EVAL_SPLITS, Splits, split_of
 from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
@@ -52,15 +52,14 @@ class Spec(NamedTuple):
     root: Path | None
     labels: str = ""
     split: str = ""
-    layout: str = "auto"
 
 
 def parse_spec(text: str) -> Spec:
-    """The parts of `[NAME=]ROOT[,labels=FILE][,split=NAME][,layout=classes]`; another comma is part of a path.
+    """The parts of `[NAME=]ROOT[,labels=FILE][,split=NAME]`; another comma is part of a path.
 
     Raises UserError where there is no such folder.
     """
-    where, *options = re.split(r",(?=(?:labels|split|layout)=)", text)
+    where, *options = re.split(r",(?=(?:labels|split)=)", text)
     given = dict(option.split("=", 1) for option in options)
     name, equals, root = where.partition("=")
     if not equals or name.startswith(("/", ".", "~")):
@@ -81,7 +80,7 @@ def open_eval_sets(text: str) -> list[EvalSet]:
             return [EvalSet("digits", open_digits()[1], "the held-out fifth")]
         if spec.name.startswith(hf_source.HUB):
             return [EvalSet(spec.name, hf_source.open_hf(spec.name, Splits(holdout=1.0))[1])]
-        return [EvalSet(spec.name, tfds_source.open_eval_split(spec.name, None))]
+        return [EvalSet(spec.name, tfds_source.open_tfds(spec.name, None, Splits(holdout=1.0))[1])]
     entries = sorted(spec.root.iterdir()) if spec.root.is_dir() and not spec.split else []
     variants = [
         spec._replace(name=f"{spec.name} {match[1]}", root=entry)
@@ -106,7 +105,7 @@ def _open_root(spec: Spec) -> EvalSet:
     if shards.is_shards(root):
         return EvalSet(spec.name, shards.open_shards(root, splits)[1])
     if tfds_source.is_data_dir(root, spec.name):
-        return EvalSet(spec.name, tfds_source.open_eval_split(spec.name, root, spec.split))
+        return EvalSet(spec.name, tfds_source.open_tfds(spec.name, root, splits)[1])
     folder = _split_folder(root, spec)
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name))
     flat = [name for name in names if is_image_name(name)]
@@ -123,10 +122,7 @@ def _split_folder(root: Path, spec: Spec) -> Path:
             raise UserError(f"split '{spec.split}' is not a folder of {root}{nearest(spec.split, folders)}")
         return root / spec.split
     splits = [name for name in folders if split_of(name)]
-    if not splits and spec.layout == "auto" and not spec.labels:
-        splits = splits_by_word(list_images(root), str(root))
-    found = [name for kind in (VALIDATION, TEST) for name in splits if split_in(name) == kind]
-    found = [name for split in EVAL_SPLITS for name in found if name.lower() == split] or found
+    found = [name for split in EVAL_SPLITS for name in splits if name.lower() == split]
     if splits and not found:
         raise UserError(f"{root} has a folder of training images but none to evaluate on: add split=train to use it")
     return root / found[0] if found else root
@@ -134,13 +130,12 @@ def _split_folder(root: Path, spec: Spec) -> Path:
 
 def _with_labels(spec: Spec, folder: Path, flat: list[str]) -> EvalSet:
     """Images whose labels stand in a file: those in the folder itself, else those in its class folders."""
-    file = Path(spec.labels).expanduser() if spec.labels else find_beside(folder)
-    if file is None:
+    if not spec.labels:
         raise UserError(
             f"{folder} holds images but no class folders: add labels=FILE to --data, a .csv of name,class, ReaL's"
             " real.json or ImageNet's development kit"
         )
-    paths = flat or sorted(list_images(folder).images)
+    file, paths = Path(spec.labels).expanduser(), flat or sorted(list_images(folder).images)
     labels = read_label_file(file, paths)
     source = LabelledFiles(folder, paths, labels)
     note = f"labels of {file}" + (f", {source.left_out} images without a right class left out" * bool(source.left_out))

@@ -12,7 +12,7 @@ from flax import nnx
 
 from deit_jax import models
 from deit_jax.errors import UserError
-from deit_jax.models import efficientnet, regnet, vit
+from deit_jax.models import vit
 from deit_jax.own import is_own
 from deit_jax.runtime.sharding import on_any_mesh
 from deit_jax.weights.metadata import Metadata
@@ -25,8 +25,12 @@ HEAD_KEYS = {
     "RegNet": ("head.fc.weight", "head.fc.bias"),
     "EfficientNet": ("classifier.weight", "classifier.bias"),
 }
-# ends of the names of a tensor that each block has, and no other part of a model
-BLOCK_ENDS = (".norm1.weight", ".layernorm_before.weight", ".conv3.conv.weight", ".conv_pwl.weight")
+# ends of the name of a tensor that the models of one family alone have
+FIRST_KEYS = {
+    "ViT": ("patch_embed.proj.weight", "patch_embeddings.projection.weight"),
+    "RegNet": ("stem.conv.weight",),
+    "EfficientNet": ("conv_stem.weight",),
+}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -87,7 +91,7 @@ def architecture_of(
         module, config = models.find(name)
         config = config | metadata.arguments
     else:
-        raise UserError(unnamed(shapes, naming, source))
+        raise UserError(unnamed(shapes, source))
     shape = lambda key: shapes.get(naming.split(key)[0], ())
     heads = [shape(key)[0] for key in HEAD_KEYS[module.__name__] if shape(key)]
     config["num_classes"] = next(iter(heads), 0)
@@ -150,43 +154,16 @@ def fitting_size(patches: int, patch: int, sizes: list, source: str) -> int | tu
     return side * patch
 
 
-def unnamed(shapes: Shapes, naming: Naming, source: str) -> str:
-    """The error for weights of which nothing says what model they are: it names the models that may be meant."""
-    shape = lambda key: shapes.get(naming.split(key)[0], ())
-    widths = sorted(found[0] for key, found in shapes.items() if key.endswith(BLOCK_ENDS) and found)
-    names = [
-        name
-        for module, configs in models.FAMILIES.items()
-        for name, config in configs.items()
-        if widths and sorted(block_widths(module, all_arguments(module, config))) == widths
-    ]
-    if patch := shape("patch_embed.proj.weight"):
-        configs = {name: all_arguments(vit.ViT, vit.CONFIGS[name]) for name in names}
-        own = patch[-1], bool(shape("dist_token"))
-        names = [name for name, config in configs.items() if (config["patch_size"], config["distilled"]) == own]
-    # EfficientNet-Lite is the one without squeeze-and-excitation
-    squeezed, efficient = any(".se." in key for key in shapes), efficientnet.CONFIGS
-    names = [name for name in names if name not in efficient or efficient[name].get("lite", False) != squeezed]
-    if not names:
+def unnamed(shapes: Shapes, source: str) -> str:
+    """The error for weights of which nothing says what model they are: it names models of their family."""
+    family = next((name for name, ends in FIRST_KEYS.items() if any(key.endswith(ends) for key in shapes)), "")
+    if not family:
         return f"{source} has an unknown layout (it holds {listed(list(shapes)[:3])} …): see deit_jax.list_models()"
+    names = sorted(models.FAMILIES[FAMILIES[family]])
     return (
         f"{source} does not say which model it is: name it, by name=, as NAME.safetensors or in a config.json beside it"
-        f' ({{"architecture": NAME}}); its tensors allow {", ".join(sorted(names))}'
+        f' ({{"architecture": NAME}}); its tensors are those of a model like {listed(names)}'
     )
-
-
-def block_widths(module: type[nnx.Module], config: Mapping[str, Any]) -> list[int]:
-    """The first axis of the BLOCK_ENDS tensors of a model with all of its arguments."""
-    if module is vit.ViT:
-        return [config["embed_dim"]] * config["depth"]
-    if module is regnet.RegNet:
-        stages = regnet.stage_widths(*(config[key] for key in ("w0", "wa", "wm", "depth", "group_width")))
-        return [width for width, depth, _ in stages for _ in range(depth)]
-    if module is efficientnet.EfficientNet:  # the first stage has none
-        scale = (config[key] for key in ("width_coefficient", "depth_coefficient", "lite"))
-        stages = efficientnet.scaled_stages(*scale)[1:]
-        return [width for *_, width, layers in stages for _ in range(layers)]
-    return []
 
 
 def check_keys(found: Shapes, needed: Shapes, source: str, what: str) -> None:

@@ -30,7 +30,7 @@ from deit_jax.weights.metadata import (
     read_object,
     reading,
 )
-from deit_jax.weights.names import COUNTER, EfficientNetPytorch, Naming, counter_keys, entries, naming_of
+from deit_jax.weights.names import EfficientNetPytorch, Naming, entries, naming_of
 from deit_jax.weights.weight_files import Tensors, is_weight_file, open_file, weight_file
 
 PACKAGE = "package:"
@@ -52,14 +52,12 @@ class Weights(Conventions):
         source: where they came from.
         architecture: what they are.
         tree: {"params": …, "batch_stats": …} of numpy arrays, in the form of `models.abstract`.
-        counters: PyTorch's batch counters, so that a file can be written again as it was.
         notes: what was chosen, left out or assumed, a line each.
     """
 
     source: str
     architecture: Architecture
     tree: dict
-    counters: dict[str, int] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -109,8 +107,6 @@ def load_weights(
         _, *abstract = models.abstract(found.constructor())
         tree = dict(zip(("params", "batch_stats"), abstract, strict=True))
         needed = {entry.key: entry.shape for entry in entries(tree, naming)}
-        if any(key.endswith(COUNTER) for key in shapes):  # files of older PyTorch versions have none
-            needed |= dict.fromkeys(counter_keys(tree, naming).values(), ())
         check_keys(shapes, needed, path, f"all of {found.describe()} and nothing else")
     tree = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), tree)
     for entry in entries(tree, naming):
@@ -120,7 +116,6 @@ def load_weights(
             f"{path} holds numbers that are not finite, in {listed(damaged)}: the training diverged or the file is"
             " damaged: use an earlier checkpoint, or download it again"
         )
-    counters = {ours: int(arrays[key]) for ours, key in counter_keys(tree, naming).items() if key in arrays}
     metadata = metadata | published_view(metadata.name or found.name)
     if not (metadata.mean and metadata.std):
         notes.append(
@@ -130,24 +125,13 @@ def load_weights(
     outputs, names = found.config["num_classes"], metadata.class_names or []
     if outputs and len(names) not in (0, outputs):
         notes.append(f"its {len(names)} class names are not used: the head has {outputs} outputs")
-    loaded = Weights(path, found, tree, counters, notes, **metadata.conventions())
+    loaded = Weights(path, found, tree, notes, **metadata.conventions())
     loaded.class_names = names if outputs and len(names) == outputs else None
     loaded.mean, loaded.std = loaded.mean or IMAGENET_MEAN, loaded.std or IMAGENET_STD
     loaded.crop = loaded.crop or found.config.get("crop")  # an EfficientNet's follows from its size
     for note in notes:
         log.warning("%s: %s", printable(path), printable(note))
     return loaded
-
-
-def split_sources(text: str) -> list[str]:
-    """The weights that a setting lists, separated by commas; the path of an existing file or folder is one source,
-    whatever commas it holds."""
-    parts, found = text.split(","), []
-    while parts:
-        candidates = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        found.append(next((path for path in candidates if os.path.exists(os.path.expanduser(path))), parts[0]))
-        del parts[: found[-1].count(",") + 1]
-    return found
 
 
 def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata]:
@@ -177,7 +161,7 @@ def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata
     else:
         raise UserError(
             f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder or"
-            f" {PACKAGE}NAME (commas separate several; a path that exists may hold commas)"
+            f" {PACKAGE}NAME (commas separate several)"
         )
     tensors = open_file(file, weights)
     return tensors, file_metadata(file, source, tensors)

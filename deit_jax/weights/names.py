@@ -17,7 +17,6 @@ from flax import traverse_util
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # axes of PyTorch's layout as seen from ours, by rank: linear (out, in), convolution (out, in, height, width)
 KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
-COUNTER = "num_batches_tracked"
 HEADS = ("head", "head_dist", "classifier")  # the last is EfficientNet's
 PROJECTION = "feature_proj"  # a student's, to its teacher's features: no part of the weights that others read
 
@@ -202,11 +201,3 @@ def entries(tree: dict, naming: Naming) -> Iterator[TensorEntry]:
     naming = naming.of(leaves)
     for path, array in leaves.items():
         yield from naming.tensors(path, tuple(array.shape))
-
-
-def counter_keys(tree: dict, naming: Naming) -> dict[str, str]:
-    """{timm's name: the name in `naming`} of PyTorch's batch counters, one per batch normalization; ours keeps none."""
-    paths: dict[Any, Any] = dict(traverse_util.flatten_dict(tree))
-    naming = naming.of(paths)
-    counters = [(*path[:-1], COUNTER) for path in paths if path[0] == "batch_stats" and path[-1] == "mean"]
-    return {key: naming.split(key)[0] for key in map(timm_key, counters)}

@@ -16,7 +16,7 @@ from deit_jax.own import is_own
 from deit_jax.runtime import storage
 from deit_jax.weights import integrity
 from deit_jax.weights.metadata import read_object
-from deit_jax.weights.names import PROJECTION, Own, Timm, counter_keys, entries
+from deit_jax.weights.names import PROJECTION, Own, Timm, entries
 from deit_jax.weights.weight_files import Tensors
 
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
@@ -92,7 +92,4 @@ def open_checkpoint(folder: str, weights: str) -> tuple[Tensors, dict[str, Any]]
     if is_own(meta["model"]["name"] or ""):
         return Tensors({entry.key: entry.view(tree) for entry in entries(tree, Own())}), meta
     tree["params"].pop(PROJECTION, None)
-    # a model trained here has no batch counters; PyTorch's batch normalization counts from 0
-    counters = meta.get("weights", {}).get("counters", dict.fromkeys(counter_keys(tree, Timm()), 0))
-    arrays = {entry.key: entry.view(tree) for entry in entries(tree, Timm())}
-    return Tensors(arrays | {key: np.array(count) for key, count in counters.items()}), meta
+    return Tensors({entry.key: entry.view(tree) for entry in entries(tree, Timm())}), meta

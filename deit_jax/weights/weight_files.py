@@ -32,6 +32,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "timm_model.")
 OFFICIAL = {r"(blocks\.\d+)\.gamma_([12])": r"\1.ls\2.gamma", "register_tokens": "reg_token"}
 # tensors that take no part in classification: of ViTModel and DINOv2, and a counter of averaged weights
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "mask_token", "n_averaged")
+COUNTER = ".num_batches_tracked"  # PyTorch's, of each batch normalization: no weight
 
 
 @dataclasses.dataclass
@@ -57,7 +58,7 @@ def unwrap(tensors: Tensors, path: Path) -> Tensors:
     Raises UserError where two names become one.
     """
     bare_names: dict[str, str] = {}
-    for key in tensors.arrays:
+    for key in (key for key in tensors.arrays if not key.endswith(COUNTER)):
         bare = key
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), ""):
             bare = bare.removeprefix(prefix)

@@ -70,8 +70,7 @@ def save_timm(weights: Weights, path: Path) -> None:
     and where it cannot be written.
     """
     header = {"format": "pt"} | to_header(metadata_of(weights))
-    counters = {key: np.array(count, np.int64) for key, count in weights.counters.items()}
-    content = tensors(weights.tree, Timm()) | counters
+    content = tensors(weights.tree, Timm())
     if path.suffix == ".safetensors":
         return write_file(content, header, path)
     config = timm_config(weights)
@@ -119,7 +118,7 @@ def save_orbax(weights: Weights, path: Path) -> None:
     meta = {
         "model": {"name": weights.name, "num_classes": config["num_classes"], "img_size": config.get("img_size")},
         "step": 0,
-        "weights": metadata_json(metadata_of(weights)) | {"source": weights.source, "counters": weights.counters},
+        "weights": metadata_json(metadata_of(weights)) | {"source": weights.source},
     }
     items = {"params": ocp.args.StandardSave(weights.tree), "meta": ocp.args.JsonSave(meta)}
     try:

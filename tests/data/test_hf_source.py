@@ -62,7 +62,7 @@ def binary(folder, target):
     for split in COUNTS:
         paths = sorted((folder / split).rglob("*.png"))
         columns = {"picture": [path.read_bytes() for path in paths], "label": [int(path.parent.name) for path in paths]}
-        datasets.Dataset.from_dict(columns).to_parquet(target / f"set-{split}.parquet")
+        datasets.Dataset.from_dict(columns).to_parquet(target / f"{split}-0.parquet")
 
 
 def held(source) -> list[tuple[str, bytes]]:
@@ -93,18 +93,9 @@ def test_an_image_that_its_path_does_not_lead_to_is_named(folder, tmp_path):
         held(opened(tmp_path / "made")[0])
 
 
-def test_a_parquet_file_beside_folders_of_images_is_passed_over(folder, tmp_path):
-    binary(folder, tmp_path / "made")
-    shutil.copy(tmp_path / "made/set-train.parquet", folder / "stray.parquet")
-    train, evaluation = opened(folder)
-    assert (len(train), len(evaluation), train.class_names) == (6, 3, ["1", "2", "10"])
-    assert "1 .parquet file (stray.parquet)" in train.notes[0]
-    assert len(opened(folder / "stray.parquet", holdout=0.5)[0]) == 3
-
-
 def test_a_single_parquet_file_is_held_out_of(folder, tmp_path):
     binary(folder, tmp_path / "made")
-    train, evaluation = opened(tmp_path / "made/set-train.parquet", holdout=0.5)
+    train, evaluation = opened(tmp_path / "made/train-0.parquet", holdout=0.5)
     assert (len(train), len(evaluation)) == (3, 3)
 
 

@@ -11,7 +11,7 @@ from helpers import numbered_image, opened, refusal, tool
 
 from deit_jax import plots
 from deit_jax.config import default_config
-from deit_jax.data import base, loader, shards
+from deit_jax.data import base, loader
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.tools import prepare, show
 from deit_jax.errors import UserError
@@ -171,12 +171,12 @@ def test_right_tables(tmp_path, text, name):
         ("image,ant,bee,cow\nant/0.png,1.0,0.0,0.0\n", "none of which is called label"),
         (GOOD.replace("bee\n", "NaN\n"), "has the label NaN:"),
         ("ant/0.png,nan\nant/1.png,1.0\n", "has the label nan:"),
-        ("ant/0.png,1\nant/1.png,01.0\n", "the same number"),
+        ("ant/0.png,1\nant/1.png,0.0\n", "has the label 0.0: give every image a class name, or a whole number"),
         (GOOD.replace("bee\n", "bée\n").encode("latin-1"), "is not text in UTF-8"),
         (bytes(10_000), "it must be path,label"),
         (GOOD.replace(",", ";"), "separated by semicolons?"),
         ("ant/0.png,0\nant/1.png,1\nbee/0.png,-1\n", "has the label -1"),
-        ("ant/0.png,1\nant/1.png,01\n", "the same number"),
+        ("ant/0.png,1\nant/1.png,01\n", "writes a number in two ways"),
         (GOOD + "x" * 200_000 + ",1\n", "field larger than field limit"),
         (GOOD + '"ant/0.png,ant\n', "line 5 is 'ant/0.png,ant'"),
         (GOOD.replace("\n", ",train\n") + "bee/1.png,bee,holdback\n", "'holdback', which is not a usual name"),
@@ -190,28 +190,19 @@ def test_wrong_tables_are_one_line(tmp_path, text, says):
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "said_so"),
+    ("labels", "names"),
     [
-        (["0", "1", "0", "1"], ["0", "1"], False),
-        (["1", "2", "2", "1"], ["1", "2"], True),
-        (["900", "7", "7", "900"], ["7", "900"], True),
-        (["10", "9", "9", "10"], ["9", "10"], True),
-        (["999999999", "1", "1", "999999999"], ["1", "999999999"], True),
-        (["00", "01", "00", "01"], ["00", "01"], True),
-        (["..", "/", "/", ".."], ["..", "/"], False),
-        (["1.0", "0.0", "0.0", "1.0"], ["0", "1"], False),
-        (["10.0", "2.0", "2.0", "10.0"], ["2", "10"], True),
-        (["ant", "-1", "-1", "ant"], ["-1", "ant"], False),
+        (["0", "1", "0", "1"], ["0", "1"]),
+        (["900", "7", "7", "900"], ["7", "900"]),
+        (["00", "01", "00", "01"], ["00", "01"]),
+        (["..", "/", "/", ".."], ["..", "/"]),
+        (["ant", "-1", "-1", "ant"], ["-1", "ant"]),
     ],
 )
-def test_labels_of_tables(tmp_path, labels, names, said_so):
+def test_labels_of_tables(tmp_path, labels, names):
     paths = [line.split(",")[0] for line in GOOD.splitlines()]
-    train, evaluation = opened(
-        table(tmp_path / "set", "".join(f"{p},{x}\n" for p, x in zip(paths, labels, strict=True)))
-    )
-    assert train.class_names == names
-    said = any("names in numeric order" in line for line in base.summary(train, evaluation))
-    assert said == said_so
+    text = "".join(f"{path},{label}\n" for path, label in zip(paths, labels, strict=True))
+    assert opened(table(tmp_path / "set", text))[0].class_names == names
 
 
 @pytest.mark.parametrize("split", ["valid", "VAL", "Dev", "test", "validation"])
@@ -228,33 +219,3 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     (tmp_path / "set" / "bee" / "1.png").unlink()
     with pytest.raises(UserError, match=r"bee/1.png cannot be read \(No such file or directory\): restore it"):
         _ = source.fingerprint
-
-
-# --- shards
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda index: index["splits"]["train"][0].update(records=1 << 60),
-        lambda index: index["splits"]["train"][0].update(records=-1),
-        lambda index: index["splits"]["train"][0].update(records="4"),
-        lambda index: index["splits"]["train"][0].update(labels=[[0, 1 << 50]]),
-        lambda index: index["splits"]["train"][0].update(labels=[[99, 4]]),
-        lambda index: index["splits"]["train"][0].update(labels=7),
-        lambda index: index["splits"]["train"][0].update(labels=[[0]]),
-        lambda index: index["splits"]["train"][0].update(file=5),
-        lambda index: index["splits"].update(train=None),
-        lambda index: index.update(splits=[1, 2]),
-        lambda index: index.update(classes=5),
-        lambda index: index.update(classes=[{}, []]),
-        lambda index: index.clear(),
-    ],
-)
-def test_an_absurd_index_is_one_line(tmp_path, change):
-    prepare.prepare(folder(tmp_path / "set"), tmp_path / "out")
-    path = tmp_path / "out" / shards.INDEX
-    index = json.loads(path.read_text())
-    change(index)
-    path.write_text(json.dumps(index))
-    assert "is damaged" in refusal(tmp_path / "out")

@@ -73,7 +73,6 @@ def test_trained_weights_of_a_package_give_the_references_logits():
     weights = load_weights(TRAINED)
     assert (weights.name, weights.mean, weights.std, weights.crop) == (LITE0, (0.5,) * 3, (0.5,) * 3, 0.875)
     assert weights.notes == []
-    assert len(weights.counters) == 49
     pixels = np.load(seeded.GOLDEN / "eval_images.npz")["n02510455_giant_panda.JPEG/224"]
     images = ((pixels[None] / 255 - 0.5) / 0.5).astype(np.float32)
     config = config_of(**{"teacher.name": "", "teacher.init": TRAINED, "distill.kind": "hard"})
@@ -114,7 +113,7 @@ def test_efficientnet_pytorchs_names_hold_the_same_model(tmp_path, name, file):
 
 def test_a_file_that_does_not_tell_is_refused_and_a_name_decides(b0):
     path, _ = b0
-    with pytest.raises(UserError, match=f"does not say which model it is: name it.*its tensors allow {B0}, .*{TF_B0}"):
+    with pytest.raises(UserError, match=f"does not say which model it is: .* of a model like {B0}, "):
         load_weights(path)
     for name in (B0, TF_B0):
         assert load_weights(path, name=name).name == name

@@ -19,7 +19,7 @@ from deit_jax.data import shards
 from deit_jax.data.folders import read_layout, split_sources
 from deit_jax.data.listing import Span, is_tar_name, list_images
 from deit_jax.data.sources import check_every_class_is_trained
-from deit_jax.data.splits import TRAIN, split_in
+from deit_jax.data.splits import TRAIN, split_of
 from deit_jax.data.tars import list_tars, tar_files
 from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
@@ -81,7 +81,7 @@ def find_images(source: Path, labels: str, layout: str) -> tuple[list[str], dict
     opened = split_sources(listing, str(source), found, list(found.splits))
     images: dict[str, list[Item]] = {}
     for split, files in opened.items():
-        if split_in(split or TRAIN) == TRAIN:
+        if split_of(split or TRAIN) == TRAIN:
             check_every_class_is_trained(files)
         items = images[split or TRAIN] = []
         for i, name in enumerate(map(os.fsdecode, files.names)):
