@@ -1,16 +1,16 @@
 """Do the published models, in this code, score what was published?
 
-    python -m deit_jax.certify --data=IMAGENET_VAL [--models=NAME,NAME=WEIGHTS,…]
+    python -m deit_jax.certify --data=IMAGENET_VAL [--models=NAME,NAME,…]
 
 evaluates each on ImageNet's validation images (in any layout of docs/evaluation.md) and sets its top-1 accuracy beside
-the published one: pass within 0.05 points, exit code 1 where one fails. NAME=WEIGHTS takes other weights (a file, an
-Orbax folder) for a published model's. Each model's weights (20-350 MB) come from the hub.
+the published one: pass within 0.05 points, exit code 1 where one fails. The weights (20-350 MB each) come from the hub.
 EfficientNet's larger ones take images of up to 600 pixels: name the models where that would take too long.
 """
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from deit_jax.command import command
 from deit_jax.errors import UserError, nearest
@@ -51,36 +51,29 @@ def verdict(score: float, published: float) -> str:
     return "pass" if abs(score - published) <= TOLERANCE + 1e-9 else "FAIL"
 
 
-def chosen(argument: str) -> dict[str, str]:
-    """{name: weights} of --models; all published ones where it is empty."""
-    parts = [part.partition("=") for part in argument.split(",") if part]
-    for name, _, _ in parts:
-        if name not in PUBLISHED:
-            raise UserError(
-                f"--models: '{name}' is not published{nearest(name, PUBLISHED)}: use {', '.join(PUBLISHED)}"
-            )
-    return {name: weights or PUBLISHED[name][0] for name, _, weights in parts or [(n, "", "") for n in PUBLISHED]}
-
-
-def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> list[list[str]]:
+def certify(data: str, names: Sequence[str], batch_size: int = 256) -> list[list[str]]:
     """A row per model and crop: [model, crop, images, top-1, published, difference, verdict].
 
     Args:
         data: ImageNet's validation images, as `open_eval_sets` takes them.
-        chosen_models: {published name: weights}.
+        names: of published models.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
 
-    Raises UserError for data that is not one set, and weights that are not the model's or of other classes.
+    Raises UserError for data that is not one set, and a model that is not published.
     """
+    for name in names:
+        if name not in PUBLISHED:
+            raise UserError(f"model '{name}' is not published{nearest(name, PUBLISHED)}: use {', '.join(PUBLISHED)}")
     sets = open_eval_sets(data)
     if len(sets) != 1:
         raise UserError(f"--data {data} holds {len(sets)} data sets: give ImageNet's validation images")
     source, mesh, rows = sets[0].source, sharding.make_mesh(), []
-    for name, where in chosen_models.items():
+    for name in names:
+        where, scores = PUBLISHED[name]
         weights = load_weights(where, name=name)
         _, images = match_source(source, weights.class_names, weights.num_classes, data=data, model=where)
         classifier = make_classifier({"params": weights}, mesh, name=name)
-        for crop, published in PUBLISHED[name][1].items():
+        for crop, published in scores.items():
             seen = dataclasses.replace(classifier, view=classifier.view._replace(crop=crop))
             result = evaluate_classifier(seen, images, mesh, batch_size=batch_size)["params"]
             top1, difference = result["top1"], result["top1"] - published
@@ -94,10 +87,10 @@ def certify(data: str, chosen_models: dict[str, str], batch_size: int = 256) -> 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deit_jax.certify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="ImageNet's validation images, as --mode=evaluate takes them")
-    parser.add_argument("--models", default="", help="NAME or NAME=WEIGHTS, comma-separated; default: all published")
+    parser.add_argument("--models", default=",".join(PUBLISHED), help="comma-separated; default: all published")
     parser.add_argument("--batch_size", type=int, default=256)
     args = parser.parse_args(arguments)
-    rows = certify(args.data, chosen(args.models), args.batch_size)
+    rows = certify(args.data, args.models.split(","), args.batch_size)
     header = ["model", "crop", "images", "top-1 %", "published %", "difference", f"within {TOLERANCE}"]
     print(tables.table(header, rows))
     if int(rows[0][2]) != IMAGES:

@@ -1,12 +1,11 @@
-"""Verify the checkpoints, stored labels and logs of a run: `python -m deit_jax.check RUN`.
+"""Verify the checkpoints and stored labels of a run: `python -m deit_jax.check RUN`.
 
 Every checkpoint below RUN (its own, its teacher's, …) is compared with the checksums that were saved with it, every
-chunk of stored labels with its own, and the run's records are read. Nothing is changed. The exit code is 0 where all
-is intact, 1 where something is damaged, 2 where there is nothing to check.
+chunk of stored labels with its own. Nothing is changed. The exit code is 0 where all is intact, 1 where something is
+damaged, 2 where there is nothing to check.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,6 @@ from deit_jax.distill.label_store import LabelStore
 from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 from deit_jax.weights import integrity
-
-RECORDS = ("config.json", "results.json", "chain.json", "done.json")
 
 
 class Finding(NamedTuple):
@@ -29,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def check(folder: Path) -> Iterator[Finding]:
-    """Check everything below `folder`, one finding per checkpoint, label store and record."""
+    """Check everything below `folder`, one finding per checkpoint and label store."""
     files = storage.files(folder)
     parents = {parent for path in files for parent in path.parents if folder in parent.parents}
     steps = [path for path in parents if path.parent.name == "checkpoints" and path.name.isdigit()]
@@ -42,12 +39,6 @@ def check(folder: Path) -> Iterator[Finding]:
     for path in files:
         if path.name == "labels.json":
             yield check_labels(path.parent)
-        elif path.name in RECORDS:
-            yield Finding(path, "record", unreadable(path.read_bytes()))
-        elif path.name == "log.jsonl":
-            lines = path.read_bytes().splitlines()
-            bad = [f"line {i} is not JSON" for i, line in enumerate(lines, 1) if unreadable(line)]
-            yield Finding(path, f"log, {len(lines)} lines", next(iter(bad), None))
 
 
 def check_labels(folder: Path) -> Finding:
@@ -58,15 +49,6 @@ def check_labels(folder: Path) -> Finding:
         return Finding(folder, f"labels, {store.steps_done()} steps", damaged or None)
     except UserError as error:
         return Finding(folder, "labels", str(error))
-
-
-def unreadable(content: bytes) -> str | None:
-    """Why bytes are not JSON, or None."""
-    try:
-        json.loads(content)
-    except ValueError as error:
-        return f"not JSON ({error})"
-    return None
 
 
 @command

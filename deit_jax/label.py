@@ -22,7 +22,7 @@ from deit_jax.config import Config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_reader import check_identity, image_identity, teacher_identity
-from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, digest, read_header
+from deit_jax.distill.label_store import CHUNK, MAX_CLASSES, LabelStore, read_header
 from deit_jax.distill.teacher import Teacher, load_teacher
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import OBJECTIVES
@@ -85,7 +85,6 @@ def make_header(config: Config, source: Source, img_size: int, teacher: dict[str
         raise UserError(f"the data has {source.num_classes} classes: stored labels hold {MAX_CLASSES} at most")
     if kind == "topk" and config.label.k > source.num_classes:
         raise UserError(f"label.k is {config.label.k}, the data has {source.num_classes} classes: use no more")
-    both = {"images": image_identity(config, source, img_size), "teacher": teacher or {}}
     header = {
         "kind": kind,
         "k": config.label.k,
@@ -93,9 +92,8 @@ def make_header(config: Config, source: Source, img_size: int, teacher: dict[str
         "tau": config.distill.tau,
         "batch_size": config.batch_size,
         "group_size": config.batch_size // num_groups(config.batch_size, config.augment.mix_group),
-        "chunk_steps": CHUNK,
-        "hash": digest(both),
-        **both,
+        "images": image_identity(config, source, img_size),
+        "teacher": teacher or {},
     }
     return header if kind == "topk" else header | {"k": 1, "dtype": "uint16", "tau": 1.0}
 

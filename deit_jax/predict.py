@@ -27,7 +27,7 @@ from deit_jax.command import command
 from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data.images import eval_image
 from deit_jax.data.listing import EXTENSIONS, list_images
-from deit_jax.errors import UserError, printable
+from deit_jax.errors import UserError, first_line, printable
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_classifier
 from deit_jax.evaluate.inference import Batch, infer
@@ -65,8 +65,6 @@ def read_view(path: str, view: View) -> np.ndarray:
 
     Raises OSError where it cannot be read.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise OSError("not a regular file")  # a named pipe would wait for ever
     return eval_image(path, view.size, view.crop, view.interpolation, exif=True, fit=view.fit)
 
 
@@ -82,7 +80,7 @@ def image_batches(paths: Sequence[str], view: View, rows: int, failed: dict[str,
                 images[len(read)] = read_view(path, view)
                 read.append(path)
             except OSError as error:
-                failed[path] = str(error.strerror or error or type(error).__name__).splitlines()[0]
+                failed[path] = first_line(error)
         if read:
             yield {"image": images, "paths": read}
 
@@ -131,27 +129,14 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     atomic.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def output_path(flag: str, given: str) -> Path:
-    """The path of a file to write. Raises UserError, before the weights are read, where its folder does not exist."""
-    path = storage.as_path(given)
-    if storage.is_bucket(path) or not path.parent.is_dir():
-        raise UserError(f"--{flag} {given} cannot be written: its folder does not exist on this machine")
-    return path
-
-
 def run(args: argparse.Namespace) -> None:
     """Predict, print or write, draw."""
-    output, picture = (
-        given and output_path(flag, given) for flag, given in (("output", args.output), ("attention", args.attention))
-    )
-    if output and output.suffix != ".csv":
-        raise UserError(f"--output {output} is not a table: give FILE.csv")
-    if output and output.exists():
-        raise UserError(f"--output {output} exists already: remove it or give another name")
+    output = args.output and storage.as_path(args.output)
+    if output and (output.exists() or not output.parent.is_dir()):
+        raise UserError(f"--output {output} exists already, or its folder does not: give a new name")
     if not 0 < (1 if args.crop is None else args.crop) <= 1 or args.top < 1:
         raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
-    named = [os.path.expanduser(storage.local_text("image", path)) for path in args.images]
-    paths = find_images(named)
+    paths = find_images(args.images)
     weights = load_weights(args.source, weights=args.weights)
     if not weights.num_classes:
         raise UserError(f"{args.source} has no classification head: give weights that have one")
@@ -165,16 +150,15 @@ def run(args: argparse.Namespace) -> None:
         if not output:
             print(printable(one.path))
             print(format_prediction(one))
-    for path, why in failed.items():  # in a folder, one bad file does not cost the others
-        message = f"image {printable(path)} cannot be read ({printable(why)})"
-        if path in named or not predictions:
-            raise UserError(f"{message}: give a JPEG or PNG file")
-        print(message, file=sys.stderr)
+    for path, why in failed.items():  # one bad file does not cost the others
+        print(printable(f"image {path} cannot be read ({why})"), file=sys.stderr)
+    if not predictions:
+        raise UserError("no image can be read: give JPEG or PNG files")
     if output:
         write_predictions(output, predictions)
         print(f"wrote {output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
-    if picture:
-        draw_predictions(picture, classifier, predictions)
+    if args.attention:
+        draw_predictions(storage.as_path(args.attention), classifier, predictions)
 
 
 def draw_predictions(path: Path, classifier: Classifier, predictions: Sequence[Prediction]) -> None:
@@ -197,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m deit_jax.predict", description="Predict the classes of images.")
     parser.add_argument("source", metavar="WEIGHTS", help="hub name, .safetensors or .pth file, Orbax folder, workdir")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--output", metavar="FILE", help="write a table, .csv, instead of printing")
+    parser.add_argument("--output", metavar="FILE", help="write a table, as CSV, instead of printing")
     parser.add_argument("--top", type=int, default=5, help="classes per image")
     parser.add_argument("--crop", type=float, help="side of the centre crop / resized short side")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resizing")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deit_jax.distill.label_store import LabelStore, digest
+from deit_jax.distill.label_store import LabelStore
 from deit_jax.runtime.sharding import make_mesh, param_shardings
 from deit_jax.train.checkpoint import Checkpoints
 
@@ -41,9 +41,8 @@ def restored(folder, **mesh) -> dict:
 
 def label_header(batch: int = 8, classes: int = 10, seed: int = 0) -> dict:
     """Of hard labels that no teacher belongs to."""
-    both = {"images": {"seed": seed, "data.classes": classes}, "teacher": {}}
     form = {"kind": "hard", "k": 1, "dtype": "uint16", "tau": 1.0, "batch_size": batch}
-    return form | both | {"hash": digest(both)}
+    return form | {"images": {"seed": seed, "data.classes": classes}, "teacher": {}}
 
 
 def label_store(folder, steps: int, *header, **named) -> LabelStore:

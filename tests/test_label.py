@@ -1,7 +1,6 @@
 """Stored labels: the live teacher's hard labels and loss, and every way a store can be the wrong one."""
 
 import itertools
-import json
 import resource
 import signal
 from pathlib import Path
@@ -151,12 +150,9 @@ def test_a_store_of_other_images_or_another_teacher_is_refused_by_name(store, ch
     assert len(str(error.value).split(" there, ")) == 1 + len(changes) + ("data.limit" in changes), "only these"
 
 
-def test_the_same_weights_elsewhere_are_the_same_teacher_and_others_are_not(store, runs_of):
+def test_settings_that_shape_no_image_are_free(store):
     free = {"augment.label_smoothing": 0.0, "optimizer.lr": 1e-3, "model.drop_path_rate": 0.2, "steps": 50}
-    assert opened(store, **free)(3, slice(0, 4))["teacher"].shape == (4,), "settings that shape no image are free"
-    assert opened(store, **{"teacher.init": str(store / "teacher"), "teacher.epochs": 0})
-    with pytest.raises(UserError, match="teacher.weights: "):
-        opened(store, **{"teacher.init": str(runs_of["live"]), "teacher.epochs": 0})
+    assert opened(store, **free)(3, slice(0, 4))["teacher"].shape == (4,)
 
 
 def test_every_setting_that_may_shape_an_image_is_part_of_a_store():
@@ -181,11 +177,6 @@ def test_what_is_no_store(store, tmp_path):
         opened(tmp_path)
     (tmp_path / "labels.json").write_text((store / "labels.json").read_text()[:100])
     with pytest.raises(UserError, match=r"labels.json cannot be read"):
-        opened(tmp_path)
-    header = json.loads((store / "labels.json").read_text())
-    header["images"]["seed"] = 5
-    (tmp_path / "labels.json").write_text(json.dumps(header))
-    with pytest.raises(UserError, match=r"labels.json was changed \(its hash does not fit\)"):
         opened(tmp_path)
 
 

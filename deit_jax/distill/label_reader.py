@@ -20,10 +20,9 @@ from deit_jax.config import SETTINGS, Config
 from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.distill.label_store import LabelStore
-from deit_jax.distill.teacher import Teacher, load_teacher
+from deit_jax.distill.teacher import Teacher
 from deit_jax.errors import UserError
 from deit_jax.losses import OBJECTIVES
-from deit_jax.runtime import storage
 from deit_jax.runtime.hardware import compute_dtype
 
 FORMAT = 2  # of the images: to be raised when augmentation or decoding makes other pixels from the same settings
@@ -86,7 +85,7 @@ def weights_digest(arrays: Sequence[Any], own: Sequence[str] = ()) -> str:
     return found.hexdigest()
 
 
-def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int, class_names: list[str]) -> dict[str, Any]:
+def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int) -> dict[str, Any]:
     """What `config` states of the teacher whose identity is `theirs`; what it leaves open is not compared."""
     t = config.teacher
     ours: dict[str, Any] = {"teacher.img_size": t.img_size or img_size}
@@ -97,9 +96,6 @@ def stated_teacher(config: Config, theirs: dict[str, Any], img_size: int, class_
     for name in ("mean", "std"):
         if t[name]:
             ours[f"teacher.{name}"] = [list(t[name])] * len(theirs[f"teacher.{name}"])
-    if t.init and not t.epochs and all(storage.as_path(source).exists() for source in t.init.split(",")):
-        ours["teacher.weights"] = weights_digest(load_teacher(config, class_names, img_size).arrays)
-        return ours
     if t.init:
         ours["teacher.init"] = t.init
     return ours | training_identity(config)
@@ -112,8 +108,6 @@ def check_identity(folder: str | Path, header: dict, images: dict[str, Any], tea
     """
     theirs, ours = header["images"] | header["teacher"], images | teacher
     changed = {name for name in ours.keys() | header["images"].keys() if ours.get(name) != theirs.get(name)}
-    if "teacher.weights" in teacher.keys() - changed:  # from elsewhere they are the same teacher
-        changed -= {f"teacher.{name}" for name in ("init", "name", *TRAINING_SETTINGS)}
     if changed:
         short = lambda value: f"{value}"[:24]
         shown = "; ".join(f"{k}: {short(theirs.get(k))} there, {short(ours.get(k))} here" for k in sorted(changed))
@@ -151,7 +145,7 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
     if not d.labels:
         return None
     store = LabelStore(d.labels)
-    teacher = stated_teacher(config, store.header["teacher"], img_size, source.class_names)
+    teacher = stated_teacher(config, store.header["teacher"], img_size)
     check_identity(d.labels, store.header, image_identity(config, source, img_size), teacher)
     needed = OBJECTIVES[d.kind].labels
     if needed == "topk" and store.header["kind"] != needed:
