@@ -131,34 +131,32 @@ def input_wait_fraction(workload: Workload, source: "Source", seconds: float = 1
 def benchmark(config: Config) -> dict[str, Any]:
     """`--mode=benchmark`: time a resolved config's parts, print a table and say what limits the run.
 
-    Returns {"input": images/s or None, "augment", "forward", "train": Timing of a batch, "waiting": share or None,
-    "mfu": {"train", "forward"} shares of the devices' peak or None where it is not known}.
+    Returns {"input": images/s, "augment", "forward", "train": Timing of a batch, "waiting": share, "mfu": {"train",
+    "forward"} shares of the devices' peak or None where it is not known}. Raises UserError for data that cannot be
+    opened, and for stored labels, whose stream is that of the run they were made for.
     """
-    validate(config, num_devices=jax.device_count())
-    try:
-        from deit_jax.data import cache, sources
+    from deit_jax.data import cache, sources  # here: the data packages are optional, a workload needs none
 
-        source, why_not = cache.keep_decoded(config, sources.open_sources(config)[0])[0], ""
-    except (UserError, ImportError) as error:
-        source, why_not = None, str(error)
-    work = Workload(config, source.num_classes if source else 1000)
-    result: dict[str, Any] = {"input": None, "waiting": None}
-    if source is not None and config.distill.labels:
-        why_not = "with stored labels the stream is that of the run they were made for"
-    elif source is not None:
-        result["input"] = time_input(config, source, work.student.img_size)
-        result["waiting"] = input_wait_fraction(work, source)
+    validate(config, num_devices=jax.device_count())
+    if config.distill.labels:
+        raise UserError("distill.labels is set: a benchmark times a run with a live teacher or without one, unset it")
+    source, _ = cache.keep_decoded(config, sources.open_sources(config)[0])
+    work = Workload(config, source.num_classes)
+    result: dict[str, Any] = {
+        "input": time_input(config, source, work.student.img_size),
+        "waiting": input_wait_fraction(work, source),
+    }
     for name in ("augment", "forward", "train"):
         result[name] = time_calls(getattr(work, name))
     known = hardware.accelerator(jax.devices()[0].device_kind)
     peak = known.peak * jax.device_count() if known else None
     result["mfu"] = {name: n / result[name].median / peak if peak else None for name, n in work.flops().items()}
     if jax.process_index() == 0:
-        print(describe(result, config, work, why_not))
+        print(describe(result, config, work))
     return result
 
 
-def describe(result: dict[str, Any], config: Config, work: Workload, why_not: str) -> str:
+def describe(result: dict[str, Any], config: Config, work: Workload) -> str:
     """Format the benchmark for the console."""
     device, cores = f"{jax.device_count()} x {jax.devices()[0].device_kind}", hardware.cores()
     lines = [
@@ -172,8 +170,6 @@ def describe(result: dict[str, Any], config: Config, work: Workload, why_not: st
         share = result["mfu"].get(name)
         shown = f"{share:.1%}" if share else "not known" if name in result["mfu"] else ""
         lines.append(f"{title:26}{config.batch_size / t.median:10,.0f}  {spread:34}{shown}".rstrip())
-    if result["input"] is None:
-        return "\n".join([*lines, f"input: not measured: {why_not}"])
     rate, step = result["input"], config.batch_size / result["train"].median
     threads = config.data.threads or min(16, hardware.cores())
     limit = "input" if rate < step else "step"

@@ -86,12 +86,12 @@ def image_batches(paths: Sequence[str], view: View, rows: int, failed: dict[str,
 
 
 def predict_images(
-    classifier: Classifier, paths: Sequence[str], mesh: Mesh, failed: dict[str, str], *, top: int, fusion: str
+    classifier: Classifier, paths: Sequence[str], mesh: Mesh, failed: dict[str, str], *, top: int
 ) -> Iterator[Prediction]:
     """The prediction for each image that can be read; `failed` gets the others, {path: why}."""
     names, view = output_names(classifier.class_names, classifier.num_classes), classifier.view
     batches = image_batches(paths, view, evaluation_rows(BATCH, len(paths), mesh.devices.size), failed)
-    titles = {"cls": "class head", "dist": "distillation head", f"fused_{fusion}": "both"}
+    titles = {"cls": "class head", "dist": "distillation head", "fused_logits": "both"}
     reduce = jax.jit(lambda logits, _: {head: jax.nn.softmax(x) for head, x in logits.items() if head in titles})
     found = infer(classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, reduce=reduce)
     for batch, sets in found:
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     classifier = make_classifier({args.weights: weights}, mesh, **view)
     print(f"images: {classifier.view.describe()}", file=sys.stderr)
     predictions, failed = [], {}
-    for one in predict_images(classifier, paths, mesh, failed, top=args.top, fusion=args.fusion):
+    for one in predict_images(classifier, paths, mesh, failed, top=args.top):
         predictions.append(one)
         if not output:
             print(printable(one.path))
@@ -185,7 +185,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=5, help="classes per image")
     parser.add_argument("--crop", type=float, help="side of the centre crop / resized short side")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resizing")
-    parser.add_argument("--fusion", choices=("logits", "probabilities"), default="logits", help="of the two heads")
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
     parser.add_argument("--attention", metavar="FILE.png", help="draw the attention of class and distillation token")
     run(parser.parse_args(arguments))

@@ -65,18 +65,6 @@ def test_a_whole_benchmark(quick, monkeypatch, capsys):
     assert "is the limit" in printed
 
 
-def test_without_data_the_rest_is_measured(quick, tmp_path, capsys):
-    missing = {"data.name": "nowhere", "data.root": str(tmp_path / "missing"), "model.num_classes": 10}
-    config = digits_config(**missing)
-    result = benchmark.benchmark(config)
-    assert result["input"] is None
-    assert result["train"].median > 0
-    printed = capsys.readouterr().out
-    assert "input: not measured: " in printed
-    assert "missing" in printed or "nowhere" in printed
-    assert "not known" in printed  # the peak of a CPU
-
-
 BARE = """
 import sys
 class Missing:

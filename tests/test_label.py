@@ -311,7 +311,7 @@ def test_a_top_k_store_serves_soft_and_hard_distillation(store, tmp_path):
     assert (predictions == opened(store)(7, slice(0, 64))["teacher"]).all()
     assert opened(folder, **short | {"distill.tau": 1.0}), "logits serve any temperature"
     with pytest.raises(UserError, match=r"holds hard labels: make others"):
-        opened(store, **short)
+        opened(store, **{"distill.kind": "soft"})
 
 
 def test_every_process_and_its_workers_read_their_own_rows(store):

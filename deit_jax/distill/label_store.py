@@ -103,10 +103,7 @@ class LabelStore:
                     array.resize(exclusive_max=(steps, *array.shape[1:]), expand_only=True).result()
                     store.opened.pop(name)
                 continue
-            try:
-                ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
-            except Exception as error:  # tensorstore's errors are ValueError, RuntimeError and others
-                raise atomic.write_error(path, error) from error
+            ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
         return store
 
     def array(self, name: str) -> ts.TensorStore:

@@ -6,24 +6,20 @@ import numpy as np
 from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
-SMALL = 64  # numbers; constants of fewer are written once
-
 
 class Graph:
     """Nodes and weights in the order in which they are added; each method returns the name of its output.
 
     Attributes:
         nodes, weights: of the graph.
-        opset: version of the operators.
         dtype: in which kernels are stored.
         read: identities of the variables whose values went in.
     """
 
-    def __init__(self, opset: int, dtype: np.dtype):
-        self.opset, self.dtype = opset, dtype
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
-        self.known: dict[tuple, str] = {}
         self.read: set[int] = set()
 
     def value(self, variable: Any, layer: int | None = None) -> np.ndarray:
@@ -32,12 +28,10 @@ class Graph:
         return np.asarray(variable[...] if layer is None else variable[layer], np.float32)
 
     def constant(self, value: Any) -> str:
-        value = np.array(value, order="C")  # ascontiguousarray would make a vector of a scalar
-        key = (value.dtype, value.shape, value.tobytes()) if value.size < SMALL else (len(self.weights),)
-        if key not in self.known:
-            self.known[key] = f"weight_{len(self.weights)}"
-            self.weights.append(numpy_helper.from_array(value, self.known[key]))
-        return self.known[key]
+        name = f"weight_{len(self.weights)}"
+        # ascontiguousarray would make a vector of a scalar
+        self.weights.append(numpy_helper.from_array(np.array(value, order="C"), name))
+        return name
 
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """A node of one or more `outputs`. inputs: names, or arrays, which become constants."""
@@ -71,8 +65,6 @@ class Graph:
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=norm.epsilon)
 
     def gelu(self, x: str) -> str:
-        if self.opset >= 20:
-            return self.op("Gelu", x)
         erf = self.op("Erf", self.op("Mul", x, np.float32(0.5**0.5)))
         return self.op("Mul", self.op("Mul", x, self.op("Add", erf, np.float32(1))), np.float32(0.5))
 

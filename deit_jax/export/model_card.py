@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.data.hf_source import HUB
-from deit_jax.errors import UserError, printable
+from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.version import __version__
 from deit_jax.weights import Weights
@@ -36,14 +36,6 @@ model = deit_jax.load_model("{name}")
 ```"""
 
 
-def read_json_of(run: Path, file: str) -> dict[str, Any]:
-    """The JSON object of a file in the run's folder; empty where there is none, or it is damaged."""
-    try:
-        return read_object(run / file)
-    except UserError:
-        return {}
-
-
 def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bool, kind: str) -> str:
     """README.md of the repository `name`.
 
@@ -57,7 +49,9 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
     """
     size = weights.architecture.img_size
     view = view_of(weights, size) if isinstance(size, int) else View(min(size), *view_of(weights, min(size))[1:])
-    settings, results = read_json_of(run, "config.json"), read_json_of(run, "results.json")
+    settings, results = (
+        read_object(path) if (path := run / file).is_file() else {} for file in ("config.json", "results.json")
+    )
     header = {
         "license": licence or "unknown",
         "library_name": "timm" if timm else "transformers",
@@ -108,10 +102,7 @@ def data_line(settings: dict[str, Any]) -> str:
 
 
 def command_lines(run: Path) -> list[str]:
-    """The command that the run's report records, as a code block."""
-    try:
-        lines = (run / "report.md").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    found = next((line.strip("`") for line in lines if line.startswith("`python ")), "")
-    return [f"```\n{found}\n```"] if found else []
+    """The command that the run's report records, as a code block; none without a report."""
+    report = run / "report.md"
+    lines = report.read_text().splitlines() if report.is_file() else []
+    return [f"```\n{line.strip('`')}\n```" for line in lines if line.startswith("`python ")]

@@ -31,7 +31,7 @@ def make_onnx(exportable: Exportable, opset: int = OPSETS[0]) -> onnx.ModelProto
     if opset not in OPSETS:
         raise UserError(f"--opset={opset} cannot be written: use {OPSETS[0]} to {OPSETS[-1]}")
     model, form = exportable.model(), exportable.form
-    graph = Graph(opset, DTYPES[form.dtype])
+    graph = Graph(DTYPES[form.dtype])
     x = "images"
     if form.pixels == "uint8":
         x = graph.op("Cast", x, to=TensorProto.FLOAT)

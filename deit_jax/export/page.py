@@ -12,7 +12,6 @@ import gzip
 import html
 import io
 import json
-import os
 import string
 import tempfile
 from pathlib import Path
@@ -114,10 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--assets", default="", help=ONNXRUNTIME.assets)
     args = parser.parse_args(arguments)
     path = check_file(args.file, (".html",))
-    found = [os.path.abspath(path) for path in find_images(args.examples)]
+    found = find_images(args.examples)
     found = found[:: -(-len(found) // EXAMPLES) or 1]  # of all folders
-    common = os.path.commonpath([os.path.dirname(path) for path in found] or [""])
-    examples = [(os.path.splitext(os.path.relpath(path, common))[0], example(path)) for path in found]
+    examples = [(Path(path).stem, example(path)) for path in found]
     runtime = package_files(ONNXRUNTIME, args.assets)
     form = Form(layout="nhwc", pixels="uint8", dtype=args.dtype)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):

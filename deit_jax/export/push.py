@@ -72,8 +72,6 @@ def upload(folder: Path, name: str, *, overwrite: bool = False, private: bool = 
     for left in reversed(range(TRIES)):
         try:
             return attempt()
-        except errors.HFValidationError as error:
-            raise UserError(f"{name} is no name of a repository ({first_line(error)}): give user/name") from error
         # the second: of the HTTP client, whose package depends on huggingface_hub's version
         except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
             status = getattr(getattr(error, "response", None), "status_code", 0)

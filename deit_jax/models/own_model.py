@@ -6,7 +6,6 @@ See examples/own_model.py, and deit_jax/own.py for where it is imported from.
 import functools
 import inspect
 import types
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,13 +70,6 @@ class OwnNetwork(nnx.Module):
         return fuse(*self.heads(images, train=train, key=key))
 
 
-def not_taken(function: Callable, *names: str) -> list[str]:
-    """Those of the names that are no parameters of a function."""
-    parameters = inspect.signature(function).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return [name for name in names if name not in parameters and not takes_any]
-
-
 @functools.cache
 def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
     """(module class, its constructor's arguments) of the class `package.module:Class`.
@@ -89,8 +81,6 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
             raise UserError(f"model.name {name} is a {type(made).__name__}: give a class of flax.nnx.Module")
     construct: Any = made.__init__
     taken = inspect.signature(construct).parameters
-    if lacking := [*not_taken(construct, "num_classes", "rngs"), *not_taken(made.__call__, "train")]:
-        raise UserError(f"model.name {name} does not take {'=, '.join(lacking)}=: see deit_jax/models/own_model.py")
     size = taken["img_size"].default if "img_size" in taken else inspect.Parameter.empty
 
     @functools.wraps(construct)  # its arguments are looked for

@@ -21,7 +21,6 @@ import numpy as np
 
 from deit_jax import plots
 from deit_jax.command import command
-from deit_jax.config import default_config, flat, resolve
 from deit_jax.errors import UserError
 from deit_jax.evaluate import tables
 from deit_jax.losses import OBJECTIVES
@@ -147,10 +146,8 @@ def comparison_html(runs: dict[str, Path], drawn: list[Plot]) -> str:
         if (folder / "results.json").exists()
     }
     accuracies = [[name, *row] for name, found in results.items() for row in tables.accuracy_rows(found)]
-    default = json.loads(json.dumps(flat(resolve(default_config()))))
-    values = {key: [str(found.get(key, default[key])) for found in settings.values()] for key in default}
+    values = {key: [str(found.get(key)) for found in settings.values()] for one in settings.values() for key in one}
     unlike = [[key, *found] for key, found in values.items() if len(set(found)) > 1]
-    alike = [[key, found[0]] for key, found in values.items() if len(set(found)) == 1 and found[0] != str(default[key])]
     text = [
         f"# {len(runs)} runs",
         "Of each run the student; its teacher and the student without one are in its report below.",
@@ -158,8 +155,6 @@ def comparison_html(runs: dict[str, Path], drawn: list[Plot]) -> str:
         tables.table(["run", *tables.ACCURACY_HEADER], accuracies),
         "## Settings that differ among the runs",
         tables.table(["setting", *runs], unlike),
-        "## Other settings that differ from the defaults",
-        tables.table(["setting", "all runs"], alike),
     ]
     parts = [to_html("\n\n".join(text), lambda *_: figures(curve_plots(runs), drawn))]
     for name, folder in runs.items():

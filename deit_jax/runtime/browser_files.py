@@ -1,7 +1,6 @@
 """Files of npm packages that pages hold, fetched once, by version and SHA-256, into the user's cache."""
 
 import hashlib
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -86,19 +85,18 @@ def read_checked(path: Path, package: NpmPackage) -> bytes:
 
 def fill_cache(package: NpmPackage) -> None:
     """Fill the cache by npm."""
-    wanted, advice = f"{package.name} {package.version}", f"give --assets=DIR, {package.assets}"
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UserError(f"the page needs {wanted}, and npm, which fetches it, is not installed: {advice}")
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", "--silent", f"{package.name}@{package.version}"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        archives = list(Path(folder).glob("*.tgz"))
-        if done.returncode or not archives:
-            why = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-            raise UserError(f"npm does not give {wanted} ({why}): {advice}")
+        command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
+        try:
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:  # npm is missing, or tells why on stderr
+            why = (getattr(error, "stderr", "").strip() or str(error)).splitlines()[0]
+            raise UserError(
+                f"the page needs {package.name} {package.version}, which npm does not fetch ({why}): give --assets=DIR,"
+                f" {package.assets}"
+            ) from error
         inside = Path("package", package.folder)
-        with tarfile.open(archives[0]) as archive:
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
             for name in package.files:
                 packed: Any = archive.extractfile(str(inside / name))
                 Path(folder, name).write_bytes(packed.read())

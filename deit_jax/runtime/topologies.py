@@ -102,12 +102,7 @@ def topology_devices(topology: str) -> list[Any]:
             return topologies.get_topology_desc(name, "cuda", target_config=text, topology=f"1x1x{count}").devices
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        hint = (
-            "the wheels of deit-jax[plan-gpu] belong together: install them again"
-            if name in GPUS
-            else "v5e:4x4 and v6e:16x16 are two that libtpu can; if it is locked, end the other program that uses it"
-        )
-        raise UserError(f"the compiler cannot make topology '{topology}' ({first_line(error)}): {hint}") from None
+        raise UserError(f"the compiler cannot make topology '{topology}' ({first_line(error)}): take another") from None
 
 
 def compiler_options(topology: str) -> dict[str, Any]:

@@ -165,8 +165,8 @@ def test_a_store_knows_its_teacher_by_arrays_name_and_version(given, tmp_path):
     assert len({weights_digest(arrays, own) for own in ((), ("a:b 1",), ("a:b 2",))}) == 3
 
 
-def returns(predict, arrays=(), size=16, mean=HALF, names=DIGITS, version="1", **more):
-    return lambda: OwnTeacher(predict, arrays, size, mean, HALF, names, version, **more)
+def returns(predict, names=DIGITS, version="1", **more):
+    return lambda: OwnTeacher(predict, (), 16, HALF, HALF, names, version, **more)
 
 
 GOOD = lambda a, x: x[:, 0, 0, :1] * jnp.arange(10.0)
@@ -179,7 +179,6 @@ GOOD = lambda a, x: x[:, 0, 0, :1] * jnp.arange(10.0)
         ("examples.own_teacher:linnen", "examples.own_teacher has no 'linnen' (did you mean linen?)"),
         (lambda: 3, "returns int: return a deit_jax.OwnTeacher"),
         (returns(GOOD, version=""), "has neither arrays nor a version"),
-        (returns(GOOD, mean=(0.5,)), r"mean (0.5,)"),
         (returns(lambda a, x: x @ jnp.ones((4, 2))), "does not take images float32[2, 16, 16, 3]: TypeError"),
         (returns(lambda a, x: x.mean((1, 2))[0]), "returns shape [3] for 2 images: it must be [2, classes]"),
         (returns(lambda a, x: GOOD(a, x) / 0), "teacher given:teacher returns logits that are not finite"),

@@ -179,7 +179,7 @@ def test_an_unknown_part_is_named(tmp_path, weights):
     from deit_jax.export.onnx_file import check_complete
 
     model = load_exportable(weights(TINY_PLAIN), Form()).model()
-    graph = Graph(17, np.dtype(np.float32))
+    graph = Graph(np.dtype(np.float32))
     graph.read = {id(node) for path, node in nnx.iter_graph(model) if "norm2" not in path}
     with pytest.raises(UserError, match=r"blocks\.norm2"):
         check_complete(graph, model, "x")
