@@ -24,13 +24,16 @@ from jax.sharding import Mesh
 
 from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
+from deit_jax.config import default_config
 from deit_jax.config.settings import INTERPOLATIONS
+from deit_jax.data import loader
+from deit_jax.data.base import FileSource
 from deit_jax.data.images import eval_image
 from deit_jax.data.listing import EXTENSIONS, list_images
-from deit_jax.errors import UserError, first_line, printable
+from deit_jax.errors import UserError, printable
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_classifier
-from deit_jax.evaluate.inference import Batch, infer
+from deit_jax.evaluate.inference import infer
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.weights import load_weights
 from deit_jax.weights.load import View
@@ -68,37 +71,26 @@ def read_view(path: str, view: View) -> np.ndarray:
     return eval_image(path, view.size, view.crop, view.interpolation, exif=True, fit=view.fit)
 
 
-def image_batches(paths: Sequence[str], view: View, rows: int, failed: dict[str, str]) -> Iterator[Batch]:
-    """Batches of `rows` images for `infer`, the last one padded, with their "paths"; none without a readable image.
+def predict_images(classifier: Classifier, paths: Sequence[str], mesh: Mesh, *, top: int) -> Iterator[Prediction]:
+    """The prediction for each image that can be read; the others are named on stderr.
 
-    failed: gets the images that cannot be read, {path: why}.
+    Raises UserError where none can be read.
     """
-    for start in range(0, len(paths), rows):
-        images, read = np.zeros((rows, view.size, view.size, 3), np.uint8), []  # one shape compiles once
-        for path in paths[start : start + rows]:
-            try:
-                images[len(read)] = read_view(path, view)
-                read.append(path)
-            except OSError as error:
-                failed[path] = first_line(error)
-        if read:
-            yield {"image": images, "paths": read}
-
-
-def predict_images(
-    classifier: Classifier, paths: Sequence[str], mesh: Mesh, failed: dict[str, str], *, top: int
-) -> Iterator[Prediction]:
-    """The prediction for each image that can be read; `failed` gets the others, {path: why}."""
-    names, view = output_names(classifier.class_names, classifier.num_classes), classifier.view
-    batches = image_batches(paths, view, evaluation_rows(BATCH, len(paths), mesh.devices.size), failed)
+    names, view, data = output_names(classifier.class_names, classifier.num_classes), classifier.view, {"exif": True}
+    data |= {"eval_batch_size": evaluation_rows(BATCH, len(paths), mesh.devices.size), "eval_broken": "skip"}
+    config = default_config()
+    config.data.update(data | {"crop": view.crop, "interpolation": view.interpolation})
+    source = FileSource("", paths, np.arange(len(paths)), paths)  # each a class of its own
+    batches = loader.eval_batches(config, source, size=view.size, fit=view.fit)
     titles = {"cls": "class head", "dist": "distillation head", "fused_logits": "both"}
     reduce = jax.jit(lambda logits, _: {head: jax.nn.softmax(x) for head, x in logits.items() if head in titles})
     found = infer(classifier.graphdef, classifier.sets, batches, mesh=mesh, mean=view.mean, std=view.std, reduce=reduce)
     for batch, sets in found:
         probabilities = next(iter(sets.values()))
         heads = {title: probabilities[head] for head, title in titles.items() if head in probabilities}
-        for i, path in enumerate(batch["paths"]):
-            yield Prediction(path, {head: likeliest(p[i], names, top) for head, p in heads.items()})
+        for i in np.flatnonzero(batch["mask"]):
+            best = {head: likeliest(p[i], names, top) for head, p in heads.items()}
+            yield Prediction(paths[batch["label"][i]], best)
 
 
 def likeliest(probability: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -144,19 +136,15 @@ def run(args: argparse.Namespace) -> None:
     view = {"crop": args.crop or 0.0, "interpolation": args.interpolation or ""}
     classifier = make_classifier({args.weights: weights}, mesh, **view)
     print(f"images: {classifier.view.describe()}", file=sys.stderr)
-    predictions, failed = [], {}
-    for one in predict_images(classifier, paths, mesh, failed, top=args.top):
+    predictions = []
+    for one in predict_images(classifier, paths, mesh, top=args.top):
         predictions.append(one)
         if not output:
             print(printable(one.path))
             print(format_prediction(one))
-    for path, why in failed.items():  # one bad file does not cost the others
-        print(printable(f"image {path} cannot be read ({why})"), file=sys.stderr)
-    if not predictions:
-        raise UserError("no image can be read: give JPEG or PNG files")
     if output:
         write_predictions(output, predictions)
-        print(f"wrote {output}: {len(predictions)} images" + (f", {len(failed)} unreadable" if failed else ""))
+        print(f"wrote {output}: {len(predictions)} of {len(paths)} images")
     if args.attention:
         draw_predictions(storage.as_path(args.attention), classifier, predictions)
 

@@ -216,7 +216,7 @@ def test_other_libraries_see_our_pixels(tmp_path, size, crop):
         Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(photos[-1])
     mesh = sharding.make_mesh()
     classifier = make_classifier({"params": load_weights(tmp_path / f"{name}.safetensors")}, mesh)
-    predicted = predict.predict_images(classifier, list(map(str, photos)), mesh, {}, top=3)
+    predicted = predict.predict_images(classifier, list(map(str, photos)), mesh, top=3)
     classify = transformers.pipeline("image-classification", str(folder))
     for photo, ours in zip(photos, predicted, strict=True):
         theirs = {one["label"]: one["score"] for one in classify(str(photo), top_k=3)}

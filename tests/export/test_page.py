@@ -67,7 +67,7 @@ def predicted(weights, image):
     """The same of `deit-jax predict`."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     classifier = make_classifier({"params": load_weights(weights)}, mesh)
-    (found,) = predict.predict_images(classifier, [image], mesh, {}, top=5)
+    (found,) = predict.predict_images(classifier, [image], mesh, top=5)
     return found.heads
 
 
