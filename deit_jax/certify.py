@@ -16,7 +16,7 @@ from deit_jax.command import command
 from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.classifier import evaluate_classifier, make_classifier
-from deit_jax.evaluate.test_sets import match_source, open_eval_sets
+from deit_jax.evaluate.test_sets import match_source, open_eval_set
 from deit_jax.runtime import sharding
 from deit_jax.weights import load_weights
 
@@ -55,19 +55,16 @@ def certify(data: str, names: Sequence[str], batch_size: int = 256) -> list[list
     """A row per model and crop: [model, crop, images, top-1, published, difference, verdict].
 
     Args:
-        data: ImageNet's validation images, as `open_eval_sets` takes them.
+        data: ImageNet's validation images, as `open_eval_set` takes them.
         names: of published models.
         batch_size: images per batch, rounded up to a multiple of the number of devices.
 
-    Raises UserError for data that is not one set, and a model that is not published.
+    Raises UserError for a model that is not published.
     """
     for name in names:
         if name not in PUBLISHED:
             raise UserError(f"model '{name}' is not published{nearest(name, PUBLISHED)}: use {', '.join(PUBLISHED)}")
-    sets = open_eval_sets(data)
-    if len(sets) != 1:
-        raise UserError(f"--data {data} holds {len(sets)} data sets: give ImageNet's validation images")
-    source, mesh, rows = sets[0].source, sharding.make_mesh(), []
+    source, mesh, rows = open_eval_set(data).source, sharding.make_mesh(), []
     for name in names:
         where, scores = PUBLISHED[name]
         weights = load_weights(where, name=name)

@@ -20,6 +20,7 @@ from absl.testing import flagsaver
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
+from scipy.io import savemat
 
 from deit_jax import __main__, models
 from deit_jax.config import Config, default_config, resolve
@@ -29,7 +30,7 @@ from deit_jax.errors import UserError
 from deit_jax.experiment import run
 from deit_jax.runtime import sharding
 from deit_jax.train.step import create_state, make_train_step
-from deit_jax.weights import fit_weights
+from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 from deit_jax.weights.names import Timm, entries
 
@@ -125,6 +126,11 @@ def run_jitted(model: nnx.Module, images):
 def relative(ours, theirs) -> float:
     """Largest difference over the largest magnitude."""
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def same_weights(path, other, **options) -> None:
+    """Assert that two files hold the same weights. options: of `load_weights`, for the first."""
+    jax.tree.map(np.testing.assert_array_equal, load_weights(path, **options).tree, load_weights(other).tree)
 
 
 def state_of(name: str, seed: int = 0, naming=None, **overrides) -> dict[str, np.ndarray]:
@@ -249,11 +255,25 @@ def tar_of(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
+def devkit(wnids: dict[int, str], truth: Sequence[int]) -> dict[str, bytes]:
+    """The files of ImageNet's development kit. wnids: WordNet id by ILSVRC2012_ID; truth: that number per image."""
+    meta = io.BytesIO()
+    kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O")]
+    savemat(meta, {"synsets": np.array([*wnids.items()], kinds)})
+    lines = "".join(f"{number}\n" for number in truth).encode()
+    return {"kit/data/meta.mat": meta.getvalue(), "kit/data/ILSVRC2012_validation_ground_truth.txt": lines}
+
+
 def opened(root: object = "", **data):
     """The training and the evaluation images of `config.data`."""
     config = default_config()
     config.data.update({"root": str(root), **data})
     return sources.open_sources(config)
+
+
+def held(source) -> list[tuple[str, bytes]]:
+    """[(class, the image's bytes)] of a source, sorted."""
+    return sorted((source.class_names[x["label"]], x["image"]) for x in map(source.__getitem__, range(len(source))))
 
 
 def refusal(root: object = "", **data) -> str:

@@ -184,12 +184,9 @@ def _by_position(data_names: Sequence[str], count: int) -> Matched | None:
 
 def _each_once(numbers: Iterable[int | None]) -> list[int] | None:
     """The numbers, or None where one is missing or occurs twice."""
-    out = []
-    for number in numbers:
-        if number is None:
-            return None
-        out.append(number)
-    return out if len(set(out)) == len(out) else None
+    wanted = list(numbers)
+    found = [number for number in wanted if number is not None]
+    return found if len(set(found)) == len(wanted) else None
 
 
 def is_number(name: str) -> bool:

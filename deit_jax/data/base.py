@@ -57,10 +57,10 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
 
     Args:
       labels: of the images, int (n,); all alike where they are not known.
-      share: fraction of the images that is held out; each class keeps an image to train on. 1 holds everything out, and
-        the training part is None; 0 nothing: evaluation then takes the training images.
+      share: fraction of the images that is held out. 1 holds everything out, and the training part is None; 0 nothing:
+        evaluation then takes the training images.
 
-    Raises UserError where no image can be held out.
+    Raises UserError where a class would keep no image to train on.
     """
     if share >= 1:
         return None, source
@@ -70,13 +70,11 @@ def hold_out(source: Source, labels: np.ndarray, share: float) -> tuple[Source |
     if len(source) < 2:
         raise UserError(f"there is only 1 image in {source.title}: holding one out for evaluation needs at least 2")
     held = spread(labels, share, HOLDOUT_SEED)
-    if len(np.unique(np.delete(labels, held))) < len(np.unique(labels)):  # a class would have none left
-        first = np.unique(labels, return_index=True)[1]
-        rest = np.setdiff1d(np.arange(len(labels)), first)
-        few = len(held) < len(rest)
-        held = rest[spread(labels[rest], len(held) / len(rest), HOLDOUT_SEED)] if few else rest
-    if not len(held):
-        raise UserError(f"each class in {source.title} has a single image, so none can be held out: add images")
+    if len(np.unique(np.delete(labels, held))) < len(np.unique(labels)):
+        raise UserError(
+            f"holding out {share:.0%} of {source.title} leaves a class without a training image: add images, or use"
+            " --config.data.holdout=0"
+        )
     title = f"{source.title}, {len(held) / len(source):.0%} held out"
     train = Subset(source, np.setdiff1d(np.arange(len(source)), held), title=source.title)
     return train, Subset(source, held, title=title, notes=())

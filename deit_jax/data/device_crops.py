@@ -19,7 +19,7 @@ from deit_jax.config import Config
 from deit_jax.data import cache
 from deit_jax.data.base import Source
 from deit_jax.data.images import decode
-from deit_jax.errors import UserError, first_line
+from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
 
 TAPS = 4  # pixels that a bicubic filter looks at where it enlarges
@@ -41,21 +41,13 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
     if not asked and (config.data.cache != "auto" or not in_memory or hardware.target().platform == "cpu"):
         return None
     right = config.augment.crop == "inception" and config.data.resize == "exact"
-    try:
-        images = stack_images(source, size, config.data.exif, math.inf if asked else LARGEST) if right else None
-    except OSError as error:
-        if not asked:
-            return None
-        raise UserError(
-            f"data.cache device needs all images of {source.title}, and one cannot be read ({first_line(error)}):"
-            " repair it, or use --config.data.cache=ram"
-        ) from error
+    images = stack_images(source, size, config.data.exif, math.inf if asked else LARGEST) if right else None
     if images is not None:
         return functools.partial(cut_crops, jax.device_put(images, jax.local_devices()[0]), size=size)
     if asked:
         raise UserError(
-            f"data.cache device takes images of one size, {size} pixels at most, augment.crop inception and data.resize"
-            f" exact, and these of {source.title} are others: use --config.data.cache=ram"
+            f"data.cache device takes readable images of one size, {size} pixels at most, augment.crop inception and"
+            f" data.resize exact, and these of {source.title} are others: use --config.data.cache=ram"
         )
     return None
 
@@ -63,14 +55,14 @@ def open_crops(config: Config, source: Source, size: int) -> Cut | None:
 def stack_images(
     source: Source, largest: int, exif: bool, limit: float
 ) -> UInt8[np.ndarray, "images height width 3"] | None:
-    """All images of a source; None where one is of another size or of a side of over `largest` pixels, or all take more
-    than `limit` bytes.
-
-    Raises OSError for one that cannot be read.
-    """
+    """All images of a source; None where one cannot be read, is of another size or of a side of over `largest` pixels,
+    or all take more than `limit` bytes."""
     images = []
     for index in range(len(source)):
-        images.append(decode(source[index]["image"], exif))
+        try:
+            images.append(decode(source[index]["image"], exif))
+        except OSError:
+            return None
         first = images[0]
         if images[-1].shape != first.shape or max(first.shape) > largest or first.nbytes * len(source) > limit:
             return None

@@ -83,8 +83,6 @@ def split_sources(listing: Listing, root: str, found: Layout, used: Sequence[str
     sources = {}
     for split in used:
         classes = found.splits[split]
-        if len({class_text(name) for name in classes}) < len(classes):
-            raise UserError(f"{root}/{split} has class folders whose names are the same once written as text")
         paths = [path.removeprefix(f"{split}/") if split else path for below in classes.values() for path in below]
         labels = [number[class_text(name)] for name, below in classes.items() for _ in below]
         sources[split] = FileSource(Path(root, split), paths, np.array(labels), names, notes=notes)
@@ -139,11 +137,9 @@ def _check_class_folders(
         found = ", ".join(f"{name} ({count[name]} images)" for name in named)
         raise UserError(f"{root} holds images directly in {found}, without class folders: {EXPECTED_LAYOUT}")
     below = sorted({path.split("/")[1] if path.count("/") > 1 else "" for path in listing.images if "/" in path})
-    if len(full) == 1 and not direct and len(below) > 1:
-        raise UserError(f"{root} holds one folder, of {preview(below)}: give {root}/{full[0]} if that is the data")
     if len(full) == 1:
         raise UserError(
-            f"{root} holds a single class folder, {full[0]}: a classifier needs two or more; {EXPECTED_LAYOUT}"
+            f"{root} holds a single folder, {full[0]}: give {root}/{full[0]} if that is the data; {EXPECTED_LAYOUT}"
         )
     if all(map(split_of, below)):
         raise UserError(f"the class folders of {root} hold {preview(below)}: splits come first, {EXPECTED_LAYOUT}")

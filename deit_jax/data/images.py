@@ -55,29 +55,17 @@ def check_size(height: int, width: int) -> None:
 
 def orientation(image: Encoded | np.ndarray) -> int:
     """The EXIF orientation of an encoded image, 1 (upright) to 8; 1 where it has none that is valid, and for TIFF,
-    which PIL turns by itself."""
+    which PIL turns by itself. Raises OSError for what is not an image."""
     if isinstance(image, np.ndarray):
         return UPRIGHT
-    try:
-        value = _opened(image, lambda opened: 0 if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, 0))
-    except OSError:
-        return UPRIGHT
+    value = _opened(image, lambda opened: 0 if opened.format == "TIFF" else opened.getexif().get(ORIENTATION, 0))
     return value if value in range(2, 9) else UPRIGHT
 
 
-def read_header(image: Encoded | np.ndarray) -> str:
-    """PIL's name of the pixels' type ("RGB", "L", "I;16", …), read without decoding.
-
-    Raises OSError for what is not an image that `decode` could read, as far as its header tells.
-    """
-    if isinstance(image, np.ndarray):
-        return "RGB"
-
-    def check(opened: Image.Image) -> str:
-        check_size(opened.height, opened.width)
-        return opened.mode
-
-    return _opened(image, check)
+def read_header(image: Encoded | np.ndarray) -> None:
+    """Raise OSError for what is not an image that `decode` could read, as far as its header tells."""
+    if not isinstance(image, np.ndarray):
+        _opened(image, lambda opened: check_size(opened.height, opened.width))
 
 
 def _opened(image: Encoded, use: Callable[[Image.Image], T]) -> T:

@@ -3,7 +3,6 @@
 | file | one entry per image, as |
 |---|---|
 | ImageNet's development kit, its folder or ILSVRC2012_devkit_t12.tar.gz | ILSVRC2012_ID, which its meta.mat explains |
-| its ILSVRC2012_validation_ground_truth.txt, with meta.mat in the same folder | the same |
 | .csv, .tsv | path,class; or Kaggle's LOC_val_solution.csv: name,class and boxes |
 | .json | ReaL's: a list of right class numbers, in the order of the file names (Beyer et al. 2020) |
 
@@ -22,13 +21,12 @@ from typing import IO, NamedTuple, TypeVar, cast
 from deit_jax.classes import imagenet
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.splits import preview
-from deit_jax.data.table import is_table, read_rows
+from deit_jax.data.table import check_labels, is_table, read_rows
 from deit_jax.errors import UserError, first_line
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 EXPECTED_LABELS = "a .csv of path,class, ReaL's .json or ImageNet's development kit"
-VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 T = TypeVar("T")
 
@@ -38,21 +36,15 @@ class FileLabels(NamedTuple):
 
     Attributes:
         class_names: the classes it uses, in the order of their numbers.
-        by_name: {path or name in the file: numbers of its right classes}.
-        of_image: {path of an image: its entry of `by_name`}.
+        right: {path of an image: numbers of its right classes}.
+        missing: names of the file that belong to no image.
         several: whether an image may have several right classes, or none.
     """
 
     class_names: list[str]
-    by_name: dict[str, list[int]]
-    of_image: dict[str, str]
+    right: dict[str, list[int]]
+    missing: list[str]
     several: bool = False
-
-    @property
-    def missing(self) -> list[str]:
-        """Names of the file that belong to no image."""
-        found = set(self.of_image.values())
-        return [name for name in self.by_name if name not in found]
 
 
 def read_label_file(path: Path, images: Sequence[str]) -> FileLabels:
@@ -73,19 +65,20 @@ def read_label_file(path: Path, images: Sequence[str]) -> FileLabels:
     without = [name for name in images if name not in of_image]
     if without:
         raise UserError(f"{len(without)} images have no label in {path}: {preview(without)}: add it or move them")
-    return FileLabels(class_names, by_name, of_image, several)
+    missing = sorted(by_name.keys() - of_image.values())
+    return FileLabels(class_names, {image: by_name[of_image[image]] for image in images}, missing, several)
 
 
 def _read(path: Path, images: Sequence[str]) -> tuple[list[str], dict[str, list[int]], bool]:
-    """The first two and the last of `FileLabels`."""
+    """(class names, {name in the file: numbers of its right classes}, whether they may be several or none)."""
     if path.suffix == ".json":
         entries = json.loads(path.read_text())
         labels = [label for entry in entries for label in entry]
         if not isinstance(entries, list) or not all(isinstance(label, int) and 0 <= label < 1000 for label in labels):
             raise ValueError("it is not a list of lists of class numbers from 0 to 999")
         return imagenet.synsets(), _in_order(entries, images, path), True
-    if path.is_dir() or path.name == TRUTH or path.name.endswith((".tar.gz", ".tgz", ".tar")):
-        classes = _in_order(read_devkit(path.parent if path.name == TRUTH else path), images, path)
+    if path.is_dir() or path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        classes = _in_order(read_devkit(path), images, path)
     elif is_table(path):
         classes = read_labels(path)
     else:
@@ -105,6 +98,7 @@ def read_labels(path: Path) -> dict[str, str]:
         label = boxes[1] if boxes else row.label
         if found.setdefault(row.path, label) != label:
             raise UserError(f"{path}, line {row.line}: {row.path} has two labels, {found[row.path]} and {label}")
+    check_labels(set(found.values()), path)
     return found
 
 
@@ -155,10 +149,7 @@ def read_devkit(kit: Path) -> list[str]:
 
 
 def _in_order(entries: Sequence[T], images: Sequence[str], path: Path) -> dict[str, T]:
-    """{image: entry} of a list: of ImageNet's validation images by their number, of others in the order of their names,
-    where there are just as many."""
-    if images and all(VALIDATION_NAME.match(os.path.basename(name)) for name in images):
-        return {f"ILSVRC2012_val_{number:08}": entry for number, entry in enumerate(entries, 1)}
+    """{image: entry} of a list in the order of the images' names, where there are just as many."""
     if len(entries) != len(images):
         raise UserError(f"{path} has {len(entries)} entries for {len(images)} images: give all or a .csv of path,class")
     return dict(zip(sorted(images), entries, strict=True))

@@ -6,7 +6,6 @@ are followed.
 
 import dataclasses
 import os
-import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +114,5 @@ def list_images(root: str | os.PathLike) -> Listing:
 
 
 def class_text(name: str) -> str:
-    """A folder's name as a class name: in Unicode's composed form (NFC), bytes that are not UTF-8 as escapes, so that
-    it is the same on every system and can be stored and printed."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+    """A folder's name as a class name, bytes that are not UTF-8 as escapes, so that it can be stored and printed."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -90,13 +90,12 @@ def check_splits(known: Sequence[str], where: str, splits: Splits) -> None:
 
 
 def _first(known: Sequence[str], kind: str) -> str | None:
-    """The split of a kind, or None. Raises UserError where several are named so, and not one of them in lower case."""
+    """The split of a kind, or None. Raises UserError where several are named so."""
     same = [name for name in known if split_of(name) == kind]
-    plain = [name for name in same if name in SPLIT_NAMES]
-    if len(same) > 1 and len(plain) != 1:
+    if len(same) > 1:
         setting = "train_split" if kind == TRAIN else "eval_split"
         raise UserError(f"{preview(same)} are all names of the {kind} split: choose one with --config.data.{setting}")
-    return (plain or same or [None])[0]
+    return same[0] if same else None
 
 
 def preview(names: Sequence[str]) -> str:

@@ -113,7 +113,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         what = "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else "not a table"
         raise UserError(f"{path} is {what} ({first_line(error)}): give lines of {form} in UTF-8") from error
-    columns = _heading(cells[0][1], path) if cells else None
+    columns = _heading(cells[0][1]) if cells else None
     if columns:
         cells = cells[1:]
     if not cells:
@@ -123,24 +123,17 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
         picked = [line[i] if i < len(line) else "" for i in columns] if columns else line
         if len(picked) not in (2, 3) or not all(picked):
             text = delimiter.join(line)[:80]
-            hint = "; is it separated by semicolons?" if ";" in text and len(line) == 1 else ""
-            raise UserError(f"{path}, line {number} is '{text}': it must be {form} or {form}{delimiter}split{hint}")
+            raise UserError(f"{path}, line {number} is '{text}': it must be {form} or {form}{delimiter}split")
         rows.append(Row(number, *picked))
     return rows
 
 
-def _heading(cells: Sequence[str], path: str | os.PathLike) -> list[int] | None:
-    """Where the columns path, label and, if there is one, split are; None where a first line is not a heading. Raises
-    UserError for a heading without a label, as one-hot tables have."""
+def _heading(cells: Sequence[str]) -> list[int] | None:
+    """Where the columns path, label and, if there is one, split are; None where a first line is not a heading."""
     lowered = [cell.lower() for cell in cells]
     found = {
         column: next((i for i, cell in enumerate(lowered) if cell in names), None) for column, names in HEADINGS.items()
     }
-    if found["path"] is None:
+    if found["path"] is None or found["label"] is None:
         return None
-    if found["label"] is None:
-        raise UserError(
-            f"{path} has the columns {', '.join(cells[:4])}{' …' * (len(cells) > 4)}, none of which is called label:"
-            " name it so (of a table with a column per class, make one of path,label)"
-        )
     return [i for i in found.values() if i is not None]

@@ -23,7 +23,6 @@ from deit_jax.errors import UserError, printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.class_report import Outcomes, write_class_report
 from deit_jax.evaluate.classifier import (
-    WEIGHT_SETS,
     Classifier,
     evaluate_classifier,
     evaluation_rows,
@@ -31,7 +30,7 @@ from deit_jax.evaluate.classifier import (
     weight_sets,
 )
 from deit_jax.evaluate.inference import forward_flops, head_logits
-from deit_jax.evaluate.test_sets import EvalSet, MappedSource, match_source, open_eval_sets
+from deit_jax.evaluate.test_sets import EvalSet, MappedSource, match_source, open_eval_set
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import print_once
@@ -54,7 +53,7 @@ class Request(NamedTuple):
 
     Attributes:
         checkpoints: weights, as `load_weights` takes them; empty: the workdir's.
-        data: as `open_eval_sets` takes them; empty: what `config` or the run's checkpoint names.
+        data: as `open_eval_set` takes them; empty: what `config` or the run's checkpoint names.
         kind: "params" or "ema" of a training checkpoint; "": both where both are there.
         workdir: a run's folder, or "".
         output: a folder for the results, or "".
@@ -96,8 +95,6 @@ def evaluate_command(config, explicit: dict[str, Any], request: Request) -> dict
     Returns the report: {"rows": …, "data": {name: one line}, "device": …}. Raises UserError for bad input, before
     anything is compiled where it can be known.
     """
-    if request.kind not in ("", *WEIGHT_SETS):
-        raise UserError(f"--weights {request.kind} is not known: use params or ema")
     output = open_output(request.output)
     settings = {source: target_settings(config, explicit, source) for source in named_sources(request)}
     data = open_requested_sets(settings, explicit, request)
@@ -183,7 +180,7 @@ def open_requested_sets(settings: dict[str, Any], explicit: dict[str, Any], requ
     settings: {weights: their config}; without `request.data` that of the first run, or of the command line.
     """
     if request.data:
-        sets = [one for text in request.data for one in open_eval_sets(text)]
+        sets = [open_eval_set(text) for text in request.data]
     else:
         run = next((source for source in settings if run_step(source)), None)
         if run is None and not {"data.root", "data.name"} & explicit.keys():

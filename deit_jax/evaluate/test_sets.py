@@ -1,10 +1,9 @@
 """Data to evaluate on, from the files people have: every labelled image of it, whatever its layout.
 
-`open_eval_sets("NAME=ROOT,labels=FILE,split=NAME")`. ROOT is a folder of class folders (their names may be WordNet ids,
+`open_eval_set("NAME=ROOT,labels=FILE,split=NAME")`. ROOT is a folder of class folders (their names may be WordNet ids,
 names or numbers, see `deit_jax.classes.match`), a folder of such folders by split, a flat folder with a label file (see
-`deit_jax.data.label_files`), a .csv table, shards of `deit-jax prepare`, parquet, a TFDS data_dir, or a folder that
-holds ImageNet-V2's variants as published, each of which becomes a set. NAME alone is a TFDS dataset, digits, or
-hf:user/name.
+`deit_jax.data.label_files`), a .csv table, shards of `deit-jax prepare`, parquet, or a TFDS data_dir. NAME alone is a
+TFDS dataset, digits, or hf:user/name.
 """
 
 import os
@@ -27,7 +26,6 @@ from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
 
-V2_FOLDER = re.compile(r"imagenetv2-(.+)-format-val")
 SUBSETS_OF_TFDS = ("imagenet_a", "imagenet_r")  # 200 classes each, which their own metadata do not tell
 
 
@@ -72,29 +70,17 @@ def parse_spec(text: str) -> Spec:
     return Spec(root, None)
 
 
-def open_eval_sets(text: str) -> list[EvalSet]:
-    """Open what one `--data=` names. Raises UserError for what is missing, empty or without labels."""
+def open_eval_set(text: str) -> EvalSet:
+    """Open what a `--data=` names. Raises UserError for what is missing, empty or without labels."""
     spec = parse_spec(text)
-    if spec.root is None:
+    root, splits = spec.root, Splits(evaluation=spec.split, holdout=1.0)
+    if root is None:
         if spec.name == "digits":
-            return [EvalSet("digits", open_digits()[1], "the held-out fifth")]
+            return EvalSet("digits", open_digits()[1], "the held-out fifth")
         if spec.name.startswith(hf_source.HUB):
-            return [EvalSet(spec.name, hf_source.open_hf(spec.name, Splits(holdout=1.0))[1])]
-        return [EvalSet(spec.name, tfds_source.open_tfds(spec.name, None, Splits(holdout=1.0))[1])]
-    entries = sorted(spec.root.iterdir()) if spec.root.is_dir() and not spec.split else []
-    variants = [
-        spec._replace(name=f"{spec.name} {match[1]}", root=entry)
-        for entry in entries
-        if (match := V2_FOLDER.fullmatch(entry.name))
-    ]
-    return [_open_root(one) for one in variants or [spec]]
-
-
-def _open_root(spec: Spec) -> EvalSet:
-    root = spec.root
-    assert root is not None
+            return EvalSet(spec.name, hf_source.open_hf(spec.name, splits)[1])
+        return EvalSet(spec.name, tfds_source.open_tfds(spec.name, None, splits)[1])
     shards.check_place(root, "--data")
-    splits = Splits(evaluation=spec.split, holdout=1.0)
     if is_table(root):
         return EvalSet(spec.name, open_csv(str(root), splits)[1])
     if hf_source.is_hf(root):
@@ -141,7 +127,7 @@ def _with_labels(spec: Spec, folder: Path, flat: list[str]) -> EvalSet:
     note = f"labels of {file}" + (f", {source.left_out} images without a right class left out" * bool(source.left_out))
     if labels.missing:
         shown = ", ".join(labels.missing[:3])
-        note += f"; {len(labels.missing)} of its {len(labels.by_name)} images are not in {folder}: {shown}, …"
+        note += f"; {len(labels.missing)} of its images are not in {folder}: {shown}, …"
     return EvalSet(spec.name, source, note)
 
 
@@ -155,7 +141,7 @@ class LabelledFiles(FileSource):
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], labels: FileLabels):
-        right = {path: labels.by_name[labels.of_image[path]] for path in paths}
+        right = labels.right
         kept = [path for path in paths if right[path]]
         if not kept:
             raise UserError(f"no image of {folder} has a right class")

@@ -28,13 +28,9 @@ def fetch(name: str) -> Path:
             folder = huggingface_hub.snapshot_download(name, allow_patterns=[file, *CONFIGURATION])
             if (path := Path(folder, file)).exists():
                 return path
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+    except (OSError, errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise UserError(
-            f"{name} does not exist, neither as a file or folder here nor on the hub: check the spelling (names are "
-            "like timm/deit_small_patch16_224.fb_in1k), or log in with `hf auth login` where it is private or gated"
-        ) from error
-    except (OSError, errors.HfHubHTTPError) as error:
-        raise UserError(
-            f"{name} is no file or folder here, and the hub does not give it: {first_line(error)}"
+            f"{name} is no file or folder here, and the hub does not give it ({first_line(error)}): check the spelling"
+            " (names are like timm/deit_small_patch16_224.fb_in1k), or log in with `hf auth login`"
         ) from error
     raise UserError(f"{name} holds neither {NAMES[0]} nor {NAMES[1]}, or the hub does not answer: give another name")

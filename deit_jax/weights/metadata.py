@@ -152,11 +152,8 @@ def to_header(metadata: Metadata) -> dict[str, str]:
 def from_header(header: Mapping[str, str], file: str) -> Metadata:
     """What our own export wrote into the header of a .safetensors file."""
     where = f"{file}: its header's '{HEADER_KEY}'"
-    try:
-        content = json.loads(header.get(HEADER_KEY, "{}"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not readable ({first_line(error)}): write the file again") from error
-    return from_json(content, where)
+    with reading(where):
+        return from_json(json.loads(header.get(HEADER_KEY, "{}")), where)
 
 
 def from_checkpoint(meta: Mapping[str, Any], source: str) -> Metadata:

@@ -27,11 +27,6 @@ def test_every_box_of_an_image_as_the_host_cuts_it(height, width, size):
     np.testing.assert_array_equal(cut, host)
 
 
-def test_no_enlarging_filter_has_more_taps():
-    """A longer one would not fit into its row."""
-    assert device_crops.bicubic_filters(224)[1].sum(-1)[1:] == pytest.approx(2**22, abs=2)
-
-
 def digits(**changes):
     """Batches of the digits' training stream, and the config."""
     changes = {"batch_size": 64, "augment.repeats": 3} | changes

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import opened, refusal
+from helpers import held, opened, refusal
 from PIL import Image
 
 from deit_jax.evaluate import test_sets as testsets
@@ -65,12 +65,6 @@ def binary(folder, target):
         datasets.Dataset.from_dict(columns).to_parquet(target / f"{split}-0.parquet")
 
 
-def held(source) -> list[tuple[str, bytes]]:
-    return sorted(
-        (source.class_names[one["label"]], one["image"]) for one in map(source.__getitem__, range(len(source)))
-    )
-
-
 @pytest.mark.parametrize("make", [saved, embedded, pointing, binary])
 def test_every_form_holds_the_folder(folder, tmp_path, make):
     make(folder, tmp_path / "made")
@@ -82,7 +76,7 @@ def test_every_form_holds_the_folder(folder, tmp_path, make):
         assert [source[i]["label"] for i in range(len(source))] == source.labels.tolist()
     assert "split" in ours[0].notes[0]
     assert ours[0].fingerprint == opened(tmp_path / "made")[0].fingerprint != ours[1].fingerprint
-    (tested,) = testsets.open_eval_sets(f"mine={tmp_path / 'made'}")
+    tested = testsets.open_eval_set(f"mine={tmp_path / 'made'}")
     assert held(tested.source) == held(theirs[1])
 
 

@@ -23,6 +23,13 @@ def model():
     return models.create_model("deit_digits_distilled_patch4_16", num_classes=10)
 
 
+@pytest.fixture(scope="module")
+def parts(model):
+    """(its definition, {"params", "batch_stats"})"""
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    return graphdef, {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+
+
 def batches(images, labels, size=8):
     for start in range(0, len(images), size):
         part, y = images[start : start + size], labels[start : start + size]
@@ -35,12 +42,11 @@ def batches(images, labels, size=8):
         }
 
 
-def test_counts_are_those_by_hand(model):
+def test_counts_are_those_by_hand(model, parts):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (21, 16, 16, 3), np.uint8)
     labels = rng.integers(0, 10, 21).astype(np.int32)
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    graphdef, weights = parts
     result = evaluate_sets(graphdef, {"": weights}, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)[""]
 
     cls, dist = model.heads(normalize(jnp.asarray(images), *PIXELS.values()))
@@ -63,11 +69,9 @@ def test_counts_are_those_by_hand(model):
     assert result["top1"] == result["heads"]["fused_logits"]["top1"]
 
 
-def test_a_diverged_model_is_right_nowhere(model):
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    params = jax.tree.map(lambda x: x * jnp.nan, nnx.to_pure_dict(params))
+def test_a_diverged_model_is_right_nowhere(parts):
+    graphdef, weights = parts[0], jax.tree.map(lambda x: x * jnp.nan, parts[1])
     images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.int32)
-    weights = {"params": params, "batch_stats": nnx.to_pure_dict(batch_stats)}
     result = evaluate_sets(graphdef, {"": weights}, batches(images, labels), mesh=sharding.make_mesh(), **PIXELS)[""]
     assert result["top1"] == result["top5"] == 0
 
@@ -112,10 +116,9 @@ def test_predictions_are_of_the_images_that_count():
     np.testing.assert_allclose(found.column("confidence")[0], np.exp(1) / np.exp([1, 0.5, 0.5]).sum(), rtol=1e-6)
 
 
-def test_batches_keep_their_order_and_their_weights(model):
+def test_batches_keep_their_order_and_their_weights(parts):
     """More batches than are in flight, two sets of weights, and an entry that no device can take."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    weights = {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
+    graphdef, weights = parts
     sets = {"a": weights, "b": jax.tree.map(lambda x: x / 2, weights)}
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
     stream = [batch | {"name": str(i)} for i, batch in enumerate(batches(images, np.zeros(40, np.int32)))]

@@ -41,9 +41,9 @@ def test_repositories_and_the_cache(hub, tmp_path, small, monkeypatch):
         found = load_weights(name)
         assert (found.name, found.num_classes, found.mean[0], found.class_names) == (SMALL, 10, mean, names)
     for name, message in (
-        ("owner/nothing", "does not exist, neither as a file or folder here nor on the hub"),
+        ("owner/nothing", "is no file or folder here, and the hub does not give it .*: check the spelling"),
         ("owner/no-weights", "holds neither model.safetensors nor pytorch_model.bin"),
-        ("owner/a b", "does not exist"),
+        ("owner/a b", "does not exist: give a hub name"),
     ):
         with pytest.raises(UserError, match=f"^{name} {message}"):
             load_weights(name)

@@ -65,7 +65,7 @@ def test_a_runs_checkpoint_is_viewed_as_the_run_was():
         from_checkpoint({"model": {"img_size": "big"}}, "runs/a")
 
 
-@pytest.mark.parametrize("header", ["[" * 100_000, "{", '{"mean": 3}', '{"class_names": {"999999999": "x"}}'])
+@pytest.mark.parametrize("header", ["{", '{"mean": 3}', '{"class_names": {"999999999": "x"}}'])
 def test_a_damaged_header_is_one_line(tmp_path, header):
     save_file(state_of(PLAIN, num_classes=3), tmp_path / "x.safetensors", {"deit_jax": header})
     with pytest.raises(UserError, match="x.safetensors: its header's 'deit_jax'"):

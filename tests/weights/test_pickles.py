@@ -8,15 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import SMALL
+from helpers import SMALL, same_weights
 
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
 from deit_jax.weights.weight_files import choose_weights, model_name
-
-
-def same(path, other, **options) -> None:
-    jax.tree.map(np.testing.assert_array_equal, load_weights(path, **options).tree, load_weights(other).tree)
 
 
 class Tensor:
@@ -58,18 +54,10 @@ def test_files_of_training_scripts(tmp_path, small, name):
     content = {"state_dict": state, "model_ema": average, "args": settings, "epoch": 3, "metric": np.float64(81.2)}
     for zipped in (True, False):
         torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
-        same(tmp_path / name, small[0])
+        same_weights(tmp_path / name, small[0])
         weights = load_weights(tmp_path / name, weights="ema")
         assert weights.name == SMALL
         np.testing.assert_array_equal(weights.tree["params"]["pos_embed"], small[1]["pos_embed"] + 1)
-
-
-def test_tensors_that_are_larger_than_their_memory(tmp_path, small):
-    torch = pytest.importorskip("torch", reason="needs torch")
-    state = {key: torch.from_numpy(value) for key, value in small[1].items()}
-    torch.save(state | {"cls_token": torch.zeros(1).expand(1, 1, 10**12)}, tmp_path / f"{SMALL}.pth")
-    with pytest.raises(UserError, match="cls_token has shape"):
-        load_weights(tmp_path / f"{SMALL}.pth")
 
 
 def test_pth_without_torch_says_so(tmp_path, monkeypatch):

@@ -3,15 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from helpers import SMALL, state_of
+from helpers import SMALL, same_weights, state_of
 from safetensors.numpy import save_file
 
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights, weight_files
-
-
-def same(path, other, **options) -> None:
-    jax.tree.map(np.testing.assert_array_equal, load_weights(path, **options).tree, load_weights(other).tree)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "backbone.", "model.", "timm_model."])
@@ -19,7 +15,7 @@ def test_prefixes_of_wrappers(tmp_path, small, prefix):
     for outside in ((), "head"):  # a backbone may have its head outside
         state = {k if outside and k.startswith(outside) else prefix + k: value for k, value in small[1].items()}
         save_file(state, tmp_path / f"{SMALL}.safetensors")
-        same(tmp_path / f"{SMALL}.safetensors", small[0])
+        same_weights(tmp_path / f"{SMALL}.safetensors", small[0])
 
 
 def test_which_file_of_a_folder(tmp_path, small):
@@ -27,7 +23,7 @@ def test_which_file_of_a_folder(tmp_path, small):
     folder.mkdir()
     assert weight_files.weight_file(folder) is None
     (folder / f"{SMALL}-best.safetensors").symlink_to(small[0])
-    same(folder, small[0])
+    same_weights(folder, small[0])
     (folder / "last.pth").write_bytes(b"")
     with pytest.raises(UserError, match="holds several weight files: name one of deit_.*-best.safetensors, last.pth"):
         load_weights(folder)
@@ -63,11 +59,9 @@ def test_truncated_and_corrupt_files(tmp_path, small):
     content = path.read_bytes()
     for name, broken in {
         "short": content[: len(content) // 2],
-        "shorter": content[:100],
         "empty": b"",
         "nested": (1_000_000).to_bytes(8, "little") + b"[" * 1_000_000 + b"0000",
         "text": b"<html>404</html>" * 100,
-        "longer": content + b"00",
         "header": content.replace(b'"dtype":"F32"', b'"dtype":"F99"', 1),
         "offsets": content.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1),
     }.items():
