@@ -96,7 +96,6 @@ def test_validation_comes_before_test_and_what_is_not_used_is_said(tmp_path):
         (["1.png", "2.png"], "2 images but no class folders"),
         (["a/x.txt"], "no class folders"),
         (["a/1.png", "b/1.png"], "leaves a class without a training image"),
-        ([f"set{s}/{c}/1.png" for s in "AB" for c in "xy"], "the folders setA, setB of"),
         ([f"set{s}/{c}/1.png" for s in "AB" for c in "xy"], "all hold folders x, y: if those are the classes"),
     ],
 )

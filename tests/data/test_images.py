@@ -4,16 +4,15 @@ import io
 import math
 import struct
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import GOLDEN
 from PIL import Image, ImageOps
 from scipy import stats
 
 from deit_jax.data import images
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 PHOTOS = ("cock.JPEG", "giant_panda.JPEG")
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
