@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY_PLAIN, one_device, tiny_config
-from small_state import label_header, label_store
+from small_state import label_store
 
 from deit_jax import label as making
 from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, flat
 from deit_jax.data import loader, sources
 from deit_jax.distill.label_reader import image_identity, open_labels
-from deit_jax.distill.label_store import CHUNK, LabelStore, view_bytes
+from deit_jax.distill.label_store import CHUNK, LabelStore
 from deit_jax.distill.teacher import stored_logits
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.label import fill, label, stored_form
@@ -133,13 +133,10 @@ def test_a_longer_run_extends_the_store(tmp_path):
     [
         ({"seed": 1}, "seed: 0 there, 1 here"),
         ({"batch_size": 32}, "batch_size: 64 there, 32 here"),
-        ({"data.limit": 1000}, "data.fingerprint"),
         ({"augment.mixup": 0.4, "augment.erasing": 0.1}, "augment.erasing: 0.25 there, 0.1 here; augment.mixup: 0.8"),
         ({"model.img_size": 32, "teacher.img_size": 32}, "model.img_size: 16 there, 32 here; teacher.img_size: 16"),
         ({"teacher.name": "regnety_digits"}, f"teacher.name: {TINY_PLAIN} there, regnety_digits here"),
-        ({"teacher.img_size": 32}, "teacher.img_size: 16 there, 32 here"),
         ({"teacher.epochs": 3}, "teacher.epochs: 10 there, 3 here"),
-        ({"teacher.mean": (0.5, 0.5, 0.5)}, "teacher.mean"),
         ({"teacher.init": "timm/regnety_160.deit_in1k"}, "teacher.init"),
     ],
 )
@@ -147,7 +144,7 @@ def test_a_store_of_other_images_or_another_teacher_is_refused_by_name(store, ch
     with pytest.raises(UserError) as error:
         opened(store, **changes)
     assert named in str(error.value)
-    assert len(str(error.value).split(" there, ")) == 1 + len(changes) + ("data.limit" in changes), "only these"
+    assert len(str(error.value).split(" there, ")) == 1 + len(changes), "only these"
 
 
 def test_settings_that_shape_no_image_are_free(store):
@@ -208,19 +205,6 @@ def test_bad_folders_of_the_command(store, tmp_path):
         label(digits(), tmp_path / "file")
     with pytest.raises(UserError, match=r"distill.labels are of one seed"):
         ablate(digits(**{"distill.labels": str(store)}), tmp_path)
-
-
-@pytest.mark.parametrize(("kind", "form"), [("hard", ()), ("topk", (10, "float16")), ("topk", (100, "float32"))])
-def test_bytes_per_view_are_those_of_a_store_of_noise(tmp_path, kind, form):
-    """Which no compression makes smaller."""
-    k, dtype = form or (1, "uint16")
-    store = LabelStore.create(tmp_path, label_header(32) | {"kind": kind, "k": k, "dtype": dtype}, CHUNK)
-    rng = np.random.default_rng(0)
-    for name, (dtype, more) in store.arrays.items():
-        noise = rng.integers(0, 2**16, (CHUNK, 32, *more, np.dtype(dtype).itemsize // 2), np.uint16)
-        store.array(name).write(noise.view(dtype)[..., 0]).result()
-    written = sum(file.stat().st_size for file in tmp_path.glob("*/c/**/*") if file.is_file())
-    assert written == pytest.approx(CHUNK * 32 * view_bytes(kind, *form), rel=0.02)
 
 
 def test_a_signal_keeps_what_is_whole_and_the_next_command_goes_on(tmp_path):

@@ -6,7 +6,7 @@ import json
 import hub_server
 import numpy as np
 import pytest
-from helpers import ANIMALS, TINY, TINY_PLAIN, VIEW, relative, run_jitted, save_weights
+from helpers import ANIMALS, TINY, TINY_PLAIN, VIEW, run_jitted, save_weights
 from huggingface_hub import constants
 
 import deit_jax
@@ -109,15 +109,3 @@ def test_bad_input_is_one_line(hub, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(push, "TRIES", 1)
     assert "could not be uploaded" in refused(capsys, path, "me/model", LICENCE)
-
-
-def test_timm_loads_a_pushed_model(hub, weights):
-    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
-    path = weights()
-    main(["push", path, "me/model", LICENCE])
-    model = timm.create_model("hf-hub:me/model", pretrained=True).eval()
-    images = np.random.default_rng(0).standard_normal((2, 16, 16, 3), np.float32)
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(run_jitted(deit_jax.load_model(path), images), theirs) < 1e-5
-    assert tuple(model.pretrained_cfg["mean"]) == (0.4, 0.5, 0.6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import seeded
 from flax import nnx
-from helpers import AS_USERS, GOLDEN, import_timm, relative, run_jitted
+from helpers import AS_USERS, GOLDEN, relative, run_jitted
 from safetensors.numpy import save_file
 
 import deit_jax
@@ -147,21 +147,3 @@ def test_bad_images_are_told(unchecked, small, images, message):
 def test_images_that_are_a_constant_of_a_jitted_function_pass(small):
     images = jnp.asarray(seeded.images(1, 16))
     assert jax.jit(lambda: small(images))().shape == (1, 10)
-
-
-@pytest.mark.slow  # the golden values carry the proof without timm
-@pytest.mark.parametrize(
-    "name", ["deit_tiny_patch16_224", "deit_base_distilled_patch16_384", "vit_small_patch16_224", "regnety_004"]
-)
-def test_logits_equal_timm(tmp_path, name):
-    torch, timm = import_timm()
-    theirs = timm.create_model(name).eval()
-    state = seeded.checkpoint({key: list(value.shape) for key, value in theirs.state_dict().items()}, seed=5)
-    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-    if getattr(theirs, "set_distilled_training", None):
-        theirs.set_distilled_training(False)
-    save_file(state, tmp_path / f"{name}.safetensors")
-    images = seeded.images(1, 384 if name.endswith("384") else 224, seed=3)
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(deit_jax.load_model(tmp_path / f"{name}.safetensors")(images), expected) < 1e-5

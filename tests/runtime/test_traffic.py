@@ -10,19 +10,8 @@ HloModule product
 ENTRY %main (a: bf16[64,32], b: bf16[32,16]) -> f32[64,16] {
   %a = bf16[64,32]{1,0} parameter(0)
   %b = bf16[32,16]{1,0} parameter(1)
-  %bits = bf16[64,32]{1,0} bitcast(%a)
-  ROOT %p = f32[64,16]{1,0} dot(%bits, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
-metadata={op_name="jit(step)/jvp(jit(run_blocks))/closed_call/mlp/dot_general"}
-}
-"""
-
-CUBLAS = """\
-HloModule cublas
-
-ENTRY %main (a: bf16[64,32], b: bf16[32,16]) -> f32[64,16] {
-  %a = bf16[64,32]{1,0} parameter(0)
-  %b = bf16[32,16]{1,0} parameter(1)
-  %call = (f32[64,16]{1,0}, s8[1024]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config=\
+  %call = (f32[64,16]{1,0}, s8[1024]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata=\
+{op_name="jit(step)/jvp(jit(run_blocks))/closed_call/mlp/dot_general"}, backend_config=\
 {"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
   ROOT %p = f32[64,16]{1,0} get-tuple-element(%call), index=0
 }
@@ -159,7 +148,6 @@ dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
     ("text", "expected"),
     [
         (PRODUCT, [("products", "mlp", 1, 2 * 64 * 32 * 16, 2 * (64 * 32 + 32 * 16) + 4 * 64 * 16)]),
-        (CUBLAS, [("products", "other", 1, 2 * 64 * 32 * 16, 2 * (64 * 32 + 32 * 16) + 4 * 64 * 16)]),
         (
             CHAIN,
             [
@@ -179,7 +167,7 @@ dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
         ),
         (CONVOLUTION, [("products", "other", 1, 2 * 2 * 64 * 32 * 144, 2 * (2 * 64 * 16 + 32 * 144 + 2 * 64 * 32))]),
     ],
-    ids=["product", "cublas", "chain", "scan", "scatter", "attention", "convolution"],
+    ids=["product", "chain", "scan", "scatter", "attention", "convolution"],
 )
 def test_kernels_by_hand(text, expected):
     assert [k[1:] for k in traffic.kernels(text)] == expected
