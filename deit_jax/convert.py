@@ -41,8 +41,6 @@ def convert(
     path = storage.as_path(destination)
     is_file = path.suffix == ".safetensors"
     to = to or ("timm" if is_file else "orbax")
-    if to not in FORMATS:
-        raise UserError(f"--to={to} is not known: use {', '.join(FORMATS)}")
     if is_file and to != "timm":
         raise UserError(f"DST {destination} does not fit --to={to}: give a folder, without a suffix")
     if storage.is_bucket(path) or path.exists() or not path.parent.is_dir():

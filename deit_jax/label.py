@@ -155,7 +155,7 @@ def check_store(folder: Path, header: dict[str, Any]) -> None:
 
 
 def prepare_store(folder: Path, header: dict, total: int) -> None:
-    """Start the store or make room in it, and remove what is damaged there, so that it is labelled again."""
+    """Start or open the store, and remove what is damaged there, so that it is labelled again."""
     store = LabelStore.create(folder, header, total)
     for chunk, found in store.damaged().items():
         print(f"labels: chunk {chunk} is damaged ({found}): computing it again")

@@ -78,7 +78,7 @@ def curve_lines(
         logs: {run: records of its log.jsonl}.
         objectives: {run: what its loss is}; losses of different objectives are not comparable, and each has a panel of
             its own. None: all have the same.
-        detailed: with each head's accuracy, the EMA's of many runs too, single evaluations, and the learning rate.
+        detailed: with each head's accuracy, the EMA's of many runs too, and the learning rate.
     """
     lines: list[Line] = []
 
@@ -98,16 +98,15 @@ def curve_lines(
     ):
         for run, (key, (label, style)) in itertools.product(distilled, keys.items()):
             add(panel, run, key, label, style, factor)
-    two_heads = [run for run, records in logs.items() if any("eval/dist/top1" in r for r in records)]
-    accuracy = f"top-1 on evaluation images{' (fused heads)' if two_heads and not detailed else ''}, %"
-    if detailed or any(sum("eval/top1" in r for r in records) > 1 for records in logs.values()):
-        for run in logs:
-            add(accuracy, run, "eval/top1", "both heads" if detailed and run in two_heads else "")
-            if detailed and run in two_heads:
-                add(accuracy, run, "eval/cls/top1", "class head", "--")
-                add(accuracy, run, "eval/dist/top1", "distillation head", "-.")
-            if detailed or len(logs) <= 3:
-                add(accuracy, run, "eval_ema/top1", "EMA", ":")
+    accuracy = "top-1 on evaluation images, %"
+    for run, records in logs.items():
+        two_heads = any("eval/dist/top1" in r for r in records)
+        add(accuracy, run, "eval/top1", "both heads" if two_heads else "")
+        if detailed and two_heads:
+            add(accuracy, run, "eval/cls/top1", "class head", "--")
+            add(accuracy, run, "eval/dist/top1", "distillation head", "-.")
+        if detailed or len(logs) <= 3:
+            add(accuracy, run, "eval_ema/top1", "EMA", ":")
     for run in logs if detailed else ():
         add("learning rate", run, "lr")
     return lines

@@ -90,7 +90,7 @@ def predict_images(classifier: Classifier, paths: Sequence[str], mesh: Mesh, *, 
         heads = {title: probabilities[head] for head, title in titles.items() if head in probabilities}
         for i in np.flatnonzero(batch["mask"]):
             best = {head: likeliest(p[i], names, top) for head, p in heads.items()}
-            yield Prediction(paths[batch["label"][i]], best)
+            yield Prediction(paths[int(batch["label"][i])], best)
 
 
 def likeliest(probability: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:

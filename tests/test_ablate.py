@@ -134,11 +134,11 @@ def test_arms_differ_only_as_they_should():
     ("arm", "message"),
     [
         ("hart", "did you mean hard"),
-        ("none@regnety_digits:1", "another teacher is given as hard@MODEL:EPOCHS"),
-        ("hard@regnety_digits", "another teacher is given as hard@MODEL:EPOCHS"),
-        ("hard@regnety_digits:0", "another teacher is given as hard@MODEL:EPOCHS"),
+        ("none@regnety_digits:1", "another teacher, trained here, is given as"),
+        ("hard@regnety_digits", "another teacher, trained here, is given as"),
+        ("hard@regnety_digits:0", "another teacher, trained here, is given as"),
         ("hard@regnety_digit:3", "did you mean regnety_digits"),
-        ("hard@timm/regnety_digits:3", "give a name of deit_jax.list_models"),
+        ("hard@timm/regnety_digits:3", "another teacher, trained here, is given as"),
         ("hard@deit_digits_distilled_patch4_16:3", "use deit_digits_patch4_16"),
     ],
 )

@@ -122,7 +122,6 @@ def test_the_evaluation_view_travels_to_hugging_face(tmp_path, size, crop, expec
         ("gs://bucket/x", None, "give a new name in a local folder"),
         ("x.safetensors", "huggingface", "give a folder"),
         ("no/where/x", None, "or its folder does not"),
-        ("x", "keras", "--to=keras is not known: use timm, huggingface, orbax"),
     ],
 )
 def test_bad_destinations(tmp_path, small, destination, to, message):

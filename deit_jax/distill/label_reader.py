@@ -151,13 +151,10 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
     if needed == "topk" and store.header["kind"] != needed:
         raise UserError(f"{d.labels} holds hard labels: make others with label.kind=topk, or use distill.kind=hard")
     done, per_epoch, views = store.steps_done(), loader.steps_per_epoch(config, source), config.label.views
-    epochs = done // per_epoch
     if done < min(total, views * per_epoch or total):
         asked = f"label.views is {views}" if views else f"the run has {total}"
-        repeat = f", train --config.steps={done}" if done and not views else ""
-        repeat += f", or repeat their views with --config.label.views={epochs}" if epochs else ""
         raise UserError(
             f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), {asked}: finish them with"
-            f" --mode=label --workdir={d.labels}{repeat}"
+            f" --mode=label --workdir={d.labels}, or make others"
         )
     return StoredLabels(store, logits=needed == "topk")

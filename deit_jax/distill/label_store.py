@@ -87,7 +87,7 @@ class LabelStore:
 
     @classmethod
     def create(cls, folder: Path, header: dict[str, Any], steps: int) -> "LabelStore":
-        """Start a store, or open the existing one and make room for `steps` steps."""
+        """Start a store, or open the existing one. Raises UserError where that has no room for `steps` steps."""
         if not (folder / "labels.json").exists():
             if any(folder.glob("*/zarr.json")):
                 raise UserError(f"{folder} holds labels whose labels.json is lost: {RESTORE}")
@@ -95,15 +95,10 @@ class LabelStore:
         store = cls(folder)
         for name, (dtype, more) in store.arrays.items():
             path = folder / name
-            if (path / "zarr.json").exists():
-                array = store.array(name)
-                if array.shape[0] < steps:
-                    # what was the last chunk may be cut short: it is regenerated, whole
-                    storage.remove(path / "c" / str(array.shape[0] // CHUNK))
-                    array.resize(exclusive_max=(steps, *array.shape[1:]), expand_only=True).result()
-                    store.opened.pop(name)
-                continue
-            ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
+            if not (path / "zarr.json").exists():
+                ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
+        if store.steps < steps:
+            raise UserError(f"{folder} is for {store.steps} steps, not {steps}: make labels in another --workdir")
         return store
 
     def array(self, name: str) -> ts.TensorStore:

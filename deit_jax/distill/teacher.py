@@ -181,13 +181,9 @@ def load_teacher(
     names = config.teacher.name.split(",") if config.teacher.name else [""] * max(len(sources), 1)
     registered = [name for name in names if not is_own(name)]
     if registered and not init:
-        if class_names is None:
-            raise UserError(
-                f"teacher {','.join(registered)} has no weights, and data.layout unlabelled takes its classes from"
-                " them, also with stored labels: give --config.teacher.init="
-            )
         raise UserError(
-            f"teacher {','.join(registered)} has no weights: give --config.teacher.init=, or teacher.epochs"
+            f"teacher {','.join(registered)} has no weights: give --config.teacher.init=, or, with labelled images,"
+            " teacher.epochs"
         )
     if len(sources) != len(registered):
         raise UserError(

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from deit_jax.data.hf_source import HUB
 from deit_jax.errors import printable
@@ -73,7 +72,9 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
     ]
     if settings:
         own = [f"`{key}={value}`" for key, value in settings.items() if key.endswith(".name") and ":" in str(value)]
-        parts += ["## Training", f"Data: {data_line(settings)}", *command_lines(run)]
+        root = str(settings["data.root"] or settings["data.name"])
+        shown = root if root.startswith(HUB) else Path(root).name  # where a folder lies is nobody's business
+        parts += ["## Training", f"Data: `{printable(shown)}`.", *command_lines(run)]
         parts += [f"The command needs the author's own code, which is not in this repository: {one}." for one in own]
     scored = [(key, results[key]) for key in ("student", "plain", "teacher") if isinstance(results.get(key), dict)]
     if scored:
@@ -91,14 +92,6 @@ def model_card(name: str, licence: str, run: Path, weights: Weights, *, timm: bo
         f"{licence or 'Not named yet'}, as named by who uploaded it.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def data_line(settings: dict[str, Any]) -> str:
-    """Which images a run was trained on. Of a path the last name alone: the rest is nobody's business."""
-    root = str(settings.get("data.root") or "")
-    if root.startswith(HUB):
-        return f"`{printable(root)}`."
-    return f"`{printable(Path(root).name or str(settings.get('data.name')))}`."
 
 
 def command_lines(run: Path) -> list[str]:

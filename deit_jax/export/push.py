@@ -27,8 +27,6 @@ OWN_FILES: list[str] = ["*.safetensors", "*.json", "*.png", "README.md", "orbax/
 
 def write_repository(folder: Path, run: Path, weights: Weights, name: str, args: argparse.Namespace) -> None:
     """Fill a new `folder` with what the repository `name` will hold."""
-    if not weights.num_classes:
-        raise UserError(f"{weights.source} has no classification head: give weights that have one")
     (save_huggingface if args.to == "huggingface" else save_timm)(weights, folder)
     if args.orbax:
         save_orbax(weights, folder / "orbax")

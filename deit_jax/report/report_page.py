@@ -109,13 +109,12 @@ def to_html(markdown: str, picture: Callable[[str, str], str]) -> str:
 
 def figures(made: list[Plot], drawn: list[Plot]) -> str:
     """HTML of new plots, which join those that the page's script draws."""
-    drawn += made
-    numbers = range(len(drawn) - len(made), len(drawn))
     each = [
-        f'<figure><figcaption>{html.escape(drawn[i]["title"])}</figcaption><div class="plot" data-plot="{i}" '
-        f'role="img" aria-label="{html.escape(drawn[i]["title"])}"></div></figure>'
-        for i in numbers
+        f'<figure><figcaption>{html.escape(plot["title"])}</figcaption><div class="plot" data-plot="{i}" '
+        f'role="img" aria-label="{html.escape(plot["title"])}"></div></figure>'
+        for i, plot in enumerate(made, len(drawn))
     ]
+    drawn += made
     return f'<div class="plots">{"".join(each)}</div>'
 
 

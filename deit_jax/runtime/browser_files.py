@@ -39,8 +39,7 @@ class NpmPackage(NamedTuple):
     @property
     def assets(self) -> str:
         """What --assets names."""
-        folder = f"the {self.folder} folder" if self.folder != "." else "the folder"
-        return f"{folder} of the npm package {self.name} {self.version}"
+        return f"the folder of the npm package {self.name} {self.version} with {' and '.join(self.files)}"
 
 
 ONNXRUNTIME = NpmPackage(

@@ -159,7 +159,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path, weights):
     [
         (TINY_PLAIN, "model.onnx", ["--heads=both"], "one head"),
         ("regnety_digits", "model.onnx", ["--attention"], "no attention"),
-        (TINY, "model.onnx", ["--opset=16"], "--opset=16"),
+        (TINY, "model.onnx", ["--opset=16"], "--opset: invalid choice: 16"),
         (TINY, "model.tflite", [], "give NAME.onnx or NAME.stablehlo"),
         (TINY, "no/model.onnx", [], "folder that exists"),
     ],

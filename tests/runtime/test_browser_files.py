@@ -20,7 +20,10 @@ def cache(tmp_path, monkeypatch):
 
 def test_files_are_read_from_a_folder_and_checked(tmp_path, monkeypatch, cache):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"npm does not fetch \(.*No such file.*\): give --assets=DIR, the dist folder"):
+    with pytest.raises(
+        UserError,
+        match=r"npm does not fetch \(.*No such file.*\): give --assets=DIR, the folder .* with a.mjs and b.wasm",
+    ):
         package_files(PACKAGE)
     (tmp_path / "a.mjs").write_text("a.mjs")
     with pytest.raises(UserError, match=r"b\.wasm cannot be read"):
