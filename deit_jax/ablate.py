@@ -140,11 +140,10 @@ def ablate(config, workdir: str | Path) -> Scores:
     base.update_from_flattened_dict(HARD)
     data = open_data(base)
     source = data.train
-    for name in arms:
-        for seed in config.ablate.seeds:
-            validate(arm_config(base, name, seed))
-    for name in {(arm[1:], arm.kind in DISTILLED_ARMS): name for name, arm in arms.items()}.values():  # one per teacher
-        open_models(arm_config(base, name, 0), data)
+    for name in arms:  # before anything is trained
+        c = arm_config(base, name, 0)
+        validate(c)
+        open_models(c, data)
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)
 

@@ -19,7 +19,6 @@ from deit_jax.runtime import atomic, storage
 
 INK, GRID = "#333333", "#dddddd"
 COLORS = ["#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#868e96", "#e8a200", "#0c8599", "#5c3d2e"]
-ATTENTION_COLUMNS = 8  # images side by side
 MAX_CLASSES_WITH_COUNTS = 20  # classes with a number in every cell of their confusion matrix
 # keys of a log's records: (label, line style)
 LOSS_TERMS = {"class_loss": ("class loss", "-"), "distillation_loss": ("distillation loss", "--")}
@@ -144,8 +143,8 @@ def attention(
     captions: list[str],
     grid: tuple[int, int],
 ) -> None:
-    """Each image above what its class (and distillation) token attends to in the last block, mean over heads;
-    ATTENTION_COLUMNS images side by side, the others below. All maps have one colour scale.
+    """Each image above what its class (and distillation) token attends to in the last block, mean over heads; the
+    images side by side. All maps have one colour scale.
 
     Args:
         maps: of each of the first tokens, its attention to the patches.
@@ -154,21 +153,19 @@ def attention(
     """
     tokens = ["class token", "distillation token"][: maps.shape[1]]
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-6)), "inferno")
-    rows, columns = 1 + len(tokens), min(len(images), ATTENTION_COLUMNS)
-    bands = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.6 * columns + 1, (1.6 * rows + 0.5) * bands), layout="constrained")
-    axes = figure.subplots(bands * rows, columns, squeeze=False)
+    rows, columns = 1 + len(tokens), len(images)
+    figure = Figure(figsize=(1.6 * columns + 1, 1.6 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    for axis, label in zip(axes[:, 0], ["image", *tokens] * bands, strict=True):
+    for axis, label in zip(axes[:, 0], ["image", *tokens], strict=True):
         axis.set_ylabel(label, fontsize=9, color=INK)
-    for place, (image, heats, text) in enumerate(zip(images, maps, captions, strict=True)):
-        top, column = rows * (place // columns), place % columns
-        axes[top, column].imshow(image, interpolation="nearest")
-        axes[top, column].set_title(wrapped(text, 20), fontsize=8, color=INK)
+    for column, image, heats, text in zip(axes.T, images, maps, captions, strict=True):
+        column[0].imshow(image, interpolation="nearest")
+        column[0].set_title(wrapped(text, 20), fontsize=8, color=INK)
         extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-        for axis, heat in zip(axes[top + 1 : top + rows, column], heats, strict=True):
+        for axis, heat in zip(column[1:], heats, strict=True):
             axis.imshow(image.mean(-1), cmap="gray", interpolation="nearest")
             heat = heat.reshape(grid)
             axis.imshow(heat, interpolation="nearest", norm=scale.norm, cmap=scale.cmap, alpha=0.75, extent=extent)

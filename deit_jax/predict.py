@@ -38,7 +38,7 @@ from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.weights import load_weights
 from deit_jax.weights.load import View
 
-MAX_DRAWN = 16  # images of an attention picture
+MAX_DRAWN = 8  # images of an attention picture
 BATCH = 32  # images per forward pass
 
 
@@ -160,8 +160,7 @@ def draw_predictions(path: Path, classifier: Classifier, predictions: Sequence[P
     draw_attention(
         path, model, np.stack([read_view(p.path, view) for p in drawn]), captions, mean=view.mean, std=view.std
     )
-    more = f", the first {MAX_DRAWN} of {len(predictions)} images" if len(predictions) > MAX_DRAWN else ""
-    print(f"wrote {path}{more}")
+    print(f"wrote {path}: {len(drawn)} of {len(predictions)} images")
 
 
 @command

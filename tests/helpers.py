@@ -239,6 +239,15 @@ def folder_of_images(root: Path, classes: int = 2, images: int = 8) -> Path:
     return root
 
 
+def photo(path: Path, width: int = 150, height: int = 110) -> str:
+    """Write a photo-like image: smooth colours, edges, noise."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8)).resize((width, height))
+    noise = rng.integers(-20, 20, (height, width, 3))
+    Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(path)
+    return str(path)
+
+
 def numbered_image(number: int) -> bytes:
     """A small PNG file whose bytes are no other number's."""
     buffer = io.BytesIO()

@@ -135,7 +135,6 @@ def test_arms_differ_only_as_they_should():
     [
         ("hart", "did you mean hard"),
         ("none@regnety_digits:1", "another teacher, trained here, is given as"),
-        ("hard@regnety_digits", "another teacher, trained here, is given as"),
         ("hard@regnety_digits:0", "another teacher, trained here, is given as"),
         ("hard@regnety_digit:3", "did you mean regnety_digits"),
         ("hard@timm/regnety_digits:3", "another teacher, trained here, is given as"),
@@ -145,13 +144,9 @@ def test_arms_differ_only_as_they_should():
 def test_unknown_arms_are_named(tmp_path, arm, message):
     with pytest.raises(UserError, match=message):
         ablate(digits(**{"ablate.arms": (arm,)}), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_plain_model_is_no_study(tmp_path):
-    config = digits(**{"model.name": "deit_digits_patch4_16", "distill.kind": "none"})
     with pytest.raises(UserError, match="configs/deit_s.py:distill=hard"):
-        ablate(config, tmp_path)
+        ablate(digits(**{"model.name": PLAIN, "distill.kind": "none"}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_jobs_are_done_once_and_in_an_order_their_needs_allow(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import seeded
-from helpers import GOLDEN, SMALL, import_timm, relative, run_jitted, state_of
+from helpers import GOLDEN, SMALL, import_timm, photo, relative, run_jitted, state_of
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -207,22 +207,18 @@ def test_other_libraries_see_our_pixels(tmp_path, size, crop):
     folder, config = (
         convert.convert(tmp_path / f"{name}.safetensors", tmp_path / to, to=to) for to in ("huggingface", "timm")
     )
-    rng, photos = np.random.default_rng(0), []
-    for height, width in ((480, 641), (601, 333), (250, 700)):
-        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((width, height), Image.BICUBIC)
-        noise = rng.integers(-20, 21, (height, width, 3))
-        photos.append(tmp_path / f"{width}.png")
-        Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(photos[-1])
+    sizes = ((641, 480), (333, 601), (700, 250))
+    photos = [photo(tmp_path / f"{width}.png", width, height) for width, height in sizes]
     mesh = sharding.make_mesh()
     classifier = make_classifier({"params": load_weights(tmp_path / f"{name}.safetensors")}, mesh)
-    predicted = predict.predict_images(classifier, list(map(str, photos)), mesh, top=3)
+    predicted = predict.predict_images(classifier, photos, mesh, top=3)
     classify = transformers.pipeline("image-classification", str(folder))
-    for photo, ours in zip(photos, predicted, strict=True):
-        theirs = {one["label"]: one["score"] for one in classify(str(photo), top_k=3)}
+    for one, ours in zip(photos, predicted, strict=True):
+        theirs = {found["label"]: found["score"] for found in classify(one, top_k=3)}
         assert theirs == pytest.approx(dict(ours.heads["class head"]), abs=1e-5)
     cfg = json.loads((config / "config.json").read_text())["pretrained_cfg"]
     transform = timm.data.create_transform(**timm.data.resolve_data_config(cfg))
-    for photo in photos:
-        pixels = transform(Image.open(photo)).numpy().transpose(1, 2, 0) * metadata.std + metadata.mean
-        np.testing.assert_array_equal(np.rint(255 * pixels), predict.read_view(str(photo), classifier.view))
+    for one in photos:
+        pixels = transform(Image.open(one)).numpy().transpose(1, 2, 0) * metadata.std + metadata.mean
+        np.testing.assert_array_equal(np.rint(255 * pixels), predict.read_view(one, classifier.view))
     assert view_of(load_weights(folder), size) == classifier.view

@@ -251,7 +251,6 @@ def test_settings_follow_the_target():
     ("topology", "message"),
     [
         ("pod", "not a chip and its grid: write v5e:4x4"),
-        ("v5e", "not a chip and its grid"),
         ("h100:16", "1 to 8 GPUs of one machine, h100:8"),
         ("v5e:2x2", "pip install libtpu"),
         ("h100:8", r"pip install 'deit-jax\[plan-gpu\]'"),

@@ -49,27 +49,18 @@ def upload(folder: Path, name: str, *, overwrite: bool = False, private: bool = 
     if not huggingface_hub.get_token():
         raise UserError(f"{name} needs a token of the hub that may write: set HF_TOKEN, or run `hf auth login`")
 
-    checked = overwrite
-
-    def attempt() -> str:
-        nonlocal checked
-        address = str(api.create_repo(name, private=private or None, exist_ok=True))
-        kept = set(api.list_repo_files(name)) - {".gitattributes"}
-        if kept and not checked:
-            raise UserError(
-                f"{name} exists on the hub and holds {len(kept)} files ({', '.join(sorted(kept)[:3])}): give another"
-                " name, or --overwrite to replace them"
-            )
-        checked = True  # from here on what it holds is ours, of a try that broke off
-        patterns = OWN_FILES if overwrite else None
-        api.upload_folder(
-            repo_id=name, folder_path=folder, commit_message="Model of deit_jax", delete_patterns=patterns
-        )
-        return address
-
+    what = {"repo_id": name, "folder_path": folder, "commit_message": "Model of deit_jax"}
     for left in reversed(range(TRIES)):
         try:
-            return attempt()
+            address = str(api.create_repo(name, private=private or None, exist_ok=True))
+            kept = set(api.list_repo_files(name)) - {".gitattributes"}
+            if kept and not overwrite:
+                raise UserError(
+                    f"{name} exists on the hub and holds {len(kept)} files ({', '.join(sorted(kept)[:3])}): give"
+                    " another name, or --overwrite to replace them"
+                )
+            api.upload_folder(**what, delete_patterns=OWN_FILES if overwrite else None)
+            return address
         # the second: of the HTTP client, whose package depends on huggingface_hub's version
         except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
             status = getattr(getattr(error, "response", None), "status_code", 0)

@@ -47,12 +47,9 @@ def value_and_derivative(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shap
     """(x Phi(x), Phi(x) + x phi(x)) of the standard normal's distribution and density: one exponential for both."""
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     exponential = jnp.exp(-0.5 * z * z)
-    if z.dtype == jnp.float64:
-        cdf = 0.5 * jax.lax.erfc(-z / math.sqrt(2))
-    else:
-        t = 1 / (1 + P / math.sqrt(2) * jnp.abs(z))
-        tail = 0.5 * t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4])))) * exponential
-        cdf = jnp.where(z < 0, tail, 1 - tail)
+    t = 1 / (1 + P / math.sqrt(2) * jnp.abs(z))
+    tail = 0.5 * t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4])))) * exponential
+    cdf = jnp.where(z < 0, tail, 1 - tail)
     derivative = cdf + z * exponential / math.sqrt(2 * math.pi)
     return (z * cdf).astype(x.dtype), derivative.astype(x.dtype)
 

@@ -66,29 +66,21 @@ def prepare_environment(topology: str) -> None:
             f"topology '{topology}' is not a chip and its grid: write v5e:4x4, v5p:2x2x2 or v6e:4x4, or 1 to 8 GPUs of"
             f" one machine, {', '.join(f'{name}:8' for name in GPUS)}"
         )
-    if gpu and importlib.util.find_spec("jax_cuda12_plugin") is None:
-        raise UserError(
-            "a plan for a GPU that is not here needs its compiler: pip install 'deit-jax[plan-gpu]' (Linux, x86-64;"
-            " into an environment without another jax plugin)"
-        )
+    needed, package = ("jax_cuda12_plugin", "'deit-jax[plan-gpu]'") if gpu else ("libtpu", "libtpu")
+    if importlib.util.find_spec(needed) is None:
+        raise UserError(f"a plan for devices that are not here needs their compiler: pip install {package}")
     if not gpu:
-        _prepare_libtpu(topology)
+        chip, _, grid = topology.partition(":")
+        chips = math.prod(map(int, grid.split("x")))
+        count = chips if chip in ("v5e", "v6e") else 2 * chips  # older names count cores
+        os.environ |= {
+            "TPU_ACCELERATOR_TYPE": f"{chip.replace('v5e', 'v5litepod')}-{count}",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            # libtpu's lock keeps two programs off one TPU; compiling uses none
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
     jax.config.update("jax_platforms", "cpu")
-
-
-def _prepare_libtpu(topology: str) -> None:
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("a plan for a TPU that is not here needs its compiler: pip install libtpu (Linux, x86-64)")
-    chip, _, grid = topology.partition(":")
-    chips = math.prod(map(int, grid.split("x")))
-    count = chips if chip in ("v5e", "v6e") else 2 * chips  # older names count cores
-    os.environ |= {
-        "TPU_ACCELERATOR_TYPE": f"{chip.replace('v5e', 'v5litepod')}-{count}",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        # libtpu's lock keeps two programs off one TPU; compiling uses none
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
 
 
 def topology_devices(topology: str) -> list[Any]:

@@ -5,8 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import SMALL, TINY, TINY_PLAIN, save_weights
-from PIL import Image
+from helpers import SMALL, TINY, TINY_PLAIN, photo, save_weights
 
 from deit_jax import predict
 from deit_jax.__main__ import main
@@ -27,17 +26,6 @@ def make_weights(folder, name=TINY, **view):
     return save_weights(
         folder / f"{name}.safetensors", name, CLASSES, {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.3)} | view
     )
-
-
-def photo(path, width=150, height=110):
-    """A photo-like image: smooth colours, edges, noise."""
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    noise = rng.integers(-20, 20, (height, width, 3))
-    Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(path)
-    return str(path)
 
 
 def make_page(path, weights, *flags):

@@ -47,13 +47,6 @@ def test_a_program_of_any_batch_size_is_exported(name):
 
 
 @families
-def test_parameters_are_float32_whatever_jax_makes_by_default(name):
-    with jax.enable_x64(True):
-        model = nnx.eval_shape(lambda: small(name)(rngs=nnx.Rngs(0)))
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
-
-
-@families
 @pytest.mark.parametrize(("given", "expected"), [([32, 64], (32, 64)), (np.int64(16), 16), (np.array([16, 16]), 16)])
 def test_sizes_are_numbers_of_any_type(name, given, expected):
     build = small(name, img_size=given)

@@ -41,14 +41,6 @@ def test_gelu_is_the_exact_one(dtype, ulp):
     assert (np.abs(np.asarray(ours, np.float64) - derivative) / scale).max() < ulp
 
 
-def test_gelu_in_float64_is_that_exact():
-    with jax.enable_x64(True):
-        x = jnp.asarray(X, jnp.float64)
-        value, derivative = exact(X)
-        np.testing.assert_allclose(kernels.gelu(x), value, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(gelu_derivative(x), derivative, rtol=1e-12, atol=1e-14)
-
-
 def test_gelu_stays_finite():
     x = jnp.asarray([np.inf, -1e38, 1e38, 3e38], jnp.float32)
     np.testing.assert_array_equal(kernels.gelu(x), np.asarray([np.inf, 0, 1e38, 3e38], np.float32))
@@ -91,15 +83,6 @@ def test_attention_scores_are_float32_whatever_the_type():
     assert weights.dtype == jnp.float32
     wide = kernels.attention_weights(q.astype(jnp.float32), k.astype(jnp.float32))
     np.testing.assert_allclose(weights, wide, atol=1e-5)  # rounded to bfloat16, scores of 100 would be off by 0.5
-
-
-def test_attention_in_bfloat16_is_near_and_keeps_its_type():
-    *arrays, upstream = (draw(2, 3, 37, 64, seed=i) for i in range(4))
-    ours = value_and_gradients(kernels.attention_recomputed, [x.astype(jnp.bfloat16) for x in arrays], upstream)
-    theirs = value_and_gradients(plain_attention, arrays, upstream)
-    for a, b, tolerance in zip(ours, theirs, (0.02, 0.03, 0.03, 0.03), strict=True):
-        assert a.dtype == jnp.bfloat16
-        assert float(jnp.abs(a - b).max() / jnp.abs(b).max()) < tolerance
 
 
 @pytest.mark.parametrize("tokens", [17, 18])

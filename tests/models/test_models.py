@@ -20,11 +20,8 @@ CHAOTIC = "regnety_040"
 
 
 COUNTS = {
-    "deit_tiny_patch16_224": 5_717_416,
     "deit_small_patch16_224": 22_050_664,
     "deit_base_patch16_224": 86_567_656,
-    "deit_tiny_distilled_patch16_224": 5_910_800,
-    "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_distilled_patch16_224": 87_338_192,
     "deit_base_patch16_384": 86_859_496,
     "deit_base_distilled_patch16_384": 87_630_032,

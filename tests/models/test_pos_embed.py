@@ -17,16 +17,6 @@ def test_pos_embed_is_resized_as_pytorch_does():
     np.testing.assert_allclose(resized[:, 2:, :32], golden, atol=1e-5 * np.abs(golden).max())
 
 
-def test_pos_embed_resized_by_hand():
-    """A single bright patch, doubled: the cubic kernel with A = -0.75 at distances 1/4, 3/4, 5/4 and 7/4."""
-    pos = np.zeros((1, 25, 1), np.float32)
-    pos[0, 12] = 1
-    row = np.asarray(deit_jax.resize_pos_embed(pos, (10, 5), prefix_tokens=0)).reshape(10, 5)[:, 2]
-    near, far, beyond, furthest = 0.87890625, 0.26171875, -0.10546875, -0.03515625
-    half = [0, furthest, beyond, far, near]
-    np.testing.assert_allclose(row, [*half, *half[::-1]], atol=1e-7)
-
-
 def test_pos_embed_of_a_grid_that_is_no_square():
     pos = seeded.tensor("pos_embed", (1, 1 + 6 * 4, 8))
     assert deit_jax.resize_pos_embed(pos, (3, 5), old_grid=(6, 4)).shape == (1, 16, 8)

@@ -96,25 +96,6 @@ ENTRY %main (t: (s32[], f32[12,256], f32[256], f32[12,256])) -> (s32[], f32[12,2
 }
 """
 
-# 8 images put back into 256, as the augmentation does
-SCATTER = """\
-HloModule scatter
-
-%put (all: f32[256,100], some: f32[8,100], at: s32[8,1]) -> f32[256,100] {
-  %all = f32[256,100]{1,0} parameter(0)
-  %some = f32[8,100]{1,0} parameter(1)
-  %at = s32[8,1]{1,0} parameter(2)
-  ROOT %there = f32[256,100]{1,0} scatter(%all, %at, %some), update_window_dims={1}, to_apply=%second
-}
-
-ENTRY %main (all: f32[256,100], some: f32[8,100], at: s32[8,1]) -> f32[256,100] {
-  %all = f32[256,100]{1,0} parameter(0)
-  %some = f32[8,100]{1,0} parameter(1)
-  %at = s32[8,1]{1,0} parameter(2)
-  ROOT %there = f32[256,100]{1,0} fusion(%all, %some, %at), kind=kInput, calls=%put
-}
-"""
-
 ATTENTION = """\
 HloModule attention
 
@@ -157,7 +138,6 @@ dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
             ],
         ),
         (SCAN, [("elementwise", "other", 12, 0, 4 * (256 + 256 + 256) + 4)]),  # value, slice, slice written; index
-        (SCATTER, [("elementwise", "other", 1, 0, 4 * (800 + 800) + 4 * 8)]),
         (
             ATTENTION,
             [
@@ -167,7 +147,7 @@ dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
         ),
         (CONVOLUTION, [("products", "other", 1, 2 * 2 * 64 * 32 * 144, 2 * (2 * 64 * 16 + 32 * 144 + 2 * 64 * 32))]),
     ],
-    ids=["product", "chain", "scan", "scatter", "attention", "convolution"],
+    ids=["product", "chain", "scan", "attention", "convolution"],
 )
 def test_kernels_by_hand(text, expected):
     assert [k[1:] for k in traffic.kernels(text)] == expected
