@@ -4,13 +4,13 @@ import functools
 import importlib
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deit_jax.command import command
-from deit_jax.config import SETTINGS, default_config, flat, resolve, validate
+from deit_jax.config import SETTINGS, Config, default_config, flat, resolve, validate
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory, storage
 from deit_jax.version import __version__
@@ -138,72 +138,88 @@ def config_path(text: str) -> str:
 
 
 def run_mode(given: flags.FlagValues) -> None:
-    """Run what the parsed flags ask for."""
+    """Run what the parsed flags ask for. Imports that need jax come late: a wrong command line is reported first."""
     logging.set_verbosity(logging.WARNING)
-    mode = given.mode
-    if mode in ("train", "label", "ablate") and not given.workdir:
-        raise UserError("no workdir: give --workdir=FOLDER")
     workdir, output = (str(storage.as_path(path)) if path else "" for path in (given.workdir, given.output))
-    if mode == "ablate" and storage.is_bucket(workdir):
+    if given.mode in ("train", "label", "ablate") and not workdir:
+        raise UserError("no workdir: give --workdir=FOLDER")
+    if given.mode == "ablate" and storage.is_bucket(workdir):
         raise UserError(f"workdir {workdir} is in a bucket, which has no locks to share runs: give a path")
-    if mode == "plan":
+    start_jax(given)
+    overrides = config_flags.get_override_values(given["config"])
+    if given.mode == "evaluate":
+        evaluate(given, workdir, output, overrides)
+        return
+    config = complete_config(given, workdir, overrides)
+    match given.mode:
+        case "train":
+            from deit_jax.experiment import train_and_report
+
+            train_and_report(config, workdir)
+        case "ablate":
+            from deit_jax.ablate import ablate
+
+            ablate(config, workdir)
+        case "label":
+            from deit_jax.label import label
+
+            label(config, workdir, verify=given.verify)
+        case "plan":
+            from deit_jax.plan import plan
+
+            plan(config, given.topology, given.price)
+        case "benchmark":
+            from deit_jax.benchmark import benchmark
+
+            benchmark(config)
+        case "show":
+            from deit_jax.data.tools.show import show
+
+            show(config, output or "augmented.png", given.step)
+
+
+def start_jax(given: flags.FlagValues) -> None:
+    """Choose devices and memory settings, the compilation cache, and join the other processes of the run."""
+    if given.mode == "plan":
         from deit_jax.runtime.topologies import prepare_environment
 
         prepare_environment(given.topology)
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
-    import jax  # here and below: a wrong command line is reported before jax looks for devices
-
     from deit_jax.runtime import sharding
     from deit_jax.runtime.compile_cache import use_compile_cache
 
-    if mode not in ("plan", "benchmark"):  # which report how long compiling takes
+    if given.mode not in ("plan", "benchmark"):  # which report how long compiling takes
         use_compile_cache()
     sharding.start_processes(given.config.processes.heartbeat_timeout)
-    overrides = config_flags.get_override_values(given["config"])
-    if mode == "evaluate":
-        from deit_jax.evaluate.evaluation_command import Request, evaluate_command
 
-        defaults = flat(default_config())
-        changed = {path: value for path, value in flat(given.config).items() if value != defaults[path]}
-        request = Request(tuple(given.checkpoint), tuple(given.data), given.weights, workdir, output)
-        if given.probe:
-            from deit_jax.evaluate.probe import probe_command
 
-            probe_command(given.config, changed | overrides, request, given.probe)
-        else:
-            evaluate_command(given.config, changed | overrides, request)
-        return
+def complete_config(given: flags.FlagValues, workdir: str, overrides: dict[str, Any]) -> Config:
+    """The config of a mode, resolved and valid. overrides: what the command line gives. Raises UserError."""
+    import jax
+
     config = resolve(given.config, given=overrides)
     validate(config, num_devices=jax.device_count())
-    if mode in ("train", "label", "ablate"):
-        from deit_jax.data.sources import check_root
-        from deit_jax.weights.load import adopt_normalization
+    if given.mode not in ("train", "label", "ablate"):
+        return config
+    from deit_jax.data.sources import check_root
+    from deit_jax.weights.load import adopt_normalization
 
-        check_root(config.data.root)  # before weights are read, which may come from a hub
-        config = adopt_normalization(config, workdir, overrides)
-        validate(config)
-    if mode == "train":
-        from deit_jax.experiment import chain, run
+    check_root(config.data.root)  # before weights are read, which may come from a hub
+    config = adopt_normalization(config, workdir, overrides)
+    validate(config)
+    return config
 
-        (chain if config.finetune.epochs else run)(config, workdir)
-    elif mode == "ablate":
-        from deit_jax.ablate import ablate
 
-        ablate(config, workdir)
-    elif mode == "label":
-        from deit_jax.label import label
+def evaluate(given: flags.FlagValues, workdir: str, output: str, overrides: dict[str, Any]) -> None:
+    """`--mode=evaluate`, of a head or of features. Arguments as `complete_config`."""
+    from deit_jax.evaluate.evaluation_command import Request, evaluate_command
+    from deit_jax.evaluate.probe import probe_command
 
-        label(config, workdir, verify=given.verify)
-    elif mode == "plan":
-        from deit_jax.plan import plan
-
-        plan(config, given.topology, given.price)
-    elif mode == "benchmark":
-        from deit_jax.benchmark import benchmark
-
-        benchmark(config)
+    defaults = flat(default_config())
+    changed = {path: value for path, value in flat(given.config).items() if value != defaults[path]} | overrides
+    request = Request(tuple(given.checkpoint), tuple(given.data), given.weights, workdir, output)
+    if given.probe:
+        probe_command(given.config, changed, request, given.probe)
     else:
-        from deit_jax.data.tools.show import show
-
-        show(config, output or "augmented.png", given.step)
+        evaluate_command(given.config, changed, request)

@@ -41,7 +41,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # by CPU seconds, most first: the rest of the suite is short files, which even out
 LONGEST = (
-    *("test_processes", "test_label", "test_chain", "test_experiment", "test_ablate", "test_main", "test_terminals"),
+    *("test_processes", "test_label", "test_experiment", "test_ablate", "test_main", "test_terminals"),
     *("test_campaign", "test_models", "test_train", "test_efficientnet", "test_convert", "test_export", "test_meshes"),
     *("test_policies", "test_ops", "test_fsdp", "test_linen", "test_compare", "test_teacher", "test_pipeline"),
     *("test_stability", "test_evaluation_command", "test_own_teacher", "test_files", "test_page"),

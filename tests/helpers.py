@@ -27,7 +27,7 @@ from deit_jax.config import Config, default_config, resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
 from deit_jax.errors import UserError
-from deit_jax.experiment import run
+from deit_jax.experiment import train_and_report
 from deit_jax.runtime import sharding
 from deit_jax.train.step import create_state, make_train_step
 from deit_jax.weights import fit_weights, load_weights
@@ -112,7 +112,7 @@ def make_whole_run(folder: Path) -> None:
         for module, name in ((sources, "open_sources"), (teacher, "load_weights")):
             original = getattr(module, name)
             patch.setattr(module, name, lambda *a, o=original, n=name, **k: (opened.append(n), o(*a, **k))[1])
-        run(whole_config(), folder)
+        train_and_report(whole_config(), folder)
     optimize(before)
     (folder / "opened.json").write_text(json.dumps(opened))
 

@@ -48,9 +48,9 @@ def test_commands(arguments, code, expected, capsys):
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("lr", "teacher.lr or optimizer.lr or finetune.lr"),
+        ("lr", "teacher.lr or optimizer.lr"),
         ("optimizer.lt", "optimizer.lr"),
-        ("weight_decay", "optimizer.weight_decay or finetune.weight_decay"),
+        ("weight_decay", "optimizer.weight_decay"),
         ("modle.name", "model.name"),
         ("techer.lr", "teacher.lr"),
     ],

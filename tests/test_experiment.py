@@ -13,7 +13,7 @@ from deit_jax.config.recipes import plain_config, teacher_config
 from deit_jax.data import loader
 from deit_jax.errors import UserError
 from deit_jax.evaluate.evaluation_command import Request, evaluate_command
-from deit_jax.experiment import run
+from deit_jax.experiment import train_and_report
 
 pytestmark = pytest.mark.long_runs  # as `whole_run`
 
@@ -63,7 +63,7 @@ def test_a_finished_run_is_only_evaluated_again(finished, capsys, monkeypatch):
     folder, results = finished
     (folder / "results.json").write_text('{"teacher": {"par')
     monkeypatch.setattr(plots, "attention", lambda *_: (_ for _ in ()).throw(ValueError("Expected \\\\frac\n^")))
-    assert run(whole_config(), folder) == results
+    assert train_and_report(whole_config(), folder) == results
     said = capsys.readouterr().out
     assert said.count("complete, evaluating again") == 3
     line = "attention.png could not be made: ValueError: Expected \\\\frac ^"
@@ -128,5 +128,5 @@ def test_bad_weights_are_named_before_anything_is_written(tmp_path, setting, mes
     config.teacher.epochs = epochs if setting == "teacher.init" else 1
     config.update_from_flattened_dict({setting: str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match=message):
-        run(config, tmp_path / "run")
+        train_and_report(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

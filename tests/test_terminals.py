@@ -1,4 +1,4 @@
-"""Every command where people run it: paths with `~`, a terminal that has ASCII alone, a pipe that nobody reads."""
+"""Every command where people run it: paths with `~`, a terminal that has ASCII alone."""
 
 import json
 import os
@@ -33,36 +33,16 @@ COMMANDS = [  # arguments, and a file that the command writes
     (["check", "~/run"], ""),
 ]
 PROGRAM = """
-import json, os, shutil, sys
+import json, sys
 from deit_jax.__main__ import main
 
-def run(arguments):
-    try:
-        main(arguments)
-    except SystemExit as end:
-        return end.code
-
-codes = {"ascii": [], "closed": []}
-commands = json.loads(sys.argv[1])
-for arguments, _ in commands:
-    codes["ascii"].append(run(arguments))
-for _, file in commands:
-    if file and "labels" not in file:  # a store without its header is not continued
-        os.remove(os.path.expanduser(f"~/{file}"))
-for folder in ("shards", "found"):
-    shutil.rmtree(os.path.expanduser(f"~/{folder}"))
-for arguments, file in commands:
-    read, write = os.pipe()
-    os.close(read)
-    sys.stdout = open(write, "w", 1)
-    codes["closed"].append(run(arguments))
-with open("codes.json", "w") as file:
-    json.dump(codes, file)
+for arguments in json.loads(sys.argv[1]):
+    main(arguments)
 """
 
 
 @pytest.mark.slow
-def test_every_command_in_an_ascii_terminal_and_into_a_closed_pipe(tmp_path):
+def test_every_command_in_an_ascii_terminal(tmp_path):
     home, here = tmp_path / "home", tmp_path / "here"
     here.mkdir()
     for split in ("train", "val"):
@@ -72,14 +52,12 @@ def test_every_command_in_an_ascii_terminal_and_into_a_closed_pipe(tmp_path):
     save_file(state_of("deit_digits_patch4_16"), home / Path(WEIGHTS).name)
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     environment = os.environ | plain | {"HOME": str(home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, json.dumps(COMMANDS)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps([arguments for arguments, _ in COMMANDS])]
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert "Traceback" not in done.stderr.decode()
     assert "deit-jax TOOL ?\n" in done.stdout.decode("ascii"), "an ellipsis, replaced"
-    codes = json.loads((here / "codes.json").read_text())
-    assert codes == {"ascii": [None] * len(COMMANDS), "closed": [141] * len(COMMANDS)}
-    assert [path.name for path in here.iterdir()] == ["codes.json"], "no folder named ~"
+    assert not list(here.iterdir()), "no folder named ~"
     for _, file in COMMANDS:
         assert (home / file).exists()
         if file.endswith((".md", ".json", ".csv")):

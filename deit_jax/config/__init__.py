@@ -3,7 +3,6 @@
 from deit_jax.config.checks import validate as validate
 from deit_jax.config.files import arguments as arguments
 from deit_jax.config.files import deit as deit
-from deit_jax.config.files import finetune_config as finetune_config
 from deit_jax.config.files import model_of as model_of
 from deit_jax.config.recipes import RECIPES as RECIPES
 from deit_jax.config.recipes import recipe_differences as recipe_differences

@@ -8,10 +8,10 @@ from deit_jax.errors import UserError, nearest
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime.mesh import mesh_sizes
 
-IN_BUCKETS = ("init", "teacher.init", "distill.labels", "finetune.labels", "data.root")  # settings that may be gs://…
+IN_BUCKETS = ("init", "teacher.init", "distill.labels", "data.root")  # settings that may be gs://…
 AT_LEAST_ONE = (
     "batch_size accumulate augment.mix_group augment.repeats log.every evaluate.every checkpoint.every checkpoint.keep"
-    " label.k finetune.img_size finetune.batch_size"
+    " label.k"
 ).split()
 FRACTIONS = (
     "augment.flip augment.rand_prob augment.erasing augment.mix_switch augment.mix_prob augment.label_smoothing"
@@ -91,11 +91,8 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
                 f"{what} leaves the {head} head of {config.model.name} untrained: use"
                 f" --config.model.name={config.model.name.replace('_distilled', '')}, or {other}"
             )
-    if features and (config.distill.labels or config.finetune.labels):
-        raise UserError(
-            f"distill.kind {config.distill.kind} learns features, which no store has: unset distill.labels and"
-            " finetune.labels"
-        )
+    if features and config.distill.labels:
+        raise UserError(f"distill.kind {config.distill.kind} learns features, which no store has: unset distill.labels")
     if config.data.layout == "unlabelled":
         if objective.teacher not in ("hard labels", "logits") or config.distill.alpha != 1:
             raise UserError(

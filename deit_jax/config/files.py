@@ -1,12 +1,5 @@
-"""What the files in `configs/` share: arguments after the colon, DeiT on ImageNet-1k by size, its fine-tuning.
+"""What the files in `configs/` share: arguments after the colon, DeiT on ImageNet-1k by size."""
 
-Fine-tuning is at another resolution, 224 → 384 in the paper (section 6, after Touvron et al. 2019): batch 512, AdamW at
-a constant 5e-6 after warm-up, decay 1e-8, 30 epochs, all augmentation kept, and the teacher kept.
-"""
-
-import re
-
-from deit_jax.config.recipes import named_size
 from deit_jax.config.settings import Config, default_config
 from deit_jax.errors import UserError, nearest
 
@@ -54,26 +47,4 @@ def deit(size: str, text: str | None = "") -> Config:
         c.teacher.name = model_of(c.teacher.init)
     c.epochs = epochs_of(given, 300)
     c.data.resize = "fast"  # three times what timm's loader gives a core
-    return c
-
-
-def at_size(name: str, size: int) -> str:
-    """The published name of a model at another size (`…_224` → `…_384`); other names stay."""
-    return re.sub(r"(_patch16)_(224|384)$", rf"\1_{size}", name) if size in (224, 384) else name
-
-
-def finetune_config(config: Config, init: str) -> Config:
-    """The config of the fine-tuning that `config.finetune` describes, of a run of `config` whose weights are `init`.
-
-    The teacher keeps its image size: at 384 px its images are resized on the device.
-    """
-    f, c = config.finetune, config.copy_and_resolve_references()
-    c.init, c.batch_size, c.epochs, c.steps, c.train_baseline = init, f.batch_size, f.epochs, 0, False
-    c.model.name, c.model.img_size = at_size(config.model.name, f.img_size), f.img_size
-    c.teacher.img_size = config.teacher.img_size or config.model.img_size or named_size(config.model.name)
-    c.distill.labels = f.labels
-    o = c.optimizer
-    o.lr, o.lr_batch, o.schedule = f.lr, 512, "constant"
-    o.weight_decay, o.warmup_epochs = f.weight_decay, f.warmup_epochs
-    c.finetune.update(default_config().finetune)
     return c

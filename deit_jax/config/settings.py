@@ -229,16 +229,6 @@ class Processes(Group):
     heartbeat_timeout: int = resumable(100, "seconds without a heartbeat that make a process lost")
 
 
-class Finetune(Group):
-    epochs: int = setting(0, "epochs of fine-tuning at another image size after the training; 0: none")
-    img_size: int = setting(384, "its image size in pixels")
-    batch_size: int = setting(512, "its images per step")
-    lr: float = setting(5e-6, "its learning rate per 512 images, constant after warm-up")
-    warmup_epochs: float = setting(5.0, "its warm-up")
-    weight_decay: float = setting(1e-8, "its weight decay")
-    labels: str = resumable("", "its stored teacher labels; '': the live teacher")
-
-
 class Ablate(Group):
     seeds: tuple[int, ...] = resumable((0, 1, 2), "seeds of --mode=ablate")
     arms: tuple[str, ...] = resumable(("none", "soft", "hard"), "arms of --mode=ablate")
@@ -275,7 +265,6 @@ class Config(Group):
     stability: Stability
     mesh: Mesh
     processes: Processes
-    finetune: Finetune
     ablate: Ablate
 
 

@@ -3,18 +3,15 @@
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
-from deit_jax.data import batch as batches
 from deit_jax.data import images
 from deit_jax.data.base import Source
-from deit_jax.data.batch import MAX_LABELS, UNREADABLE
+from deit_jax.data.batch import MAX_LABELS, UNREADABLE, Batch, Views, batch_views, eval_entries, train_entries, zeros
 from deit_jax.errors import UserError
 from deit_jax.randomness import generator
 
@@ -60,7 +57,7 @@ class TrainBatch:
 
     Attributes:
       rows: of the global batch, those of this process.
-      labels: (step, rows) → further entries of the batch, or None.
+      stored_labels: (step, rows) → a teacher's entries of the batch, or None.
       cut: whether images are cropped here; else the batch has their "box" (rows, 4), to be cut on the device.
     """
 
@@ -69,29 +66,18 @@ class TrainBatch:
     size: int
     rows: slice
     threads: int
-    labels: Callable[[int, slice], dict[str, np.ndarray]] | None = None
+    stored_labels: Callable[[int, slice], Batch] | None = None
     cut: bool = True
 
     def __call__(self, step: int) -> dict[str, Any]:
-        data, augment, again = self.config.data, self.config.augment, self.config.label.views
-        epoch, index, repeat, mixed_at = batches.batch_views(
-            int(step),
-            seed=self.config.seed,
-            length=len(self.source),
-            batch=self.config.batch_size,
-            drop_last=data.drop_last,
-            repeats=augment.repeats,
-            mix_group=augment.mix_group,
-            views=again,
-        )
-        index, repeat, mixed_at = index[self.rows], repeat[self.rows], mixed_at[self.rows]
-        out = batches.zeros(batches.train_entries(self.size, len(index)))
+        data, augment = self.config.data, self.config.augment
+        epoch, index, repeat = self.views(int(step))
+        index, repeat = index[self.rows], repeat[self.rows]
+        out = zeros(train_entries(self.size, len(index)))
         out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
         if not self.cut:
             out["box"] = np.zeros((len(index), 4), np.int32)
             del out["image"]
-        if again:
-            out["mixed_at"] = mixed_at.astype(np.int32)
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
@@ -110,24 +96,27 @@ class TrainBatch:
 
         try:
             run_in_threads(self.threads, len(found), load)
-            if self.labels is not None:
-                out |= self.stored(mixed_at) if again else self.labels(int(step), self.rows)
+            out |= self.teacher_labels(int(step))
         except UserError as error:
             return {"error": str(error)}
         views = [image for which in np.argsort(first) for image in broken[which] * len(rows[which])]
         return {**out, "broken": views, "seen": len(index)}
 
-    def stored(self, mixed_at: np.ndarray) -> dict[str, np.ndarray]:
-        """The labels of this process's rows, each group's from the step that it was stored in. mixed_at: (rows, 2)."""
-        assert self.labels is not None
-        size = self.config.batch_size // num_groups(self.config.batch_size, self.config.augment.mix_group)
-        starts = [0, *(np.flatnonzero((mixed_at[1:] != mixed_at[:-1]).any(1)) + 1).tolist(), len(mixed_at)]
-        parts = []
-        for start, stop in itertools.pairwise(starts):
-            (step, group), inside = mixed_at[start].tolist(), (self.rows.start + start) % size
-            row = group * size + inside
-            parts.append(self.labels(step, slice(row, row + stop - start)))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def views(self, step: int) -> Views:
+        """The views of the global batch of a step."""
+        return batch_views(
+            step,
+            seed=self.config.seed,
+            length=len(self.source),
+            batch=self.config.batch_size,
+            drop_last=self.config.data.drop_last,
+            repeats=self.config.augment.repeats,
+            mix_group=self.config.augment.mix_group,
+        )
+
+    def teacher_labels(self, step: int) -> Batch:
+        """The stored labels of this process's rows; {} without any."""
+        return self.stored_labels(step, self.rows) if self.stored_labels else {}
 
     def readable(
         self, index: int, epoch: int, views: list[int], broken: list[str]
@@ -179,7 +168,7 @@ class EvalBatch:
         indices = number * self.batch + np.arange(self.rows.start, self.rows.stop)
         real = np.flatnonzero(indices < len(self.source))
         several = getattr(self.source, "several_labels", False)
-        out = batches.zeros(batches.eval_entries(self.size, len(indices), several))
+        out = zeros(eval_entries(self.size, len(indices), several))
         out["mask"][real] = 1
         if several:
             out["labels"][:] = -1

@@ -87,59 +87,27 @@ def row_order(batch: int, mix_group: int) -> np.ndarray:
     return np.concatenate([rows(group) for group in range(groups)])
 
 
-@functools.lru_cache(maxsize=2)
-def group_order(seed: int, epoch: int, groups: int) -> np.ndarray:
-    """The mixing groups of an epoch that repeats a stored one, in shuffled order, int64 (groups,)."""
-    return generator(seed, "replay", epoch).permutation(groups)
-
-
-def stored_groups(step: int, *, seed: int, per_epoch: int, groups: int, views: int) -> np.ndarray:
-    """Where the mixing groups of a step stand in the first `views` epochs: step and group, int64 (groups, 2).
-
-    Epoch e has the groups of epoch e mod `views`, from the second time on in an order of its own. Groups stay whole,
-    because a stored label is that of a mixture of two rows of a group. views: 0 where no epoch repeats another.
-    """
-    epoch, position = divmod(step, per_epoch)
-    places = np.arange(position * groups, (position + 1) * groups)
-    if views and epoch >= views:
-        epoch, places = epoch % views, group_order(seed, epoch, per_epoch * groups)[places]
-    return np.stack([epoch * per_epoch + places // groups, places % groups], 1)
-
-
 class Views(NamedTuple):
-    """The views of one step: their epoch, and int64 arrays of the batch's rows: image index, repeat, and the step and
-    the group that they are mixed as, (batch, 2)."""
+    """The views of one step: their epoch, and int64 arrays (batch,) of the image and the repeat of each row."""
 
     epoch: int
     image: np.ndarray
     repeat: np.ndarray
-    mixed_at: np.ndarray
 
 
 def batch_views(
-    step: int,
-    *,
-    seed: int,
-    length: int,
-    batch: int,
-    repeats: int,
-    mix_group: int,
-    drop_last: bool = True,
-    views: int = 0,
+    step: int, *, seed: int, length: int, batch: int, repeats: int, mix_group: int, drop_last: bool = True
 ) -> Views:
-    """The views of one step, those of another step's groups where it is in a repetition of the first `views` epochs.
+    """The views of one step.
 
     An epoch is `epoch_steps` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each image
     stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views. Where the last
     batch reaches past the end of the order, it wraps around; the wrapped views count as further repeats.
     """
-    per_epoch, groups = epoch_steps(length, batch, drop_last), num_groups(batch, mix_group)
-    mixed_at = stored_groups(step, seed=seed, per_epoch=per_epoch, groups=groups, views=views)
-    epoch, parts = int(mixed_at[0, 0]) // per_epoch, np.array_split(row_order(batch, mix_group), groups)
-    places = np.concatenate([at % per_epoch * batch + parts[group] for at, group in mixed_at])
+    epoch, position = divmod(step, epoch_steps(length, batch, drop_last))
+    places = position * batch + row_order(batch, mix_group)
     again, image = np.divmod(places // repeats, length)
-    rows = np.repeat(mixed_at, [len(parts[group]) for group in mixed_at[:, 1]], 0)
-    return Views(epoch, epoch_order(seed, epoch, length)[image], places % repeats + again * repeats, rows)
+    return Views(epoch, epoch_order(seed, epoch, length)[image], places % repeats + again * repeats)
 
 
 def epoch_steps(length: int, batch: int, drop_last: bool = True) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 from absl import flags
 
 from deit_jax.augment.mix import num_groups
@@ -23,6 +22,7 @@ from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch, epoch_steps
 from deit_jax.data.device_crops import Cut, open_crops
 from deit_jax.data.images import read_header
+from deit_jax.data.replay import ReplayBatch
 from deit_jax.errors import UserError, printable
 from deit_jax.runtime import hardware
 from deit_jax.runtime.progress import track
@@ -56,13 +56,13 @@ def train_batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    labels: Callable[[int, slice], dict[str, np.ndarray]] | None = None,
+    stored_labels: Callable[[int, slice], Batch] | None = None,
 ) -> "TrainBatches":
     """Endless training batches of steps start, start + 1, …; starting late costs nothing.
 
     Args:
       size: of the images, pixels per side.
-      labels: (step, rows) → further entries of the batch: `deit_jax.distill.label_reader.StoredLabels`.
+      stored_labels: (step, rows) → a teacher's entries of the batch: `deit_jax.distill.label_reader.StoredLabels`.
 
     Unreadable images are counted; each is replaced by the next readable one. Raises UserError where there is not one
     whole batch, or `data.cache` is device and these images cannot be cut there; while iterating, where more images are
@@ -73,7 +73,8 @@ def train_batches(
         raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
     rows = process_rows(config.batch_size, process_index, process_count)
     cut = open_crops(config, source, size)
-    make = TrainBatch(source, config, size, rows, _threads(config), labels, cut=cut is None)
+    kind = ReplayBatch if config.label.views else TrainBatch
+    make = kind(source, config, size, rows, _threads(config), stored_labels, cut=cut is None)
     return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS), cut)
 
 

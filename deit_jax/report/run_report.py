@@ -1,5 +1,4 @@
-"""The report of a finished run: report.md with its pictures, report.html, results.json; chain.md of a training with
-fine-tuning."""
+"""The report of a finished run: report.md with its pictures, report.html, results.json."""
 
 import contextlib
 import json
@@ -177,16 +176,3 @@ def report_markdown(
         "```\n" + "\n".join(changed) + "\n```",
     ]
     return "\n\n".join(text)
-
-
-def write_chain_report(workdir: Path, configs: dict[str, Any], results: dict[str, dict], num_classes: int) -> None:
-    """chain.md and chain.json: the student of each stage, by stage. The table is printed, too."""
-    students = []
-    for stage, config in configs.items():
-        name = config.model.name + (f" at {config.model.img_size} px" if config.model.img_size else "")
-        students.append((name, results[stage]["student"]))
-    table = tables.accuracy_table(students, num_classes)
-    links = "[training](report.md), [fine-tuning](finetune/report.md)"
-    atomic.write_json(workdir / "chain.json", log.to_json(results))
-    atomic.write_text(workdir / "chain.md", f"# {configs['finetune'].model.name}\n\n{table}\n\nReports: {links}\n")
-    print(f"\n{table}\n\nreport: {workdir / 'chain.md'}")

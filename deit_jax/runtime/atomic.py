@@ -6,9 +6,7 @@ An object in a bucket is replaced whole by the service itself.
 import contextlib
 import errno
 import json
-import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +17,6 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import storage
 
 MAX_REASON = 240  # characters of an error's text
-
-# how TensorStore and others quote the system's errors, and report that a bucket refuses or does not answer
-DISK_TEXTS = (
-    "No space left|Disk quota|File too large|Read-only file system|Permission denied|Operation not permitted"
-    "|Input/output error|No such file or directory|Stale file handle"
-    "|http_response_code|CURL|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED"
-)
 
 
 @contextlib.contextmanager
@@ -120,7 +111,8 @@ def write_error(path: str | os.PathLike, error: Exception) -> UserError:
     fix = "check that the bucket exists and that this machine may write to it"
     if not storage.is_bucket(path):
         folder = next(p for p in Path(path).absolute().parents if p.is_dir())
-        fix = f"{readable(free_space(folder))} free in {folder}; make room, or check that it exists and can be written"
+        free = readable(shutil.disk_usage(folder).free)
+        fix = f"{free} free in {folder}; make room, or check that it exists and can be written"
     return UserError(f"{path} cannot be written ({reason(error)}): {fix}")
 
 
@@ -129,19 +121,6 @@ def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     text = text.splitlines()[0].partition(" [")[0]  # TensorStore appends its whole description
     return text if len(text) <= MAX_REASON else f"… {text[-MAX_REASON:]}"  # the cause comes last
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether an error is the disk's or the bucket's: the system's own, or a library's that quotes it."""
-    return isinstance(error, OSError) or re.search(DISK_TEXTS, str(error)) is not None
-
-
-def free_space(folder: str | os.PathLike) -> float:
-    """Bytes free on the disk of `folder`, or of its nearest existing parent; infinite in a bucket."""
-    if storage.is_bucket(folder):
-        return math.inf
-    folder = Path(folder).absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 def readable(count: float) -> str:

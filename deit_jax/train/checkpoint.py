@@ -6,17 +6,16 @@
     WORKDIR/damaged/STEP/        a damaged checkpoint, which was moved here
 
 The newest `checkpoint.keep` are kept, and the best by top-1. Any mesh reads any mesh's checkpoint. If the newest one is
-damaged, the one before it is used. A failed save is reported in one line, and the next save tries again.
+damaged, the one before it is used. A failed save ends the run; the next start removes what is left of it.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Bool, Integer
 from orbax.checkpoint import checkpoint_managers as policies
@@ -52,7 +51,7 @@ class KeepBest(policies.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving is asynchronous; `close` waits for it.
+    """The checkpoints of one run. Saving is asynchronous: a failure is a UserError of the next call.
 
     Opening moves damaged checkpoints away, until the newest one is intact. Raises UserError if all are damaged, or the
     folder cannot be written.
@@ -61,9 +60,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 2):
         self.directory = storage.as_path(workdir) / "checkpoints"
         self.scores: dict[int, dict[str, Any]] = {}
-        self.step_in_progress: int | None = None
-        self.failure: UserError | None = None  # of the last save, until one succeeds
-        self.needs_reload = False  # Orbax counts a step that was not saved
+        self.step_in_progress = 0
         from_process_0(lambda: set_damaged_aside(self.directory))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), KeepBest(self.scores)]),
@@ -79,15 +76,10 @@ class Checkpoints:
 
     def write_checksums(self) -> None:
         """Write the checksums of the step that is being saved: it has all its files, and not yet its final name."""
-        for folder in self.unfinished():
-            integrity.write_sums(folder)
-
-    def unfinished(self) -> list[Path]:
-        """The folders of the step that is being saved, or was when that failed."""
         if storage.is_bucket(self.directory):
-            folder = self.folder(self.step_in_progress or 0)
-            return [] if integrity.is_complete(folder) else [folder]
-        return list(self.directory.glob(f"{self.step_in_progress}.*"))
+            integrity.write_sums(self.folder(self.step_in_progress))
+        else:
+            integrity.write_sums(next(self.directory.glob(f"{self.step_in_progress}.*")))
 
     def latest(self) -> int | None:
         """The newest step, or None if nothing is saved."""
@@ -109,62 +101,37 @@ class Checkpoints:
         self.scores[step] = metrics
         if step in self.manager.all_steps():
             self.wait_for_save()
-            if jax.process_index() == 0 and self.folder(step).is_dir():
-                try:
-                    atomic.write_json(self.folder(step) / SCORES, metrics)
-                except UserError as error:
-                    print_once(f"warning: {error}")
+            if jax.process_index() == 0:
+                atomic.write_json(self.folder(step) / SCORES, metrics)
 
-    def save(self, state: dict, meta: dict) -> bool:
-        """Start to save the state as its step; an existing step is left alone.
-
-        Returns whether the save was started. A failed save is reported in one line: training continues, and the next
-        save tries again.
-        """
+    def save(self, state: dict, meta: dict) -> None:
+        """Start to save the state as its step; an existing step is left alone."""
         self.wait_for_save()
-        step, needed = int(state["step"]), state_bytes(state)
+        step = int(state["step"])
         if step in self.manager.all_steps():
-            return True
+            return
         healthy = bool(is_healthy(state["params"], state["nonfinite"]["in_row"]))
         more = {"step": step, "metrics": self.scores.get(step, {}), "healthy": healthy}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in split_items(state).items()}
         items["meta"] = ocp.args.JsonSave(meta | more)
         self.step_in_progress = step
-        try:
-            from_process_0(lambda: check_space(self.directory, needed))
+        with self.saving():
             self.manager.save(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            self.handle_save_error(error)
-            return False
-        return True
 
     def wait_for_save(self) -> None:
-        """Wait for the running save; if it failed, report that and remove its remains."""
-        try:
+        """Wait for the running save. Raises UserError where it failed."""
+        with self.saving():
             self.manager.wait_until_finished()
-        except Exception as error:
-            self.handle_save_error(error)
-        else:
-            if self.step_in_progress in self.manager.all_steps() and not self.needs_reload:
-                self.failure = None
-        if self.needs_reload:
-            with contextlib.suppress(OSError):
-                self.manager.reload()
-                self.needs_reload = False
 
-    def handle_save_error(self, error: Exception) -> None:
-        """Report a failed save; training continues. An error that is not the disk's is raised again."""
-        if not isinstance(error, UserError) and not atomic.is_disk_error(error):
-            raise error
-        written = self.folder(self.step_in_progress or 0)
-        self.failure = error if isinstance(error, UserError) else atomic.write_error(written, error)
-        if jax.process_index() == 0 or not isinstance(error, UserError):  # each process reports its own disk
-            what = f"warning: step {self.step_in_progress} is not saved: {self.failure}"
-            print(f"{what}; training continues, and the next save tries again", flush=True)
-        if jax.process_index() == 0:
-            for remains in self.unfinished():
-                storage.remove(remains)
-        self.needs_reload = True
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Within, a failure is a UserError: the file, the reason, and the step from which the same command resumes."""
+        try:
+            yield
+        except Exception as error:  # TensorStore and gcsfs have errors of their own
+            last = next((path.name for path in integrity.steps_in(self.directory)), "none")
+            failure = atomic.write_error(self.folder(self.step_in_progress), error)
+            raise UserError(f"{failure}; the last saved step is {last}: the same command resumes from there") from error
 
     def restore(self, shapes: dict, step: int) -> dict:
         """The state at `step`. shapes: the state as ShapeDtypeStructs with the shardings wanted."""
@@ -194,12 +161,11 @@ class Checkpoints:
             del self.scores[later]
 
     def close(self) -> None:
-        """Wait for the running save. Raises UserError if the last one failed: the run's end is not on the disk."""
-        self.wait_for_save()
-        self.manager.close()
-        if self.failure is not None:
-            newest = next((f"step {path.name}" for path in integrity.steps_in(self.directory)), "nothing")
-            raise UserError(f"{self.failure}; last saved: {newest}; the same command resumes from there")
+        """Wait for the running save, and end the saver's threads."""
+        try:
+            self.wait_for_save()
+        finally:
+            self.manager.close()
 
 
 def split_items(state: dict) -> dict[str, dict]:
@@ -223,19 +189,4 @@ def set_damaged_aside(directory: Path) -> None:
         print_once(
             f"checkpoint {step} is damaged ({found}): "
             + ("no longer used" if place == step else f"set aside in {place}")
-        )
-
-
-def state_bytes(state: dict) -> int:
-    """Bytes of a state's arrays, or of their shapes."""
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def check_space(directory: Path, needed: int) -> None:
-    """Raise UserError if a checkpoint of `needed` bytes does not fit, or nothing can be written."""
-    atomic.check_writable(directory)
-    free = atomic.free_space(directory)
-    if free < needed:
-        raise UserError(
-            f"{directory} is full ({atomic.readable(free)} free, {atomic.readable(needed)} needed): make room there"
         )

@@ -25,7 +25,7 @@ from deit_jax.train.run import Data, Run, load_init, open_run
 from deit_jax.train.step import Program, TrainState, make_program
 from deit_jax.weights.load import adopt_normalization
 
-LOWER_LR = "lower --config.optimizer.lr (a teacher's teacher.lr, fine-tuning's finetune.lr) in a new --workdir"
+LOWER_LR = "lower --config.optimizer.lr (a teacher's teacher.lr) in a new --workdir"
 PROGRESS_AFTER = 10.0  # seconds of an evaluation without a progress line
 STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynchronous, and would run a thousand ahead
 
@@ -114,7 +114,7 @@ def training_batches(run: Run, position: int, broken: int = 0) -> Generator[tupl
             run.data.train,
             size=run.model.img_size,
             start=position,
-            labels=run.labels,
+            stored_labels=run.stored_labels,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

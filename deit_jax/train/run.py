@@ -65,7 +65,7 @@ class Run:
         model: what is trained: the student, or a teacher of it.
         steps_per_epoch, total_steps: its length.
         teacher: what the student is distilled from; None without distillation, or until its teacher is trained.
-        labels: the teacher's stored labels by step, or None.
+        stored_labels: the teacher's, by step, or None.
         init: weights it starts from, {"params", "batch_stats"} on the host; None where it resumes, or draws them.
         init_notes: what was changed to fit them, a line each.
     """
@@ -78,7 +78,7 @@ class Run:
     steps_per_epoch: int
     total_steps: int
     teacher: Teacher | None = None
-    labels: StoredLabels | None = None
+    stored_labels: StoredLabels | None = None
     init: dict | None = None
     init_notes: Sequence[str] = ()
 

@@ -11,10 +11,8 @@ from safetensors.numpy import save_file
 
 from deit_jax import models
 from deit_jax.config import RECIPES, default_config, flat, recipe_differences, resolve, validate
-from deit_jax.config.files import at_size, finetune_config
 from deit_jax.config.recipes import named_size
 from deit_jax.errors import UserError
-from deit_jax.experiment import stages
 from deit_jax.runtime import sharding
 from deit_jax.train.loop import training_batches
 from deit_jax.train.run import open_run
@@ -25,7 +23,6 @@ CASES = [
     ("deit_s", "distill=soft,epochs=1000"),
     ("deit_b", "distill=hard"),
     ("deit_b_384", "distill=hard"),
-    ("deit_b_chain", ""),
     ("regnety_160", ""),
     ("transfer", "data=cars"),
     ("folder", "teacher=runs/regnety_160"),
@@ -65,14 +62,14 @@ def tiny(config, photos: Path, weights: dict[str, Path]):
     """The config with the smallest model of its kind, on the small images; all else stays."""
     c = config
     distilled, kind = "_distilled" in c.model.name, "regnety" if "regnety" in c.model.name else "deit"
+    size = 32 if "_384" in c.model.name else 16
     small = "regnety_digits" if kind == "regnety" else f"deit_digits{'_distilled' if distilled else ''}_patch4_16"
-    c.model.name, c.model.img_size = small, 32 if c.model.img_size == 384 else 16
+    c.model.name, c.model.img_size = small, size
     c.init = str(weights[small]) if c.init else ""
     if c.distill.kind in ("soft", "hard"):
         c.teacher.name, c.teacher.init, c.teacher.epochs = "regnety_digits", str(weights["regnety_digits"]), 0
         c.teacher.img_size = 16
     c.data.root, c.batch_size, c.epochs, c.steps, c.data.limit = str(photos), 8, 1, 0, 0
-    c.finetune.epochs, c.finetune.img_size, c.finetune.batch_size = min(1, c.finetune.epochs), 32, 8
     if c.model.name != "deit_digits_patch4_16":  # RandAugment takes longest to compile: the plain students keep it
         c.augment.policy = "none"
     c.log.every, c.log.tensorboard, c.train_baseline = 1, False, False
@@ -85,22 +82,18 @@ def test_every_config_is_tried():
 
 @pytest.mark.parametrize(("name", "text"), CASES)
 def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tmp_path):
-    """Up to the first step of each stage, which is traced; whole runs: tests/test_main.py, tests/test_chain.py."""
+    """Up to the first step, which is traced; a whole run: tests/test_main.py."""
     config = tiny(get_config(name, text), photos, weights)
     validate(config, num_devices=jax.device_count())
-    configs = stages(config, tmp_path) if config.finetune.epochs else (config,)
-    for stage in configs[1:]:
-        stage.init = str(weights[stage.model.name])  # in place of the first stage's
-    for number, stage in enumerate(configs):
-        run = open_run(stage, tmp_path / str(number))
-        predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
-        program = make_program(run.model, predict, stage, run.steps_per_epoch, run.mesh)
-        stream = training_batches(run, 0)
-        batch = sharding.place_batch(next(stream)[0], run.mesh)
-        state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, arrays)
-        stream.close()
-        assert (metrics["loss"].shape, run.total_steps) == ((), 2)
-        assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.abstract_state)
+    run = open_run(config, tmp_path / "run")
+    predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
+    program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
+    stream = training_batches(run, 0)
+    batch = sharding.place_batch(next(stream)[0], run.mesh)
+    state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, arrays)
+    stream.close()
+    assert (metrics["loss"].shape, run.total_steps) == ((), 2)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.abstract_state)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -127,7 +120,7 @@ def test_fine_tuning_at_384_is_the_papers():
     assert config.init == "runs/b"
     o = config.optimizer
     assert (config.batch_size, config.epochs, o.lr, o.lr_batch, o.weight_decay) == (512, 30, 5e-6, 512, 1e-8)
-    assert o.schedule == "constant"
+    assert (o.schedule, o.warmup_epochs) == ("constant", 5.0)
     plain = get_config("deit_b")
     assert flat(config.augment) == flat(plain.augment), "all augmentation stays"
     assert config.teacher.init == "timm/regnety_160.deit_in1k"
@@ -136,14 +129,8 @@ def test_fine_tuning_at_384_is_the_papers():
     assert get_config("deit_b_384", "epochs=10").epochs == 10
 
 
-def test_names_and_teachers_follow_the_size():
-    assert at_size("deit_base_distilled_patch16_224", 384) == "deit_base_distilled_patch16_384"
-    assert at_size("deit_base_patch16_224", 320) == "deit_base_patch16_224"
-    assert at_size("deit_digits_patch4_16", 32) == "deit_digits_patch4_16"
+def test_a_named_model_has_its_size():
     assert [named_size(n) for n in ("deit_digits_patch4_16", "deit_tiny_patch16_384", "regnety_160")] == [16, 384, 224]
-    config = get_config("deit_b_chain")
-    config.teacher.img_size = 288
-    assert finetune_config(config, "runs/b").teacher.img_size == 288, "a teacher's own size is kept"
 
 
 def test_transfer_has_both_settings():
@@ -165,7 +152,6 @@ def test_transfer_has_both_settings():
         ("transfer", "settings=new", "settings=new is not known: use paper or later"),
         ("folder", "epochs=many", "epochs=many is not a whole number"),
         ("deit_b_384", "lr=1", "'lr=1' is not known"),
-        ("deit_b_chain", "init=x", "'init=x' is not known"),
         ("regnety_160", "epochs=-1", "epochs=-1 is not a whole number"),
         ("deit3", "size=M", "no settings are published for size=M, stage=1k: use stage=1k for size=S, B, L, H"),
         ("deit3", "size=B,stage=1k_384", "give init= the workdir of stage=1k"),

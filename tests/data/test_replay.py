@@ -7,7 +7,7 @@ from helpers import tiny_config
 
 from deit_jax.augment import augment_train
 from deit_jax.data import loader, sources
-from deit_jax.data.batch import stored_groups
+from deit_jax.data.replay import stored_groups
 from deit_jax.errors import UserError
 from deit_jax.randomness import purpose_key
 
@@ -28,7 +28,7 @@ def batches(c, steps, **options):
     source, _ = sources.open_sources(c)
     found = {}
     for step in steps:
-        stream = loader.train_batches(c, source, size=16, start=step, labels=stored, **options)
+        stream = loader.train_batches(c, source, size=16, start=step, stored_labels=stored, **options)
         found[step] = next(stream)
         stream.close()
     return found

@@ -11,7 +11,7 @@ from deit_jax.config import validate
 from deit_jax.data.sources import open_digits
 from deit_jax.distill import own_teacher
 from deit_jax.errors import UserError
-from deit_jax.experiment import run
+from deit_jax.experiment import train_and_report
 from deit_jax.train.run import open_data
 
 NAMES = ["dark", "middle", "light"]
@@ -52,7 +52,7 @@ def test_a_student_learns_to_agree_with_the_teacher_without_a_label(photos, tmp_
     assert (len(data.train), len(data.evaluation)) == (120, 40)
     assert {data.train[i]["label"] for i in range(120)} == {0}
     assert len(np.unique(data.evaluation.labels)) > 1, "one class would prove nothing"
-    results = run(c, tmp_path / "run")
+    results = train_and_report(c, tmp_path / "run")
     most = 100 * np.bincount(data.evaluation.labels).max() / 40
     assert results["student"]["params"]["top1"] > most
     assert "class_loss" not in (tmp_path / "run/log.jsonl").read_text()
