@@ -42,7 +42,7 @@ from deit_jax.report.agreement import mean_cosine
 from deit_jax.runtime import atomic, hardware, sharding
 from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
-from deit_jax.train.run import Data, Normalization, claim_workdir, open_data, open_models
+from deit_jax.train.run import Data, PixelStatistics, claim_workdir, open_data, open_models
 from deit_jax.train.step import make_student
 from deit_jax.version import __version__
 from deit_jax.weights import integrity
@@ -230,7 +230,7 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
     """
     step = max(integrity.steps_in(folder / "checkpoints"), key=lambda path: int(path.name))
     student, mesh = make_student(config, data.train.num_classes), sharding.make_mesh(jax.local_devices())
-    view: Normalization = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
+    view: PixelStatistics = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
     read = functools.partial(loader.eval_batches, config, size=student.img_size)
     predictions, found = {}, {}
     for name, key in (("params", "heads"), ("ema", "ema")):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.data.batch import epoch_order
+from deit_jax.data.assemble import epoch_order
 from deit_jax.randomness import PURPOSES, purpose_key, small_seed
 
 

@@ -1,17 +1,19 @@
-"""The making of one batch: images read, cropped and resized by threads, unreadable ones replaced or marked."""
+"""Step → one batch: which views stand in its rows, a pure function of the step; their images read, cropped and resized
+by threads, unreadable ones replaced or marked."""
 
 import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
 from deit_jax.data import images
 from deit_jax.data.base import Source
-from deit_jax.data.batch import MAX_LABELS, UNREADABLE, Batch, Views, batch_views, eval_entries, train_entries, zeros
+from deit_jax.data.batch import MAX_LABELS, UNREADABLE, Batch, eval_entries, train_entries, zeros
 from deit_jax.errors import UserError
 from deit_jax.randomness import generator
 
@@ -48,6 +50,58 @@ def read(source: Source, index: int, decode: Callable) -> tuple[Any, dict[str, A
     if not 0 <= sample["label"] < source.num_classes:
         raise UserError(f"{name} has label {sample['label']}: labels are 0 to {source.num_classes - 1}")
     return decoded, sample
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The images of one epoch in shuffled order, int64 (length,)."""
+    return generator(seed, "order", epoch).permutation(length)
+
+
+@functools.lru_cache(maxsize=8)
+def row_order(batch: int, mix_group: int) -> np.ndarray:
+    """The permutation that assigns consecutive views to the rows of a batch, int64 (batch,).
+
+    View j goes to group j mod groups, as the release deals views to its GPUs, which sends copies of an image to
+    different groups. Inside a group (G rows, row i is mixed with row G-1-i) the second half stands in reverse, so
+    partners are views G/2 places apart in their group and copies do not meet even where there is a single group.
+    """
+    groups = num_groups(batch, mix_group)
+
+    def rows(group: int) -> np.ndarray:
+        dealt = np.arange(group, batch, groups)
+        half = (len(dealt) + 1) // 2
+        return np.concatenate([dealt[:half], dealt[half:][::-1]])
+
+    return np.concatenate([rows(group) for group in range(groups)])
+
+
+class Views(NamedTuple):
+    """The views of one step: their epoch, and int64 arrays (batch,) of the image and the repeat of each row."""
+
+    epoch: int
+    image: np.ndarray
+    repeat: np.ndarray
+
+
+def batch_views(
+    step: int, *, seed: int, length: int, batch: int, repeats: int, mix_group: int, drop_last: bool = True
+) -> Views:
+    """The views of one step.
+
+    An epoch is `epoch_steps` steps. Under repeated augmentation (Hoffer et al. 2020; paper, section 6) each image
+    stands `repeats` times in a row in the epoch's order, which is then cut to the same number of views. Where the last
+    batch reaches past the end of the order, it wraps around; the wrapped views count as further repeats.
+    """
+    epoch, position = divmod(step, epoch_steps(length, batch, drop_last))
+    places = position * batch + row_order(batch, mix_group)
+    again, image = np.divmod(places // repeats, length)
+    return Views(epoch, epoch_order(seed, epoch, length)[image], places % repeats + again * repeats)
+
+
+def epoch_steps(length: int, batch: int, drop_last: bool = True) -> int:
+    """Batches of one pass over `length` images: the whole ones, or with drop_last False as many as hold every image."""
+    return length // batch if drop_last else -(-length // batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ from absl import flags
 
 from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
-from deit_jax.data.assemble import EvalBatch, TrainBatch, read
+from deit_jax.data.assemble import EvalBatch, TrainBatch, epoch_steps, read
 from deit_jax.data.base import Source
-from deit_jax.data.batch import Batch, epoch_steps
+from deit_jax.data.batch import Batch
 from deit_jax.data.device_crops import Cut, open_crops
 from deit_jax.data.images import read_header
 from deit_jax.data.replay import ReplayBatch

@@ -10,8 +10,8 @@ import functools
 import numpy as np
 
 from deit_jax.augment.mix import num_groups
-from deit_jax.data.assemble import TrainBatch
-from deit_jax.data.batch import Batch, Views, epoch_steps
+from deit_jax.data.assemble import TrainBatch, Views, epoch_steps
+from deit_jax.data.batch import Batch
 from deit_jax.randomness import generator
 
 
@@ -58,11 +58,14 @@ class ReplayBatch(TrainBatch):
 
     def teacher_labels(self, step: int) -> Batch:
         """The labels of this process's rows, each group's from the step that it was stored in, and "mixed_at"."""
-        stored, size, rows, parts = self.stored_at(step), self.group_size, self.rows, []
-        for number in range(rows.start // size, -(-rows.stop // size)) if self.stored_labels else ():
+        stored, size, rows, read = self.stored_at(step), self.group_size, self.rows, self.stored_labels
+        out = {"mixed_at": np.repeat(stored, size, 0)[rows].astype(np.int32)}
+        if read is None:
+            return out
+        parts = []
+        for number in range(rows.start // size, -(-rows.stop // size)):
             at, group = stored[number].tolist()
             first, last = max(rows.start, number * size), min(rows.stop, (number + 1) * size)
             moved = (group - number) * size
-            parts.append(self.stored_labels(at, slice(first + moved, last + moved)))
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        return found | {"mixed_at": np.repeat(stored, size, 0)[rows].astype(np.int32)}
+            parts.append(read(at, slice(first + moved, last + moved)))
+        return out | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

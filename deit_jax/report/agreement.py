@@ -20,7 +20,7 @@ from deit_jax.evaluate.inference import predict_classes
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.runtime import sharding
-from deit_jax.train.run import Normalization, Run
+from deit_jax.train.run import PixelStatistics, Run
 from deit_jax.train.step import make_student
 from deit_jax.weights.orbax import find_step, read_weights
 
@@ -48,7 +48,7 @@ def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
 
 
 def mean_cosine(
-    model: nnx.Module, images: UInt8[np.ndarray, "images height width 3"], view: Normalization
+    model: nnx.Module, images: UInt8[np.ndarray, "images height width 3"], view: PixelStatistics
 ) -> list[float]:
     """`token_cosine` of a model on images before normalization; [] without a second token."""
     if not (isinstance(model, ViT) and model.distilled):
@@ -70,7 +70,7 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
     if find_step(plain):
         plain_student = make_student(plain_config(run.config), run.model.num_classes)
         weights, batches = best_weights(plain, mesh), evaluation_batches(run, plain_student.img_size)
-        heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.normalization)
+        heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.pixel_statistics)
         predictions[PLAIN_STUDENT] = heads["cls"]
     fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
     names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
@@ -79,7 +79,7 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
 
     weights = best_weights(run.folder, mesh)
     model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
-    if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES)["image"], run.normalization):
+    if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES)["image"], run.pixel_statistics):
         agreed["cosine"] = cosine
     return agreed
 

@@ -88,7 +88,7 @@ def predict_student(student: Run) -> Outcomes:
     outcomes = Outcomes(student.data.train.class_names)
     reduce = lambda logits, _: predict(logits, fusion=fusion)
     graphdef = student.model.graphdef
-    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **student.normalization):
+    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **student.pixel_statistics):
         outcomes.add(batch, found[""])
     return outcomes
 
@@ -115,14 +115,14 @@ def draw_student_attention(student: Run, count: int = 8) -> None:
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
     batch = agreement.some_images(student, count)
-    logits = head_logits(graphdef, weights, batch["image"], **student.normalization)
+    logits = head_logits(graphdef, weights, batch["image"], **student.pixel_statistics)
     predicted = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
     names = [printable(name) for name in student.data.train.class_names]
     captions = [
         names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
         for label, guess in zip(batch["label"], predicted, strict=True)
     ]
-    draw_attention(folder / "attention.png", model, batch["image"], captions, **student.normalization)
+    draw_attention(folder / "attention.png", model, batch["image"], captions, **student.pixel_statistics)
 
 
 def results_table(student: Run, results: dict[str, dict]) -> str:

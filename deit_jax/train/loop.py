@@ -22,7 +22,7 @@ from deit_jax.runtime.stop import Stop
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.log import Log
 from deit_jax.train.run import Data, Run, load_init, open_run
-from deit_jax.train.step import Program, TrainState, make_program
+from deit_jax.train.step import TrainState
 from deit_jax.weights.load import adopt_normalization
 
 LOWER_LR = "lower --config.optimizer.lr (a teacher's teacher.lr) in a new --workdir"
@@ -39,25 +39,20 @@ def train(run: Run) -> dict[str, dict]:
     Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate_sets` returns it.
 
     Raises:
-        UserError: bad input, or a run that diverges again and again, or takes none of its steps.
+        UserError: bad input, a checkpoint that cannot be saved, or a run that diverges again and again, or takes none
+            of its steps.
         Interrupted: a signal came, and the state is saved.
     """
     config, total = run.config, run.total_steps
-    predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
-    program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
-    teacher_arrays = jax.device_put(arrays, sharding.replicated(run.mesh))
-    rollbacks, results, pending = 0, None, collections.deque()
+    teacher_arrays = jax.device_put(run.teacher_arrays, sharding.replicated(run.mesh))
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save
-        state = start_state(run, program, checkpoints, checkpoints.latest())
-        step = int(state.step)
-        evaluated, losses = step in checkpoints.scores, checkpoints.meta(step).get("interval_losses", [])
-        log = Log(run, step, evaluated=evaluated, losses=losses)
-        exits.callback(log.close)
-        log.begin(state.params)
-        stream, broken = training_batches(run, step + int(state.offset)), 0
-        exits.callback(lambda: stream.close())  # the one that is open then
+        state = start_state(run, checkpoints, checkpoints.latest())
+        log = exits.enter_context(contextlib.closing(open_log(run, state, checkpoints)))
+        batches = exits.enter_context(contextlib.closing(training_batches(run, int(state.step) + int(state.offset))))
+        step, rollbacks, running = int(state.step), 0, collections.deque()
+        results: dict[str, dict] = {}
         if jax.process_index() == 0 and step < total:
             loader.check_headers(config, run.data.evaluation)
 
@@ -67,46 +62,46 @@ def train(run: Run) -> dict[str, dict]:
             if step == total or stop.requested:  # the next start evaluates first what was interrupted here
                 break
             with log.waiting():
-                batch, broken = next(stream)
-            state, metrics = program.step(state, sharding.place_batch(batch, run.mesh), teacher_arrays)
+                batch, broken = next(batches)
+            state, metrics = run.program.step(state, sharding.place_batch(batch, run.mesh), teacher_arrays)
             step += 1
             stop.poll()
-            pending.append(metrics["loss"])
-            if len(pending) > STEPS_AHEAD:
-                pending.popleft().block_until_ready()
+            running.append(metrics["loss"])
+            if len(running) > STEPS_AHEAD:
+                running.popleft().block_until_ready()
 
             values = log.step(step, metrics, broken=broken)
             if values and values["nonfinite_in_row"] >= config.stability.patience:
                 rollbacks += 1
-                state = roll_back(run, program, state, checkpoints, log, rollbacks)
+                state = roll_back(run, state, checkpoints, log, rollbacks)
                 step = int(state.step)
-                stream.close()
-                stream = training_batches(run, step + int(state.offset), broken)
             elif is_due(run, config.checkpoint.every, step):
                 save(run, state, checkpoints, log)
 
         if step < total:
             save(run, state, checkpoints, log)
-        if step < total or results is None or stop.requested:
-            raise Interrupted(
-                f"{run.title}: stopped at step {step} of {total}, saved; the same command resumes from there"
-            )
-        if int(state.nonfinite["total"]) >= total:
-            raise UserError(
-                f"{run.title} has learned nothing: the loss or gradients of all {total} steps were not finite: check"
-                f" --config.augment.mean and --config.augment.std, or {LOWER_LR}"
-            )
+        check_finished(run, state, evaluated=bool(results) and not stop.requested)
         log.end()
     return results
 
 
-def training_batches(run: Run, position: int, broken: int = 0) -> Generator[tuple[loader.Batch, int], None, None]:
+def open_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
+    """The log of a run that begins or resumes at `state`, with what it prints first."""
+    step = int(state.step)
+    losses = checkpoints.meta(step).get("interval_losses", [])
+    log = Log(run, step, evaluated=step in checkpoints.scores, losses=losses)
+    log.begin(state.params)
+    return log
+
+
+def training_batches(run: Run, position: int) -> Generator[tuple[loader.Batch, int], None, None]:
     """This process's rows of each training batch, endless, and the number of unreadable images so far.
 
     After the run's last batch comes its first again: the data of a run that was rolled back is ahead of its step.
 
-    position: of the first batch, counted round the end of the run. broken: unreadable images met before.
+    position: of the first batch, counted round the end of the run.
     """
+    broken = 0
     while True:
         position %= run.total_steps
         stream = loader.train_batches(
@@ -124,18 +119,30 @@ def training_batches(run: Run, position: int, broken: int = 0) -> Generator[tupl
         position, broken = 0, broken + stream.broken.total()
 
 
+def check_finished(run: Run, state: TrainState, *, evaluated: bool) -> None:
+    """Raise Interrupted for a run without its last step or evaluation, UserError for one that has learned nothing."""
+    step, total = int(state.step), run.total_steps
+    if step < total or not evaluated:
+        raise Interrupted(f"{run.title}: stopped at step {step} of {total}, saved; the same command resumes from there")
+    if int(state.nonfinite["total"]) >= total:
+        raise UserError(
+            f"{run.title} has learned nothing: the loss or gradients of all {total} steps were not finite: check"
+            f" --config.augment.mean and --config.augment.std, or {LOWER_LR}"
+        )
+
+
 def is_due(run: Run, every: int, step: int) -> bool:
     """Whether something that happens every few epochs, and at the end, happens after `step` steps."""
     epoch, within = divmod(step, run.steps_per_epoch)
     return step == run.total_steps or (step > 0 and within == 0 and epoch % every == 0)
 
 
-def start_state(run: Run, program: Program, checkpoints: Checkpoints, step: int | None) -> TrainState:
+def start_state(run: Run, checkpoints: Checkpoints, step: int | None) -> TrainState:
     """The state saved at `step`; None: a new one, from `run.init` (not loaded by a resumed run) or the seed."""
     if step is None:
         weights = run.init or load_init(run.config, run.model, run.data.train.class_names)[0]
-        return program.initialize(weights, small_seed(run.config.seed))
-    return TrainState(**checkpoints.restore(vars(program.abstract_state), step))
+        return run.program.initialize(weights, small_seed(run.config.seed))
+    return TrainState(**checkpoints.restore(vars(run.program.abstract_state), step))
 
 
 def save(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log) -> None:
@@ -144,8 +151,8 @@ def save(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log) -> Non
     checkpoints.save(vars(state), run.meta | {"interval_losses": log.interval_losses()})
 
 
-def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict | None:
-    """Evaluate the weights and their average, log and record it; None if a stop was requested meanwhile."""
+def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict:
+    """Evaluate the weights and their average, log and record it; {} if a stop was requested meanwhile."""
 
     def batches() -> Iterator[loader.Batch]:
         process: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -167,11 +174,11 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
             sets,
             batches(),
             mesh=run.mesh,
-            **run.normalization,
+            **run.pixel_statistics,
             fusion=run.config.evaluate.fusion,
         )
     except Interrupted:
-        return None
+        return {}
     except UserError:  # an image that cannot be read must not cost the training since the last checkpoint
         if jax.process_count() == 1:
             save(run, state, checkpoints, log)
@@ -182,10 +189,9 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
     return results
 
 
-def roll_back(
-    run: Run, program: Program, state: TrainState, checkpoints: Checkpoints, log: Log, rollbacks: int
-) -> TrainState:
-    """The newest healthy state before the run diverged, or a new one, to continue on data that was not seen yet.
+def roll_back(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, rollbacks: int) -> TrainState:
+    """The newest healthy state before the run diverged, or a new one, to continue on data that was not seen yet: its
+    `step` goes back and its `offset` forth, so that the next batch is the one that follows.
 
     rollbacks: how many this one makes. Raises UserError where that is more than `stability.rollbacks`.
     """
@@ -198,9 +204,10 @@ def roll_back(
     good = checkpoints.last_good()
     to = good or 0
     checkpoints.discard_after(to)
-    back = start_state(run, program, checkpoints, good)
+    back = start_state(run, checkpoints, good)
     offset = int(state.offset) + step - to
-    back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), program.abstract_state.offset.sharding))
+    place = run.program.abstract_state.offset.sharding
+    back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), place))
     in_row = int(state.nonfinite["in_row"])
     log.rolled_back(step, to, in_row, losses=checkpoints.meta(to).get("interval_losses", []))
     return back

@@ -33,7 +33,7 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.step import Student, make_student
+from deit_jax.train.step import Program, Student, make_program, make_student
 from deit_jax.train.trackers import tracker_names
 from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.orbax import find_step
@@ -46,8 +46,8 @@ class Data(NamedTuple):
     evaluation: Source
 
 
-class Normalization(TypedDict):
-    """Mean and standard deviation per channel of pixels in 0..1."""
+class PixelStatistics(TypedDict):
+    """Mean and standard deviation per channel of pixels in 0..1, by which images are normalized."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -92,10 +92,21 @@ class Run:
         """The model with its computation split over these devices."""
         return self.model.on(self.mesh)
 
+    @functools.cached_property
+    def program(self) -> Program:
+        """Its jitted functions, on these devices."""
+        predict = self.teacher.predict if self.teacher else None
+        return make_program(self.model, predict, self.config, self.steps_per_epoch, self.mesh)
+
     @property
-    def normalization(self) -> Normalization:
-        """Mean and std (per channel) that the student's inputs are normalized with."""
-        return Normalization(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))
+    def teacher_arrays(self) -> list[Any]:
+        """What the step takes of the teacher."""
+        return list(self.teacher.arrays) if self.teacher else []
+
+    @property
+    def pixel_statistics(self) -> PixelStatistics:
+        """Those of the student's inputs."""
+        return PixelStatistics(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -103,7 +114,7 @@ class Run:
         sizes = {"img_size": self.model.img_size, "num_classes": self.model.num_classes}
         return {
             "model": {"name": self.config.model.name, **sizes},
-            "weights": {**self.normalization, "class_names": list(self.data.train.class_names)},
+            "weights": {**self.pixel_statistics, "class_names": list(self.data.train.class_names)},
             "config": json.loads(self.config.to_json_best_effort()),
         }
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Integer, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, Shaped
 
 from deit_jax import models
 from deit_jax.augment import augment_train
@@ -177,10 +177,34 @@ def make_train_step(
     The step's batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels
     are stored. Its metrics are scalars, left on the device.
     """
-    d, tx, lr_schedule = config.distill, make_optimizer(config), schedule(config, steps_per_epoch)
-    objective = OBJECTIVES[d.kind]
-    total = num_steps(config, steps_per_epoch)
+    loss_fn = make_loss(student, teacher, config)
+    gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate, student.mesh)
+    update, total = make_update(config, steps_per_epoch), num_steps(config, steps_per_epoch)
     shards = student.mesh.size if student.mesh else 1  # devices the batch is split over
+
+    def train_step(state: TrainState, batch: DeviceBatch, teacher_arrays: Any) -> tuple[TrainState, Metrics]:
+        # after a roll-back the images and draws go on, the learning rate goes back: it follows the step
+        position = (state.step + state.offset) % total
+        with jax.named_scope("augment"):
+            key = purpose_key(state.seed, "augment")
+            images, targets = augment(batch, key, position, config.augment, student.num_classes, shards)
+        batch = {**batch, "image": images, "target": targets}
+
+        key = jax.random.fold_in(purpose_key(state.seed, "drop"), position)
+        (loss, (batch_stats, metrics)), grads = gradient(state.params, state.batch_stats, teacher_arrays, batch, key)
+        with jax.named_scope("optimizer"):
+            state, of_update = update(state, loss, grads, batch_stats)
+        return state, metrics | {"loss": loss} | of_update
+
+    return train_step
+
+
+def make_loss(student: Student, teacher: TeacherFunction | None, config: Config) -> Callable:
+    """(params, batch_stats, teacher's arrays, augmented batch, key) → (loss, (new batch statistics, metrics)).
+
+    The metrics are the loss's terms, and the fraction of images on which each head agrees with the teacher.
+    """
+    d, objective = config.distill, OBJECTIVES[config.distill.kind]
 
     def loss_fn(params: dict, batch_stats: dict, teacher_arrays: Any, batch: DeviceBatch, key: PRNGKeyArray):
         images = batch["image"]
@@ -200,43 +224,39 @@ def make_train_step(
         metrics = terms | teacher_agreement(cls, dist, teacher_output)
         return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 
-    gradient = accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.accumulate, student.mesh)
+    return loss_fn
 
-    def train_step(state: TrainState, batch: DeviceBatch, teacher_arrays: Any) -> tuple[TrainState, Metrics]:
-        # after a roll-back the images and draws go on, the learning rate goes back: it follows the step
-        position = (state.step + state.offset) % total
-        with jax.named_scope("augment"):
-            key = purpose_key(state.seed, "augment")
-            images, targets = augment(batch, key, position, config.augment, student.num_classes, shards)
-        batch = {**batch, "image": images, "target": targets}
 
-        key = jax.random.fold_in(purpose_key(state.seed, "drop"), position)
-        (loss, (batch_stats, metrics)), grads = gradient(state.params, state.batch_stats, teacher_arrays, batch, key)
+def make_update(config: Config, steps_per_epoch: int) -> Callable:
+    """(state, loss, gradient, new batch statistics) → (state after the step, metrics).
 
-        with jax.named_scope("optimizer"):
-            if hardware.target().platform == "gpu":
-                # else XLA would put the blocks' gradients together again in each of the optimizer's four results
-                grads = jax.lax.optimization_barrier(grads)
-            grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
-            ema = state.ema
-            if ema:
-                with jax.named_scope("ema"):
-                    keep = ema_decay_at(config, state.step)
-                    ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
+    A step whose loss or gradient is not finite leaves the weights and all that follows from them unchanged, and is
+    counted.
+    """
+    tx, lr_schedule = make_optimizer(config), schedule(config, steps_per_epoch)
 
-            # a step whose loss or gradient is not finite leaves all of this unchanged, and is counted
-            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-            new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
-            new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: getattr(state, name) for name in new})
+    def update(state: TrainState, loss: Float[Array, ""], grads: dict, batch_stats: dict) -> tuple[TrainState, Metrics]:
+        if hardware.target().platform == "gpu":
+            # else XLA would put the blocks' gradients together again in each of the optimizer's four results
+            grads = jax.lax.optimization_barrier(grads)
+        grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
+        ema = state.ema
+        if ema:
+            with jax.named_scope("ema"):
+                keep = ema_decay_at(config, state.step)
+                ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, {name: getattr(state, name) for name in new})
         in_row = jnp.where(finite, 0, state.nonfinite["in_row"] + 1)
         skipped = state.nonfinite["total"] + jnp.where(finite, 0, 1)
         state = state.replace(step=state.step + 1, nonfinite={"in_row": in_row, "total": skipped}, **new)
-        metrics |= {"loss": loss, "grad_norm": grad_norm, "lr": lr}
-        return state, metrics | {"nonfinite_in_row": in_row, "nonfinite_total": skipped}
+        return state, {"grad_norm": grad_norm, "lr": lr, "nonfinite_in_row": in_row, "nonfinite_total": skipped}
 
-    return train_step
+    return update
 
 
 class Program(NamedTuple):

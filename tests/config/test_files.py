@@ -16,7 +16,6 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
 from deit_jax.train.loop import training_batches
 from deit_jax.train.run import open_run
-from deit_jax.train.step import make_program
 
 CASES = [
     ("deit_ti", ""),
@@ -86,14 +85,12 @@ def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tm
     config = tiny(get_config(name, text), photos, weights)
     validate(config, num_devices=jax.device_count())
     run = open_run(config, tmp_path / "run")
-    predict, arrays = (run.teacher.predict, list(run.teacher.arrays)) if run.teacher else (None, [])
-    program = make_program(run.model, predict, config, run.steps_per_epoch, run.mesh)
     stream = training_batches(run, 0)
     batch = sharding.place_batch(next(stream)[0], run.mesh)
-    state, metrics = jax.eval_shape(program.step, program.abstract_state, batch, arrays)
+    state, metrics = jax.eval_shape(run.program.step, run.program.abstract_state, batch, run.teacher_arrays)
     stream.close()
     assert (metrics["loss"].shape, run.total_steps) == ((), 2)
-    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.abstract_state)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, run.program.abstract_state)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

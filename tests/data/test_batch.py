@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from deit_jax.augment.mix import num_groups
-from deit_jax.data import batch as batches
+from deit_jax.data import assemble
 from deit_jax.data.base import spread
 from deit_jax.randomness import generator
 
 
 def views(step, *, seed=0, length=1000, batch=64, repeats=3, mix_group=64, **more):
-    return batches.batch_views(
+    return assemble.batch_views(
         step, seed=seed, length=length, batch=batch, repeats=repeats, mix_group=mix_group, **more
     )
 
@@ -35,13 +35,13 @@ def test_copies_of_an_image_are_never_mixed_with_each_other(batch, repeats):
 
 @pytest.mark.parametrize("batch", [1024, 100, 9, 1, 67, 134, 509])
 def test_layout_is_a_permutation(batch):
-    np.testing.assert_array_equal(np.sort(batches.row_order(batch, 64)), np.arange(batch))
+    np.testing.assert_array_equal(np.sort(assemble.row_order(batch, 64)), np.arange(batch))
 
 
 def test_views_are_dealt_to_groups_in_turn():
     """The release's sampler: with R processes, process g takes every R-th view from the g-th on."""
     _, index, repeat = views(2, length=4096, batch=256)
-    shuffled = batches.epoch_order(0, 0, 4096)
+    shuffled = assemble.epoch_order(0, 0, 4096)
     sequence = np.arange(512, 768)
     for group in range(4):
         rows = slice(64 * group, 64 * group + 64)
@@ -68,7 +68,7 @@ def test_without_repeats_every_image_comes_once():
 
 @pytest.mark.parametrize(("length", "batch"), [(200, 16), (50, 16), (53, 13), (64, 16), (17, 16), (16, 16)])
 def test_without_drop_last_every_image_comes_in_every_pass(length, batch):
-    steps = batches.epoch_steps(length, batch, drop_last=False)
+    steps = assemble.epoch_steps(length, batch, drop_last=False)
     assert steps == -(-length // batch)
     for epoch in (0, 3):
         taken = [views(epoch * steps + k, length=length, batch=batch, repeats=1, drop_last=False) for k in range(steps)]
@@ -76,7 +76,7 @@ def test_without_drop_last_every_image_comes_in_every_pass(length, batch):
         index, repeat = (np.concatenate([part[which] for part in taken]) for which in (1, 2))
         assert len(index) == steps * batch
         np.testing.assert_array_equal(np.sort(index[repeat == 0]), np.arange(length))
-        extra = batches.epoch_order(0, epoch, length)[: steps * batch - length]  # the pass's first images, once more
+        extra = assemble.epoch_order(0, epoch, length)[: steps * batch - length]  # the pass's first images, once more
         np.testing.assert_array_equal(np.sort(index[repeat == 1]), np.sort(extra))
         assert repeat.max(initial=0) <= 1
 
@@ -89,7 +89,7 @@ def test_whole_batches_are_the_same_either_way():
 
 
 def test_epochs_and_seeds_have_other_orders():
-    orders = [batches.epoch_order(seed, epoch, 500) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [assemble.epoch_order(seed, epoch, 500) for seed in (0, 1) for epoch in (0, 1)]
     for a in range(4):
         np.testing.assert_array_equal(np.sort(orders[a]), np.arange(500))
         for b in range(a):
