@@ -13,7 +13,7 @@ import jax
 
 from deit_jax import models
 from deit_jax.abstract_step import abstract_step, step_flops
-from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, recipe_differences, validate
+from deit_jax.config import IMAGENET_TRAIN_IMAGES, Config, validate
 from deit_jax.distill.label_store import view_bytes
 from deit_jax.errors import first_line
 from deit_jax.losses import OBJECTIVES
@@ -178,8 +178,6 @@ def plan_text(p: Plan, config: Config, price: float = 0.0) -> str:
     lines += bound_text(p)
     lines += forecast(p, config, price)
     lines += label_forecast(p, config)
-    lines += ["", f"recipe {config.recipe}: where paper and released code differ"]
-    lines += [f"  {line}" for line in recipe_differences(config)]
     return "\n".join(lines)
 
 

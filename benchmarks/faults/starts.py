@@ -233,5 +233,6 @@ def state_bits(folder: Path) -> dict[str, Any]:
     found["log"] = [{k: v for k, v in record.items() if k not in SPEEDS} for record in read_log(folder)]
     for path in folder.glob("*es*.json"):  # results.json and classes.json, where there is a report
         found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}
-    found["files"] = sorted(p.name for p in [*folder.glob("*"), *folder.glob("checkpoints/*.*")] if p.name != "damaged")
+    files = [*folder.glob("*"), *folder.glob("checkpoints/*.*")]
+    found["files"] = sorted(p.name for p in files if p.name != "damaged" and p.suffix != ".part")
     return found | {"step": newest.name, "damage": integrity.damage(newest)}

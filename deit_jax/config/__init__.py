@@ -5,7 +5,6 @@ from deit_jax.config.files import arguments as arguments
 from deit_jax.config.files import deit as deit
 from deit_jax.config.files import model_of as model_of
 from deit_jax.config.recipes import RECIPES as RECIPES
-from deit_jax.config.recipes import recipe_differences as recipe_differences
 from deit_jax.config.recipes import resolve as resolve
 from deit_jax.config.settings import IMAGENET_MEAN as IMAGENET_MEAN
 from deit_jax.config.settings import IMAGENET_STD as IMAGENET_STD

@@ -101,23 +101,6 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     return config
 
 
-def recipe_differences(config: Config) -> list[str]:
-    """Lines on each choice of a resolved config where paper and released code differ, or where it differs from both.
-
-    Settings without effect in this run (a second head's, soft distillation's) are left out.
-    """
-    values, lines, objective = flat(config), [], OBJECTIVES[config.distill.kind]
-    idle = set() if "_distilled" in config.model.name else {"optimizer.decay_dist_token", "evaluate.fusion"}
-    idle |= set() if objective.teacher == "logits" else {"distill.tau", "distill.normalization"}
-    idle |= set() if objective.term else {"distill.alpha"}
-    for path in TABLE:
-        released, paper = (value_of(recipe, path, config.distill.kind) for recipe in ("released", "paper"))
-        ours = values[path]
-        if path not in idle and not ours == paper == released:
-            lines.append(f"{path} = {ours} (paper: {paper}, release: {released})")
-    return lines
-
-
 def has_teacher(config: Config) -> bool:
     """Whether the objective has a teacher, live or as stored labels."""
     return OBJECTIVES[config.distill.kind].teacher is not None

@@ -76,8 +76,6 @@ def try_hold(folder: str | os.PathLike) -> Iterator[bool]:
     except OSError as error:
         raise atomic.write_error(folder / ".lock", error) from error
     try:
-        if held.lock_counter == 1:
-            atomic.remove_remains(folder)
         yield True
     finally:
         held.release()

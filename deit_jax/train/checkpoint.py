@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, Bool, Integer
 from orbax.checkpoint import checkpoint_managers as policies
 
-from deit_jax.errors import UserError, first_line
+from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, storage
 from deit_jax.runtime.processes import from_process_0, print_once
 from deit_jax.weights import integrity
@@ -53,8 +53,7 @@ class KeepBest(policies.PreservationPolicy):
 class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous: a failure is a UserError of the next call.
 
-    Opening moves damaged checkpoints away, until the newest one is intact. Raises UserError if all are damaged, or the
-    folder cannot be written.
+    Opening moves damaged checkpoints away, until the newest one is intact. Raises UserError if all are damaged.
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
@@ -67,10 +66,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self.write_checksums),
         )
-        try:
-            self.manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
-            raise atomic.write_error(self.directory, error) from error
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
         evaluated = {step: self.meta(step).get("metrics") for step in self.manager.all_steps()}
         self.scores |= {step: metrics for step, metrics in evaluated.items() if metrics}
 
@@ -136,13 +132,7 @@ class Checkpoints:
     def restore(self, shapes: dict, step: int) -> dict:
         """The state at `step`. shapes: the state as ShapeDtypeStructs with the shardings wanted."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in split_items(shapes).items()}
-        try:
-            got = self.manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            raise UserError(
-                f"{self.folder(step)} cannot be read ({first_line(error)}): move it out of the folder, and the same"
-                " command resumes from the one before"
-            ) from error
+        got = self.manager.restore(step, args=ocp.args.Composite(**items))
         return {**got["rest"], **got["params"], "ema": got.get("ema", {})}
 
     def last_good(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Run logging: console, log.jsonl, trackers, curves.png."""
+"""Run logging: console, log.jsonl, trackers."""
 
 import contextlib
 import json
@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 
-from deit_jax import plots
-from deit_jax.config import recipe_differences
 from deit_jax.errors import UserError
 from deit_jax.evaluate.tables import duration
 from deit_jax.losses import OBJECTIVES
@@ -59,7 +57,7 @@ class Log:
     nothing can be appended, log.jsonl is written at each checkpoint and evaluation.
 
     Args:
-        run: the run; log.jsonl, tensorboard/ and curves.png go into its folder.
+        run: the run; log.jsonl and tensorboard/ go into its folder.
         start: the step it begins or resumes at.
         evaluated: False where the evaluation of step `start` is not recorded, and will be logged (again).
         losses: of the steps before `start` that no line has averaged yet, of `interval_losses`.
@@ -139,8 +137,6 @@ class Log:
         teachers = run.teacher.models if run.teacher else ()
         notes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
         notes += [*describe_schedule(c, run.steps_per_epoch), *describe_averaging(c, run.total_steps)]
-        if student.num_classes == 1000:  # ImageNet: what is compared with published numbers
-            notes += recipe_differences(c)
         for note in notes:
             self.print(f"  {note}")
         if self.start:
@@ -225,17 +221,9 @@ class Log:
         self.losses = list(losses)
         self.reset(to)
 
-    def end(self) -> None:
-        """Draw the curves of a finished run. A failure is a printed line: the run's weights are what counts."""
-        self.sync()
-        if self.writes:
-            try:
-                plots.curves(self.run.folder / "curves.png", {self.run.title: read_log(self.run.folder)})
-            except Exception as error:
-                self.print(f"{self.run.title}: curves.png could not be drawn ({type(error).__name__}: {error!s:.160})")
-
     def close(self) -> None:
-        """Close the trackers."""
+        """Write what is pending, and close the trackers."""
+        self.sync()
         if self.trackers:
             self.trackers.close()
 

@@ -81,7 +81,6 @@ def train(run: Run) -> dict[str, dict]:
         if step < total:
             save(run, state, checkpoints, log)
         check_finished(run, state, evaluated=bool(results) and not stop.requested)
-        log.end()
     return results
 
 
@@ -179,10 +178,6 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
         )
     except Interrupted:
         return {}
-    except UserError:  # an image that cannot be read must not cost the training since the last checkpoint
-        if jax.process_count() == 1:
-            save(run, state, checkpoints, log)
-        raise
     if step not in checkpoints.scores:
         log.evaluation(step, results)
         checkpoints.score(step, results["params"])

@@ -238,9 +238,9 @@ def claim_workdir(
     """
     folder = storage.as_path(workdir)
     try:
-        atomic.check_writable(folder)
-    except UserError as error:
-        raise UserError(f"workdir: {error}, or choose another --workdir") from error
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.write_error(folder, error) from error
     record = folder / "config.json"
     ours = json.loads(json.dumps(flat(config)))
     if record.exists():

@@ -10,7 +10,7 @@ from helpers import ROOT, folder_of_images, state_of
 from safetensors.numpy import save_file
 
 from deit_jax import models
-from deit_jax.config import RECIPES, default_config, flat, recipe_differences, resolve, validate
+from deit_jax.config import flat, resolve, validate
 from deit_jax.config.recipes import named_size
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
@@ -158,19 +158,3 @@ def test_bad_arguments_end_in_one_line(name, text, message):
     with pytest.raises(UserError) as error:
         get_config(name, text)
     assert message in str(error.value)
-
-
-def test_differences_between_paper_and_release_are_told():
-    names = lambda config: {line.split(" = ")[0] for line in recipe_differences(resolve(config))}
-    config = default_config()
-    config.model.name, config.distill.kind = "deit_base_distilled_patch16_224", "soft"
-    released = recipe_differences(resolve(config))
-    assert "distill.normalization = released (paper: paper, release: released)" in released
-    differing = {k for k, v in RECIPES["released"].items() if RECIPES["paper"][k] != v}
-    assert names(config) == differing | {"distill.alpha", "distill.tau"}  # of soft distillation
-    config.recipe = "paper"
-    assert names(config) == differing | {"distill.alpha", "distill.tau"}
-    config.recipe = "tuned"
-    assert "augment.repeats = 1 (paper: 3, release: 3)" in recipe_differences(resolve(config))
-    config.recipe, config.distill.kind, config.model.name = "released", "none", "deit_base_patch16_224"
-    assert names(config) == {"optimizer.lr_update", "optimizer.scale_floors"}, "only what has an effect"
