@@ -10,7 +10,9 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deit_jax.command import command
-from deit_jax.config import SETTINGS, Config, default_config, flat, resolve, validate
+from deit_jax.config.checks import validate
+from deit_jax.config.recipes import resolve
+from deit_jax.config.settings import SETTINGS, Config, default_config, flat
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import host_memory, storage
 from deit_jax.version import __version__

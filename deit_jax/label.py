@@ -80,7 +80,7 @@ def make_header(config: Config, source: Source, img_size: int, teacher: dict[str
     """
     kind = config.label.kind
     if kind == "auto":
-        kind = OBJECTIVES[config.distill.kind].labels
+        kind = OBJECTIVES[config.distill.kind].store_kind
     if source.num_classes > MAX_CLASSES:
         raise UserError(f"the data has {source.num_classes} classes: stored labels hold {MAX_CLASSES} at most")
     if kind == "topk" and config.label.k > source.num_classes:
@@ -112,7 +112,7 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     """
     config = config.copy_and_resolve_references()
     config.distill.labels = ""
-    if not OBJECTIVES[config.distill.kind].labels:
+    if not OBJECTIVES[config.distill.kind].store_kind:
         raise UserError(f"distill.kind is {config.distill.kind}: it has no teacher whose labels could be stored")
     folder = storage.as_path(workdir)
     data = open_data(config)

@@ -157,7 +157,7 @@ class Objective:
     settings: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
-    def labels(self) -> str:
+    def store_kind(self) -> str:
         """The kind of label store it reads (`label.kind`): the k most probable classes, hard labels alone, or none."""
         return {"logits": "topk", "hard labels": "hard"}.get(self.teacher or "", "")
 

@@ -249,7 +249,7 @@ def forecast(p: Plan, config: Config, price: float = 0.0) -> list[str]:
 def label_forecast(p: Plan, config: Config) -> list[str]:
     """Lines on the labels that `--mode=label` would store of a run's live teacher: bytes of each form before
     compression, and the teacher's forward passes that a run which reads them saves; none without such a teacher."""
-    if config.distill.labels or not OBJECTIVES[config.distill.kind].labels:
+    if config.distill.labels or not OBJECTIVES[config.distill.kind].store_kind:
         return []
     stored, classes = config.copy_and_resolve_references(), config.model.num_classes or 1000
     stored.distill.labels = "stored"

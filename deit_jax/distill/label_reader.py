@@ -147,7 +147,7 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
     store = LabelStore(d.labels)
     teacher = stated_teacher(config, store.header["teacher"], img_size)
     check_identity(d.labels, store.header, image_identity(config, source, img_size), teacher)
-    needed = OBJECTIVES[d.kind].labels
+    needed = OBJECTIVES[d.kind].store_kind
     if needed == "topk" and store.header["kind"] != needed:
         raise UserError(f"{d.labels} holds hard labels: make others with label.kind=topk, or use distill.kind=hard")
     done, per_epoch, views = store.steps_done(), loader.steps_per_epoch(config, source), config.label.views

@@ -47,7 +47,7 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
     try_section("curves.png", draw_curves, folder, failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, student, failed=failed)
-    if outcomes and losses.OBJECTIVES[student.config.distill.kind].labels:
+    if outcomes and losses.OBJECTIVES[student.config.distill.kind].store_kind:
         predictions = outcomes.heads | {"label": outcomes.column("label")}
         sections.append(try_section("agreement", agreement.report_agreement, student, predictions, failed=failed))
     if outcomes:

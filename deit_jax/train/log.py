@@ -136,7 +136,7 @@ class Log:
         )
         teachers = run.teacher.models if run.teacher else ()
         notes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
-        notes += [*describe_schedule(c, run.steps_per_epoch), *describe_averaging(c, run.total_steps)]
+        notes += [describe_schedule(c, run.steps_per_epoch), *describe_averaging(c, run.total_steps)]
         for note in notes:
             self.print(f"  {note}")
         if self.start:

@@ -179,26 +179,14 @@ def schedule(
     return by_step if o.lr_update == "step" else by_epoch
 
 
-def describe_schedule(config: Config, steps_per_epoch: int) -> list[str]:
-    """The learning rates of a resolved config in one line; a second one warns where they do not rise and fall as set.
-
-    That is so where floors are at or above the peak (small batches scale the peak, not the floors), or a run is shorter
-    than the warm-up, or the released schedule's delay: it trains as if the rate were constant.
-    """
-    o, total = config.optimizer, num_steps(config, steps_per_epoch)
-    rates = np.asarray(jax.jit(schedule(config, steps_per_epoch))(jnp.arange(total)), np.float64)
+def describe_schedule(config: Config, steps_per_epoch: int) -> str:
+    """The learning rates of a resolved config in one line, which shows where they do not rise and fall as set: where
+    floors are at or above the peak (small batches scale the peak, not the floors), or a run is shorter than the
+    warm-up, or the released schedule's delay."""
+    rates = np.asarray(jax.jit(schedule(config, steps_per_epoch))(jnp.arange(num_steps(config, steps_per_epoch))))
     top = int(np.argmax(rates >= rates.max() * (1 - 1e-6)))
-    first, peak, last, full = rates[0], rates[top], rates[-1], o.lr * lr_scale(config)
-    rise = f", rising to {peak:.3g} in {top} warm-up steps" if top else ""
-    lines = [f"learning rate: {first:.3g} at first{rise}, {last:.3g} at the end"]
-    too_short = peak < 0.99 * full and total <= (o.warmup_epochs + 1) * steps_per_epoch
-    if too_short or (o.warmup_epochs and peak <= first) or (o.schedule == "cosine" and last >= peak):
-        lines.append(
-            f"warning: the learning rate does not rise and fall as set ({peak:.3g} of the {full:.3g} that optimizer.lr"
-            " makes is reached): raise --config.optimizer.lr, lower optimizer.warmup_epochs, warmup_lr or min_lr, or"
-            " train longer"
-        )
-    return lines
+    rise = f", rising to {rates[top]:.3g} in {top} warm-up steps" if top else ""
+    return f"learning rate: {rates[0]:.3g} at first{rise}, {rates[-1]:.3g} at the end"
 
 
 def ema_decay_at(config: Config, step: Integer[Array, ""] | int) -> Float[Array, ""] | float:
@@ -222,9 +210,7 @@ def describe_averaging(config: Config, total_steps: int) -> list[str]:
         held = float(np.prod(np.minimum(o.ema_decay, (1 + steps) / (10 + steps))))
     if held <= HELD_BY_AVERAGE:
         return []
-    fitting = HELD_BY_AVERAGE ** (1 / total_steps)
     return [
         f"averaged weights: after {total_steps} steps they will hold {100 * held:.0f} % of the first weights (ema_decay"
-        f" {o.ema_decay:g}): use --config.optimizer.ema_warmup=True, or"
-        f" --config.optimizer.ema_decay={math.floor(fitting * 1e4) / 1e4:g}"
+        f" {o.ema_decay:g}): use --config.optimizer.ema_warmup=True"
     ]

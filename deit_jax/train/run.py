@@ -35,7 +35,8 @@ from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.step import Program, Student, make_program, make_student
 from deit_jax.train.trackers import tracker_names
-from deit_jax.weights import fit_weights, load_weights
+from deit_jax.weights.fit import fit_weights
+from deit_jax.weights.load import load_weights
 from deit_jax.weights.orbax import find_step
 
 

@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, Shaped
 
 from deit_jax import models
-from deit_jax.augment import augment_train
-from deit_jax.config import RECIPES, Config
-from deit_jax.config.recipes import value_of
+from deit_jax.augment.pipeline import augment_train
+from deit_jax.config import Config
+from deit_jax.config.recipes import RECIPES, value_of
 from deit_jax.data.batch import DeviceBatch
 from deit_jax.distill.teacher import TeacherFunction, feature_width
 from deit_jax.errors import UserError

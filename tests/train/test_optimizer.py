@@ -78,35 +78,18 @@ def test_floors_never_lie_above_the_peak():
     np.testing.assert_allclose(rates, 5e-4 * 8 / 512, rtol=1e-5)
 
 
-def describe(**changes):
-    config = default_config()
-    config.epochs, config.batch_size = 20, 1024
-    config.update_from_flattened_dict(changes)
-    return describe_schedule(resolve(config), 100)
-
-
-def test_the_schedule_is_described_in_one_line():
-    assert "2e-06 at first, rising to 0.001 in 500 warm-up steps, 2e-05 at" in describe(**{"recipe": "paper"})[0]
-    released = describe(**{"epochs": 300})
-    assert released == ["learning rate: 1e-06 at first, rising to 0.000999 in 600 warm-up steps, 1.01e-05 at the end"]
-
-
 @pytest.mark.parametrize(
-    ("changes", "warning"),
+    ("changes", "line"),
     [
-        (
-            {"optimizer.lr": 1e-9, "optimizer.lr_update": "step"},
-            "(2e-09 of the 2e-09 that",
-        ),
-        ({"epochs": 1}, "1e-06 of the 0.001 that optimizer.lr makes is reached"),
-        ({"epochs": 4}, "(0.000401 of the"),
-        ({"optimizer.schedule": "constant", "optimizer.warmup_epochs": 0.0, "optimizer.lr_update": "step"}, ""),
+        ({"recipe": "paper"}, "2e-06 at first, rising to 0.001 in 500 warm-up steps, 2e-05 at the end"),
+        ({"epochs": 300}, "1e-06 at first, rising to 0.000999 in 600 warm-up steps, 1.01e-05 at the end"),
+        ({"epochs": 1}, "1e-06 at first, 1e-06 at the end"),
     ],
 )
-def test_a_schedule_that_does_not_rise_or_fall_is_a_warning(changes, warning):
-    lines = describe(**changes)
-    assert len(lines) == 1 + bool(warning)
-    assert warning in lines[-1]
+def test_the_schedule_is_described_in_one_line(changes, line):
+    config = default_config()
+    config.update_from_flattened_dict({"epochs": 20, "batch_size": 1024} | changes)
+    assert describe_schedule(resolve(config), 100) == f"learning rate: {line}"
 
 
 def test_the_averages_decay_warms_up_where_asked():
@@ -121,8 +104,6 @@ def test_an_average_of_a_short_run_says_what_it_holds():
     config = resolve(default_config())
     (line,) = describe_averaging(config, 160)
     assert "after 160 steps they will hold 99 % of the first weights" in line
-    fitting = float(line.rsplit("ema_decay=")[1])
-    assert 0.09 < fitting**160 <= 0.1
     assert describe_averaging(config, 300 * 1251) == []
     config.optimizer.ema_warmup = True
     assert describe_averaging(config, 160) == []
