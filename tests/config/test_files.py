@@ -130,18 +130,6 @@ def test_a_named_model_has_its_size():
     assert [named_size(n) for n in ("deit_digits_patch4_16", "deit_tiny_patch16_384", "regnety_160")] == [16, 384, 224]
 
 
-def test_transfer_has_both_settings():
-    paper, later = (get_config("transfer", f"data=cifar100,settings={s}") for s in ("paper", "later"))
-    assert (paper.optimizer.name, paper.optimizer.lr, paper.optimizer.weight_decay) == ("sgd", 0.01, 1e-4)
-    assert (later.optimizer.name, later.optimizer.lr, later.optimizer.weight_decay) == ("adamw", 5e-6, 0.05)
-    for c in (paper, later):
-        assert c.optimizer.lr_batch == c.batch_size == 768, "the rates are those in use at this batch"
-        assert c.data.name == "cifar100"
-    inat = get_config("transfer", "data=inat18")
-    assert (inat.optimizer.lr, inat.epochs, inat.augment.erasing) == (7.5e-5, 360, 0.1)
-    assert get_config("transfer", "data=pets,model=deit_small_distilled_patch16_224").distill.kind == "second_cls"
-
-
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

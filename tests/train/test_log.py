@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from deit_jax import plots
 from deit_jax.config import default_config, resolve
 from deit_jax.runtime import sharding
 from deit_jax.train.log import Log, mean_of_finite, read_log, to_json
@@ -114,15 +112,6 @@ def test_a_run_begins_with_what_it_is(tmp_path, capsys):
     assert "3 parameters, 224 px" in said
     assert "  a note\n" in said
     assert "  learning rate: 1e-06 at first" in said
-
-
-def test_a_curve_of_one_point_is_seen(tmp_path):
-    """A run shorter than an interval has one loss: a line of one point would draw nothing."""
-    one = [{"step": 12, "epoch": 2.0, "loss": 1.0}]
-    plots.curves(tmp_path / "curves.png", {"one $ run_^": one})
-    pixels = Image.open(tmp_path / "curves.png").convert("RGB")
-    blue = sum(p == (0x1F, 0x6F, 0xEB) for p in pixels.get_flattened_data())
-    assert blue > 20 + 2 * pixels.width // 50, "the marker, beside the legend's line"
 
 
 def test_a_damaged_log_gives_the_lines_that_are_whole(tmp_path):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import TINY
 from seeded import GOLDEN
 
@@ -239,26 +240,15 @@ def test_decay_mask_is_the_official_one():
         flags[entry.key] = value
     official = dict(zip(TRAINING["param_names"].tolist(), TRAINING["decayed"].tolist(), strict=True))
     assert flags == official
-
-
-def test_distillation_token_decays_only_as_released():
-    _, params, _ = models.abstract(models.constructor("deit_tiny_distilled_patch16_224"))
-    assert decay_mask(params)["dist_token"]
     assert not decay_mask(params, decay_dist_token=False)["dist_token"]
 
 
-def test_decay_mask_takes_what_flax_hands_out():
-    from flax import nnx
-
-    model = models.create_model(TINY)
-    by_state = jax.tree.leaves(decay_mask(nnx.state(model, nnx.Param)))
-    assert by_state == jax.tree.leaves(decay_mask(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
-
-
-def test_regnet_decays_kernels_alone():
+def test_decay_mask_is_of_names_in_any_form():
     _, params, _ = models.abstract(models.constructor("regnety_digits"))
     for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
         assert decays == (path[-1].key == "kernel")
+    state = nnx.state(models.create_model(TINY), nnx.Param)
+    assert jax.tree.leaves(decay_mask(state)) == jax.tree.leaves(decay_mask(nnx.to_pure_dict(state)))
 
 
 def steps_of(name: str, gradients: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,8 +1,6 @@
 """Trackers: what each gets, that a later start continues, and that none ends a run."""
 
-import json
 import math
-import sqlite3
 import sys
 from types import SimpleNamespace
 
@@ -129,27 +127,3 @@ def test_tensorboard_gets_the_picture_and_the_table(run):
     ):
         assert part in events
     assert not (run.folder / "tracker_id").exists()
-
-
-@pytest.mark.slow  # the libraries themselves, where they are installed
-@pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow"])
-def test_the_library_itself(run, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at its import
-    pytest.importorskip(name)
-    run.config.log.trackers, said = name, []
-    for start in (0, 2):
-        track(run, start, said.append)
-    assert not said
-    if name == "wandb":
-        assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 2
-        return
-    database = tmp_path / ("trackio/deit_jax.db" if name == "trackio" else "mlflow.db")
-    query = "select step, metrics from metrics" if name == "trackio" else "select step, key, value from metrics"
-    rows = sqlite3.connect(database).execute(query + " order by step, 2").fetchall()
-    if name == "trackio":
-        logged = [(step, json.loads(metrics)) for step, metrics in rows]
-        assert (1, {"eval/dist/top1": 50.0}) in logged
-        assert sum("accuracy" in metrics for _, metrics in logged) == 2
-    else:
-        assert rows == [(1, "eval/dist/top1", 50.0), (2, "loss", 1.0), (3, "eval/dist/top1", 50.0), (4, "loss", 1.0)]
