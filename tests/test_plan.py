@@ -97,7 +97,6 @@ def test_a_plan_of_eight_devices(capsys):
     assert 0 <= p.collectives["all-reduce"].bytes - 4 * p.parameters < 100
     printed = capsys.readouterr().out
     assert f"{p.parameters:,} parameters" in printed
-    assert "optimizer.lr_update = epoch (paper: step, release: epoch)" in printed
 
 
 def test_arithmetic_of_a_step_by_hand():
