@@ -149,7 +149,11 @@ def read_devkit(kit: Path) -> list[str]:
 
 
 def _in_order(entries: Sequence[T], images: Sequence[str], path: Path) -> dict[str, T]:
-    """{image: entry} of a list in the order of the images' names, where there are just as many."""
-    if len(entries) != len(images):
-        raise UserError(f"{path} has {len(entries)} entries for {len(images)} images: give all or a .csv of path,class")
-    return dict(zip(sorted(images), entries, strict=True))
+    """{image: entry} of a list in the order of the files' names, whatever their folders; there must be as many."""
+    by_name = {os.path.basename(image): image for image in images}
+    if not len(entries) == len(images) == len(by_name):
+        raise UserError(
+            f"{path} has {len(entries)} entries for {len(images)} images of {len(by_name)} names: give all or a .csv of"
+            " path,class"
+        )
+    return {by_name[name]: entry for name, entry in zip(sorted(by_name), entries, strict=True)}

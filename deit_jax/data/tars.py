@@ -58,8 +58,9 @@ def list_tars(source: Path, labels: str = "") -> Listing:
 
 
 def split_in_name(name: str) -> str:
-    """The split that a tar file's name has as a word: ILSVRC2012_img_val.tar, digits-train-000000.tar; or ""."""
-    return next(filter(None, map(split_of, re.findall("[A-Za-z]+", name))), "")
+    """The split that a tar file's name has as a word: ILSVRC2012_img_val.tar, digits-trainset-000000.tar; or ""."""
+    words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
+    return next(filter(None, (split_of(word.removesuffix("set").removesuffix("s")) for word in words)), "")
 
 
 def list_tar(path: Path) -> Listing:

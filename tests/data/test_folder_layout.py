@@ -180,7 +180,7 @@ def test_nothing_is_held_out_on_demand(tmp_path):
 
 def test_tars_by_split_and_by_class(tmp_path):
     (tmp_path / "set").mkdir()
-    for name in ("x_train.tar", "x-val.tar"):
+    for name in ("x_train.tar", "x-valset.tar"):
         tar_of(tmp_path / "set" / name, {"x/a/1.png": numbered_image(len(name)), "x/b/1.png": numbered_image(3)})
     splits = prepare.prepare(tmp_path / "set", tmp_path / "out")["splits"]
     assert {split: sum(s["records"] for s in made) for split, made in splits.items()} == {"train": 2, "validation": 2}

@@ -97,7 +97,10 @@ def test_listed_images_that_are_not_there_are_named(flat, tmp_path):
 
 def test_the_order_of_a_list_is_that_of_the_names(tmp_path):
     path = write(tmp_path / "real.json", json.dumps([[5], [6, 7], [8]]))
-    assert read_label_file(path, ["b.png", "c.png", "a.png"]).right == {"a.png": [5], "b.png": [6, 7], "c.png": [8]}
+    right = {"y/a.png": [5], "b.png": [6, 7], "x/c.png": [8]}
+    assert read_label_file(path, ["b.png", "x/c.png", "y/a.png"]).right == right
+    with pytest.raises(UserError, match="3 entries for 3 images of 2 names"):
+        read_label_file(path, ["b.png", "x/a.png", "y/a.png"])
 
 
 def test_classes_that_do_not_occur_need_no_output():
