@@ -31,7 +31,7 @@ from deit_jax.version import __version__
 from deit_jax.weights.orbax import read_weights, steps_of
 
 
-def write_report(student: Run, results: dict[str, dict], seconds: float) -> None:
+def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     """results.json, report.md and its pictures, report.html, in the student's folder. The table is printed, too.
 
     The page needs plotly.js; where that is not in the cache, a line names the command that fetches it.
@@ -39,27 +39,27 @@ def write_report(student: Run, results: dict[str, dict], seconds: float) -> None
     A part that fails is a line in the report: the training is done, and its results must not depend on a picture.
     seconds: since the command began; a finished run keeps its first.
     """
-    folder = student.folder
+    folder = run.folder
     seconds = recorded_seconds(folder) or seconds
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
-    try_section("attention.png", draw_student_attention, student, failed=failed)
+    try_section("attention.png", draw_student_attention, run, failed=failed)
     try_section("curves.png", draw_curves, folder, failed=failed)
     sections = []
-    outcomes = try_section("predictions", predict_student, student, failed=failed)
-    if outcomes and losses.OBJECTIVES[student.config.distill.kind].store_kind:
+    outcomes = try_section("predictions", predict_student, run, failed=failed)
+    if outcomes and losses.OBJECTIVES[run.config.distill.kind].store_kind:
         predictions = outcomes.heads | {"label": outcomes.column("label")}
-        sections.append(try_section("agreement", agreement.report_agreement, student, predictions, failed=failed))
+        sections.append(try_section("agreement", agreement.report_agreement, run, predictions, failed=failed))
     if outcomes:
         sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
-    text = report_markdown(student, results, seconds, [*filter(None, sections)], failed)
+    text = report_markdown(run, results, seconds, [*filter(None, sections)], failed)
     atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
-    try_section("the trackers' report", track_report, student, results, failed=failed)
+    try_section("the trackers' report", track_report, run, results, failed=failed)
     page = folder / "report.html"
     if PLOTLY.cached:
         try_section(page.name, report_page.write_page, page, {str(folder): folder}, failed=failed)
     places = f"report: {folder / 'report.md'}\nas a page: {page if PLOTLY.cached else f'deit-jax report {folder}'}"
-    print(printable(f"\n{results_table(student, results)}\n\n{places}", lines=True))
+    print(printable(f"\n{results_table(run, results)}\n\n{places}", lines=True))
     for line in failed:
         print(printable(line))
 
@@ -80,15 +80,15 @@ def try_section(name: str, make: Callable, *args: Any, failed: list[str]) -> Any
         return None
 
 
-def predict_student(student: Run) -> Outcomes:
+def predict_student(run: Run) -> Outcomes:
     """What the best student predicts for the evaluation images, computed by this process alone."""
-    mesh, fusion = sharding.make_mesh(jax.local_devices()), student.config.evaluate.fusion
-    weights = {"": agreement.best_weights(student.folder, mesh)}
-    batches = agreement.evaluation_batches(student, student.model.img_size)
-    outcomes = Outcomes(student.data.train.class_names)
+    mesh, fusion = sharding.make_mesh(jax.local_devices()), run.config.evaluate.fusion
+    weights = {"": agreement.best_weights(run.folder, mesh)}
+    batches = agreement.evaluation_batches(run, run.model.img_size)
+    outcomes = Outcomes(run.data.train.class_names)
     reduce = lambda logits, _: predict(logits, fusion=fusion)
-    graphdef = student.model.graphdef
-    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **student.pixel_statistics):
+    graphdef = run.model.graphdef
+    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **run.pixel_statistics):
         outcomes.add(batch, found[""])
     return outcomes
 
@@ -98,41 +98,41 @@ def draw_curves(folder: Path) -> None:
     plots.curves(folder / "curves.png", *report_page.read_curves(report_page.trainings(folder)))
 
 
-def track_report(student: Run, results: dict[str, dict]) -> None:
+def track_report(run: Run, results: dict[str, dict]) -> None:
     """Give the report's pictures and table to the run's trackers."""
-    step, folder = student.total_steps, student.folder
-    with contextlib.closing(Trackers(student, step, print)) as trackers:
-        rows = tables.accuracy_rows(named_results(student, results))
+    step, folder = run.total_steps, run.folder
+    with contextlib.closing(Trackers(run, step, print)) as trackers:
+        rows = tables.accuracy_rows(named_results(run, results))
         pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
         trackers.log(step, {}, pictures, [tables.ACCURACY_HEADER, *rows])
 
 
-def draw_student_attention(student: Run, count: int = 8) -> None:
+def draw_student_attention(run: Run, count: int = 8) -> None:
     """attention.png: attention of the best student's class and distillation token on `count` held-out images."""
-    config, folder = student.config, student.folder
-    weights, graphdef = read_weights(folder)[1], student.model.graphdef
+    config, folder = run.config, run.folder
+    weights, graphdef = read_weights(folder)[1], run.model.graphdef
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    batch = agreement.some_images(student, count)
-    logits = head_logits(graphdef, weights, batch["image"], **student.pixel_statistics)
+    batch = agreement.some_images(run, count)
+    logits = head_logits(graphdef, weights, batch["image"], **run.pixel_statistics)
     predicted = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
-    names = [printable(name) for name in student.data.train.class_names]
+    names = [printable(name) for name in run.data.train.class_names]
     captions = [
         names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
         for label, guess in zip(batch["label"], predicted, strict=True)
     ]
-    draw_attention(folder / "attention.png", model, batch["image"], captions, **student.pixel_statistics)
+    draw_attention(folder / "attention.png", model, batch["image"], captions, **run.pixel_statistics)
 
 
-def results_table(student: Run, results: dict[str, dict]) -> str:
+def results_table(run: Run, results: dict[str, dict]) -> str:
     """Accuracies of all that was trained, per head and set of weights."""
-    return tables.accuracy_table(named_results(student, results), student.model.num_classes)
+    return tables.accuracy_table(named_results(run, results), run.model.num_classes)
 
 
-def named_results(student: Run, results: dict[str, dict]) -> list[tuple[str, dict]]:
+def named_results(run: Run, results: dict[str, dict]) -> list[tuple[str, dict]]:
     """[(what was trained, its evaluations)]."""
-    config = student.config
+    config = run.config
     names = {
         "teacher": config.teacher.name,
         "plain": f"{without_token(config.model.name)}, no teacher",
@@ -143,14 +143,12 @@ def named_results(student: Run, results: dict[str, dict]) -> list[tuple[str, dic
     return [(names[key], result) for key, result in results.items()]
 
 
-def report_markdown(
-    student: Run, results: dict[str, dict], seconds: float, sections: list[str], failed: list[str]
-) -> str:
+def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections: list[str], failed: list[str]) -> str:
     """report.md: what was trained, how well it does, the pictures, the settings.
 
     sections: of agreement and classes. failed: lines about parts that could not be made.
     """
-    config, folder = student.config, student.folder
+    config, folder = run.config, run.folder
     tokens = "class and the distillation token" if "dist" in results["student"]["params"]["heads"] else "class token"
     pictures = {
         "curves.png": "![loss and accuracy](curves.png)",
@@ -162,11 +160,11 @@ def report_markdown(
     text = [
         f"# {config.model.name}",
         f"`{shlex.join(['python', *sys.argv])}`",
-        f"Trained on {len(student.data.train):,} images of {student.model.num_classes} classes:"
-        f" {student.total_steps / student.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
+        f"Trained on {len(run.data.train):,} images of {run.model.num_classes} classes:"
+        f" {run.total_steps / run.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
-        f" ({student.total_steps}); attention, agreement and classes are of the best checkpoint, step {best}.",
-        results_table(student, results),
+        f" ({run.total_steps}); attention, agreement and classes are of the best checkpoint, step {best}.",
+        results_table(run, results),
         f"The start that finished it took {tables.duration(seconds)} on {jax.device_count()} x"
         f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
         *(picture for name, picture in pictures.items() if (folder / name).exists()),
