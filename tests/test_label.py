@@ -301,7 +301,8 @@ def test_every_process_and_its_workers_read_their_own_rows(store):
     assert whole.dtype == np.int32
     config = digits(**{"data.workers": 1})
     source, _ = sources.open_sources(config)
-    stream = loader.train_batches(config, source, size=16, start=5, process_index=1, process_count=4, labels=labels)
+    process = {"process_index": 1, "process_count": 4}
+    stream = loader.train_batches(config, source, size=16, start=5, stored_labels=labels, **process)
     assert (next(stream)["teacher"] == whole[16:32]).all()
     stream.close()
 
