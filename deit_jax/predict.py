@@ -76,10 +76,11 @@ def predict_images(classifier: Classifier, paths: Sequence[str], mesh: Mesh, *, 
 
     Raises UserError where none can be read.
     """
-    names, view, data = output_names(classifier.class_names, classifier.num_classes), classifier.view, {"exif": True}
-    data |= {"eval_batch_size": evaluation_rows(BATCH, len(paths), mesh.devices.size), "eval_broken": "skip"}
+    names, view = output_names(classifier.class_names, classifier.num_classes), classifier.view
     config = default_config()
-    config.data.update(data | {"crop": view.crop, "interpolation": view.interpolation})
+    config.data.exif, config.data.eval_broken = True, "skip"
+    config.data.crop, config.data.interpolation = view.crop, view.interpolation
+    config.data.eval_batch_size = evaluation_rows(BATCH, len(paths), mesh.devices.size)
     source = FileSource("", paths, np.arange(len(paths)), paths)  # each a class of its own
     batches = loader.eval_batches(config, source, size=view.size, fit=view.fit)
     titles = {"cls": "class head", "dist": "distillation head", "fused_logits": "both"}
