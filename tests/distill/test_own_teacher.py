@@ -83,17 +83,6 @@ def test_it_is_what_its_function_computes_with_the_batch_split_over_devices(give
     assert compiled.output_shardings.is_equivalent_to(sharding.batch_sharding(mesh), 2), "each device its rows"
 
 
-def test_its_classes_are_matched_by_name_and_its_size_and_statistics_are_its_own(given):
-    order = [7, 2, 5]
-    own = OwnTeacher(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3, 8), 4, HALF, HALF, list("abcdefgh"))
-    config = own_config(given(lambda: own))
-    teacher = load_teacher(config, ["h", "c", "f"], 16)
-    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    assert teacher.models[0].size == 4
-    assert teacher.predict(teacher.arrays, {"image": images}).shape == (2, 3)
-    np.testing.assert_array_equal(teacher.models[0].outputs, order)
-
-
 @pytest.mark.slow
 def test_a_run_is_taught_by_it_and_reported(tmp_path):
     ran = main(
