@@ -140,7 +140,7 @@ def benchmark(config: Config) -> dict[str, Any]:
     validate(config, num_devices=jax.device_count())
     if config.distill.labels:
         raise UserError("distill.labels is set: a benchmark times a run with a live teacher or without one, unset it")
-    source, _ = cache.keep_decoded(config, sources.open_sources(config)[0])
+    (source,) = cache.keep_decoded(config, sources.open_sources(config)[0])
     work = Workload(config, source.num_classes)
     result: dict[str, Any] = {
         "input": time_input(config, source, work.student.img_size),
