@@ -18,7 +18,7 @@ no command is published. The stages:
 Arguments: size=S|B|L|H, stage=, init=WEIGHTS (those that are fine-tuned), epochs=N.
 """
 
-from deit_jax.config import arguments, default_config
+from deit_jax.config import arguments, default_config, resolve
 from deit_jax.config.files import epochs_of
 from deit_jax.errors import UserError
 
@@ -67,4 +67,4 @@ def get_config(text: str = ""):
         o.name, o.clip_norm, o.weight_decay = "lamb", 1.0, 0.02  # `--opt fusedlamb --weight-decay 0.02`
         a.policy, a.crop, a.mixup = "three", "simple", 0.0  # `--ThreeAugment --src --mixup 0`
     c.epochs = epochs_of(given, c.epochs)
-    return c
+    return resolve(c, given=["epochs"])  # which may be the default's 300

@@ -25,7 +25,7 @@ def get_config(text: str = ""):
     c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 8e-3, "step", 3.0
     c.optimizer.ema_decay = 0.96
     # digits have no mirror images, and a crop of a corner is not a digit
-    c.augment.flip, c.augment.policy, c.augment.erasing = 0.0, "none", 0.0
+    c.augment.flip, c.augment.policy, c.augment.erasing = 0.0, "none", 0.0  # ImageNet's mean and std normalize them
     c.augment.crop_scale, c.augment.crop_ratio = (0.6, 1.0), (0.8, 1.25)
     c.augment.mixup, c.augment.cutmix, c.augment.repeats = 0.2, 0.0, 1
     c.data.crop = 1.0

@@ -41,7 +41,7 @@ NAME: a shipped config (deit-jax train --config=digits --workdir=runs/digits), o
 
 @command
 def main(arguments: list[str] | None = None) -> int | None:
-    """Run a command line, the process's own unless given. Returns its exit code, None for 0."""
+    """Run a command line, the process's own unless given; a failure exits with the code of `command`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     first, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if first in TOOLS:
@@ -86,7 +86,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
 
 
 def names_config(argv: list[str]) -> bool:
-    return any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv)
+    return any(argument.partition("=")[0] in ("-config", "--config") for argument in argv)
 
 
 def parse(arguments: list[str]) -> flags.FlagValues:

@@ -1,4 +1,4 @@
-"""The error for what a user can fix, and how text from outside is shown; `main.py` prints it as one line, without a
+"""The error for what a user can fix, and how text from outside is shown; `command` prints it as one line, without a
 traceback."""
 
 import difflib

@@ -284,7 +284,8 @@ def distillation_loss(
     normalization: str = "paper",
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-    """The training objective, a scalar: `weighted_sum` of the `distillation_terms`, whose arguments and errors it has.
+    """The training objective, a scalar: `weighted_sum` of the `distillation_terms`, whose arguments and errors these
+    are, of the objectives of labels and logits.
 
     alpha: weight of the second term, the paper's lambda. By kind: "none": CE(class). "hard" (Eq. 3): (1 - alpha)
     CE(class) + alpha CE(distillation, argmax of the teacher). "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2

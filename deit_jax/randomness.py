@@ -11,7 +11,7 @@ PURPOSES = {"init": 0, "augment": 1, "drop": 2, "order": 3, "crop": 4, "subset":
 
 
 def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
-    """The key all of a purpose's numbers are folded from. seed: any of 64 bits, or one of `small_seed` as an array."""
+    """The base key of one purpose. seed: up to 64 bits, or one of `small_seed` as an array."""
     return jax.random.fold_in(jax.random.key(small_seed(seed)), PURPOSES[purpose])
 
 

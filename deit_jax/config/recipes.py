@@ -14,7 +14,7 @@ from deit_jax.runtime import storage
 # what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
 # What an objective sets otherwise stands in its entry (`deit_jax.losses.OBJECTIVES`).
 NAMES = ("released", "paper", "tuned", "function_matching", "deit3")
-TABLE: dict[str, tuple] = {  # values in the order of NAMES; the last two columns: MATCHING and DEIT3 below
+TABLE: dict[str, tuple] = {  # values in the order of NAMES; the last two replace defaults, too: MATCHING and DEIT3
     "model.drop_path_rate": (0.1, 0.1, 0.0, 0.0, 0.05),
     "distill.alpha": (0.5, 0.5, 0.5, 0.5, 0.5),
     "distill.tau": (1.0, 1.0, 1.0, 1.0, 1.0),
@@ -77,7 +77,8 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     that it means; an objective of the user's own is in the table then. Raises UserError for unknown recipes, and for
     other addresses than `gs://`.
 
-    given: settings that a recipe of `REPLACED` leaves even where they equal the default: those of the command line.
+    given: settings that a recipe of `REPLACED` leaves even where they equal the default: those of the command line. A
+    resolved config, which leaves nothing to the recipe, keeps all of its values.
     """
     if config.recipe not in RECIPES:
         hint = nearest(config.recipe, NAMES)
@@ -85,15 +86,13 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     if is_own(config.distill.kind) and config.distill.kind not in OBJECTIVES:
         add_objective(config.distill.kind)
     config = config.copy_and_resolve_references()
-    for path in TABLE:
-        group, name = path.split(".")
-        if config[group][name] is None:
-            config[group][name] = value_of(config.recipe, path, config.distill.kind)
-    values, defaults, replaced = flat(config), flat(SETTINGS), REPLACED.get(config.recipe, {})
-    free = {path for path in replaced if path not in given and values[path] == defaults[path].default}
-    free -= {"epochs"} if config.steps else set()
-    if free:
-        config.update_from_flattened_dict({path: replaced[path] for path in free})
+    values, defaults = flat(config), flat(SETTINGS)
+    if left := [path for path in TABLE if values[path] is None]:
+        config.update_from_flattened_dict({path: value_of(config.recipe, path, config.distill.kind) for path in left})
+        kept = {*given, *(["epochs"] if config.steps else [])}
+        replaced = REPLACED.get(config.recipe, {}).items()
+        free = {path: value for path, value in replaced if path not in kept and values[path] == defaults[path].default}
+        config.update_from_flattened_dict(free)
     for path, value in flat(config).items():
         if isinstance(value, str) and "://" in value:
             parts = [storage.local_text(path, part) for part in value.split(",")]

@@ -82,7 +82,9 @@ class Model(Group):
 
 class Distill(Group):
     kind: str = setting("none", "objective, see deit_jax/losses.py; one's own: package.module:name", OBJECTIVES)
-    alpha: float = setting(None, "weight of the teacher's term (lambda): 0.5; soft in the recipes paper and tuned: 0.1")
+    alpha: float = setting(
+        None, "weight of the teacher's term (lambda): 0.5; soft: paper, tuned 0.1, function_matching 1"
+    )
     tau: float = setting(None, "temperature of soft distillation; released: 1, paper and tuned: 3")
     tokens: str = setting("both", "of features: the class token's, the patches', both", ("class", "patches", "both"))
     normalization: str = setting(None, "soft loss: mean over the batch, or over classes too", ("paper", "released"))

@@ -112,7 +112,7 @@ class TrainBatch:
     Attributes:
       rows: of the global batch, those of this process.
       stored_labels: (step, rows) → a teacher's entries of the batch, or None.
-      cut: whether images are cropped here; else the batch has their "box" (rows, 4), to be cut on the device.
+      crops_on_host: whether images are cropped here; else the batch has their "box" (rows, 4), cut on the device.
     """
 
     source: Source
@@ -121,7 +121,7 @@ class TrainBatch:
     rows: slice
     threads: int
     stored_labels: Callable[[int, slice], Batch] | None = None
-    cut: bool = True
+    crops_on_host: bool = True
 
     def __call__(self, step: int) -> dict[str, Any]:
         data, augment = self.config.data, self.config.augment
@@ -129,7 +129,7 @@ class TrainBatch:
         index, repeat = index[self.rows], repeat[self.rows]
         out = zeros(train_entries(self.size, len(index)))
         out["index"][:], out["epoch"][:], out["repeat"][:] = index, epoch, repeat
-        if not self.cut:
+        if not self.crops_on_host:
             out["box"] = np.zeros((len(index), 4), np.int32)
             del out["image"]
         # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
@@ -139,10 +139,10 @@ class TrainBatch:
         crop = images.simple_crop if augment.crop == "simple" else images.random_resized_crop
 
         def load(which: int) -> None:
-            views = repeat[rows[which]].tolist()
-            position, pixels, boxes, label = self.readable(int(found[which]), epoch, views, broken[which])
+            repeats = repeat[rows[which]].tolist()
+            position, pixels, boxes, label = self.readable(int(found[which]), epoch, repeats, broken[which])
             for row, box in zip(rows[which], boxes, strict=True):
-                if self.cut:
+                if self.crops_on_host:
                     out["image"][row] = crop(pixels, box, self.size, fast=data.resize == "fast")
                 else:
                     out["box"][row] = box
@@ -153,8 +153,8 @@ class TrainBatch:
             out |= self.teacher_labels(int(step))
         except UserError as error:
             return {"error": str(error)}
-        views = [image for which in np.argsort(first) for image in broken[which] * len(rows[which])]
-        return {**out, "broken": views, "seen": len(index)}
+        unreadable = [image for which in np.argsort(first) for image in broken[which] * len(rows[which])]
+        return {**out, "broken": unreadable, "seen": len(index)}
 
     def views(self, step: int) -> Views:
         """The views of the global batch of a step."""
@@ -173,16 +173,16 @@ class TrainBatch:
         return self.stored_labels(step, self.rows) if self.stored_labels else {}
 
     def readable(
-        self, index: int, epoch: int, views: list[int], broken: list[str]
+        self, index: int, epoch: int, repeats: list[int], broken: list[str]
     ) -> tuple[int, np.ndarray, list[images.Box], int]:
-        """Position, pixels, one box per view, and label of the first readable image from `index` on; the others are
+        """Position, pixels, one box per repeat, and label of the first readable image from `index` on; the others are
         added to `broken`. Raises UserError where too many in a row cannot be read."""
         exif, augment = self.config.data.exif, self.config.augment
         for position in ((index + k) % len(self.source) for k in range(min(GIVE_UP, len(self.source)))):
             try:
                 pixels, sample = read(self.source, position, lambda image: images.decode(image, exif))
                 height, width = pixels.shape[:2]
-                keys = [generator(self.config.seed, "crop", epoch, position, view) for view in views]
+                keys = [generator(self.config.seed, "crop", epoch, position, repeat) for repeat in repeats]
                 if augment.crop == "simple":
                     boxes = [images.draw_simple_crop(key, height, width, self.size) for key in keys]
                 else:

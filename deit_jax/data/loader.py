@@ -74,7 +74,7 @@ def train_batches(
     rows = process_rows(config.batch_size, process_index, process_count)
     cut = open_crops(config, source, size)
     kind = ReplayBatch if config.label.views else TrainBatch
-    make = kind(source, config, size, rows, _threads(config), stored_labels, cut=cut is None)
+    make = kind(source, config, size, rows, _threads(config), stored_labels, crops_on_host=cut is None)
     return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS), cut)
 
 

@@ -1,4 +1,4 @@
-"""The teacher, live or as stored labels, behind one call: (arrays, batch) → logits or hard labels."""
+"""The teacher, live or as stored labels, behind one call: (arrays, batch) → logits, hard labels or features."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ class Teacher(NamedTuple):
     """What a student is distilled from.
 
     Attributes:
-        predict: (arrays, batch) → logits or hard labels; the batch holds the augmented, normalized images.
+        predict: (arrays, batch) → logits, hard labels or features; the batch has the augmented, normalized images.
         arrays: of its models, an argument of the jitted step: a constant of their size would be compiled in.
         models: of a live teacher, one for each of `arrays`.
     """
@@ -176,11 +176,10 @@ def load_teacher(
     Raises UserError for missing weights, weights that lack a part of the model, or a teacher of other classes, before
     anything is compiled.
     """
-    init = init or config.teacher.init
-    sources = init.split(",") if init else []
+    sources = [init] if init else config.teacher.init.split(",") if config.teacher.init else []
     names = config.teacher.name.split(",") if config.teacher.name else [""] * max(len(sources), 1)
     registered = [name for name in names if not is_own(name)]
-    if registered and not init:
+    if registered and not sources:
         raise UserError(
             f"teacher {','.join(registered)} has no weights: give --config.teacher.init=, or, with labelled images,"
             " teacher.epochs"

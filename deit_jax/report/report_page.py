@@ -49,7 +49,7 @@ def trainings(workdir: Path) -> dict[str, Path]:
 def read_curves(folders: dict[str, Path]) -> tuple[dict[str, list[dict]], dict[str, str]]:
     """(logs, objectives) of trainings, for `plots.curve_lines`."""
     kinds = {name: read_object(folder / "config.json")["distill.kind"] for name, folder in folders.items()}
-    objectives = {name: OBJECTIVES[kind].title for name, kind in kinds.items()}
+    objectives = {name: OBJECTIVES[kind].title if kind in OBJECTIVES else kind for name, kind in kinds.items()}
     return {name: log.read_log(folder) for name, folder in folders.items()}, objectives
 
 

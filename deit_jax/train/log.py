@@ -50,8 +50,8 @@ def json_line(record: dict[str, Any]) -> bytes:
 
 
 class Log:
-    """Follows one run. Only process 0 prints and writes; a file that cannot be written ends with one line on the
-    console, and training continues.
+    """Follows one run. Only process 0 prints and writes; where a file cannot be written, logging to it
+    stops, with one message, and training continues.
 
     A resumed run drops what was logged past its checkpoint, so that the curve has each step once. In a bucket, where
     nothing can be appended, log.jsonl is written at each checkpoint and evaluation.

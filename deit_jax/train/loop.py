@@ -33,8 +33,8 @@ STEPS_AHEAD = 2  # dispatched before the oldest must be done: dispatch is asynch
 def train(run: Run) -> dict[str, dict]:
     """Train a run, or finish the one that its folder holds.
 
-    Weights come from 1. the newest checkpoint in the folder, 2. else `run.init`, 3. else the seed. A step is saved
-    before it is evaluated, so that an evaluation that fails or is interrupted loses no training.
+    Weights come from 1. the newest checkpoint in the folder, 2. else `run.init`, 3. else the seed. A step that is both
+    saved and evaluated is saved first; an evaluation that fails or is interrupted saves its step.
 
     Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate_sets` returns it.
 
@@ -186,7 +186,7 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
 
 def roll_back(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, rollbacks: int) -> TrainState:
     """The newest healthy state before the run diverged, or a new one, to continue on data that was not seen yet: its
-    `step` goes back and its `offset` forth, so that the next batch is the one that follows.
+    `step` goes back and its `offset` forward, so that the next batch is the one that follows.
 
     rollbacks: how many this one makes. Raises UserError where that is more than `stability.rollbacks`.
     """

@@ -155,7 +155,7 @@ def schedule(
 
     steps_per_epoch: None means ImageNet-1k's at this batch size (1251 at 1024).
     """
-    config = resolve(config)
+    config = resolve(config)  # of a caller that has left settings to the recipe
     o = config.optimizer
     per_epoch = steps_per_epoch or max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)
     scale = lr_scale(config)

@@ -211,7 +211,7 @@ def make_loss(student: Student, teacher: TeacherFunction | None, config: Config)
         with jax.named_scope("teacher"):
             teacher_output = None if teacher is None else teacher(teacher_arrays, batch)
             if teacher and not d.labels and hardware.target().platform == "gpu":
-                # the student waits, and its activations take the memory of the teacher's
+                # the student waits, so that its activations can take the memory of the teacher's
                 teacher_output, images = jax.lax.optimization_barrier((teacher_output, images))
         model = nnx.merge(student.graphdef, stop_frozen(params, config.optimizer.freeze), batch_stats)
         if objective.teacher == "features":
@@ -237,7 +237,7 @@ def make_update(config: Config, steps_per_epoch: int) -> Callable:
 
     def update(state: TrainState, loss: Float[Array, ""], grads: dict, batch_stats: dict) -> tuple[TrainState, Metrics]:
         if hardware.target().platform == "gpu":
-            # else XLA would put the blocks' gradients together again in each of the optimizer's four results
+            # else XLA would concatenate the blocks' gradients again for each of the optimizer's four results
             grads = jax.lax.optimization_barrier(grads)
         grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -15,6 +15,7 @@ from deit_jax.config.recipes import named_size
 from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
 from deit_jax.train.loop import training_batches
+from deit_jax.train.optimizer import schedule
 from deit_jax.train.run import open_run
 
 CASES = [
@@ -146,3 +147,12 @@ def test_bad_arguments_end_in_one_line(name, text, message):
     with pytest.raises(UserError) as error:
         get_config(name, text)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("epochs", [300, 301])
+def test_a_recipe_leaves_the_epochs_that_a_file_was_asked_for(epochs):
+    """300 is the default, which recipes replace where nothing was asked for."""
+    config = resolve(get_config("deit3", f"size=S,epochs={epochs}"))
+    rate = schedule(config, steps_per_epoch=10)
+    assert config.epochs == epochs
+    assert rate(10 * epochs - 1) < 1.1e-5, "the cosine ends with the run"
