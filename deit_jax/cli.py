@@ -141,7 +141,7 @@ def config_path(text: str) -> str:
 
 def run_mode(given: flags.FlagValues) -> None:
     """Run what the parsed flags ask for. Imports that need jax come late: a wrong command line is reported first."""
-    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().setLevel("CRITICAL")  # Orbax and Grain log what they also raise, and what is of no use
     workdir, output = (str(storage.as_path(path)) if path else "" for path in (given.workdir, given.output))
     if given.mode in ("train", "label", "ablate") and not workdir:
         raise UserError("no workdir: give --workdir=FOLDER")
