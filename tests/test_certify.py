@@ -18,6 +18,7 @@ def labelled(tmp_path):
     return tmp_path / "val"
 
 
+@pytest.mark.slow
 def test_certify_counts_what_is_right(tmp_path, labelled, monkeypatch, capsys):
     folder, name = labelled, "deit_tiny_patch16_224"
     state = state_of(name)

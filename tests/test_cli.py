@@ -82,6 +82,7 @@ def test_requirements_are_the_layers_together():
     assert sorted((ROOT / "requirements.txt").read_text().split()) == sorted(parts)
 
 
+@pytest.mark.slow
 def test_the_library_needs_the_core_alone(tmp_path):
     """Modules, weights, losses and augmentations import nothing that only [train] or [data] install."""
     layers = PYPROJECT["project"]["optional-dependencies"]

@@ -47,7 +47,7 @@ def batches(config, train, evaluation):
     return out, dict(stream.broken)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_cache_changes_no_batch_and_decodes_each_image_once(opened, workers):
     plain, broken = batches(*opened("none")[:3])
     config, train, evaluation, decoded = opened("auto", workers=workers, threads=1)  # two may decode one image at once

@@ -138,7 +138,7 @@ class Spoiled:
         return sample | {"image": sample["image"][:40]} if index in self.broken else sample
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_broken_image_is_named_replaced_and_counted(source, caplog, workers):
     broken = {7, 8, 89}
     config = settings(data__workers=workers, augment__repeats=1)

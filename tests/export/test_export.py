@@ -98,6 +98,7 @@ for name, weights in (("inside", []), ("beside", [load_file("beside.stablehlo.sa
 """
 
 
+@pytest.mark.slow
 def test_stablehlo_loads_where_neither_deit_jax_nor_flax_can_be_imported(tmp_path, weights):
     exportable = load_exportable(weights(TINY), Form(dtype="bf16"))
     write_export(exportable, tmp_path / "inside.stablehlo")

@@ -31,6 +31,7 @@ def test_sign_flips_are_counted_by_hand():
     assert paired([3.0, 2.0, -1.0], zero).p_flips == 4 / 8  # |sum| >= 4: +++, ++-, and both with all signs changed
 
 
+@pytest.mark.slow
 def test_the_committed_report_is_that_of_the_committed_records(tmp_path):
     committed = ROOT / "results/cifar10"
     shutil.copy(committed / "ablation.json", tmp_path)

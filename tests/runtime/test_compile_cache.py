@@ -25,6 +25,7 @@ def run(**environment) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path):
     first = run(XDG_CACHE_HOME=str(tmp_path))
     second = run(XDG_CACHE_HOME=str(tmp_path))
