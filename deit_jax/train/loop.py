@@ -34,7 +34,7 @@ def train(run: Run) -> dict[str, dict]:
     """Train a run, or finish the one that its folder holds.
 
     Weights come from 1. the newest checkpoint in the folder, 2. else `run.init`, 3. else the seed. A step that is both
-    saved and evaluated is saved first; an evaluation that fails or is interrupted saves its step.
+    saved and evaluated is saved first; where a signal ends an evaluation, its step is saved.
 
     Returns the last evaluation: {"params": …, "ema": …}, each as `evaluate_sets` returns it.
 
