@@ -23,35 +23,64 @@ P = 0.3275911
 A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 Heads = Float[Array, "batch heads tokens head_dim"]  # queries, keys or values
+Elements = Float[Array, "*shape"]
+Tokens = Float[Array, "*batch dim"]
+Kept = tuple[Tokens, Float[Array, "*batch 1"]]  # normalized tokens, 1 / deviation
 
 
 @jax.custom_jvp
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def gelu(x: Elements) -> Elements:
     """x Phi(x), the exact GELU (Hendrycks & Gimpel 2016), computed in float32 with an error below 1.5e-7 x."""
     return value_and_derivative(x)[0]
 
 
 @gelu.defjvp
-def gelu_derivative(
-    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """Value and tangent of `gelu`. On a GPU they share no step behind a barrier: else XLA may keep one of them for the
-    backward pass, in float32, which moves more bytes than computing the derivative from the input."""
+def gelu_derivative(primals: tuple[Elements], tangents: tuple[Elements]) -> tuple[Elements, Elements]:
+    """Value and tangent of `gelu`. On a GPU they share no step: XLA may put the ones that both share into memory, in
+    float32, which takes longer than computing them again."""
     value, derivative = value_and_derivative(*primals)
     if hardware.target().platform == "gpu":
-        derivative = value_and_derivative(jax.lax.optimization_barrier(primals[0]))[1]
+        derivative = value_and_derivative(*primals, again=True)[1]
     return value, derivative * tangents[0]
 
 
-def value_and_derivative(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    """(x Phi(x), Phi(x) + x phi(x)) of the standard normal's distribution and density: one exponential for both."""
+def value_and_derivative(x: Elements, again: bool = False) -> tuple[Elements, Elements]:
+    """(x Phi(x), Phi(x) + x phi(x)) of the standard normal's distribution and density: one exponential for both.
+
+    again: by steps that a compiler does not take for those of the other call.
+    """
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    exponential = jnp.exp(-0.5 * z * z)
-    t = 1 / (1 + P / math.sqrt(2) * jnp.abs(z))
+    exponential = jnp.exp(-0.5 * (z * z) if again else -0.5 * z * z)
+    slope = P / math.sqrt(2)
+    t = 1 / slope / (1 / slope + jnp.abs(z)) if again else 1 / (1 + slope * jnp.abs(z))
     tail = 0.5 * t * (A[0] + t * (A[1] + t * (A[2] + t * (A[3] + t * A[4])))) * exponential
     cdf = jnp.where(z < 0, tail, 1 - tail)
     derivative = cdf + z * exponential / math.sqrt(2 * math.pi)
     return (z * cdf).astype(x.dtype), derivative.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def normalize(x: Tokens, epsilon: float) -> Tokens:
+    """LayerNorm without scale and bias, statistics in float32. The backward pass keeps the result instead of x."""
+    return normalize_and_keep(x, epsilon)[0]
+
+
+def normalize_and_keep(x: Tokens, epsilon: float) -> tuple[Tokens, Kept]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centered = wide - wide.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + epsilon)
+    out = (centered * scale).astype(x.dtype)
+    return out, (out, scale)
+
+
+def normalize_gradient(epsilon: float, kept: Kept, upstream: Tokens) -> tuple[Tokens]:
+    out, scale = kept
+    wide, given = out.astype(scale.dtype), upstream.astype(scale.dtype)
+    along = wide * (given * wide).mean(-1, keepdims=True)
+    return ((scale * (given - given.mean(-1, keepdims=True) - along)).astype(out.dtype),)
+
+
+normalize.defvjp(normalize_and_keep, normalize_gradient)
 
 
 def attention_weights(

@@ -89,11 +89,11 @@ def dense(features_in: int, features_out: int, dtype: DTypeLike, rngs: nnx.Rngs)
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Flax's, in a named scope."""
+    """Flax's, in a named scope; `kernels.normalize` once `fold` has taken its scale and bias."""
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().__call__(x)
+        return super().__call__(x) if self.scale is not None else kernels.normalize(x, self.epsilon)
 
 
 class SplitLinear(nnx.Linear):
@@ -185,7 +185,14 @@ class Mlp(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
-        out = self.fc2(kernels.gelu(self.fc1(x.reshape(-1, x.shape[-1])))).reshape(x.shape)
+        hidden = self.fc1(x.reshape(-1, x.shape[-1]))
+        assert self.fc2.bias is not None
+        arrays = hidden, self.fc2.kernel[...], self.fc2.bias[...]
+        hidden, kernel, bias = self.fc2.promote_dtype(arrays, dtype=self.fc2.dtype)
+        product = lambda hidden, kernel: self.fc2.dot_general(kernels.gelu(hidden), kernel, (((1,), (0,)), ((), ())))
+        if hardware.target().platform == "gpu":  # GELU's gradient reads its input anyway, and makes its value again
+            product = jax.checkpoint(product)
+        out = (product(hidden, kernel) + bias).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
 
@@ -248,6 +255,26 @@ class Block(nnx.Module):
         return x + dropout(self.ls2(self.mlp(self.norm2(x), key=keys[2])), drop_path, keys[3], per_sample)
 
 
+def fold(block: Block) -> Block:
+    """The same block object, on a GPU with what is constant per channel moved from activations into weights, which are
+    few: the norms' scales and biases into the linear layers behind them, and the values' bias, which attention's
+    weights only sum to itself, into the projection's; the keys' adds the same to all scores of a query, so that none of
+    it is left. The backward pass then keeps the normalized tokens alone and sums fewer gradients over all tokens."""
+    if hardware.target().platform != "gpu":
+        return block
+    array = lambda parameter: parameter[...]
+    through = lambda bias, kernel: (array(bias)[:, None] * kernel[...]).sum(0)  # float32, as no product on a GPU is
+    qkv, proj = block.attn.qkv, block.attn.proj
+    for norm, linear in ((block.norm1, qkv), (block.norm2, block.mlp.fc1)):
+        linear.bias = nnx.Param(array(linear.bias) + through(norm.bias, linear.kernel))
+        linear.kernel[...] *= array(norm.scale)[:, None]
+        norm.scale = norm.bias = None
+    queries, _, values = jnp.split(array(qkv.bias), 3)
+    qkv.bias = nnx.Param(jnp.pad(queries, (0, 2 * queries.size)))
+    proj.bias = nnx.Param(array(proj.bias) + through(values, proj.kernel))
+    return block
+
+
 def row_major(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
     """x, in the order in memory that its shape says. XLA's GPU compiler would have the batch vary fastest, which the
     heads' small products like, and transpose around every large product (docs/performance.md). On one GPU only: the
@@ -286,7 +313,7 @@ def run_blocks(
     def body(x, layer):
         arrays, rate, key = layer
         x = row_major(x)
-        block = nnx.merge(graphdef, arrays)
+        block = fold(nnx.merge(graphdef, arrays))
         seen = None
         if inspect:
             q, k, _ = block.attn.project_qkv(block.norm1(x))

@@ -20,6 +20,7 @@ from deit_jax.runtime import hardware
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-4, 30, -30, 100, -100]])
 
+normalize = functools.partial(kernels.normalize, epsilon=0.1)
 gelu_derivative = jax.jit(jax.vmap(jax.grad(kernels.gelu)))
 
 
@@ -39,6 +40,12 @@ def test_gelu_is_the_exact_one(dtype, ulp):
     ours = gelu_derivative(x)
     assert ours.dtype == dtype
     assert (np.abs(np.asarray(ours, np.float64) - derivative) / scale).max() < ulp
+
+
+def test_gelu_by_other_steps_is_the_same():
+    x = jnp.asarray(X, jnp.float32)
+    for ours, again in zip(*(kernels.value_and_derivative(x, again) for again in (False, True)), strict=True):
+        np.testing.assert_allclose(again, ours, rtol=1e-6, atol=2e-7)
 
 
 def test_gelu_stays_finite():
@@ -66,6 +73,14 @@ def value_and_gradients(attention, arrays, upstream):
         return out, *pull(upstream.astype(out.dtype))
 
     return both(*arrays)
+
+
+def test_normalize_in_float64_is_a_layer_norm():
+    with jax.enable_x64(True):
+        x, upstream = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 16)))
+        plain = lambda x: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 0.1)
+        for ours, theirs in zip(*(value_and_gradients(f, [x], upstream) for f in (normalize, plain)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
@@ -129,35 +144,55 @@ def assert_equal_gradients(ours, plain):
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_a_models_gradient_is_the_plain_ones(remat):
-    build = models.constructor(TINY_PLAIN, num_classes=10, remat=remat)
-    graphdef, _, _ = models.abstract(build)
-    params, _ = models.init_arrays(build, jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.05 * draw(*p.shape, seed=p.size), params)  # so that attention is not flat
+    graphdef, params = with_drawn_parameters(TINY_PLAIN, remat=remat)
     images = draw(4, 16, 16, 3)
     ours = gradients(graphdef, params, images, lambda model, x: model.heads(x)[0])
     plain = gradients(graphdef, params, images, lambda model, x: Plain(model).logits(x))
     assert_equal_gradients(ours, plain)
 
 
-@pytest.mark.parametrize(  # 17 and 18 tokens
-    "name", [pytest.param("deit_digits_patch4_16", marks=pytest.mark.slow), "deit_digits_distilled_patch4_16"]
-)
-def test_the_form_for_gpus_has_the_same_gradient(name, monkeypatch):
-    # queries, keys and values by three products, padded tokens, barriers; cuDNN's call by jax's other implementation
-    images, grads = draw(4, 16, 16, 3), []
+@pytest.fixture
+def forms(monkeypatch):
+    """(attention, targets) of the form for CPUs and of that for GPUs: three products for queries, keys and values,
+    padded tokens, norms and biases in the weights, GELU computed twice; cuDNN's call by jax's other implementation."""
     gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
     attend = lambda tokens: functools.partial(kernels.fused_attention, implementation="xla", real=tokens)
     monkeypatch.setattr(kernels, "has_fused_attention", lambda *_: True)
     monkeypatch.setattr(kernels, "fused_attention_of", attend)
-    for attention, targets in (("einsum", jax.devices()[:1]), ("cudnn", [gpu, gpu])):
+    return ("einsum", jax.devices()[:1]), ("cudnn", [gpu, gpu])
+
+
+def with_drawn_parameters(name, **options):
+    """(graphdef, parameters): of a model whose attention is not flat and whose norms do something."""
+    build = models.constructor(name, num_classes=10, **options)
+    params, _ = models.init_arrays(build, jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.05 * draw(*p.shape, seed=p.size), params)
+    return models.abstract(build)[0], params
+
+
+@pytest.mark.parametrize(  # 17 and 18 tokens
+    "name", [pytest.param("deit_digits_patch4_16", marks=pytest.mark.slow), "deit_digits_distilled_patch4_16"]
+)
+def test_the_form_for_gpus_has_the_same_gradient(name, forms):
+    images, grads = draw(4, 16, 16, 3), []
+    for attention, targets in forms:
         with hardware.compiling_for(*targets):
-            build = models.constructor(name, num_classes=10, attention=attention)
-            params, _ = models.init_arrays(build, jax.random.key(0))
-            params = jax.tree.map(lambda p: p + 0.05 * draw(*p.shape, seed=p.size), params)
-            graphdef = models.abstract(build)[0]
+            graphdef, params = with_drawn_parameters(name, attention=attention)
             grads.append(gradients(graphdef, params, images, lambda model, x: model.heads(x)[0]))
     plain, ours = grads
     assert_equal_gradients(ours, plain)
+
+
+def test_the_form_for_gpus_is_as_exact_in_bfloat16(forms):
+    images, errors = draw(32, 16, 16, 3), []
+    run = jax.jit(lambda graphdef, params, images: nnx.merge(graphdef, params, {})(images), static_argnums=0)
+    exact_logits = run(*with_drawn_parameters("deit_digits_patch4_16"), images)
+    for attention, targets in forms:
+        with hardware.compiling_for(*targets):
+            graphdef, params = with_drawn_parameters("deit_digits_patch4_16", attention=attention, dtype="bfloat16")
+            errors.append(float(jnp.square(run(graphdef, params, images) - exact_logits).mean()) ** 0.5)
+    plain, ours = errors
+    assert 0 < ours < 1.2 * plain
 
 
 def kept_bytes(**options) -> int:
