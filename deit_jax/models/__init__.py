@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from deit_jax.errors import UserError, nearest
 from deit_jax.models import efficientnet, regnet, vit
+from deit_jax.models.init_rngs import InitRngs
 from deit_jax.models.inputs import ImgSize, image_size
 from deit_jax.models.own_model import own_model
 from deit_jax.own import is_own
@@ -79,7 +80,7 @@ def create_model(
         source = name if is_path else f"timm/{name}.TAG"
         raise UserError(f"create_model makes random weights: use deit_jax.load_model('{source}') for trained ones")
     build = constructor(name, num_classes=num_classes, img_size=img_size, **overrides)
-    return build(rngs=rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(rngs))
+    return build(rngs=rngs if isinstance(rngs, nnx.Rngs) else InitRngs(rngs))
 
 
 def abstract(build: functools.partial) -> tuple[nnx.GraphDef, dict, dict]:
@@ -95,12 +96,12 @@ def abstract(build: functools.partial) -> tuple[nnx.GraphDef, dict, dict]:
 @functools.lru_cache(maxsize=32)
 def traced(module: Callable[..., nnx.Module], arguments: tuple) -> tuple[nnx.GraphDef, dict, dict]:
     # kept: tracing a RegNet's constructor takes a second, and reading weights asks for it several times
-    model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: module(**dict(arguments), rngs=InitRngs(0)))
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def init_arrays(build: functools.partial, key: PRNGKeyArray) -> tuple[dict, dict]:
     """New (parameters, statistics) of a `constructor(...)` as pure dictionaries; works inside jit."""
-    _, params, batch_stats = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+    _, params, batch_stats = nnx.split(build(rngs=InitRngs(key)), nnx.Param, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
