@@ -1,4 +1,4 @@
-"""Fast GELU and attention that keep little for the backward pass.
+"""Fast GELU, normalization and attention that keep little for the backward pass.
 
 What jax derives by itself keeps every intermediate of the forward pass, and the scan over the blocks copies all of that
 into arrays of all layers. Here GELU saves its derivative for the backward pass and attention its arguments; see
@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -57,6 +58,16 @@ def value_and_derivative(x: Elements, again: bool = False) -> tuple[Elements, El
     cdf = jnp.where(z < 0, tail, 1 - tail)
     derivative = cdf + z * exponential / math.sqrt(2 * math.pi)
     return (z * cdf).astype(x.dtype), derivative.astype(x.dtype)
+
+
+def linear_of_gelu(linear: nnx.Linear, x: Float[Array, "rows hidden"]) -> Float[Array, "rows dim"]:
+    """linear(gelu(x)). On a GPU the backward pass keeps x alone: GELU's gradient reads it anyway, and makes the value
+    again."""
+    if hardware.target().platform != "gpu" or linear.bias is None:
+        return linear(gelu(x))
+    x, kernel, bias = linear.promote_dtype((x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype)
+    product = lambda x, kernel: linear.dot_general(gelu(x), kernel, (((1,), (0,)), ((), ())))
+    return jax.checkpoint(product)(x, kernel) + bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -185,14 +185,7 @@ class Mlp(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch tokens dim"]:
-        hidden = self.fc1(x.reshape(-1, x.shape[-1]))
-        assert self.fc2.bias is not None
-        arrays = hidden, self.fc2.kernel[...], self.fc2.bias[...]
-        hidden, kernel, bias = self.fc2.promote_dtype(arrays, dtype=self.fc2.dtype)
-        product = lambda hidden, kernel: self.fc2.dot_general(kernels.gelu(hidden), kernel, (((1,), (0,)), ((), ())))
-        if hardware.target().platform == "gpu":  # GELU's gradient reads its input anyway, and makes its value again
-            product = jax.checkpoint(product)
-        out = (product(hidden, kernel) + bias).reshape(x.shape)
+        out = kernels.linear_of_gelu(self.fc2, self.fc1(x.reshape(-1, x.shape[-1]))).reshape(x.shape)
         return dropout(out, self.drop_rate, key if self.drop_rate else None, out.shape)
 
 
@@ -260,12 +253,13 @@ def fold(block: Block) -> Block:
     few: the norms' scales and biases into the linear layers behind them, and the values' bias, which attention's
     weights only sum to itself, into the projection's; the keys' adds the same to all scores of a query, so that none of
     it is left. The backward pass then keeps the normalized tokens alone and sums fewer gradients over all tokens."""
-    if hardware.target().platform != "gpu":
+    layers = block.attn.qkv, block.attn.proj, block.mlp.fc1
+    if hardware.target().platform != "gpu" or {*map(type, layers)} - {nnx.Linear, SplitLinear}:  # one's own stays
         return block
     array = lambda parameter: parameter[...]
     through = lambda bias, kernel: (array(bias)[:, None] * kernel[...]).sum(0)  # float32, as no product on a GPU is
-    qkv, proj = block.attn.qkv, block.attn.proj
-    for norm, linear in ((block.norm1, qkv), (block.norm2, block.mlp.fc1)):
+    qkv, proj, fc1 = layers
+    for norm, linear in ((block.norm1, qkv), (block.norm2, fc1)):
         linear.bias = nnx.Param(array(linear.bias) + through(norm.bias, linear.kernel))
         linear.kernel[...] *= array(norm.scale)[:, None]
         norm.scale = norm.bias = None
