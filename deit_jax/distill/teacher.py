@@ -73,11 +73,6 @@ class Teacher(NamedTuple):
         return any(model.host for model in self.models)
 
 
-def stored_labels(arrays: Any, batch: DeviceBatch) -> TeacherOutput:
-    """The hard labels that came with the batch."""
-    return batch["teacher"]
-
-
 def stored_logits(num_classes: int) -> TeacherFunction:
     """The teacher of a top-k store: a function that returns logits (B, num_classes).
 
@@ -154,10 +149,10 @@ def feature_width(config: Config, img_size: int, grid: int) -> int:
 
 
 def stored_teacher(config: Config, num_classes: int) -> Teacher:
-    """The teacher whose labels `distill.labels` stores: what the objective needs of it."""
+    """The teacher whose labels `distill.labels` stores: their logits, or the hard labels that came with the batch."""
     if OBJECTIVES[config.distill.kind].teacher == "logits":
         return Teacher(stored_logits(num_classes))
-    return Teacher(stored_labels)
+    return Teacher(lambda arrays, batch: batch["teacher"])
 
 
 def load_teacher(

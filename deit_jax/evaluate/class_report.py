@@ -89,7 +89,8 @@ def analyze(outcomes: Outcomes) -> dict[str, Any]:
     measured: Any = sklearn_metrics.precision_recall_fscore_support(
         labels, joint, labels=classes, zero_division=undefined
     )
-    scores: dict[str, Any] = dict(zip(("precision", "recall", "f1", "images"), map(to_list, measured), strict=True))
+    listed = [[None if x != x else x for x in values.tolist()] for values in measured]  # NaN: nothing to count
+    scores: dict[str, Any] = dict(zip(("precision", "recall", "f1", "images"), listed, strict=True))
     scores["predicted"] = predicted.tolist()
     found: dict[str, Any] = {
         "images": len(labels),
@@ -112,11 +113,6 @@ def analyze(outcomes: Outcomes) -> dict[str, Any]:
             "examples": outcomes.examples("heads"),
         }
     return found
-
-
-def to_list(values: np.ndarray) -> list[Any]:
-    """An array as JSON's list; NaN is None."""
-    return [None if x != x else x for x in values.tolist()]
 
 
 def write_class_report(folder: Path, outcomes: Outcomes) -> str:

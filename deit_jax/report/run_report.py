@@ -44,7 +44,8 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
     try_section("attention.png", draw_student_attention, run, failed=failed)
-    try_section("curves.png", draw_curves, folder, failed=failed)
+    curves = lambda: plots.curves(folder / "curves.png", *report_page.read_curves(report_page.trainings(folder)))
+    try_section("curves.png", curves, failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, run, failed=failed)
     if outcomes and losses.OBJECTIVES[run.config.distill.kind].store_kind:
@@ -91,11 +92,6 @@ def predict_student(run: Run) -> Outcomes:
     for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **run.pixel_statistics):
         outcomes.add(batch, found[""])
     return outcomes
-
-
-def draw_curves(folder: Path) -> None:
-    """curves.png: loss and accuracy of all that was trained in a workdir."""
-    plots.curves(folder / "curves.png", *report_page.read_curves(report_page.trainings(folder)))
 
 
 def track_report(run: Run, results: dict[str, dict]) -> None:
