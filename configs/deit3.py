@@ -18,7 +18,7 @@ no command is published. The stages:
 Arguments: size=S|B|L|H, stage=, init=WEIGHTS (those that are fine-tuned), epochs=N.
 """
 
-from deit_jax.config import arguments, default_config, resolve
+from deit_jax.config import arguments, default_config
 from deit_jax.config.files import epochs_of
 from deit_jax.errors import UserError
 
@@ -66,5 +66,5 @@ def get_config(text: str = ""):
             c.epochs, o.lr = 50, 3e-4  # `--epochs 50 --lr 0.0003`
         o.name, o.clip_norm, o.weight_decay = "lamb", 1.0, 0.02  # `--opt fusedlamb --weight-decay 0.02`
         a.policy, a.crop, a.mixup = "three", "simple", 0.0  # `--ThreeAugment --src --mixup 0`
-    c.epochs = epochs_of(given, c.epochs)
-    return resolve(c, given=["epochs"])  # which may be the default's 300
+    c.epochs, c.recipe_keeps = epochs_of(given, c.epochs), ("epochs",)  # also where they are the default's 300
+    return c

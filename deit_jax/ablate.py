@@ -34,6 +34,7 @@ from deit_jax import models
 from deit_jax.config import validate
 from deit_jax.config.recipes import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
+from deit_jax.data.base import limit_images
 from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
@@ -50,6 +51,7 @@ from deit_jax.weights.load import adopt_normalization
 from deit_jax.weights.orbax import find_step, read_meta, read_weights
 
 POLL = 2.0  # seconds between checks on the runs of other processes
+COSINE_IMAGES = 256
 HEADS = {"cls": "class head", "dist": "distillation head", "fused": "fused"}
 
 Scores = dict[str, dict[int, dict[str, float]]]  # arm, seed, head → top-1 in percent
@@ -226,7 +228,7 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
     """Evaluate the last weights of a finished run, which no evaluation has chosen, and their EMA.
 
     Writes FOLDER/predictions.npz. Returns {"heads": {head: top-1}, "ema": the same of the EMA, where there is one} and,
-    with two tokens, "cosine": `token_cosine` of the last weights on the first batch, a value per layer.
+    with two tokens, "cosine": `token_cosine` of the last weights, a value per layer.
     """
     step = max(integrity.steps_in(folder / "checkpoints"), key=lambda path: int(path.name))
     student, mesh = make_student(config, data.train.num_classes), sharding.make_mesh(jax.local_devices())
@@ -242,8 +244,9 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
         found[key] = {head: 100 * float((x == labels).mean()) for head, x in heads.items()}
         if name == "params" and "dist" in heads:
             model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
-            batch = next(read(data.evaluation))
-            found["cosine"] = mean_cosine(model, batch["image"][batch["mask"] > 0], view)
+            batches = read(limit_images(data.evaluation, COSINE_IMAGES))
+            images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
+            found["cosine"] = mean_cosine(model, images, view)
     np.savez_compressed(folder / "predictions.npz", **predictions)
     return found
 

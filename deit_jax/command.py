@@ -3,13 +3,14 @@
 | exit code | why |
 |---|---|
 | 0 | done |
-| 1 | done, with findings; or a fault of this program, with its traceback |
+| 1 | done, with findings; a fault of this program, with its traceback; standard output cannot be written |
 | 2 | what a user can fix, in one line |
 | 130 | stopped by a signal; what had to be saved is saved |
 | 134 | jax's: another process of the run was lost |
 | 141 | the reader of standard output is gone, as of `| head` |
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -37,12 +38,10 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
                 stream.reconfigure(errors="replace")  # characters that the terminal's encoding lacks
         try:
             code = main(*args, **kwargs)
-            sys.stdout.flush()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = EXIT_USER_ERROR
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is still buffered goes
             code = EXIT_BROKEN_PIPE
         except OSError as error:
             if "://" not in str(error.filename or ""):
@@ -50,8 +49,14 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)  # a bucket that does not answer
             code = EXIT_USER_ERROR
         except (Interrupted, KeyboardInterrupt) as stop:
-            print(str(stop) or "stopped")
+            with contextlib.suppress(OSError):  # the signal has ended a reader, too
+                print(str(stop) or "stopped")
             code = EXIT_INTERRUPTED
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is still buffered goes
+            code = code or (EXIT_BROKEN_PIPE if isinstance(error, BrokenPipeError) else 1)
         if code:
             sys.exit(code)
 

@@ -125,8 +125,8 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Predict, print or write, draw."""
     output = args.output and storage.as_path(args.output)
-    if output and (output.exists() or not output.parent.is_dir()):
-        raise UserError(f"--output {output} exists already, or its folder does not: give a new name")
+    if output and (output.suffix != ".csv" or output.exists() or not output.parent.is_dir()):
+        raise UserError(f"--output {output}: give a new FILE.csv in a folder that exists")
     if not 0 < (1 if args.crop is None else args.crop) <= 1 or args.top < 1:
         raise UserError(f"--crop {args.crop}, --top {args.top}: the crop lies in 0..1, and at least one class is shown")
     paths = find_images(args.images)

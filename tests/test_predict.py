@@ -60,7 +60,7 @@ def test_probabilities_are_the_models(small):
     [
         (["DIR/x.jpg"], "none of the 1 evaluation images can be read, the first: .*x.jpg"),
         ([PHOTOS[0], "--crop=1.5"], "--crop 1.5"),
-        ([PHOTOS[0], "--output=DIR/there.csv"], "there.csv exists already"),
+        ([PHOTOS[0], "--output=DIR/there.csv"], "there.csv: give a new FILE.csv"),
         (["DIR/empty"], "folder .*empty holds no images"),
         ([PHOTOS[0], "--output=DIR/no/x.csv"], "or its folder does not: give a new name"),
     ],

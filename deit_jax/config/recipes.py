@@ -77,8 +77,8 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     that it means; an objective of the user's own is in the table then. Raises UserError for unknown recipes, and for
     other addresses than `gs://`.
 
-    given: settings that a recipe of `REPLACED` leaves even where they equal the default: those of the command line. A
-    resolved config, which leaves nothing to the recipe, keeps all of its values.
+    given: settings of the command line, which a recipe of `REPLACED` leaves even where they equal the default, as those
+    of `recipe_keeps`. A resolved config, which leaves nothing to the recipe, keeps all of its values.
     """
     if config.recipe not in RECIPES:
         hint = nearest(config.recipe, NAMES)
@@ -88,11 +88,14 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     config = config.copy_and_resolve_references()
     values, defaults = flat(config), flat(SETTINGS)
     if left := [path for path in TABLE if values[path] is None]:
-        config.update_from_flattened_dict({path: value_of(config.recipe, path, config.distill.kind) for path in left})
-        kept = {*given, *(["epochs"] if config.steps else [])}
+        for path in left:
+            group, name = path.split(".")
+            config[group][name] = value_of(config.recipe, path, config.distill.kind)
+        kept = {*given, *config.recipe_keeps, *(["epochs"] if config.steps else [])}
         replaced = REPLACED.get(config.recipe, {}).items()
         free = {path: value for path, value in replaced if path not in kept and values[path] == defaults[path].default}
-        config.update_from_flattened_dict(free)
+        if free:
+            config.update_from_flattened_dict(free)
     for path, value in flat(config).items():
         if isinstance(value, str) and "://" in value:
             parts = [storage.local_text(path, part) for part in value.split(",")]

@@ -5,6 +5,7 @@ class. What could be either is an error that shows both.
 """
 
 import collections
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -145,7 +146,8 @@ def _check_class_folders(
         raise UserError(f"the class folders of {root} hold {preview(below)}: splits come first, {EXPECTED_LAYOUT}")
     pairs = {tuple(path.split("/")[:2]) for path in listing.images if "/" in path}
     common = [name for name in below if all((top, name) in pairs for top in full)]
-    if len(common) > 1 and not direct:
+    words = [word for name in full for word in re.findall("[A-Za-z]+", name)]
+    if len(common) > (0 if any(map(split_of, words)) else 1) and not direct:
         raise UserError(
             f"the folders {preview(full)} of {root} all hold folders {preview(common)}: if those are the classes,"
             f" name the folders above them train and val; if {preview(full)} are the classes, use"

@@ -144,16 +144,19 @@ class HfSource:
 
     @cached
     def fingerprint(self) -> str:
-        """Of names, sizes and labels."""
+        """Of names, sizes and labels. Raises UserError for a file that is gone."""
         from pyarrow import compute  # comes with datasets
 
         pc: Any = compute  # its functions are made when it is imported
         stored = self._rows.data.column(self._column)
         paths = pc.struct_field(stored, "path").to_pylist()
         sizes = pc.binary_length(pc.struct_field(stored, "bytes")).to_pylist()
-        for row, path in enumerate(paths):
-            if sizes[row] is None and path and self._folder:
-                sizes[row] = (self._folder / path).stat().st_size
+        try:
+            for row, path in enumerate(paths):
+                if sizes[row] is None and path and self._folder:
+                    sizes[row] = (self._folder / path).stat().st_size
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}): restore it") from error
         return hashlib.sha256(repr((self.class_names, paths, sizes)).encode() + self.labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:

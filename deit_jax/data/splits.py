@@ -70,6 +70,8 @@ def open_splits(
             )
     if train_name is None and eval_name is None:
         raise UserError(f"{where} has nothing to evaluate on: its splits are {', '.join(known)}")
+    if eval_name is not None and splits.holdout >= 1:  # nothing is trained on
+        train_name = None
     opened = open_used([name for name in (train_name, eval_name) if name is not None])
     train = None if train_name is None else opened[train_name]
     if eval_name is not None:

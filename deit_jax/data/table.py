@@ -113,7 +113,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         what = "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else "not a table"
         raise UserError(f"{path} is {what} ({first_line(error)}): give lines of {form} in UTF-8") from error
-    columns = _heading(cells[0][1]) if cells else None
+    columns = _heading(cells[0][1], path) if cells else None
     if columns:
         cells = cells[1:]
     if not cells:
@@ -128,12 +128,15 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
-def _heading(cells: Sequence[str]) -> list[int] | None:
-    """Where the columns path, label and, if there is one, split are; None where a first line is not a heading."""
+def _heading(cells: Sequence[str], path: str | os.PathLike) -> list[int] | None:
+    """Where the columns path, label and, if there is one, split are; None where a first line is not a heading. Raises
+    UserError for a heading without a label."""
     lowered = [cell.lower() for cell in cells]
     found = {
         column: next((i for i, cell in enumerate(lowered) if cell in names), None) for column, names in HEADINGS.items()
     }
-    if found["path"] is None or found["label"] is None:
+    if found["path"] is None:
         return None
+    if found["label"] is None:
+        raise UserError(f"{path} has the columns {', '.join(cells)[:80]}, none of which is called label: name it so")
     return [i for i in found.values() if i is not None]

@@ -155,6 +155,6 @@ def open_labels(config: Config, source: Source, img_size: int, total: int) -> St
         asked = f"label.views is {views}" if views else f"the run has {total}"
         raise UserError(
             f"the labels in {d.labels} end at step {done} (epoch {done / per_epoch:.1f}), {asked}: finish them with"
-            f" --mode=label --workdir={d.labels}, or make others"
+            f" --mode=label --workdir={d.labels}, or where they are complete, make others elsewhere"
         )
     return StoredLabels(store, logits=needed == "topk")

@@ -95,8 +95,12 @@ class LabelStore:
         store = cls(folder)
         for name, (dtype, more) in store.arrays.items():
             path = folder / name
-            if not (path / "zarr.json").exists():
+            if (path / "zarr.json").exists():
+                continue
+            try:
                 ts.open(array_spec(path, (steps, header["batch_size"], *more), dtype), create=True).result()
+            except Exception as error:  # TensorStore's are ValueError, RuntimeError and others
+                raise atomic.write_error(path, error) from error
         if store.steps < steps:
             raise UserError(f"{folder} is for {store.steps} steps, not {steps}: make labels in another --workdir")
         return store

@@ -1,8 +1,8 @@
 """Fast GELU, normalization and attention that keep little for the backward pass.
 
 What jax derives by itself keeps every intermediate of the forward pass, and the scan over the blocks copies all of that
-into arrays of all layers. Here GELU saves its derivative for the backward pass and attention its arguments; see
-docs/performance.md.
+into arrays of all layers. Here attention saves its arguments for the backward pass, and GELU its derivative, or on
+a GPU its input alone; see docs/performance.md. `normalize`, of GPUs, has no forward-mode derivative.
 """
 
 import functools
@@ -63,7 +63,7 @@ def value_and_derivative(x: Elements, again: bool = False) -> tuple[Elements, El
 def linear_of_gelu(linear: nnx.Linear, x: Float[Array, "rows hidden"]) -> Float[Array, "rows dim"]:
     """linear(gelu(x)). On a GPU the backward pass keeps x alone: GELU's gradient reads it anyway, and makes the value
     again."""
-    if hardware.target().platform != "gpu" or linear.bias is None:
+    if hardware.target().platform != "gpu" or type(linear) is not nnx.Linear or linear.bias is None:
         return linear(gelu(x))
     x, kernel, bias = linear.promote_dtype((x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype)
     product = lambda x, kernel: linear.dot_general(gelu(x), kernel, (((1,), (0,)), ((), ())))

@@ -253,12 +253,14 @@ def fold(block: Block) -> Block:
     few: the norms' scales and biases into the linear layers behind them, and the values' bias, which attention's
     weights only sum to itself, into the projection's; the keys' adds the same to all scores of a query, so that none of
     it is left. The backward pass then keeps the normalized tokens alone and sums fewer gradients over all tokens."""
-    layers = block.attn.qkv, block.attn.proj, block.mlp.fc1
-    if hardware.target().platform != "gpu" or {*map(type, layers)} - {nnx.Linear, SplitLinear}:  # one's own stays
+    if hardware.target().platform != "gpu" or (type(block.attn), type(block.mlp)) != (Attention, Mlp):
         return block
+    qkv, proj, fc1 = layers = block.attn.qkv, block.attn.proj, block.mlp.fc1
+    parts = (*layers, block.norm1, block.norm2)
+    if {*map(type, parts)} - {nnx.Linear, SplitLinear, LayerNorm} or any(part.bias is None for part in parts):
+        return block  # a part is the user's own
     array = lambda parameter: parameter[...]
     through = lambda bias, kernel: (array(bias)[:, None] * kernel[...]).sum(0)  # float32, as no product on a GPU is
-    qkv, proj, fc1 = layers
     for norm, linear in ((block.norm1, qkv), (block.norm2, fc1)):
         linear.bias = nnx.Param(array(linear.bias) + through(norm.bias, linear.kernel))
         linear.kernel[...] *= array(norm.scale)[:, None]

@@ -15,7 +15,7 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.tables import duration
 from deit_jax.losses import OBJECTIVES
 from deit_jax.runtime import atomic, storage
-from deit_jax.train.optimizer import describe_averaging, describe_schedule
+from deit_jax.train.optimizer import describe_schedule
 from deit_jax.train.run import Run
 from deit_jax.train.trackers import Trackers
 
@@ -136,7 +136,7 @@ class Log:
         )
         teachers = run.teacher.models if run.teacher else ()
         notes = [*run.init_notes, *(note for model in teachers for note in model.notes)]
-        notes += [describe_schedule(c, run.steps_per_epoch), *describe_averaging(c, run.total_steps)]
+        notes += [describe_schedule(c, run.steps_per_epoch)]
         for note in notes:
             self.print(f"  {note}")
         if self.start:

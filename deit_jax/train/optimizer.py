@@ -19,7 +19,6 @@ from deit_jax.runtime.sharding import is_stacked
 from deit_jax.weights.names import HEADS
 
 EMBEDDING = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed")  # below the first block
-HELD_BY_AVERAGE = 0.1  # fraction of the first weights in the final EMA above which a run prints it
 
 
 def decay_mask(params: Any, decay_dist_token: bool = True) -> Any:
@@ -197,20 +196,3 @@ def ema_decay_at(config: Config, step: Integer[Array, ""] | int) -> Float[Array,
     """
     decay = config.optimizer.ema_decay
     return jnp.minimum(decay, (1 + step) / (10 + step)) if config.optimizer.ema_warmup else decay
-
-
-def describe_averaging(config: Config, total_steps: int) -> list[str]:
-    """A line if the EMA will still hold more than a tenth of the first weights after the run, else []."""
-    o = config.optimizer
-    if not o.ema_decay:
-        return []
-    held = o.ema_decay**total_steps
-    if o.ema_warmup:
-        steps = np.arange(total_steps)
-        held = float(np.prod(np.minimum(o.ema_decay, (1 + steps) / (10 + steps))))
-    if held <= HELD_BY_AVERAGE:
-        return []
-    return [
-        f"averaged weights: after {total_steps} steps they will hold {100 * held:.0f} % of the first weights (ema_decay"
-        f" {o.ema_decay:g}): use --config.optimizer.ema_warmup=True"
-    ]

@@ -238,13 +238,16 @@ def claim_workdir(
     Raises UserError where it cannot be written, or holds a run of other settings or data; it is left unchanged then.
     """
     folder = storage.as_path(workdir)
+    record = folder / "config.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        if storage.is_bucket(folder):  # where it does not answer, `exists` is False for everything in it
+            (folder / ".reached").write_text("deit_jax")
+        has_begun = record.exists()
+    except Exception as error:  # gcsfs has errors of its own
         raise atomic.write_error(folder, error) from error
-    record = folder / "config.json"
     ours = json.loads(json.dumps(flat(config)))
-    if record.exists():
+    if has_begun:
         check_record(record, ours, fingerprint, eval_fingerprint, files)
     elif jax.process_index() == 0:
         if files:

@@ -140,8 +140,12 @@ def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata
     Raises UserError where there is nothing of this name.
     """
     path = packaged_file(source) if source.startswith(PACKAGE) else storage.as_path(source)
-    is_run = (path / "checkpoints").is_dir() or (path / "params").is_dir()  # weight files may lie beside checkpoints
-    file = None if is_run else weight_file(path) if path.is_dir() else path
+    try:
+        # weight files may lie beside checkpoints
+        is_run = (path / "checkpoints").is_dir() or (path / "params").is_dir()
+        file = None if is_run else weight_file(path) if path.is_dir() else path
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check that it may be read") from error
     if file is None:
         from deit_jax.weights import orbax  # here: Orbax is optional, files of other formats need none
 

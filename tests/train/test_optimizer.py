@@ -13,7 +13,6 @@ from deit_jax.config import default_config, resolve
 from deit_jax.errors import UserError
 from deit_jax.train.optimizer import (
     decay_mask,
-    describe_averaging,
     describe_schedule,
     ema_decay_at,
     frozen_mask,
@@ -99,15 +98,6 @@ def test_the_averages_decay_warms_up_where_asked():
     config.optimizer.ema_warmup = True
     np.testing.assert_allclose([ema_decay_at(config, step) for step in (0, 8, 90)], [0.1, 0.5, 0.91], rtol=1e-6)
     assert ema_decay_at(config, 10**7) == pytest.approx(0.99996)
-
-
-def test_an_average_of_a_short_run_says_what_it_holds():
-    config = resolve(default_config())
-    (line,) = describe_averaging(config, 160)
-    assert "after 160 steps they will hold 99 % of the first weights" in line
-    assert describe_averaging(config, 300 * 1251) == []
-    config.optimizer.ema_warmup = True
-    assert describe_averaging(config, 160) == []
 
 
 def apex_lamb(params, grads, decays, lr, decay, steps):

@@ -15,7 +15,7 @@ from seeded import GOLDEN, images
 from deit_jax import models
 from deit_jax.config import default_config, resolve
 from deit_jax.data import loader
-from deit_jax.distill.teacher import stored_labels
+from deit_jax.distill.teacher import stored_teacher
 from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import soft_targets
 from deit_jax.runtime import sharding
@@ -47,7 +47,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     config.batch_size = config.optimizer.lr_batch  # the learning rate is not scaled: 5e-4
     build = models.constructor(NAME)
     student = Student(build, models.abstract(build)[0], 224, 1000)
-    step_fn = make_train_step(student, stored_labels, config, 6, augment=given_targets)
+    step_fn = make_train_step(student, stored_teacher(config, 1000).predict, config, 6, augment=given_targets)
     step_fn = jax.jit(step_fn, compiler_options=AS_USERS)
     state = create_state(student, config, jax.tree.map(jnp.asarray, seeded_arrays(build)))
 
