@@ -66,5 +66,5 @@ def get_config(text: str = ""):
             c.epochs, o.lr = 50, 3e-4  # `--epochs 50 --lr 0.0003`
         o.name, o.clip_norm, o.weight_decay = "lamb", 1.0, 0.02  # `--opt fusedlamb --weight-decay 0.02`
         a.policy, a.crop, a.mixup = "three", "simple", 0.0  # `--ThreeAugment --src --mixup 0`
-    c.epochs, c.recipe_keeps = epochs_of(given, c.epochs), ("epochs",)  # also where they are the default's 300
+    c.epochs, c.recipe_keeps = epochs_of(given, c.epochs), "epochs"  # also where they are the default's 300
     return c

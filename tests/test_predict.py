@@ -62,7 +62,7 @@ def test_probabilities_are_the_models(small):
         ([PHOTOS[0], "--crop=1.5"], "--crop 1.5"),
         ([PHOTOS[0], "--output=DIR/there.csv"], "there.csv: give a new FILE.csv"),
         (["DIR/empty"], "folder .*empty holds no images"),
-        ([PHOTOS[0], "--output=DIR/no/x.csv"], "or its folder does not: give a new name"),
+        ([PHOTOS[0], "--output=DIR/no/x.csv"], "x.csv: give a new FILE.csv in a folder that exists"),
     ],
 )
 def test_bad_input_of_predict(tmp_path, small, capsys, arguments, message):

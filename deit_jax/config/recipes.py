@@ -91,7 +91,7 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
         for path in left:
             group, name = path.split(".")
             config[group][name] = value_of(config.recipe, path, config.distill.kind)
-        kept = {*given, *config.recipe_keeps, *(["epochs"] if config.steps else [])}
+        kept = {*given, *config.recipe_keeps.split(","), *(["epochs"] if config.steps else [])}
         replaced = REPLACED.get(config.recipe, {}).items()
         free = {path: value for path, value in replaced if path not in kept and values[path] == defaults[path].default}
         if free:

@@ -247,7 +247,7 @@ class Config(Group):
         "where paper and released code differ, which to follow",
         ("paper", "released", "tuned", "function_matching", "deit3"),
     )
-    recipe_keeps: tuple[str, ...] = resumable((), "settings that the recipe leaves, though they are at their defaults")
+    recipe_keeps: str = resumable("", "settings at their defaults that the recipe leaves so, separated by commas")
     class_loss: str = setting("softmax", "sigmoid: a binary cross-entropy per class (DeiT III)", ("softmax", "sigmoid"))
     init: str = setting("", "weights to start from: hub name, .safetensors, .pth or Orbax folder; '': random ones")
     batch_size: int = setting(1024, "images per step, over all devices and processes")
