@@ -1,14 +1,5 @@
-"""The wrapper of every console command: errors of a user end in one line, and each kind of end has its exit code.
-
-| exit code | why |
-|---|---|
-| 0 | done |
-| 1 | done, with findings; a fault of this program, with its traceback; standard output cannot be written |
-| 2 | what a user can fix, in one line |
-| 130 | stopped by a signal; what had to be saved is saved |
-| 134 | jax's: another process of the run was lost |
-| 141 | the reader of standard output is gone, as of `| head` |
-"""
+"""The wrapper of every console command: errors of a user end in one line, and each kind of end has its exit code, as
+docs/reliability.md lists them."""
 
 import contextlib
 import functools

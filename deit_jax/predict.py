@@ -25,7 +25,6 @@ from jax.sharding import Mesh
 from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
 from deit_jax.config import default_config
-from deit_jax.config.settings import INTERPOLATIONS
 from deit_jax.data import loader
 from deit_jax.data.base import FileSource
 from deit_jax.data.images import eval_image
@@ -134,8 +133,7 @@ def run(args: argparse.Namespace) -> None:
     if not weights.num_classes:
         raise UserError(f"{args.source} has no classification head: give weights that have one")
     mesh = sharding.make_mesh(jax.local_devices())
-    view = {"crop": args.crop or 0.0, "interpolation": args.interpolation or ""}
-    classifier = make_classifier({args.weights: weights}, mesh, **view)
+    classifier = make_classifier({args.weights: weights}, mesh, crop=args.crop or 0.0)
     print(f"images: {classifier.view.describe()}", file=sys.stderr)
     predictions = []
     for one in predict_images(classifier, paths, mesh, top=args.top):
@@ -172,7 +170,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="FILE", help="write a table, as CSV, instead of printing")
     parser.add_argument("--top", type=int, default=5, help="classes per image")
     parser.add_argument("--crop", type=float, help="side of the centre crop / resized short side")
-    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="of the resizing")
     parser.add_argument("--weights", choices=("params", "ema"), default="params", help="which of a training run")
     parser.add_argument("--attention", metavar="FILE.png", help="draw the attention of class and distillation token")
     run(parser.parse_args(arguments))

@@ -114,7 +114,7 @@ def test_the_view_and_the_classes_are_the_weights_own_unless_set(tmp_path, small
     assert "cat\\x1b[31m" in said.out
     assert "bee\\x0a" in said.out
     assert "\x1b" not in said.out
-    predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0], "--crop=0.5", "--interpolation=bicubic"])
-    assert "images: 16 px, crop 0.5, bicubic, mean (0.0, 0.0, 0.0)" in capsys.readouterr().err
+    predict.main([str(tmp_path / "x.safetensors"), PHOTOS[0], "--crop=0.5"])
+    assert "images: 16 px, crop 0.5, bilinear, mean (0.0, 0.0, 0.0)" in capsys.readouterr().err
     predict.main([str(small), PHOTOS[0]])
     assert "images: 16 px, crop 0.875, bicubic, mean (0.485" in capsys.readouterr().err

@@ -1,10 +1,5 @@
-"""Checksums of a checkpoint, and whether its files are still what was saved.
-
-    STEP/checksums.json   BLAKE2 sum of every file, written before Orbax gives the folder its name
-
-A checkpoint is complete when its folder has its final name and every file that checksums.json lists has its sum. In a
-bucket no folder can be renamed; there Orbax's commit_success.txt, which is written last, marks a complete checkpoint.
-"""
+"""Checksums of a checkpoint, and whether its files are still what was saved: STEP/checksums.json has the BLAKE2 sum of
+every file, written before Orbax gives the folder its name."""
 
 import concurrent.futures
 import hashlib
@@ -22,7 +17,7 @@ UNSUMMED = {SUMS, COMMITTED, "_CHECKPOINT_METADATA"}
 
 
 def is_complete(step: Path) -> bool:
-    """Whether the folder of a step was saved to its end."""
+    """Whether the folder of a step was saved to its end: in a bucket, where none can be renamed, Orbax marks it."""
     return (step / COMMITTED).is_file() if storage.is_bucket(step) else step.is_dir()
 
 
