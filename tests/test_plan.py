@@ -84,6 +84,7 @@ def size_of(config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_a_plan_of_eight_devices(capsys):
     config = small_config()
     p = plan.plan(config)

@@ -113,7 +113,8 @@ def test_an_unknown_policy_is_named():
         jax.eval_shape(lambda b: augment_train(b, jax.random.key(0), 0, config(policy="auto"), 10), batch(2))
 
 
-@pytest.mark.parametrize("policy", ["rand", pytest.param("three", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["rand", "three"])
 def test_eight_devices_agree_with_one_and_exchange_no_images(policy):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     data, cfg, key = batch(256), config(policy=policy, mix_group=32), jax.random.key(0)

@@ -89,6 +89,7 @@ def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path, monkeypatch)
     assert rolled == [(3, 0), (3, 0)], "before the first checkpoint it begins again"
 
 
+@pytest.mark.slow
 def test_a_run_without_one_finite_step_is_an_error(tmp_path, monkeypatch):
     config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
     config.steps, config.stability.patience = 3, 100
