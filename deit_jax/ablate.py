@@ -143,9 +143,9 @@ def ablate(config, workdir: str | Path) -> Scores:
     data = open_data(base)
     source = data.train
     for name in arms:  # before anything is trained
-        c = arm_config(base, name, 0)
-        validate(c)
-        open_models(c, data)
+        validate(arm_config(base, name, 0))
+    for name in {(arm[1:], arm.kind in DISTILLED_ARMS): name for name, arm in arms.items()}.values():  # one per teacher
+        open_models(arm_config(base, name, 0), data)
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)
 

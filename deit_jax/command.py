@@ -17,7 +17,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorate the `main` of a command, which then ends by the exit codes above.
+    """Decorate the `main` of a command, which then ends by those exit codes.
 
     main: takes the command's arguments, or None for those of the process; returns an exit code, or None for 0.
     """

@@ -5,7 +5,6 @@ class. What could be either is an error that shows both.
 """
 
 import collections
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 from deit_jax.classes.match import sort_classes
 from deit_jax.data.base import FileSource, Source, hold_out, not_used
 from deit_jax.data.listing import Listing, class_text, list_images
-from deit_jax.data.splits import HOLDOUT, Splits, check_splits, open_splits, preview, split_of
+from deit_jax.data.splits import HOLDOUT, Splits, check_splits, open_splits, preview, split_in_name, split_of
 from deit_jax.errors import UserError, printable
 
 UNLABELLED = "unlabelled"  # `data.layout`, and the name of the only class until the teacher's are known
@@ -146,8 +145,7 @@ def _check_class_folders(
         raise UserError(f"the class folders of {root} hold {preview(below)}: splits come first, {EXPECTED_LAYOUT}")
     pairs = {tuple(path.split("/")[:2]) for path in listing.images if "/" in path}
     common = [name for name in below if all((top, name) in pairs for top in full)]
-    words = [word for name in full for word in re.findall("[A-Za-z]+", name)]
-    if len(common) > (0 if any(map(split_of, words)) else 1) and not direct:
+    if len(common) > (0 if any(map(split_in_name, full)) else 1) and not direct:
         raise UserError(
             f"the folders {preview(full)} of {root} all hold folders {preview(common)}: if those are the classes,"
             f" name the folders above them train and val; if {preview(full)} are the classes, use"

@@ -1,5 +1,6 @@
 """Which images to train and to evaluate on: the splits of a data set, by their names, or a part held out."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,12 @@ class Splits(NamedTuple):
 def split_of(name: str) -> str:
     """TRAIN, VALIDATION, TEST, or "" for a name that is not a split's."""
     return SPLIT_NAMES.get(name.lower(), "")
+
+
+def split_in_name(name: str) -> str:
+    """The split that a name has as a word: ILSVRC2012_img_val.tar, photos_trainset; or ""."""
+    words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
+    return next(filter(None, (split_of(word.removesuffix("set").removesuffix("s")) for word in words)), "")
 
 
 def open_splits(

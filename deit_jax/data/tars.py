@@ -3,14 +3,13 @@
 import contextlib
 import json
 import os
-import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from deit_jax.data.label_files import DEVKIT, read_devkit, read_labels
 from deit_jax.data.listing import LABELS, Listing, Span, is_hidden, is_tar_name
-from deit_jax.data.splits import TRAIN, split_of
+from deit_jax.data.splits import TRAIN, split_in_name, split_of
 from deit_jax.data.table import check_labels
 from deit_jax.errors import UserError
 
@@ -55,12 +54,6 @@ def list_tars(source: Path, labels: str = "") -> Listing:
     if not whole.images:
         raise UserError(f"the .tar files of {source} hold no image")
     return whole
-
-
-def split_in_name(name: str) -> str:
-    """The split that a tar file's name has as a word: ILSVRC2012_img_val.tar, digits-trainset-000000.tar; or ""."""
-    words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
-    return next(filter(None, (split_of(word.removesuffix("set").removesuffix("s")) for word in words)), "")
 
 
 def list_tar(path: Path) -> Listing:

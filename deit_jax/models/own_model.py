@@ -81,7 +81,8 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
             raise UserError(f"model.name {name} is a {type(made).__name__}: give a class of flax.nnx.Module")
     construct: Any = made.__init__
     taken = inspect.signature(construct).parameters
-    if lacking := [f"{part}=" for part in ("num_classes", "rngs") if part not in taken and "kwargs" not in taken]:
+    takes_any = any(part.kind is part.VAR_KEYWORD for part in taken.values())
+    if lacking := [f"{part}=" for part in ("num_classes", "rngs") if part not in taken and not takes_any]:
         raise UserError(f"model.name {name} does not take {', '.join(lacking)}: see deit_jax/models/own_model.py")
     size = taken["img_size"].default if "img_size" in taken else inspect.Parameter.empty
 
