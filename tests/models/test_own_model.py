@@ -125,6 +125,16 @@ class Shown(nnx.Module):
         return self.head(self.norm(images.mean((1, 2)), use_running_average=not train))
 
 
+class Open(Shown):
+    def __init__(self, **options):
+        super().__init__(options["num_classes"], options["rngs"])
+
+
+class Bare(Shown):
+    def __init__(self):
+        super().__init__(4, nnx.Rngs(0))
+
+
 class Moving(Shown):
     def __call__(self, images, train=False):
         return self.head(self.norm(images.mean((1, 2))))
@@ -145,6 +155,7 @@ class Maps(Shown):
     ("given", "message"),
     [
         (lambda num_classes, rngs: None, "is a function: give a class of flax.nnx.Module"),
+        (Bare, "does not take num_classes=, rngs=: see"),
         (Moving, r"changes its state with train=False: .*use_running_average=not train"),
         (Random, r"besides nnx.Param and nnx.BatchStat, drop\.rngs\S*: give nnx.Dropout no rngs"),
         (Maps, r"returns shapes \[\(2, 8, 8, 4\)\]: they must be \[\(2, 4\)\]"),
@@ -156,4 +167,13 @@ def test_what_is_no_model_is_one_line(monkeypatch, given, message):
     own_model.cache_clear()
     with pytest.raises(UserError, match=message):
         deit_jax.create_model("given:Net", num_classes=4, img_size=8)(np.zeros((2, 8, 8, 3), np.float32))
+    own_model.cache_clear()
+
+
+def test_a_class_may_take_its_arguments_together(monkeypatch):
+    monkeypatch.setitem(sys.modules, "given", type(sys)("given"))
+    sys.modules["given"].Net = Open
+    own_model.cache_clear()
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    assert deit_jax.create_model("given:Net", num_classes=4, img_size=8)(images).shape == (2, 4)
     own_model.cache_clear()
