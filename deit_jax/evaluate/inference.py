@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt8
 from deit_jax import models
 from deit_jax.arrays import AnyArray
 from deit_jax.augment import normalize
-from deit_jax.evaluate.metrics import accuracies, count_correct
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 from deit_jax.runtime.flops import count_flops
@@ -94,6 +93,50 @@ def infer(
             yield done, jax.device_get(found)
     for done, found in pending:
         yield done, jax.device_get(found)
+
+
+@jax.jit
+def count_correct(
+    logits: Logits,
+    batch: dict[str, Shaped[AnyArray, "batch ..."]],
+) -> dict[str, Float[Array, "4"]]:
+    """Score one evaluation batch.
+
+    Args:
+        logits: of `head_logits`; -inf of classes that the data lacks.
+        batch: its `label`, `mask` and, where images have several right labels, `labels`.
+
+    Returns, per head, [top-1 correct, top-5 correct, summed cross-entropy, count] over the rows whose mask is 1.
+    """
+
+    # an image with several right labels (ImageNet-ReaL; padded by -1) is correct where any of them is predicted
+    labels, mask = batch.get("labels", batch["label"][:, None]), batch["mask"]
+
+    def count(logits):
+        own = jnp.take_along_axis(logits, jnp.maximum(labels, 0), axis=1)[..., None]
+        # a tie goes to the class that comes first, as argmax decides
+        before = jnp.arange(logits.shape[1]) < labels[..., None]
+        rank = ((logits[:, None] > own) | ((logits[:, None] == own) & before)).sum(-1)
+        # no comparison holds with NaN: without this, a model that has diverged would be correct everywhere
+        wrong = max(logits.shape[1], 5)  # a rank that is in no top 5, however few the classes
+        rank = jnp.where((labels < 0) | jnp.isnan(own[..., 0]), wrong, rank).min(1)
+        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)[:, 0]
+        # an unreadable image, which counts as wrong: the loss of a guess
+        loss = jnp.where(batch["label"] < 0, jnp.log((logits != -jnp.inf).sum(1)), loss)
+        counted = jnp.stack([rank < 1, rank < 5, loss, jnp.ones_like(loss)])
+        return jnp.where(mask > 0, counted, 0).sum(1)  # a masked row's loss may be infinite, and 0 x inf is not 0
+
+    return {name: count(x) for name, x in logits.items()}
+
+
+def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[str, Any]:
+    """The result of `evaluate_sets` from its totals per head."""
+    heads = {
+        name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
+        for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
+    }
+    joint = f"fused_{fusion}" if "dist" in heads else "cls"
+    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
 
 
 def evaluate_sets(

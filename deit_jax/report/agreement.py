@@ -79,7 +79,7 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
 
     weights = best_weights(run.folder, mesh)
     model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
-    if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES)["image"], run.pixel_statistics):
+    if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES, run.model.img_size)["image"], run.pixel_statistics):
         agreed["cosine"] = cosine
     return agreed
 
@@ -89,9 +89,9 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
     return loader.eval_batches(run.config, run.data.evaluation, size=size)
 
 
-def some_images(run: Run, count: int) -> loader.Batch:
-    """`count` evaluation images, spread over the first batch, as the student sees them."""
-    batch = next(evaluation_batches(run, run.model.img_size))
+def some_images(run: Run, count: int, size: int) -> loader.Batch:
+    """`count` evaluation images, spread over the first batch, `size` pixels high and wide."""
+    batch = next(evaluation_batches(run, size))
     picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
     return {name: values[picked] for name, values in batch.items()}
 
@@ -101,15 +101,16 @@ def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
     return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
 
 
-def teacher_predictions(run: Run, mesh: Mesh) -> Predictions:
-    """The classes of the data that the live teacher's models predict; {} without one."""
+def teacher_predictions(run: Run, mesh: Mesh, count: int | None = None) -> Predictions:
+    """The classes of the data that the live teacher's models predict, for all evaluation images or those of
+    `some_images`; {} without one."""
     predictions: Predictions = {}
     if run.teacher is None:
         return predictions
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
         pixels = {"mean": tuple(model.mean), "std": tuple(model.std)}
-        batches = evaluation_batches(run, model.size)
+        batches = [some_images(run, count, model.size)] if count else evaluation_batches(run, model.size)
         heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
         predictions[name] = heads.get("fused_logits", heads["cls"])

@@ -104,19 +104,23 @@ def track_report(run: Run, results: dict[str, dict]) -> None:
 
 
 def draw_student_attention(run: Run, count: int = 8) -> None:
-    """attention.png: attention of the best student's class and distillation token on `count` held-out images."""
+    """attention.png: attention of the best student's class and distillation token on `count` held-out images.
+
+    Under an image's class stands what the student, or a live teacher, predicts instead.
+    """
     config, folder = run.config, run.folder
     weights, graphdef = read_weights(folder)[1], run.model.graphdef
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    batch = agreement.some_images(run, count)
+    batch = agreement.some_images(run, count, run.model.img_size)
     logits = head_logits(graphdef, weights, batch["image"], **run.pixel_statistics)
-    predicted = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
+    predicted = agreement.teacher_predictions(run, sharding.make_mesh(jax.local_devices()[:1]), count)
+    predicted["student"] = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
     names = [printable(name) for name in run.data.train.class_names]
     captions = [
-        names[label] + ("" if label == guess else f"\npredicted {names[guess]}")
-        for label, guess in zip(batch["label"], predicted, strict=True)
+        "\n".join([names[label], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != label)])
+        for i, label in enumerate(batch["label"])
     ]
     draw_attention(folder / "attention.png", model, batch["image"], captions, **run.pixel_statistics)
 

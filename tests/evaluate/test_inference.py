@@ -10,8 +10,7 @@ from deit_jax import models
 from deit_jax.augment import normalize
 from deit_jax.errors import UserError
 from deit_jax.evaluate.class_report import Outcomes
-from deit_jax.evaluate.inference import evaluate_sets, infer, predict, predict_classes
-from deit_jax.evaluate.metrics import count_correct
+from deit_jax.evaluate.inference import count_correct, evaluate_sets, infer, predict, predict_classes
 from deit_jax.models.vit import fuse
 from deit_jax.runtime import sharding
 
