@@ -146,6 +146,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {output}: {len(predictions)} of {len(paths)} images")
     if args.attention:
         draw_predictions(storage.as_path(args.attention), classifier, predictions)
+    if len(predictions) < len(paths):
+        raise UserError(
+            f"{len(paths) - len(predictions)} of {len(paths)} images could not be read: they are named above"
+        )
 
 
 def draw_predictions(path: Path, classifier: Classifier, predictions: Sequence[Prediction]) -> None:

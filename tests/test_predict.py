@@ -75,7 +75,7 @@ def test_bad_input_of_predict(tmp_path, small, capsys, arguments, message):
 
 
 def test_a_folder_becomes_a_table(tmp_path, small, capsys, caplog, monkeypatch):
-    """Every path may begin with ~."""
+    """Every path may begin with ~. Of an image that cannot be read the command fails, after the others are done."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "photos/deep").mkdir(parents=True)
     for name in ("b.jpeg", "deep/a.JPG"):
@@ -83,9 +83,12 @@ def test_a_folder_becomes_a_table(tmp_path, small, capsys, caplog, monkeypatch):
     (tmp_path / "photos/broken.png").write_bytes(b"not an image")
     (tmp_path / "photos/notes.txt").write_text("not an image")
     folder = str(tmp_path / "photos")
-    predict.main([f"~/{small.name}", "~/photos", "--output=~/out.csv", "--attention=~/look.png", "--top=2"])
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([f"~/{small.name}", "~/photos", "--output=~/out.csv", "--attention=~/look.png", "--top=2"])
     assert Image.open(tmp_path / "look.png").width > 100
-    assert "2 of 3 images" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 of 3 images" in said.out
+    assert "error: 1 of 3 images could not be read" in said.err
     assert f"{folder}/broken.png (cannot identify image file)" in caplog.text
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -49,16 +49,18 @@ def upload(folder: Path, name: str, *, overwrite: bool = False, private: bool = 
     if not huggingface_hub.get_token():
         raise UserError(f"{name} needs a token of the hub that may write: set HF_TOKEN, or run `hf auth login`")
 
+    checked = overwrite
     what = {"repo_id": name, "folder_path": folder, "commit_message": "Model of deit_jax"}
     for left in reversed(range(TRIES)):
         try:
             address = str(api.create_repo(name, private=private or None, exist_ok=True))
-            kept = set(api.list_repo_files(name)) - {".gitattributes"}
-            if kept and not overwrite:
+            kept = set() if checked else set(api.list_repo_files(name)) - {".gitattributes"}
+            if kept:
                 raise UserError(
                     f"{name} exists on the hub and holds {len(kept)} files ({', '.join(sorted(kept)[:3])}): give"
                     " another name, or --overwrite to replace them"
                 )
+            checked = True  # what a later try finds there may be an upload of this one whose answer was lost
             api.upload_folder(**what, delete_patterns=OWN_FILES if overwrite else None)
             return address
         # the second: of the HTTP client, whose package depends on huggingface_hub's version

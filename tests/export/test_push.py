@@ -4,6 +4,7 @@ import functools
 import json
 
 import hub_server
+import huggingface_hub
 import numpy as np
 import pytest
 from helpers import ANIMALS, TINY, TINY_PLAIN, VIEW, run_jitted, save_weights
@@ -82,6 +83,19 @@ def test_a_fault_of_the_hub_is_tried_again(hub, weights):
     hub.faults = [("POST .*/commit/", 500), ("POST .*/preupload/", 504)]
     main(["push", weights(), "me/model", LICENCE])
     assert not hub.faults
+    assert "model.safetensors" in hub.repos["me/model"]
+
+
+def test_an_upload_whose_answer_is_lost_is_not_taken_for_another_model(hub, weights, monkeypatch):
+    real, lost = huggingface_hub.HfApi.upload_folder, [ConnectionError("reset by peer")]
+
+    def upload(self, **options):
+        real(self, **options)
+        if lost:
+            raise lost.pop()
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    main(["push", weights(), "me/model", LICENCE])
     assert "model.safetensors" in hub.repos["me/model"]
 
 
