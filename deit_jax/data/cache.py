@@ -63,12 +63,10 @@ class Cached(Whole):
 
 
 def keep_decoded(config: Config, *sources: Source) -> list[Source]:
-    """The sources, the training images first, with decoded images kept in memory where `data.cache` asks for it and
-    that saves decoding.
+    """The sources, training images first, with decoded images in memory where `data.cache` asks for it and that helps.
 
     "auto": where all of them together fit in a quarter of the free memory, with as many copies as worker processes;
-    "device": as "auto", but for the training images (`device_crops`). Raises UserError where `data.cache` is ram and
-    they are larger than the free memory.
+    "device": the same without the training images (`device_crops`). Raises UserError where "ram" does not fit.
     """
     how, copies = config.data.cache, max(1, config.data.workers)
     if how == "none":
