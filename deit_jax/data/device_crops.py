@@ -94,7 +94,7 @@ class OnDevices(Whole):
         self.share = -(-len(source) // self.mesh.size)
         self.bytes = self.share * math.prod(shape)
         self.size = f"{len(source):,} images of {shape[1]} x {shape[0]} pixels"
-        self.size += f", {readable(self.bytes)} on each of {self.mesh.size} devices"
+        self.size += f", {readable(self.bytes)} per device ({self.mesh.size})"
         resized = ", resized first, which is not the recipe: that crops originals" * bool(config.data.device_size)
         super().__init__(source, notes=[*source.notes, f"kept on the devices: {self.size}{resized}"])
 
