@@ -8,6 +8,7 @@ RandAugment, normalize, erase); ours and tf.data leave all but decode and crop t
 interpreter with timm (torch, torchvision) or tensorflow; contestants whose packages are missing are left out.
 """
 
+import itertools
 import os
 import random
 import statistics
@@ -125,9 +126,32 @@ def serve_tf(folder: str) -> Callable[[int], Iterator[int]]:
     return batches
 
 
+def serve_kept(folder: str, repeats: int) -> Callable[[int], Iterator[int]]:
+    """This package's host where the devices keep the images at 160 pixels (`data.device_size`) and cut the crops."""
+    from deit_jax.config import default_config, resolve
+    from deit_jax.data import assemble, device_crops, sources
+
+    config = default_config()
+    config.data.update({"root": folder, "cache": "device", "device_size": 160, "holdout": 0.0, "threads": 1})
+    config.batch_size, config.augment.repeats = BATCH, repeats
+    config = resolve(config)
+    kept = device_crops.keep_on_devices(config, sources.open_sources(config)[0])
+    source, _ = device_crops.open_crops(kept, SIZE)
+    make = assemble.TrainBatch(source, config, SIZE, slice(0, BATCH), 1, crops_on_host=False)
+    steps = itertools.count()
+
+    def batches(count):
+        for _ in range(-(-count // BATCH)):
+            yield len(make(next(steps))["label"])
+
+    return batches
+
+
 CONTESTANTS: dict[str, tuple[str, Callable]] = {
     "deit_jax, 3 views per image, fast resize": ("ours", lambda folder: serve_ours(folder, 3, "fast")),
     "deit_jax, 3 views per image": ("ours", lambda folder: serve_ours(folder, 3, "exact")),
+    "deit_jax, 3 views per image, kept on the devices": ("ours", lambda folder: serve_kept(folder, 3)),
+    "deit_jax, kept on the devices": ("ours", lambda folder: serve_kept(folder, 1)),
     "deit_jax, fast resize": ("ours", lambda folder: serve_ours(folder, 1, "fast")),
     "deit_jax": ("ours", lambda folder: serve_ours(folder, 1, "exact")),
     "timm, whole recipe": ("timm", lambda folder: serve_timm(folder, True)),

@@ -18,12 +18,11 @@ from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import forward_flops, head_logits
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
-from deit_jax.runtime.timing import calls_within, time_calls
+from deit_jax.runtime.timing import time_calls
 from deit_jax.train.step import Student, make_program, make_student
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
-    from deit_jax.data.loader import TrainBatches
 
 
 def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
@@ -86,66 +85,36 @@ class Workload:
         return {"train": step_flops(self.config), "forward": forward}
 
 
-def train_stream(config: Config, source: "Source", size: int) -> "TrainBatches":
-    """This process's rows of the training stream."""
+def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0) -> float:
+    """Images/s of the training streams of all processes, if all are as fast as this one's, from the second batch on."""
     from deit_jax.data import loader  # here: the data packages are optional, the step needs none
 
     index, processes = jax.process_index(), jax.process_count()
-    return loader.train_batches(config, source, size=size, process_index=index, process_count=processes)
-
-
-def time_input(config: Config, source: "Source", size: int, seconds: float = 5.0) -> float:
-    """Images/s of the training streams of all processes, if all are as fast as this one's, from the second batch on."""
-    stream = train_stream(config, source, size)
+    stream = loader.train_batches(config, source, size=size, process_index=index, process_count=processes)
     next(stream)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         count += len(next(stream)["label"])
     rate = count / (time.perf_counter() - begun)
     stream.close()
-    return rate * jax.process_count()
-
-
-def input_wait_fraction(workload: Workload, source: "Source", seconds: float = 10.0) -> float:
-    """The share of its time that a training loop fed from `source` waits for its next batch (0..1).
-
-    seconds: about so long it trains; as many steps on all processes.
-    """
-    stream = train_stream(workload.config, source, workload.student.img_size)
-    place = lambda: sharding.place_batch({k: v for k, v in next(stream).items() if k in workload.batch}, workload.mesh)
-    count = max(3, calls_within(lambda: workload.train(place()), seconds))
-    waited, ahead, begun = 0.0, [], time.perf_counter()
-    for _ in range(count):
-        mark = time.perf_counter()
-        batch = place()
-        waited += time.perf_counter() - mark
-        ahead.append(workload.train(batch)["loss"])
-        if len(ahead) > 2:  # as in training: two steps ahead
-            ahead[-3].block_until_ready()
-    jax.block_until_ready(ahead)
-    share = waited / (time.perf_counter() - begun)
-    stream.close()
-    return share
+    return rate * processes
 
 
 def benchmark(config: Config) -> dict[str, Any]:
     """`--mode=benchmark`: time a resolved config's parts, print a table and say what limits the run.
 
-    Returns {"input": images/s, "augment", "forward", "train": Timing of a batch, "waiting": share, "mfu": {"train",
-    "forward"} shares of the devices' peak or None where it is not known}. Raises UserError for data that cannot be
-    opened, and for stored labels, whose stream is that of the run they were made for.
+    Returns {"input": images/s, "augment", "forward", "train": Timing of a batch, "mfu": {"train", "forward"} shares of
+    the devices' peak or None where it is not known}. Raises UserError for data that cannot be opened, and for stored
+    labels, whose stream is that of the run they were made for.
     """
-    from deit_jax.data import cache, sources  # here: the data packages are optional, a workload needs none
+    from deit_jax.data import cache, device_crops, sources  # here: they are optional, a workload needs none
 
     validate(config, num_devices=jax.device_count())
     if config.distill.labels:
         raise UserError("distill.labels is set: a benchmark times a run with a live teacher or without one, unset it")
-    (source,) = cache.keep_decoded(config, sources.open_sources(config)[0])
+    source = device_crops.keep_on_devices(config, *cache.keep_decoded(config, sources.open_sources(config)[0]))
     work = Workload(config, source.num_classes)
-    result: dict[str, Any] = {
-        "input": time_input(config, source, work.student.img_size),
-        "waiting": input_wait_fraction(work, source),
-    }
+    result: dict[str, Any] = {"input": time_input(config, source, work.student.img_size)}
     for name in ("augment", "forward", "train"):
         result[name] = time_calls(getattr(work, name))
     known = hardware.accelerator(jax.devices()[0].device_kind)
@@ -174,7 +143,7 @@ def describe(result: dict[str, Any], config: Config, work: Workload) -> str:
     threads = config.data.threads or min(16, hardware.cores())
     limit = "input" if rate < step else "step"
     lines.append(f"{f'input, {threads} threads':26}{rate:10,.0f}")
-    lines.append(f"waiting for data: {result['waiting']:.0%} of a training loop; the {limit} is the limit")
+    lines.append(f"the {limit} is the limit")
     if limit == "input":
         lines.append(
             f"  an input {step / rate:.1f}x as fast would keep up: see data.threads, data.workers, data.resize"

@@ -75,6 +75,7 @@ def make_plan(config: Config, devices: list[Any], options: dict[str, Any] | None
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     memory = compiled.memory_analysis()
     assert memory is not None, "the CPU, GPU and TPU compilers of jax all give it"
+    kept = -(-IMAGENET_TRAIN_IMAGES // len(devices)) * 3 * config.data.device_size**2
     text = compiled.as_text() or ""
     here = sum(d.process_index == devices[0].process_index for d in devices)
     return Plan(
@@ -82,7 +83,7 @@ def make_plan(config: Config, devices: list[Any], options: dict[str, Any] | None
         device_kind=kind,
         parameters=count(parts.state.params),
         teacher_parameters=count([params for params, _ in parts.teacher_arrays]),
-        arguments=memory.argument_size_in_bytes,
+        arguments=memory.argument_size_in_bytes + kept,
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         available=hardware.device_memory(kind, here),
@@ -160,13 +161,14 @@ def plan_text(p: Plan, config: Config, price: float = 0.0) -> str:
     """Format the plan for the console."""
     teacher = f", teacher {config.teacher.name} {p.teacher_parameters:,}" if p.teacher_parameters else ""
     mesh = " x ".join(f"{n} {axis}" for axis, n in mesh_sizes(p.devices, **config.mesh).items() if n > 1)
+    data = "batch, ImageNet" if config.data.device_size else "batch"
     lines = [
         f"{config.model.name}: {p.parameters:,} parameters{teacher}",
         f"batch {config.batch_size} on {p.devices} x {p.device_kind}" + (f" ({mesh})" if mesh else "") + ","
         f" remat {config.model.remat}, accumulate {config.accumulate}; compiled in {p.compile_seconds:.1f} s",
         "",
         "memory per device",
-        f"  arguments (state, batch, teacher)  {amount(p.arguments)}",
+        f"  arguments (state, {data}, teacher)  {amount(p.arguments)}",
         f"  temporaries (activations)          {amount(p.temporaries)}",
         f"  outputs beyond the old state       {amount(p.outputs)}",
         f"  together                           {format_memory(p)}",

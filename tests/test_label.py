@@ -37,6 +37,7 @@ def digits(**changes):
     settings = {"steps": STEPS, "distill.kind": "hard", "augment.repeats": 3, "log.every": 1}
     settings |= {"teacher.name": TINY_PLAIN, "teacher.epochs": 10, "teacher.lr": 1.6e-2, "teacher.augment": "light"}
     settings |= {"optimizer.ema_decay": 0.0, "evaluate.every": 100, "checkpoint.every": 100}
+    settings |= {"data.cache": "device", "data.device_size": 12}  # resized, and cut on the device
     return tiny_config(**settings | changes)
 
 
@@ -130,6 +131,7 @@ def test_a_longer_run_needs_another_store(tmp_path):
     [
         ({"seed": 1}, "seed: 0 there, 1 here"),
         ({"batch_size": 32}, "batch_size: 64 there, 32 here"),
+        ({"data.device_size": 8}, "data.device_size: 12 there, 8 here"),
         ({"augment.mixup": 0.4, "augment.erasing": 0.1}, "augment.erasing: 0.25 there, 0.1 here; augment.mixup: 0.8"),
         ({"model.img_size": 32, "teacher.img_size": 32}, "model.img_size: 16 there, 32 here; teacher.img_size: 16"),
         ({"teacher.name": "regnety_digits"}, f"teacher.name: {TINY_PLAIN} there, regnety_digits here"),

@@ -68,6 +68,13 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
         raise UserError("steps and epochs are both 0: set --config.epochs or --config.steps")
     if config.data.crop == 0:
         raise UserError("data.crop is 0: give the fraction of the image to keep, 0.875 or 1.0")
+    if config.data.device_size or config.data.cache == "device":
+        for path, only in (("data.cache", "device"), ("data.resize", "exact"), ("augment.crop", "inception")):
+            if values[path] != only:
+                raise UserError(
+                    f"{path} is {values[path]}, but devices that keep images (data.device_size, data.cache=device) need"
+                    f" {only}: use --config.{path}={only}"
+                )
     if num_devices > 1:
         mesh_sizes(num_devices, **config.mesh)
     for path, parts in (("batch_size", config.accumulate), ("data.eval_batch_size", 1)):

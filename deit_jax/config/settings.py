@@ -192,6 +192,7 @@ class DataSettings(Group):
         "decoded images: kept where they fit, in RAM, on the device (cropped there), or not",
         ("auto", "ram", "device", "none"),
     )
+    device_size: int = setting(0, "cache=device: side of the squares training images are resized to; 0: as they are")
     exif: bool = setting(False, "turn photos as their EXIF orientation says (published ImageNet models do without)")
     max_broken: float = resumable(0.001, "fraction of unreadable training images above which a run stops")
     broken_floor: int = resumable(10, "this many unreadable training images never stop a run")

@@ -16,9 +16,16 @@ from deit_jax.data.base import Source
 from deit_jax.data.batch import MAX_LABELS, UNREADABLE, Batch, eval_entries, train_entries, zeros
 from deit_jax.errors import UserError
 from deit_jax.randomness import generator
+from deit_jax.runtime import hardware
+from deit_jax.runtime.progress import track
 
 CHUNK = 8  # images per task of the decoding threads
 GIVE_UP = 64  # unreadable images in a row that mean something else is wrong
+
+
+def decoding_threads(config: Config) -> int:
+    """How many threads of a process decode."""
+    return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
 @functools.cache
@@ -26,29 +33,31 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
 
-def run_in_threads(threads: int, count: int, load: Callable[[int], None]) -> None:
-    """Call load(0) … load(count - 1) in `threads` threads. The first exception is raised."""
+def run_in_threads(threads: int, count: int, load: Callable[[int], None], what: str = "") -> None:
+    """Call load(0) … load(count - 1) in `threads` threads. The first exception is raised. what: they load, to show how
+    far they are; "": that is not shown."""
 
     def chunk(first: int) -> None:
         for row in range(first, min(first + CHUNK, count)):
             load(row)
 
     spread = map if threads == 1 else _pool(threads).map
-    list(spread(chunk, range(0, count, CHUNK)))
+    chunks = range(0, count, CHUNK)
+    for _ in track(spread(chunk, chunks), f"chunks of {CHUNK} {what}", len(chunks) if what else 0, after=10.0):
+        pass
 
 
 def read(source: Source, index: int, decode: Callable) -> tuple[Any, dict[str, Any]]:
     """What `decode` makes of one image, and the sample it is from. Raises OSError naming an unreadable image,
     UserError for a label outside the classes."""
-    name = f"image {index}"
+    sample = source[index]
+    name, label = sample["name"], sample["label"]
     try:
-        sample = source[index]
-        name = sample["name"]
         decoded = decode(sample["image"])
     except OSError as error:
         raise OSError(f"{name} ({error})") from error
-    if not 0 <= sample["label"] < source.num_classes:
-        raise UserError(f"{name} has label {sample['label']}: labels are 0 to {source.num_classes - 1}")
+    if not 0 <= label < source.num_classes:
+        raise UserError(f"{name} has label {label}: labels are 0 to {source.num_classes - 1}")
     return decoded, sample
 
 

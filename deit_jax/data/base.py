@@ -40,7 +40,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": …, "label": int, "name": str}"""
+        """{"image": …, "label": int, "name": str}. Raises OSError naming what cannot be read."""
         ...
 
 
@@ -105,13 +105,6 @@ def limit_images(source: Source, limit: int) -> Source:
         return source
     labels = getattr(source, "labels", np.zeros(len(source), np.int32))
     return Subset(source, spread(labels, limit / len(source), HOLDOUT_SEED))
-
-
-def file_names(source: Source) -> list[str]:
-    """The image files that a source, or what it is a part of, reads; [] for one that is not made of files."""
-    while isinstance(source, Subset):
-        source = source.source
-    return [os.fsdecode(name) for name in source.names] if isinstance(source, FileSource) else []
 
 
 class ArraySource:
@@ -202,3 +195,14 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.positions[index])]
+
+
+class Whole(Subset):
+    """All images of a source, shown in another way; the fingerprint is that of the source."""
+
+    def __init__(self, source: Source, *, notes: Sequence[str] | None = None):
+        super().__init__(source, np.arange(len(source)), notes=notes)
+
+    @cached
+    def fingerprint(self) -> str:
+        return self.source.fingerprint

@@ -1,12 +1,15 @@
-"""`data.cache`: decoded originals kept in memory, so that no image is decoded twice. That changes no pixel."""
+"""`data.cache`: decoded originals kept in memory, so that no image is decoded twice. That changes no pixel;
+`data.device_size`, images resized before they are cropped, does."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from deit_jax.config import Config
-from deit_jax.data.base import ArraySource, Source, Subset, cached
-from deit_jax.data.images import decode
+from deit_jax.data.assemble import read
+from deit_jax.data.base import ArraySource, Source, Subset, Whole
+from deit_jax.data.images import decode, eval_image
 from deit_jax.errors import UserError
 from deit_jax.runtime import hardware
 
@@ -14,20 +17,28 @@ AUTO_FRACTION = 0.25  # of the free memory, which "auto" takes at most
 SAMPLE = 16  # images whose size stands for that of all
 
 
-class Cached(Subset):
+class Resized(Whole):
+    """Images as the evaluation sees them: the short side resized to `side` pixels, and cropped to the centre square."""
+
+    def __init__(self, source: Source, side: int, exif: bool):
+        super().__init__(source)
+        self.view = functools.partial(eval_image, size=side, crop=1.0, exif=exif)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, sample = read(self.source, index, self.view)
+        return {**sample, "image": image}
+
+
+class Cached(Whole):
     """All images of a source as uint8 pixels (height, width, 3), each decoded when it is first read.
 
     What cannot be decoded is handed on as it is, for its reader to name. Worker processes keep an own copy each.
     """
 
     def __init__(self, source: Source, exif: bool):
-        super().__init__(source, np.arange(len(source)))
+        super().__init__(source)
         self.exif = exif
         self.kept: dict[int, dict[str, Any]] = {}
-
-    @cached
-    def fingerprint(self) -> str:
-        return self.source.fingerprint
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index not in self.kept:
@@ -52,23 +63,24 @@ class Cached(Subset):
 
 
 def keep_decoded(config: Config, *sources: Source) -> list[Source]:
-    """The sources, with decoded images kept in memory where `data.cache` asks for it and that saves decoding.
+    """The sources, training images first, with decoded images in memory where `data.cache` asks for it and that helps.
 
-    "auto": where all of them together fit in a quarter of the free memory, with as many copies as worker processes.
-    Raises UserError where `data.cache` is ram or device and they are larger than the free memory.
+    "auto": where all of them together fit in a quarter of the free memory, with as many copies as worker processes;
+    "device": the same without the training images (`device_crops`). Raises UserError where "ram" does not fit.
     """
     how, copies = config.data.cache, max(1, config.data.workers)
     if how == "none":
         return list(sources)
-    kept = [source if is_decoded(source) else Cached(source, config.data.exif) for source in sources]
+    left = [(how == "device" and source is sources[0]) or is_decoded(source) for source in sources]
+    kept = [s if alone else Cached(s, config.data.exif) for s, alone in zip(sources, left, strict=True)]
     wanted = copies * sum(source.estimate() for source in kept if isinstance(source, Cached))
     free = hardware.free_memory()
-    if how != "auto" and wanted > free:
+    if how == "ram" and wanted > free:
         raise UserError(
-            f"data.cache is {how}, but the decoded images of {sources[0].title} take {wanted / hardware.GIB:,.1f} GiB"
+            f"data.cache is ram, but the decoded images of {sources[0].title} take {wanted / hardware.GIB:,.1f} GiB"
             f" and {free / hardware.GIB:,.1f} GiB are free: use --config.data.cache=none"
         )
-    return kept if how != "auto" or wanted <= AUTO_FRACTION * free else list(sources)
+    return kept if how == "ram" or wanted <= AUTO_FRACTION * free else list(sources)
 
 
 def is_decoded(source: Source) -> bool:

@@ -1,7 +1,6 @@
 """Data of Hugging Face's `datasets`: `hf:user/name` of the hub, parquet files, folders that `save_to_disk` wrote.
 
-Its columns say which holds the images and which the labels; the images' own bytes are decoded by us. Parquet may hold
-an image's path without its bytes: it starts at the parquet file's folder.
+Its columns say which holds the images and which the labels; the images' own bytes are decoded by us.
 """
 
 import collections
@@ -49,11 +48,10 @@ def open_hf(root: str, splits: Splits, columns: str = "") -> tuple[Source | None
 
     Raises UserError where `datasets` is not installed or cannot read it, and without a column of images or of labels.
     """
-    parts, files = load_parts(root), parquet_files(Path(root))
+    parts = load_parts(root)
     chosen = lambda split: find_columns(parts[split], columns, root)
     read_labels = lambda split: label_names(parts[split], chosen(split)[1], f"{root}, split {split}")
-    folder = files[0].parent if files else None
-    make = lambda split, *described: HfSource(parts[split], chosen(split)[0], folder, *described)
+    make = lambda split, *described: HfSource(parts[split], chosen(split)[0], *described)
     return open_labelled(parts, read_labels, make, root, splits)
 
 
@@ -122,52 +120,35 @@ class HfSource:
 
     Attributes:
       labels: int32 (n,)
-      folder: where paths without bytes start; None: nowhere.
     """
 
     def __init__(
-        self,
-        rows: "Dataset",
-        column: str,
-        folder: Path | None,
-        labels: np.ndarray,
-        class_names: list[str],
-        title: str,
-        notes: Sequence[str],
+        self, rows: "Dataset", column: str, labels: np.ndarray, class_names: list[str], title: str, notes: Sequence[str]
     ):
         import datasets
 
         self._rows: Any = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self._column, self._folder = column, folder
+        self._column = column
         self.labels, self.class_names, self.num_classes = labels, class_names, len(class_names)
         self.title, self.notes = title, notes
 
     @cached
     def fingerprint(self) -> str:
-        """Of names, sizes and labels. Raises UserError for a file that is gone."""
+        """Of names, sizes and labels."""
         from pyarrow import compute  # comes with datasets
 
         pc: Any = compute  # its functions are made when it is imported
         stored = self._rows.data.column(self._column)
         paths = pc.struct_field(stored, "path").to_pylist()
         sizes = pc.binary_length(pc.struct_field(stored, "bytes")).to_pylist()
-        try:
-            for row, path in enumerate(paths):
-                if sizes[row] is None and path and self._folder:
-                    sizes[row] = (self._folder / path).stat().st_size
-        except OSError as error:
-            raise UserError(f"{error.filename} cannot be read ({error.strerror}): restore it") from error
         return hashlib.sha256(repr((self.class_names, paths, sizes)).encode() + self.labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises OSError where a path cannot be read."""
         image = self._rows[index][self._column] or {}
-        path, data = image.get("path"), image.get("bytes")
+        name, data = f"{self.title}/{image.get('path') or index}", image.get("bytes")
         if data is None:
-            if not (path and self._folder):
-                raise OSError(f"{self.title}[{index}] holds no image")
-            data = (self._folder / path).read_bytes()
-        return {"image": data, "label": int(self.labels[index]), "name": f"{self.title}/{path or index}"}
+            raise OSError(f"{name} holds no image's bytes")
+        return {"image": data, "label": int(self.labels[index]), "name": name}

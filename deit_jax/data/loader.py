@@ -5,7 +5,6 @@ Each process gets its rows of the global batch of B: rows [p * B / P, (p + 1) * 
 """
 
 import collections
-import concurrent.futures
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -17,15 +16,12 @@ from absl import flags
 
 from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
-from deit_jax.data.assemble import EvalBatch, TrainBatch, epoch_steps, read
+from deit_jax.data.assemble import EvalBatch, TrainBatch, decoding_threads, epoch_steps
 from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch
 from deit_jax.data.device_crops import Cut, open_crops
-from deit_jax.data.images import read_header
 from deit_jax.data.replay import ReplayBatch
 from deit_jax.errors import UserError, printable
-from deit_jax.runtime import hardware
-from deit_jax.runtime.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +61,15 @@ def train_batches(
       stored_labels: (step, rows) → a teacher's entries of the batch: `deit_jax.distill.label_reader.StoredLabels`.
 
     Unreadable images are counted; each is replaced by the next readable one. Raises UserError where there is not one
-    whole batch, or `data.cache` is device and these images cannot be cut there; while iterating, where more images are
-    unreadable than `data.max_broken` and `data.broken_floor` allow.
+    whole batch; while iterating, where more are unreadable than `data.max_broken` and `data.broken_floor` allow.
     """
     steps_per_epoch(config, source)
     if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
         raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
     rows = process_rows(config.batch_size, process_index, process_count)
-    cut = open_crops(config, source, size)
+    source, cut = open_crops(source, size)
     kind = ReplayBatch if config.label.views else TrainBatch
-    make = kind(source, config, size, rows, _threads(config), stored_labels, crops_on_host=cut is None)
+    make = kind(source, config, size, rows, decoding_threads(config), stored_labels, crops_on_host=cut is None)
     return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS), cut)
 
 
@@ -88,31 +83,8 @@ def eval_batches(
     """
     batch = config.data.eval_batch_size or config.batch_size
     rows = process_rows(batch, process_index, process_count)
-    make = EvalBatch(source, config, size, rows, _threads(config), batch, fit)
+    make = EvalBatch(source, config, size, rows, decoding_threads(config), batch, fit)
     return EvalBatches(config, _prefetch(config, make, 0, -(-len(source) // batch)))
-
-
-def check_headers(config: Config, source: Source) -> list[str]:
-    """Read the header of every evaluation image, and warn of those that are not images, before an epoch is spent.
-
-    Returns the unreadable images' names and errors.
-    """
-
-    def error_of(index: int) -> str:
-        try:
-            read(source, index, read_header)
-        except OSError as error:
-            return str(error)
-        return ""
-
-    with concurrent.futures.ThreadPoolExecutor(_threads(config)) as pool:
-        checked = pool.map(error_of, range(len(source)))
-        broken = [error for error in track(checked, "headers checked", len(source), after=10.0) if error]
-    for error in broken[:NAMED]:
-        log.warning("evaluation image cannot be read: %s", printable(error))
-    if broken:
-        log.warning("%d of %d evaluation images cannot be read", len(broken), len(source))
-    return broken
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:
@@ -122,10 +94,6 @@ def process_rows(batch: int, process_index: int, process_count: int) -> slice:
         raise UserError(f"batch size {batch} is not divisible by {process_count} processes: use {near}")
     rows = batch // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
-
-
-def _threads(config: Config) -> int:
-    return config.data.threads or max(1, min(16, hardware.cores() // max(1, config.data.workers)))
 
 
 def _prefetch(config: Config, make: TrainBatch | EvalBatch, start: int, stop: int) -> Any:

@@ -5,7 +5,6 @@ each its file, records, bytes, sha256 and labels ([label, how many in a row], â€
 of the name (uint16), little-endian, the name in UTF-8, and the image file's own bytes.
 """
 
-import dataclasses
 import hashlib
 import json
 import struct
@@ -62,16 +61,6 @@ def open_shards(root: Path, splits: Splits) -> tuple[Source | None, Source]:
     return open_splits(open_used, known, str(root), splits)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """array_record's description of a file, so that it need not open all of them to count."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
-
-
 class ShardSource:
     """One split of a prepared folder."""
 
@@ -86,10 +75,8 @@ class ShardSource:
                 raise UserError(f"shard {path} has {size} bytes instead of {shard['bytes']}: copy or prepare it again")
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        parts: list[Any] = [
-            Part(str(root / shard["file"]), 0, shard["records"], shard["records"]) for shard in self.shards
-        ]
-        self._records: Any = ArrayRecordDataSource(parts)
+        # With its records a file need not be opened to count them.
+        self._records: Any = ArrayRecordDataSource([f"{root / s['file']}[0:{s['records']}]" for s in self.shards])
 
     @cached
     def fingerprint(self) -> str:

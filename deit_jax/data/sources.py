@@ -7,6 +7,7 @@ import numpy as np
 from deit_jax.config import Config
 from deit_jax.data import hf_source, shards, tfds_source
 from deit_jax.data.base import ArraySource, Source, Subset, hold_out, limit_images
+from deit_jax.data.cache import Resized
 from deit_jax.data.folders import EXPECTED_LAYOUT, open_folder
 from deit_jax.data.listing import TAR_HINT, is_tar_name
 from deit_jax.data.splits import HOLDOUT, Splits
@@ -43,6 +44,8 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     if 0 < limit < len(train):
         drawn = generator(config.seed, "subset").permutation(len(train))[:limit]
         train = Subset(train, np.sort(drawn))
+    if side := config.data.device_size:
+        train = Resized(train, side, config.data.exif)
     return train, limit_images(evaluation, config.evaluate.limit)
 
 

@@ -43,6 +43,7 @@ def image_identity(config: Config, source: Source, img_size: int) -> dict[str, A
         "model.img_size": img_size,
         "data.resize": config.data.resize,
         "data.exif": config.data.exif,
+        "data.device_size": config.data.device_size,
         "data.drop_last": config.data.drop_last,
         **{f"augment.{name}": config.augment[name] for name in shaping},
         **{f"version.{p}": ".".join(importlib.metadata.version(p).split(".")[:2]) for p in PACKAGES},
@@ -106,7 +107,8 @@ def check_identity(folder: str | Path, header: dict, images: dict[str, Any], tea
 
     images: `image_identity` of the run; teacher: what is known of its teacher, {} where that is not compared.
     """
-    theirs, ours = header["images"] | header["teacher"], images | teacher
+    # a store of before a setting was made with its default
+    theirs, ours = {"data.device_size": 0} | header["images"] | header["teacher"], images | teacher
     changed = {name for name in ours.keys() | header["images"].keys() if ours.get(name) != theirs.get(name)}
     if changed:
         short = lambda value: f"{value}"[:24]

@@ -14,22 +14,18 @@ from deit_jax.augment import normalize
 from deit_jax.config import Config
 from deit_jax.config.recipes import named_size
 from deit_jax.data import loader
-from deit_jax.data.base import Source, Subset, cached
+from deit_jax.data.base import Source, Whole
 from deit_jax.distill.teacher import load_teacher
 
 NOTE = "no labels: classes and the labels of the evaluation images are the teacher's, top-1 is the agreement with it"
 
 
-class TeacherLabelled(Subset):
+class TeacherLabelled(Whole):
     """All images of a source, with the teacher's classes; `predicted` holds its hard labels, None where unknown."""
 
     def __init__(self, source: Source, class_names: Sequence[str], predicted: np.ndarray | None = None):
-        super().__init__(source, np.arange(len(source)), notes=[*source.notes, NOTE])
+        super().__init__(source, notes=[*source.notes, NOTE])
         self.class_names, self.num_classes, self.predicted = list(class_names), len(class_names), predicted
-
-    @cached
-    def fingerprint(self) -> str:
-        return self.source.fingerprint
 
     @property
     def labels(self) -> np.ndarray:

@@ -140,7 +140,7 @@ def logged(workdir) -> list[dict]:
 
 def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     # 11 steps per epoch: saved between two lines of the log
-    config = tiny_config(**{"data.limit": 704, "log.every": 3})
+    config = tiny_config(**{"data.limit": 704, "log.every": 3, "data.cache": "device", "data.device_size": 12})
     whole = train(config, tmp_path / "whole")
 
     # a signal comes in the first evaluation, which comes after saving: the next start evaluates first
