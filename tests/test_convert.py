@@ -34,7 +34,7 @@ def small(tmp_path):
 
 
 FAMILIES = [SMALL, "deit_digits_patch4_16", "regnety_digits"]
-FAMILIES += [pytest.param(name, marks=pytest.mark.slow) for name in ("efficientnet_b0", "tf_efficientnet_b0")]
+FAMILIES += [pytest.param("tf_efficientnet_b0", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
