@@ -7,29 +7,29 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, TINY_PLAIN, folder_of_images, state_of
-from safetensors.numpy import save_file
+from helpers import ROOT, TINY, folder_of_images, save_weights
 
-WEIGHTS = f"~/{TINY_PLAIN}.safetensors"
+from deit_jax.config import IMAGENET_MEAN, IMAGENET_STD
+
+WEIGHTS = f"~/{TINY}.safetensors"
 TRAIN = (
-    f"--config=~/config.py --config.data.root=~/photos --config.model.name={TINY_PLAIN} --config.batch_size=8"
-    " --config.steps=2 --config.log.tensorboard=False --config.augment.policy=none"
+    f"--config=~/config.py --config.data.root=~/photos --config.model.name={TINY} --config.batch_size=8"
+    f" --config.steps=2 --config.log.tensorboard=False --config.augment.policy=none --config.teacher.name={TINY}"
+    " --config.distill.kind=hard"
 ).split()
-LABELS = [f"--config.teacher.name={TINY_PLAIN}", "--config.distill.kind=hard"]
-STUDENT = f"--config.model.name={TINY}"
+TAUGHT = [*TRAIN, "--config.distill.labels=~/labels"]
 COMMANDS = [  # arguments, and a file that the command writes
     (["--help"], ""),
     (["config"], ""),
     (["doctor", "~/photos"], ""),
     (["prepare", "~/photos", "~/shards"], "shards/dataset.json"),
     (["convert", WEIGHTS, "~/converted.safetensors"], "converted.safetensors"),
-    (["train", *TRAIN, f"--config.init={WEIGHTS}", "--workdir=~/run"], "run/report.md"),
-    (["label", *TRAIN, *LABELS, STUDENT, "--config.teacher.init=~/run", "--workdir=~/labels"], "labels/labels.json"),
-    (["train", *TRAIN, *LABELS, STUDENT, "--config.distill.labels=~/labels", "--workdir=~/taught"], "taught/report.md"),
+    (["label", *TRAIN, f"--config.teacher.init={WEIGHTS}", "--workdir=~/labels"], "labels/labels.json"),
+    (["train", *TAUGHT, f"--config.init={WEIGHTS}", "--workdir=~/run"], "run/report.md"),
     (["evaluate", "--checkpoint=~/run", "--data=mine=~/photos", "--output=~/found"], "found/evaluation.md"),
     (["predict", "~/run", "~/photos/val", "--output=~/rows.csv", "--attention=~/attention.png"], "rows.csv"),
-    (["show", *TRAIN, "--output=~/batch.png"], "batch.png"),
-    (["plan", *TRAIN], ""),
+    (["show", *TAUGHT, "--output=~/batch.png"], "batch.png"),
+    (["plan", *TAUGHT], ""),
     (["check", "~/run"], ""),
 ]
 PROGRAM = """
@@ -50,7 +50,7 @@ def test_every_command_in_an_ascii_terminal(tmp_path):
         folder_of_images(home / "photos" / split)
         (home / "photos" / split / "class1").rename(home / "photos" / split / "café")
     (home / "config.py").write_text("from configs.deit_ti import get_config  # noqa: F401\n")
-    save_file(state_of(TINY_PLAIN), home / Path(WEIGHTS).name)
+    save_weights(home / Path(WEIGHTS).name, TINY, ["café", "class0"], {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "JAX_PLATFORMS": "cpu"}
     environment = os.environ | plain | {"HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", PROGRAM, json.dumps([arguments for arguments, _ in COMMANDS])]
