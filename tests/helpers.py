@@ -27,6 +27,7 @@ from deit_jax.config import Config, default_config, resolve
 from deit_jax.data import sources
 from deit_jax.distill import teacher
 from deit_jax.errors import UserError
+from deit_jax.evaluate import evaluation_command
 from deit_jax.experiment import train_and_report
 from deit_jax.runtime import sharding
 from deit_jax.train.step import create_state, make_train_step
@@ -34,6 +35,7 @@ from deit_jax.weights import fit_weights, load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 from deit_jax.weights.names import Timm, entries
 
+evaluation_command.TIMED_SECONDS = 0.01  # a second for each set of weights, whose figure no test looks at
 ROOT = Path(__file__).parents[1]
 SLURM_PORTS = range(2**16 - 2**12, 2**16)
 GOLDEN = ROOT / "tests/golden"

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import jax
-from helpers import ROOT, SLURM_PORTS, SMALL, held_port, tiny_config
+from helpers import ROOT, SLURM_PORTS, TINY, TINY_PLAIN, held_port, tiny_config
 
 from deit_jax.ablate import ablate
 from deit_jax.config import default_config
@@ -30,10 +30,14 @@ STEPS_PER_EPOCH = 4
 def small_config(**changes: Any):
     """Twelve steps of a small distilled model on 128 digits; evaluated on 50, which no number of processes divides."""
     run = {"data.limit": 128, "evaluate.limit": 50, "batch_size": 32, "epochs": 3, "log.every": 1}
-    model = {"model.name": SMALL, "model.scan_unroll": 1, "optimizer.lr": 4e-3, "evaluate.every": 100}
+    run |= {"model.scan_unroll": 1, "optimizer.lr": 4e-3, "evaluate.every": 100}
     light = {"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erasing": 0.0}  # less to compile
+<<<<<<< HEAD
     kept = {"data.cache": "device", "data.device_size": 12}  # by each process, all of them
     return tiny_config(**run | model | light | kept | changes)
+=======
+    return tiny_config(**run | light | changes)
+>>>>>>> 72e7646dd918f7c389922c7f447c49f70bfffa2c
 
 
 def train_until(step: int, folder: Path, **changes: Any) -> dict[str, Any] | None:
@@ -58,21 +62,20 @@ def evaluate(folder: Path) -> dict[str, Any]:
     given = {"batch_size": 16}
     config = default_config()
     config.update_from_flattened_dict(given)
-    with mock.patch("deit_jax.evaluate.evaluation_command.TIMED_SECONDS", 0.01):
-        rows = evaluate_command(config, given, Request(workdir=str(folder)))["rows"]
+    rows = evaluate_command(config, given, Request(workdir=str(folder)))["rows"]
     return {row["kind"]: next(iter(row["results"].values())) for row in rows}
 
 
 def store_labels(teacher: Path, folder: Path) -> None:
     """`--mode=label`: what a trained model says of the same images in another augmentation, 70 steps: two chunks."""
-    changes = {"teacher.name": "deit_digits_distilled_patch4_16", "teacher.init": str(teacher), "distill.kind": "hard"}
+    changes = {"teacher.name": TINY, "teacher.init": str(teacher), "distill.kind": "hard"}
     label(small_config(**changes, epochs=18), folder)
 
 
 def study(folder: Path) -> dict[str, Any]:
     """`--mode=ablate`: a teacher, its stored labels and a student; what the student's heads reach."""
     arms = {"ablate.arms": ("hard",), "ablate.seeds": (0,), "ablate.store_labels": True, "epochs": 1}
-    teacher = {"teacher.name": "deit_digits_patch4_16", "teacher.epochs": 1, "distill.kind": "hard"}
+    teacher = {"teacher.name": TINY_PLAIN, "teacher.epochs": 1, "distill.kind": "hard"}
     return ablate(small_config(**arms, **teacher), folder)["hard"][0]
 
 

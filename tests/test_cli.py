@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import subprocess
 import sys
 import tomllib
 
@@ -80,37 +79,6 @@ def test_requirements_are_the_layers_together():
     layers = PYPROJECT["project"]["optional-dependencies"]
     parts = PYPROJECT["project"]["dependencies"] + layers["train"] + layers["data"]
     assert sorted((ROOT / "requirements.txt").read_text().split()) == sorted(parts)
-
-
-@pytest.mark.slow
-def test_the_library_needs_the_core_alone(tmp_path):
-    """Modules, weights, losses and augmentations import nothing that only [train] or [data] install."""
-    layers = PYPROJECT["project"]["optional-dependencies"]
-    names = {re.split(r"[><=]", line)[0].replace("-", "_") for line in layers["train"] + layers["data"]}
-    names |= {"orbax", "sklearn", "absl", "cykooz"}
-    program = f"""
-import sys
-
-class Refuse:  # what flax itself imports is the core's; only our own imports count
-    def find_spec(self, name, path=None, target=None):
-        frame = sys._getframe(1)
-        while frame and "importlib" in frame.f_code.co_filename:
-            frame = frame.f_back
-        ours = frame is not None and "deit_jax" in frame.f_globals.get("__name__", "")
-        if name.split(".")[0] in {sorted(names)!r} and ours:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Refuse())
-import deit_jax
-assert "jax" not in sys.modules, "the import alone is light"
-for name in deit_jax.__all__:
-    getattr(deit_jax, name)
-import deit_jax.augment, deit_jax.losses
-model = deit_jax.create_model("deit_digits_patch4_16", num_classes=10)
-print(model.img_size)
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_command_beside_the_library_alone_is_one_line(monkeypatch, capsys):

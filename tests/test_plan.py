@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ROOT, SMALL, configured
+from helpers import ROOT, SMALL, TINY, configured
 
 from deit_jax import plan
 from deit_jax.errors import UserError
@@ -86,7 +86,7 @@ def size_of(config) -> int:
 
 @pytest.mark.slow
 def test_a_plan_of_eight_devices(capsys):
-    config = small_config(**{"data.cache": "device", "data.device_size": 2})
+    config = small_config(**{"model.name": TINY, "data.cache": "device", "data.device_size": 2})
     p = plan.plan(config)
     assert p.devices == 8
     assert p.parameters == size_of(config)

@@ -114,10 +114,9 @@ def test_an_unknown_policy_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["rand", "three"])
-def test_eight_devices_agree_with_one_and_exchange_no_images(policy):
+def test_eight_devices_agree_with_one_and_exchange_no_images():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    data, cfg, key = batch(256), config(policy=policy, mix_group=32), jax.random.key(0)
+    data, cfg, key = batch(256), config(policy="rand", mix_group=32), jax.random.key(0)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     as_users = {"xla_backend_optimization_level": 3}  # without, code for other numbers of rows rounds in other places
     on_eight = (

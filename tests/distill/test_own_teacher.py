@@ -1,4 +1,5 @@
-"""A teacher of one's own: live in the train step, run by another library for a store, and what is refused."""
+"""A teacher of one's own: run by another library for a store, and what is refused. A whole run with one:
+models/test_own_model.py."""
 
 import sys
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import main, one_device, tiny_config
+from helpers import one_device, tiny_config
 
 from deit_jax.abstract_step import abstract_step
 from deit_jax.augment import normalize
@@ -81,19 +82,6 @@ def test_it_is_what_its_function_computes_with_the_batch_split_over_devices(give
     assert np.ptp(expected) > 0.1
     assert mesh.size == 8
     assert compiled.output_shardings.is_equivalent_to(sharding.batch_sharding(mesh), 2), "each device its rows"
-
-
-@pytest.mark.slow
-def test_a_run_is_taught_by_it_and_reported(tmp_path):
-    ran = main(
-        "--config=configs/digits.py", f"--workdir={tmp_path}", "--config.model.name=deit_test_distilled_patch4_16",
-        "--config.teacher.name=examples.own_teacher:linen", "--config.teacher.epochs=0", "--config.steps=2",
-        "--config.distill.kind=hard", "--config.log.every=1", "--config.log.tensorboard=False",
-        "--config.train_baseline=False", "--config.augment.policy=none", "--config.augment.erasing=0.0",
-    )  # fmt: skip
-    assert ran.code == 0, ran.err
-    assert "from examples.own_teacher:linen" in ran.out
-    assert "teacher" in (tmp_path / "report.md").read_text()
 
 
 def test_a_plan_needs_no_class_names():

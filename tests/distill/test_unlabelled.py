@@ -29,16 +29,16 @@ def teacher():
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    folder = tmp_path / "photos/inner"
+    folder, (digits, _) = tmp_path / "photos/inner", open_digits()
     folder.mkdir(parents=True)
     for number in range(160):
-        Image.fromarray(open_digits()[0][number]["image"]).save(folder / f"{number}.png")
+        Image.fromarray(digits[number]["image"]).save(folder / f"{number}.png")
     monkeypatch.setattr(own_teacher, "call_function", lambda name: teacher())
     return folder.parent
 
 
 def config(photos, **changes):
-    here = {"data.root": str(photos), "data.layout": "unlabelled", "batch_size": 16, "epochs": 20, "data.holdout": 0.25}
+    here = {"data.root": str(photos), "data.layout": "unlabelled", "batch_size": 16, "epochs": 10, "data.holdout": 0.25}
     taught = {"distill.kind": "soft", "distill.alpha": 1.0, "distill.normalization": "paper", "teacher.name": "a:b"}
     return tiny_config(**here | taught | {"model.name": TINY_PLAIN} | changes)
 

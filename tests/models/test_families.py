@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import run_jitted, seeded_arrays
+from helpers import seeded_arrays
 
 from deit_jax import models
 from deit_jax.errors import UserError
@@ -63,17 +63,20 @@ def test_what_is_no_size_is_told(unchecked, given):
 @heavy_families
 def test_heads_are_taken_off_and_put_on_again(name):
     """Without them the model returns what they saw, as timm's `reset_classifier(0)`."""
-    model = small(name)(rngs=nnx.Rngs(0))
-    logits = run_jitted(model, IMAGES)
-    weights = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)) if path[-1] == "kernel"}
-    ours = [leaf[...] for path, leaf in weights.items() if set(path) & {"head", "head_dist", "classifier"}]
+    arrays, (graphdef, _, _) = seeded_arrays(small(name)), models.abstract(small(name))
+    model = nnx.merge(graphdef, *jax.tree.map(jnp.asarray, (arrays["params"], arrays["batch_stats"])))
+    call = nnx.jit(lambda model: (model(IMAGES), model.heads(IMAGES)))
+    logits, _ = call(model)
+    params = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    bodies = {path[:-1] for path in params if set(path) & {"head", "head_dist", "classifier"}}
+    heads = [(params[*path, "kernel"], params[*path, "bias"]) for path in sorted(bodies)]
     model.reset_classifier(0, nnx.Rngs(0))
-    seen = model.heads(IMAGES)
-    assert run_jitted(model, IMAGES).shape == (3, len(ours[0]))
-    parts = [x @ kernel for x, kernel in zip(seen, ours, strict=False) if x is not None]
-    np.testing.assert_allclose(sum(parts) / len(parts), logits, atol=1e-5)  # new heads have no bias
+    together, seen = call(model)
+    assert together.shape == (3, len(heads[0][0]))
+    parts = [x @ kernel + bias for x, (kernel, bias) in zip(seen, heads, strict=False) if x is not None]
+    np.testing.assert_allclose(sum(parts) / len(parts), logits, atol=1e-5)
     model.reset_classifier(7, nnx.Rngs(1))
-    assert (run_jitted(model, IMAGES).shape, model.num_classes) == ((3, 7), 7)
+    assert (nnx.eval_shape(lambda model: model(IMAGES), model).shape, model.num_classes) == ((3, 7), 7)
 
 
 @families

@@ -42,12 +42,13 @@ def test_training_draws_from_the_dropout_stream(drawn):
 
 @pytest.mark.slow
 def test_batch_statistics_are_a_mutable_collection():
-    model = deit_jax.to_linen("regnety_digits", num_classes=10)
+    small = {"num_classes": 10, "depth": 2}
+    model = deit_jax.to_linen("regnety_digits", **small)
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     assert set(variables) == {"params", "batch_stats"}
     train = jax.jit(lambda variables: model.apply(variables, IMAGES, train=True, mutable=["batch_stats"]))
     _, new = train(variables)
-    ours = deit_jax.create_model("regnety_digits", num_classes=10)
+    ours = deit_jax.create_model("regnety_digits", **small)
     ours_before = linen_variables(ours)
     nnx.jit(lambda ours: ours(IMAGES, train=True))(ours)
     _, expected = train(ours_before)

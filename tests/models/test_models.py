@@ -83,10 +83,7 @@ def test_logits_equal_the_official_code(load, name):
 @pytest.mark.slow
 def test_logits_equal_the_official_code_where_rounding_is_magnified(load):
     exact = np.load(seeded.GOLDEN / "models_float64.npz")[f"{CHAOTIC}/logits"]  # the official code in float64
-    official = LOGITS[f"{CHAOTIC}/logits"]
     images = seeded.images(2, 224)
-    model = load(CHAOTIC)
-    assert relative(run_jitted(model, images), official) < 2 * relative(exact, official)
     with jax.enable_x64(True):
         graphdef, state = nnx.split(load(CHAOTIC, dtype=jnp.float64))
         model = nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), state))

@@ -41,7 +41,8 @@ def by_step():
 
 
 def test_paper_schedule_rises_to_its_peak_and_falls_to_its_scaled_floor(by_step):
-    rates = np.array([schedule(by_step, 100)(step) for step in range(2001)])
+    rate = jax.jit(schedule(by_step, 100))
+    rates = np.array([rate(step) for step in range(2001)])
     peak = 5e-4 * 1024 / 512
     np.testing.assert_allclose([rates[0], rates[500], rates[2000]], [2e-6, peak, 2e-5], rtol=1e-5)
     assert (np.diff(rates[:500]) > 0).all()
@@ -198,8 +199,8 @@ def test_what_is_frozen_stays_and_has_no_gradient(freeze, trained):
     _, shapes, _ = models.abstract(models.constructor(TINY, num_classes=3))
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, x.dtype), shapes)
     total = lambda params: sum(jnp.sum(x) for x in jax.tree.leaves(stop_frozen(params, freeze)))
-    grads, tx = jax.grad(total)(params), make_optimizer(config)
-    updates, _ = tx.update(grads, tx.init(params), params)  # weight decay too leaves them
+    grads, tx = jax.jit(jax.grad(total))(params), make_optimizer(config)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)  # weight decay too leaves them
     for found in grads, updates:
         moved = {part for part, arrays in found.items() if any(np.any(x) for x in jax.tree.leaves(arrays))}
         assert moved == trained

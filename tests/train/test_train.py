@@ -84,7 +84,10 @@ def run_steps(config, mesh):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_a_model_with_batch_statistics_as_one():  # others, on every mesh: runtime/test_fsdp.py
+def test_eight_devices_train_a_model_with_batch_statistics_as_one(monkeypatch):
+    """Others, on every mesh: runtime/test_fsdp.py."""
+    shallow = models.regnet.CONFIGS["regnety_digits"] | {"depth": 2}
+    monkeypatch.setitem(models.regnet.CONFIGS, "regnety_digits", shallow)
     config = tiny_config(**{"model.name": "regnety_digits"})
     one = run_steps(config, sharding.make_mesh(jax.devices()[:1]))
     eight = run_steps(config, sharding.make_mesh(fsdp=-1))
