@@ -32,12 +32,8 @@ def small_config(**changes: Any):
     run = {"data.limit": 128, "evaluate.limit": 50, "batch_size": 32, "epochs": 3, "log.every": 1}
     run |= {"model.scan_unroll": 1, "optimizer.lr": 4e-3, "evaluate.every": 100}
     light = {"augment.mixup": 0.0, "augment.cutmix": 0.0, "augment.erasing": 0.0}  # less to compile
-<<<<<<< HEAD
     kept = {"data.cache": "device", "data.device_size": 12}  # by each process, all of them
-    return tiny_config(**run | model | light | kept | changes)
-=======
-    return tiny_config(**run | light | changes)
->>>>>>> 72e7646dd918f7c389922c7f447c49f70bfffa2c
+    return tiny_config(**run | light | kept | changes)
 
 
 def train_until(step: int, folder: Path, **changes: Any) -> dict[str, Any] | None:

@@ -107,6 +107,13 @@ def limit_images(source: Source, limit: int) -> Source:
     return Subset(source, spread(labels, limit / len(source), HOLDOUT_SEED))
 
 
+def file_names(source: Source) -> list[str]:
+    """The image files that a source, or what it is a part of, reads; [] for one that is not made of files."""
+    while isinstance(source, Subset):
+        source = source.source
+    return [os.fsdecode(name) for name in source.names] if isinstance(source, FileSource) else []
+
+
 class ArraySource:
     """Pixels in memory: uint8 (n, height, width[, 3]) and labels (n,)."""
 

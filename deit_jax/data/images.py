@@ -62,6 +62,12 @@ def orientation(image: Encoded | np.ndarray) -> int:
     return value if value in range(2, 9) else UPRIGHT
 
 
+def read_header(image: Encoded | np.ndarray) -> None:
+    """Raise OSError for what is not an image that `decode` could read, as far as its header tells."""
+    if not isinstance(image, np.ndarray):
+        _opened(image, lambda opened: check_size(opened.height, opened.width))
+
+
 def _opened(image: Encoded, use: Callable[[Image.Image], T]) -> T:
     """use(the image opened by PIL). Raises OSError for whatever goes wrong."""
     try:

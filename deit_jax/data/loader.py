@@ -16,10 +16,11 @@ from absl import flags
 
 from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
-from deit_jax.data.assemble import EvalBatch, TrainBatch, decoding_threads, epoch_steps
+from deit_jax.data.assemble import EvalBatch, TrainBatch, decoding_threads, epoch_steps, read, run_in_threads
 from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch
 from deit_jax.data.device_crops import Cut, open_crops
+from deit_jax.data.images import read_header
 from deit_jax.data.replay import ReplayBatch
 from deit_jax.errors import UserError, printable
 
@@ -85,6 +86,28 @@ def eval_batches(
     rows = process_rows(batch, process_index, process_count)
     make = EvalBatch(source, config, size, rows, decoding_threads(config), batch, fit)
     return EvalBatches(config, _prefetch(config, make, 0, -(-len(source) // batch)))
+
+
+def check_headers(config: Config, source: Source) -> list[str]:
+    """Read the header of every evaluation image, and warn of those that are not images, before an epoch is spent.
+
+    Returns the unreadable images' names and errors.
+    """
+    broken: dict[int, str] = {}
+
+    def check(index: int) -> None:
+        try:
+            read(source, index, read_header)
+        except OSError as error:
+            broken[index] = str(error)
+
+    run_in_threads(decoding_threads(config), len(source), check, "headers of evaluation images")
+    errors = [broken[index] for index in sorted(broken)]
+    for error in errors[:NAMED]:
+        log.warning("evaluation image cannot be read: %s", printable(error))
+    if errors:
+        log.warning("%d of %d evaluation images cannot be read", len(errors), len(source))
+    return errors
 
 
 def process_rows(batch: int, process_index: int, process_count: int) -> slice:

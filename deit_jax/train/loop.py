@@ -53,6 +53,8 @@ def train(run: Run) -> dict[str, dict]:
         batches = exits.enter_context(contextlib.closing(training_batches(run, int(state.step) + int(state.offset))))
         step, rollbacks, running = int(state.step), 0, collections.deque()
         results: dict[str, dict] = {}
+        if jax.process_index() == 0 and step < total:
+            loader.check_headers(config, run.data.evaluation)
 
         while not stop.requested:
             if is_due(run, config.evaluate.every, step) and (step == total or step not in checkpoints.scores):

@@ -4,10 +4,12 @@ A command resolves its config into a `Run` and hands that on; nothing after it o
 be wrong with a run is found here, before anything is compiled or written.
 
     WORKDIR/config.json      the settings the run began with, and the fingerprints of its data
+    WORKDIR/images.txt.gz    the image files it began with, to name those that are gone
 """
 
 import dataclasses
 import functools
+import gzip
 import hashlib
 import json
 import os
@@ -23,7 +25,7 @@ from jax.sharding import Mesh
 from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.recipes import has_teacher, teacher_config, trains_teacher, without_token
 from deit_jax.data import cache, device_crops, loader, sources
-from deit_jax.data.base import Source, summary
+from deit_jax.data.base import Source, file_names, summary
 from deit_jax.distill.label_reader import StoredLabels, open_labels
 from deit_jax.distill.teacher import Teacher, load_teacher, stored_teacher
 from deit_jax.distill.unlabelled import label_by_teacher
@@ -144,7 +146,7 @@ def open_run(
     per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
     labels = open_labels(config, data.train, student.img_size, total) if has_teacher(config) else None
-    folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint)
+    folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint, file_names(data.train))
     return Run(title, config, folder, data, student, per_epoch, total, teacher, labels, init, notes)
 
 
@@ -218,11 +220,21 @@ def load_init(
     return {"params": params, "batch_stats": batch_stats}, notes
 
 
-def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, eval_fingerprint: str = "") -> Path:
+FILES = "images.txt.gz"
+
+
+def claim_workdir(
+    workdir: str | os.PathLike,
+    config: Config,
+    fingerprint: str,
+    eval_fingerprint: str = "",
+    files: Sequence[str] = (),
+) -> Path:
     """Make the folder of a run, or check that the run it holds is this one. Returns its path.
 
     Args:
         fingerprint, eval_fingerprint: of the training and evaluation images ("": not compared).
+        files: that the training images are read from; a later start names those that are gone.
 
     Raises UserError where it cannot be written, or holds a run of other settings or data; it is left unchanged then.
     """
@@ -237,14 +249,19 @@ def claim_workdir(workdir: str | os.PathLike, config: Config, fingerprint: str, 
         raise atomic.write_error(folder, error) from error
     ours = json.loads(json.dumps(flat(config)))
     if has_begun:
-        check_record(record, ours, fingerprint, eval_fingerprint)
+        check_record(record, ours, fingerprint, eval_fingerprint, files)
     elif jax.process_index() == 0:
+        if files:
+            names = "\0".join(files).encode("utf-8", "surrogateescape")
+            atomic.write_bytes(folder / FILES, gzip.compress(names, 1))
         fingerprints = {"data.fingerprint": fingerprint, "data.eval_fingerprint": eval_fingerprint}
         atomic.write_json(record, ours | fingerprints)
     return folder
 
 
-def check_record(record: Path, ours: dict[str, Any], fingerprint: str, eval_fingerprint: str) -> None:
+def check_record(
+    record: Path, ours: dict[str, Any], fingerprint: str, eval_fingerprint: str, files: Sequence[str]
+) -> None:
     """Raise UserError where a run's config.json is of other settings or data than ours. Arguments: `claim_workdir`."""
     workdir = record.parent
     try:
@@ -262,7 +279,22 @@ def check_record(record: Path, ours: dict[str, Any], fingerprint: str, eval_fing
         raise UserError(f"workdir {workdir} holds a run of another config ({shown}{more}): {fix}")
     restore = "put back what it was, or begin a new folder with another --workdir"
     if seen != fingerprint:
-        raise UserError(f"the training data changed since the run in {workdir} began: {restore}")
+        raise UserError(
+            f"the training data changed since the run in {workdir} began{missing_files(workdir, files)}: {restore}"
+        )
     same_limit = theirs.get("evaluate.limit") == ours["evaluate.limit"]
     if evaluated and eval_fingerprint and same_limit and evaluated != eval_fingerprint:
         raise UserError(f"the evaluation data changed since the run in {workdir} began: {restore}")
+
+
+def missing_files(folder: Path, files: Sequence[str]) -> str:
+    """The files a run began with that are gone, as part of a message: " (2 of its files are gone: a.png, b.png)".
+
+    folder: the run's. files: those of today. "" where none is gone, or the run's are not recorded.
+    """
+    record = folder / FILES
+    if not record.exists():
+        return ""
+    began = gzip.decompress(record.read_bytes()).decode("utf-8", "surrogateescape").split("\0")
+    gone = sorted(set(began) - set(files))
+    return f" ({len(gone)} of its files are gone: {', '.join(gone[:3])}{', …' * (len(gone) > 3)})" if gone else ""

@@ -254,7 +254,7 @@ def claimed(width: int, height: int) -> bytes:
 def test_an_image_too_large_is_refused_before_memory_is_taken():
     huge = claimed(65500, 65500)
     tracemalloc.start()
-    for use in (images.decode, images.eval_image):
+    for use in (images.decode, images.eval_image, images.read_header):
         with pytest.raises(OSError, match="65500 x 65500 pixels, more than 179 million|exceeds limit"):
             use(huge)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000

@@ -252,3 +252,11 @@ def test_exif_reaches_training_and_evaluation(tmp_path):
         held = next(loader.eval_batches(config, source, size=SIZE))
         for batch in (*take(1, config, source), held):
             assert batch["image"][:, bright].min() > 200
+
+
+def test_unreadable_headers_are_named(source, caplog):
+    assert loader.check_headers(settings(), sources.open_digits()[1]) == []
+    found = loader.check_headers(settings(), Spoiled(source, {5, 80}))
+    assert [source.path(i) in name for i, name in zip((5, 80), found, strict=True)] == [True, True]
+    assert "2 of 90 evaluation images cannot be read" in caplog.text
+    assert all(name in caplog.text for name in found)

@@ -7,6 +7,7 @@ import pytest
 from helpers import configured, folder_of_images
 from jax.experimental import multihost_utils
 
+from deit_jax.data.base import file_names
 from deit_jax.errors import UserError
 from deit_jax.train.loop import is_due, training_batches
 from deit_jax.train.run import claim_workdir, compare_processes, open_data, open_run
@@ -94,12 +95,19 @@ def test_a_longer_run_is_told_to_begin_from_the_weights_of_the_finished_one(tmp_
         claim_workdir(tmp_path, digits(steps=20, seed=1), "data")
 
 
-def test_images_that_are_gone_stop_the_next_start(tmp_path):
+def test_files_that_are_gone_are_named(tmp_path):
     root = folder_of_images(tmp_path / "images", classes=2, images=5)
     config = digits(**{"data.root": str(root)})
-    claim = lambda: claim_workdir(tmp_path / "run", config, open_data(config).train.fingerprint)
+
+    def claim():
+        train = open_data(config).train
+        claim_workdir(tmp_path / "run", config, train.fingerprint, files=file_names(train))
+
     claim()
     claim()
-    (root / "class1" / "3.png").unlink()
-    with pytest.raises(UserError, match=r"training data changed since .*: put back what it was, or begin a new folder"):
+    for number in range(4):
+        (root / "class1" / f"{number}.png").unlink()
+    with pytest.raises(UserError) as error:
         claim()
+    assert "(4 of its files are gone: class1/0.png, class1/1.png, class1/2.png, …)" in str(error.value)
+    assert str(error.value).endswith("put back what it was, or begin a new folder with another --workdir")
