@@ -6,6 +6,7 @@ from typing import Any
 from deit_jax.config.settings import SETTINGS, Config, Setting, flat
 from deit_jax.errors import UserError, nearest
 from deit_jax.losses import OBJECTIVES
+from deit_jax.runtime import storage
 from deit_jax.runtime.mesh import mesh_sizes
 
 IN_BUCKETS = ("init", "teacher.init", "distill.labels", "data.root")  # settings that may be gs://…
@@ -25,8 +26,11 @@ def check_setting(path: str, value: Any, setting: Setting) -> None:
     if setting.choices and value not in setting.choices:
         hint = nearest(str(value), setting.choices)
         raise UserError(f"{path} is '{value}'{hint}: use one of {', '.join(setting.choices)}")
-    if isinstance(value, str) and "://" in value and path not in IN_BUCKETS:
-        raise UserError(f"{path} is {value}: it takes no address; those that do are {', '.join(IN_BUCKETS)}")
+    if isinstance(value, str) and "://" in value:
+        if path not in IN_BUCKETS:
+            raise UserError(f"{path} is {value}: it takes no address; those that do are {', '.join(IN_BUCKETS)}")
+        for part in value.split(","):
+            storage.check_address(path, part)
     if isinstance(value, tuple):
         check_tuple(path, value, setting.default)
     elif isinstance(value, int | float) and not path.startswith("mesh."):  # where -1 is the rest

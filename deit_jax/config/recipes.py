@@ -8,7 +8,6 @@ from deit_jax.config.settings import SETTINGS, Config, default_config, flat
 from deit_jax.errors import UserError, nearest
 from deit_jax.losses import OBJECTIVES, add_objective
 from deit_jax.own import is_own
-from deit_jax.runtime import storage
 
 # Where the paper's text and its released code differ, one named setting each (shared by every config); `tuned` is
 # what later work reports as better for Ti and S (Touvron et al. 2022 and timm's notes); not verified here.
@@ -73,9 +72,8 @@ def value_of(recipe: str, path: str, kind: str) -> Any:
 
 
 def resolve(config: Config, given: Collection[str] = ()) -> Config:
-    """A copy in which every setting left to the recipe has the recipe's value, and every `file://` address is the path
-    that it means; an objective of the user's own is in the table then. Raises UserError for unknown recipes, and for
-    other addresses than `gs://`.
+    """A copy in which every setting left to the recipe has the recipe's value; an objective of the user's own is in the
+    table then. Raises UserError for unknown recipes.
 
     given: settings of the command line, which a recipe of `REPLACED` leaves even where they equal the default, as those
     of `recipe_keeps`. A resolved config, which leaves nothing to the recipe, keeps all of its values.
@@ -96,10 +94,6 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
         free = {path: value for path, value in replaced if path not in kept and values[path] == defaults[path].default}
         if free:
             config.update_from_flattened_dict(free)
-    for path, value in flat(config).items():
-        if isinstance(value, str) and "://" in value:
-            parts = [storage.local_text(path, part) for part in value.split(",")]
-            config.update_from_flattened_dict({path: ",".join(parts)})
     return config
 
 

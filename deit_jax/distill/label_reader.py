@@ -107,8 +107,7 @@ def check_identity(folder: str | Path, header: dict, images: dict[str, Any], tea
 
     images: `image_identity` of the run; teacher: what is known of its teacher, {} where that is not compared.
     """
-    # a store of before a setting was made with its default
-    theirs, ours = {"data.device_size": 0} | header["images"] | header["teacher"], images | teacher
+    theirs, ours = header["images"] | header["teacher"], images | teacher
     changed = {name for name in ours.keys() | header["images"].keys() if ours.get(name) != theirs.get(name)}
     if changed:
         short = lambda value: f"{value}"[:24]

@@ -6,7 +6,6 @@ and in `lock` (a bucket has no locks).
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -20,24 +19,19 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(BUCKET)
 
 
-def local_text(name: str, text: str) -> str:
-    """`text` with a `file:///` address replaced by its path. Raises UserError for other addresses than `gs://`.
-
-    name: of the flag or setting, for the message.
-    """
-    if text.startswith("file:///"):
-        return text.removeprefix("file://")
+def check_address(name: str, text: str) -> None:
+    """Raise UserError for an address other than `gs://`. name: of the flag or setting, for the message."""
     if "://" in text and not text.rstrip("/").startswith(BUCKET):
-        raise UserError(f"{name} {text} is not a path of this machine: use file:///FOLDER or gs://BUCKET/FOLDER")
-    return text
+        raise UserError(f"{name} {text} is not a path of this machine: use a path, or gs://BUCKET/FOLDER")
 
 
 def as_path(path: str | os.PathLike) -> Path:
-    """The absolute path for what a user gave: "runs/a", "~/a", "file:///data/a", "gs://bucket/a".
+    """The absolute path for what a user gave: "runs/a", "~/a", "gs://bucket/a".
 
     Raises UserError for another kind of address, and for a bucket if the packages for it are missing.
     """
-    text = local_text("path", os.fspath(path))
+    text = os.fspath(path)
+    check_address("path", text)
     if not is_bucket(text):
         return Path(os.path.expanduser(text)).absolute()
     try:
@@ -70,17 +64,3 @@ def kvstore(folder: Path) -> dict[str, str]:
         bucket, _, key = str(folder).removeprefix(BUCKET).partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{key}/" if key else ""}
     return {"driver": "file", "path": f"{os.path.realpath(folder)}/"}  # which takes no ".."
-
-
-def local_copy(path: Path, beside: tuple[str, ...] = ()) -> Path:
-    """A local file as it is; an object copied to a new temporary folder.
-
-    beside: names of the files that are copied with it where they lie beside it.
-    """
-    if not is_bucket(path):
-        return path
-    folder = Path(tempfile.mkdtemp(prefix="deit_jax-"))
-    for source in (path, *(path.with_name(name) for name in beside)):
-        if source.is_file():
-            source.copy(folder / source.name)  # type: ignore[attr-defined]
-    return folder / path.name

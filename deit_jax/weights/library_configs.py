@@ -57,9 +57,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PROCESSORS["CLIP"] = PROCESSORS["Bit"]
 TIMM_PROCESSOR = "TimmWrapperImageProcessor"  # makes the pixels that config.json's `pretrained_cfg` describes
+FIXED_STEPS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 PROCESSOR_KEYS = {  # the entries that are read, and those without effect on the pixels
-    "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale",
-    "rescale_factor", "do_normalize", "image_mean", "image_std",
+    "size", "default_to_square", "resample", "do_center_crop", "crop_size", "crop_pct", "image_mean", "image_std",
     "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format",
     "input_data_format", "return_tensors", "device", "disable_grouping",
 }  # fmt: skip
@@ -154,21 +154,14 @@ def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> 
         if kind not in PROCESSORS:
             raise UserError(f"{where} has the processor {written}: those of {', '.join(PROCESSORS)} are implemented")
     own = {key: value for key, value in processor.items() if value is not None}
-    entries: dict[str, Any] = (
-        {"do_resize": True, "do_rescale": True, "do_normalize": True} | PROCESSORS.get(kind, {}) | own
-    )
+    entries: dict[str, Any] = PROCESSORS.get(kind, {}) | own
     for key, value in entries.items():
-        if not (key in PROCESSOR_KEYS or key.startswith("_") or value is False):
+        ignored = key in PROCESSOR_KEYS or key.startswith("_") or value is False
+        if value != FIXED_STEPS[key] if key in FIXED_STEPS else not ignored:
             raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented: remove it if it has no effect")
-    # the processor makes (255 p f - mean) / std of pixels p in 0..1, with the factor f
-    factor = 255 * float(entries.get("rescale_factor", 1 / 255)) if entries["do_rescale"] else 255.0
-    mean, std = entries.get("image_mean", ()), entries.get("image_std", ())
-    if not entries["do_normalize"]:
-        mean, std = (0, 0, 0), (1, 1, 1)
-    mean, std = (tuple(x / factor for x in values) for values in (mean, std))
     resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else ""
-    found = Metadata(mean=mean, std=std, interpolation=resample)
-    if entries["do_resize"] and "size" in entries:
+    found = Metadata(mean=entries.get("image_mean", ()), std=entries.get("image_std", ()), interpolation=resample)
+    if "size" in entries:
         squash, outer = side(entries["size"], entries.get("default_to_square", kind not in ("Bit", "CLIP")))
         inner = side(entries.get("crop_size", outer))[1] if entries.get("do_center_crop") else outer
         if inner > outer:
@@ -176,10 +169,6 @@ def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> 
         crop = float(processor.get("crop_pct", 1.0))  # our exports', exact where the sizes are rounded
         found.fit = "squash" if squash else "short_floor"
         found.crop = crop if int(inner / crop) == outer else crop_of(inner, outer)
-    elif not entries["do_resize"]:
-        if entries.get("do_center_crop"):
-            raise UserError(f"{where} has do_center_crop without do_resize, which is not implemented")
-        found.crop = 1.0  # images of the model's size, as they are
     return found
 
 

@@ -154,15 +154,15 @@ def open_source(source: str, weights: str = "params") -> tuple[Tensors, Metadata
         if not any((place / "config.json").is_file() for place in (path, path.parent, path.parent.parent)):
             refuse_own(metadata.name, source)  # it is no checkpoint of a run
         return tensors, metadata
-    if file.is_file():
-        file = storage.local_copy(file, hub.CONFIGURATION)
-    elif hub.is_hub_name(source):
+    if not file.is_file():
+        if not hub.is_hub_name(source):
+            raise UserError(
+                f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder"
+                f" or {PACKAGE}NAME (commas separate several)"
+            )
         file = hub.fetch(source)
-    else:
-        raise UserError(
-            f"{source} does not exist: give a hub name (owner/name), a .safetensors or .pth file, an Orbax folder or"
-            f" {PACKAGE}NAME (commas separate several)"
-        )
+    elif storage.is_bucket(file):
+        raise UserError(f"{source} is a file in a bucket, where Orbax folders alone are read: copy it to this machine")
     tensors = open_file(file, weights)
     return tensors, file_metadata(file, source, tensors)
 
