@@ -15,6 +15,7 @@ from jaxtyping import Float, Integer, UInt8
 from deit_jax.augment import normalize
 from deit_jax.config.recipes import plain_config
 from deit_jax.data import loader
+from deit_jax.data.base import limit_images
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.models.inputs import Images
@@ -90,10 +91,9 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
 
 
 def some_images(run: Run, count: int, size: int) -> loader.Batch:
-    """`count` evaluation images, spread over the first batch, `size` pixels high and wide."""
-    batch = next(evaluation_batches(run, size))
-    picked = np.linspace(0, int(batch["mask"].sum()) - 1, count).astype(int)
-    return {name: values[picked] for name, values in batch.items()}
+    """At most `count` evaluation images, evenly over the classes, `size` pixels high and wide."""
+    batch = next(loader.eval_batches(run.config, limit_images(run.data.evaluation, count), size=size))
+    return {name: values[batch["mask"] > 0] for name, values in batch.items()}
 
 
 def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from flax import nnx
 from helpers import TINY_PLAIN, whole_config
 
 from deit_jax import models
-from deit_jax.report.agreement import disagreement, measure_agreement, token_cosine
+from deit_jax.data.base import limit_images
+from deit_jax.report.agreement import disagreement, measure_agreement, some_images, teacher_predictions, token_cosine
 from deit_jax.report.run_report import predict_student
+from deit_jax.runtime import sharding
 from deit_jax.train.run import open_data, open_models, open_run
 
 pytestmark = pytest.mark.long_runs  # as `whole_run`
@@ -70,6 +72,15 @@ def test_the_table_is_in_the_report_and_its_first_row_has_the_errors(finished):
     assert all(f" {name} |" in header and f"| {name} |" in report for name in top1)
     assert len(found["cosine"]) == 3
     assert "Cosine between class and distillation token" in report
+
+
+def test_pictures_are_of_all_classes_and_the_teacher_predicts_them_as_among_all(finished):
+    config, folder, *_ = finished
+    run = open_run(config, folder, teacher_init=str(folder / "teacher"))
+    assert len(set(some_images(run, 10, 16)["label"])) == 10
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    few, every = (teacher_predictions(run, mesh, count)["teacher"] for count in (10, None))
+    np.testing.assert_array_equal(few, every[limit_images(run.data.evaluation, 10).positions])
 
 
 def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
