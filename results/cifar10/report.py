@@ -30,6 +30,7 @@ from deit_jax.runtime import atomic
 from deit_jax.train.log import read_log
 
 HERE = Path(__file__).parent
+PLACES = ("data.root", "teacher.init")  # settings that say nothing to another machine
 
 LABELS = {
     "none": "no distillation",
@@ -272,7 +273,7 @@ def markdown(workdir: Path, config: Any, results: dict[str, Any], verdicts: list
         *(teacher_fact(name, r) for name, r in teachers(workdir).items()),
     ]
     default = flat(default_config())
-    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k != "data.root"]
+    changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k] and k not in PLACES]
     claims = [
         f"## The paper's claims\n\nDifferences paired by seed; intervals by Student's t; p corrected over the family"
         f" (Holm), decided at {ALPHA}. ≈ means within ± {MARGIN:g} point (two one-sided tests). Power: the smallest"
@@ -329,6 +330,7 @@ def write(workdir: Path, folder: Path) -> None:
     seeds = next(iter(scores.values())).keys()
     ema = {a: {s: r for s, r in runs.items() if s in seeds} for a, runs in collect(workdir, config, "ema").items()}
     verdicts = decide(scores, config.evaluate.fusion)
+    recorded |= {name: "" for name in PLACES if name in recorded}
     results = analyze(workdir, config, scores, ema, verdicts)
     for name in ("agreement", "disagreement_with_own_teacher"):
         results[name] = results[name] or before.get(name, {})
