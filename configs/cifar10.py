@@ -17,6 +17,8 @@ at 64 px. The students learn from 5,000 of these at 32 px, drawn by their seed: 
     python main.py --config=configs/cifar10.py:scale=real --mode=ablate --config.data.root=DATA \
         --config.teacher.init=runs/lite0 --workdir=runs/cifar10_real
 
+Without `--mode=ablate` it is one distilled student, with a live teacher and a report: the README's first picture.
+
 `scale=gpu` (default) asks the same at 32 px with 45,000 training images and 100 epochs; nobody has run it yet. DATA as
 above with `--train=4500`, or from TFDS without `data.root`:
 `"--config.data.train_split=train[:90%]" "--config.ablate.teacher_split=train[90%:]"`. Compare its two Table 2 teachers

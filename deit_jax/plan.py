@@ -75,9 +75,9 @@ def make_plan(config: Config, devices: list[Any], options: dict[str, Any] | None
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     memory = compiled.memory_analysis()
     assert memory is not None, "the CPU, GPU and TPU compilers of jax all give it"
-    kept = -(-IMAGENET_TRAIN_IMAGES // len(devices)) * 3 * config.data.device_size**2
     text = compiled.as_text() or ""
     here = sum(d.process_index == devices[0].process_index for d in devices)
+    kept = -(-IMAGENET_TRAIN_IMAGES // here) * 3 * config.data.device_size**2  # each process keeps all images
     return Plan(
         devices=len(devices),
         device_kind=kind,

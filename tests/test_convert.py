@@ -5,14 +5,18 @@ import json
 import numpy as np
 import pytest
 import seeded
-from helpers import GOLDEN, SMALL, import_timm, relative, run_jitted, state_of
+from helpers import GOLDEN, SMALL, import_timm, photo, relative, run_jitted, state_of
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import deit_jax
-from deit_jax import convert, models
+from deit_jax import convert, models, predict
 from deit_jax.errors import UserError
+from deit_jax.evaluate.classifier import make_classifier
+from deit_jax.runtime import sharding
 from deit_jax.weights import load_weights
+from deit_jax.weights.load import view_of
 from deit_jax.weights.metadata import Metadata, to_header
 
 LOGITS = np.load(GOLDEN / "models.npz")
@@ -185,3 +189,36 @@ def test_transformers_loads_what_we_write(tmp_path, name):
     assert relative(logits, LOGITS[f"{name}/logits"]) < 1e-5
     model.save_pretrained(tmp_path / "saved")
     assert relative(deit_jax.load_model(tmp_path / "saved")(images), LOGITS[f"{name}/logits"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "crop"), [(224, 0.875), (224, 0.9), (384, 1.0)])
+def test_other_libraries_see_our_pixels(tmp_path, size, crop):
+    """transformers' pipeline gives predict's probabilities, and timm's transform our bytes, of photos whose margins are
+    even and odd."""
+    _, timm = import_timm()
+    transformers = pytest.importorskip("transformers")
+    name, names = "vit_tiny_patch16_384", ["ant", "bee", "cat"]
+    metadata = Metadata(name, arguments={"img_size": size}, crop=crop, mean=(0.4, 0.5, 0.6), class_names=names)
+    metadata.std = (0.2, 0.25, 0.3)
+    state = state_of(name, num_classes=3, img_size=size)
+    state["head.weight"] *= 3  # probabilities far from 1/3
+    save_file(state, tmp_path / f"{name}.safetensors", to_header(metadata))
+    folder, config = (
+        convert.convert(tmp_path / f"{name}.safetensors", tmp_path / to, to=to) for to in ("huggingface", "timm")
+    )
+    sizes = ((641, 480), (333, 601), (700, 250))
+    photos = [photo(tmp_path / f"{width}.png", width, height) for width, height in sizes]
+    mesh = sharding.make_mesh()
+    classifier = make_classifier({"params": load_weights(tmp_path / f"{name}.safetensors")}, mesh)
+    predicted = predict.predict_images(classifier, photos, mesh, top=3)
+    classify = transformers.pipeline("image-classification", str(folder))
+    for one, ours in zip(photos, predicted, strict=True):
+        theirs = {found["label"]: found["score"] for found in classify(one, top_k=3)}
+        assert theirs == pytest.approx(dict(ours.heads["class head"]), abs=1e-5)
+    cfg = json.loads((config / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(cfg))
+    for one in photos:
+        pixels = transform(Image.open(one)).numpy().transpose(1, 2, 0) * metadata.std + metadata.mean
+        np.testing.assert_array_equal(np.rint(255 * pixels), predict.read_view(one, classifier.view))
+    assert view_of(load_weights(folder), size) == classifier.view

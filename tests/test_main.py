@@ -72,9 +72,10 @@ def read_until(process: subprocess.Popen, text: str) -> None:
 @pytest.mark.slow
 def test_runs_that_are_killed_or_stopped_complete_as_if_nothing_had_been(tmp_path):
     arguments = (
-        "--config.epochs=5 --config.data.limit=640 --config.evaluate.every=1 --config.checkpoint.every=1".split()
+        "--config.epochs=8 --config.data.limit=640 --config.evaluate.every=1 --config.checkpoint.every=1".split()
     )
-    for moment, number in (("step 6/", signal.SIGKILL), ("step 7/", signal.SIGTERM)):  # more: benchmarks/faults
+    # before a checkpoint, while one is written, and with thirty steps left; more: benchmarks/faults
+    for moment, number in (("step 2/", signal.SIGKILL), ("step 6/", signal.SIGKILL), ("step 7/", signal.SIGTERM)):
         process = start(tmp_path / "run", *arguments)
         read_until(process, moment)
         process.send_signal(number)
@@ -91,4 +92,4 @@ def test_runs_that_are_killed_or_stopped_complete_as_if_nothing_had_been(tmp_pat
         records = map(json.loads, (tmp_path / folder / "log.jsonl").read_text().splitlines())
         logs.append([(r["step"], r.get("loss"), r.get("eval/top1")) for r in records])
     assert logs[0] == logs[1]
-    assert len({step for step, _, _ in logs[0]}) == 25
+    assert len({step for step, _, _ in logs[0]}) == 40

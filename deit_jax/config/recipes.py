@@ -75,8 +75,8 @@ def resolve(config: Config, given: Collection[str] = ()) -> Config:
     """A copy in which every setting left to the recipe has the recipe's value; an objective of the user's own is in the
     table then. Raises UserError for unknown recipes.
 
-    given: settings of the command line, which a recipe of `REPLACED` leaves even where they equal the default, as those
-    of `recipe_keeps`. A resolved config, which leaves nothing to the recipe, keeps all of its values.
+    given: settings of the command line. `REPLACED` changes neither these nor those of `recipe_keeps`, even where they
+    equal the default. A resolved config, which leaves nothing to the recipe, keeps all of its values.
     """
     if config.recipe not in RECIPES:
         hint = nearest(config.recipe, NAMES)

@@ -72,7 +72,7 @@ def row_order(batch: int, mix_group: int) -> np.ndarray:
     """The permutation that assigns consecutive views to the rows of a batch, int64 (batch,).
 
     View j goes to group j mod groups, as the release deals views to its GPUs, which sends copies of an image to
-    different groups. Inside a group (G rows, row i is mixed with row G-1-i) the second half stands in reverse, so
+    different groups. Inside a group (G rows, row i is mixed with row G-1-i) the second half is reversed, so
     partners are views G/2 places apart in their group and copies do not meet even where there is a single group.
     """
     groups = num_groups(batch, mix_group)

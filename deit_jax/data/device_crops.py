@@ -49,7 +49,7 @@ def keep_on_devices(config: Config, source: Source) -> Source:
         return source
     largest = config.model.img_size or named_size(config.model.name)
     limit = math.inf if how == "device" else LARGEST
-    shape = (side, side, 3) if side else common_shape(source, config.data.exif, limit)
+    shape = (side, side, 3) if side else common_shape(source, config.data.exif, largest, limit)
     if shape and max(shape) <= largest:
         kept, free = OnDevices(config, source, shape), hardware.free_device_memory(jax.local_devices())
         if kept.bytes <= free:
@@ -64,16 +64,16 @@ def keep_on_devices(config: Config, source: Source) -> Source:
     return source
 
 
-def common_shape(source: Source, exif: bool, limit: float) -> tuple[int, ...] | None:
-    """(height, width, 3) of all images; None where one cannot be read or is of another size, or all are of more than
-    `limit` bytes."""
+def common_shape(source: Source, exif: bool, largest: int, limit: float) -> tuple[int, ...] | None:
+    """(height, width, 3) of all images; None where one cannot be read, is of another size or has a side of over
+    `largest` pixels, or all are of more than `limit` bytes."""
     shape = None
     for index in range(len(source)):
         try:
             found = decode(source[index]["image"], exif).shape
         except OSError:
             return None
-        if shape not in (None, found) or math.prod(found) * len(source) > limit:
+        if shape not in (None, found) or max(found) > largest or math.prod(found) * len(source) > limit:
             return None
         shape = found
     return shape

@@ -164,6 +164,7 @@ def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
     own = resolve(own, given=used | explicit)
     own.batch_size = own.data.eval_batch_size or (own.batch_size if "batch_size" in explicit else BATCH_SIZE)
     own.accumulate, own.data.eval_batch_size = 1, 0
+    own.data.cache, own.data.device_size = "none", 0  # of training images
     validate(own)
     return own
 

@@ -92,8 +92,12 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
 
 def some_images(run: Run, count: int, size: int) -> loader.Batch:
     """At most `count` evaluation images, evenly over the classes, `size` pixels high and wide."""
-    batch = next(loader.eval_batches(run.config, limit_images(run.data.evaluation, count), size=size))
-    return {name: values[batch["mask"] > 0] for name, values in batch.items()}
+    batches = list(loader.eval_batches(run.config, limit_images(run.data.evaluation, count), size=size))
+    readable = [(batch["mask"] > 0) & (batch["label"] >= 0) for batch in batches]
+    return {
+        name: np.concatenate([batch[name][rows] for batch, rows in zip(batches, readable, strict=True)])
+        for name in batches[0]
+    }
 
 
 def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:

@@ -163,9 +163,10 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         f"Trained on {len(run.data.train):,} images of {run.model.num_classes} classes:"
         f" {run.total_steps / run.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
-        f" ({run.total_steps}); attention, agreement and classes are of the best checkpoint, step {best}.",
+        f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint, the"
+        f" student's of step {best}.",
         results_table(run, results),
-        f"The start that finished it took {tables.duration(seconds)} on {jax.device_count()} x"
+        f"Wall time of the start that finished it: {tables.duration(seconds)} on {jax.device_count()} x"
         f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
         *(picture for name, picture in pictures.items() if (folder / name).exists()),
         *sections,

@@ -75,7 +75,7 @@ class Log:
         self.reset(start)
 
     def rewind(self, step: int, evaluated: bool = True) -> None:
-        """Drop what was logged past `step`, and its evaluation unless `evaluated`; a kill leaves the old log whole."""
+        """Drop what was logged past `step`, and its evaluation unless `evaluated`; a kill leaves the old log."""
         if self.path:
             with self.ending():
                 kept = [

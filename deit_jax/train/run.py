@@ -101,12 +101,12 @@ class Run:
 
     @property
     def teacher_arrays(self) -> list[Any]:
-        """What the step takes of the teacher."""
+        """The teacher's arrays that the train step takes."""
         return list(self.teacher.arrays) if self.teacher else []
 
     @property
     def pixel_statistics(self) -> PixelStatistics:
-        """Those of the student's inputs."""
+        """The normalization statistics of the student's inputs."""
         return PixelStatistics(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))
 
     @property

@@ -157,8 +157,8 @@ def from_processor(processor: Mapping[str, Any], where: str, kind: str = "") -> 
     entries: dict[str, Any] = PROCESSORS.get(kind, {}) | own
     for key, value in entries.items():
         ignored = key in PROCESSOR_KEYS or key.startswith("_") or value is False
-        if value != FIXED_STEPS[key] if key in FIXED_STEPS else not ignored:
-            raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented: remove it if it has no effect")
+        if not (math.isclose(value, FIXED_STEPS[key], rel_tol=1e-6) if key in FIXED_STEPS else ignored):
+            raise UserError(f"{where} has {key} {value!r:.60}, which is not implemented")
     resample = Image.Resampling(entries["resample"]).name.lower() if "resample" in entries else ""
     found = Metadata(mean=entries.get("image_mean", ()), std=entries.get("image_std", ()), interpolation=resample)
     if "size" in entries:

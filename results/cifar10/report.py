@@ -30,7 +30,7 @@ from deit_jax.runtime import atomic
 from deit_jax.train.log import read_log
 
 HERE = Path(__file__).parent
-PLACES = ("data.root", "teacher.init")  # settings that say nothing to another machine
+PLACES = ("data.root", "teacher.init")  # folders of the machine it ran on
 
 LABELS = {
     "none": "no distillation",

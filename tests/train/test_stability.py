@@ -5,7 +5,6 @@ The stream has 44 batches, 11 an epoch, and a checkpoint after each epoch.
 """
 
 import json
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,6 @@ from deit_jax.errors import UserError
 from deit_jax.label import fill, make_header
 from deit_jax.train.checkpoint import is_healthy
 from deit_jax.train.log import read_log
-from deit_jax.train.loop import check_finished
 from deit_jax.train.loop import train_run as train
 
 STEPS = 44
@@ -91,11 +89,12 @@ def test_a_run_that_keeps_diverging_stops_with_the_reason(tmp_path, monkeypatch)
     assert rolled == [(3, 0), (3, 0)], "before the first checkpoint it begins again"
 
 
-def test_a_run_without_one_finite_step_is_an_error():
-    run = SimpleNamespace(title="student", total_steps=3)
+@pytest.mark.slow
+def test_a_run_without_one_finite_step_is_an_error(tmp_path, monkeypatch):
+    config = soft_digits(tmp_path / "labels", range(STEPS), monkeypatch)
+    config.steps, config.stability.patience = 3, 100
     with pytest.raises(UserError, match="all 3 steps were not finite: check --config.augment.mean"):
-        check_finished(run, SimpleNamespace(step=3, nonfinite={"total": 3}), evaluated=True)
-    check_finished(run, SimpleNamespace(step=3, nonfinite={"total": 2}), evaluated=True)
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
