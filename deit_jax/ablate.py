@@ -15,7 +15,6 @@ a failed run is retried by the next process. Each start has its own core (`tasks
 
 import contextlib
 import datetime
-import functools
 import itertools
 import json
 import shlex
@@ -34,12 +33,11 @@ from deit_jax import models
 from deit_jax.config import validate
 from deit_jax.config.recipes import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
-from deit_jax.data.base import limit_images
 from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
 from deit_jax.label import label
-from deit_jax.report.agreement import mean_cosine
+from deit_jax.report.agreement import mean_cosine, some_images
 from deit_jax.runtime import atomic, hardware, sharding
 from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
@@ -233,20 +231,19 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
     step = max(integrity.steps_in(folder / "checkpoints"), key=lambda path: int(path.name))
     student, mesh = make_student(config, data.train.num_classes), sharding.make_mesh(jax.local_devices())
     view: PixelStatistics = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
-    read = functools.partial(loader.eval_batches, config, size=student.img_size)
     predictions, found = {}, {}
     for name, key in (("params", "heads"), ("ema", "ema")):
         if not (step / name).is_dir():
             continue
         weights = jax.device_put(read_weights(step, name)[1], sharding.replicated(mesh))
-        heads, labels = predict_classes(student.graphdef, weights, read(data.evaluation), mesh=mesh, **view)
+        batches = loader.eval_batches(config, data.evaluation, size=student.img_size)
+        heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **view)
         predictions |= {f"{name}/{head}": x.astype(np.uint16) for head, x in heads.items()}
         found[key] = {head: 100 * float((x == labels).mean()) for head, x in heads.items()}
         if name == "params" and "dist" in heads:
             model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
-            batches = read(limit_images(data.evaluation, COSINE_IMAGES))
-            images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
-            found["cosine"] = mean_cosine(model, images, view)
+            some = some_images(config, data.evaluation, COSINE_IMAGES, student.img_size)
+            found["cosine"] = mean_cosine(model, some["image"], view)
     np.savez_compressed(folder / "predictions.npz", **predictions)
     return found
 

@@ -127,6 +127,8 @@ def benchmark(config: Config) -> dict[str, Any]:
 
 def describe(result: dict[str, Any], config: Config, work: Workload) -> str:
     """Format the benchmark for the console."""
+    from deit_jax.data.assemble import decoding_threads  # here: as in `benchmark`
+
     device, cores = f"{jax.device_count()} x {jax.devices()[0].device_kind}", hardware.cores()
     lines = [
         f"{config.model.name}, {work.student.img_size} px, batch {config.batch_size} on {device}, {cores} CPU cores;"
@@ -140,7 +142,7 @@ def describe(result: dict[str, Any], config: Config, work: Workload) -> str:
         shown = f"{share:.1%}" if share else "not known" if name in result["mfu"] else ""
         lines.append(f"{title:26}{config.batch_size / t.median:10,.0f}  {spread:34}{shown}".rstrip())
     rate, step = result["input"], config.batch_size / result["train"].median
-    threads = config.data.threads or min(16, hardware.cores())
+    threads = decoding_threads(config)
     limit = "input" if rate < step else "step"
     lines.append(f"{f'input, {threads} threads':26}{rate:10,.0f}")
     lines.append(f"the {limit} is the limit")

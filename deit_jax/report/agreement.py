@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Integer, UInt8
 
 from deit_jax.augment import normalize
+from deit_jax.config import Config
 from deit_jax.config.recipes import plain_config
 from deit_jax.data import loader
-from deit_jax.data.base import limit_images
+from deit_jax.data.base import Source, limit_images
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.inference import predict_classes
+from deit_jax.losses import OBJECTIVES
 from deit_jax.models.inputs import Images
 from deit_jax.models.vit import ViT
 from deit_jax.runtime import sharding
@@ -80,7 +82,8 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
 
     weights = best_weights(run.folder, mesh)
     model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
-    if cosine := mean_cosine(model, some_images(run, COSINE_IMAGES, run.model.img_size)["image"], run.pixel_statistics):
+    some = some_images(run.config, run.data.evaluation, COSINE_IMAGES, run.model.img_size)
+    if cosine := mean_cosine(model, some["image"], run.pixel_statistics):
         agreed["cosine"] = cosine
     return agreed
 
@@ -90,9 +93,9 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
     return loader.eval_batches(run.config, run.data.evaluation, size=size)
 
 
-def some_images(run: Run, count: int, size: int) -> loader.Batch:
-    """At most `count` evaluation images, evenly over the classes, `size` pixels high and wide."""
-    batches = list(loader.eval_batches(run.config, limit_images(run.data.evaluation, count), size=size))
+def some_images(config: Config, source: Source, count: int, size: int) -> loader.Batch:
+    """At most `count` readable images of a source, evenly over the classes, `size` pixels high and wide."""
+    batches = list(loader.eval_batches(config, limit_images(source, count), size=size))
     readable = [(batch["mask"] > 0) & (batch["label"] >= 0) for batch in batches]
     return {
         name: np.concatenate([batch[name][rows] for batch, rows in zip(batches, readable, strict=True)])
@@ -107,14 +110,15 @@ def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
 
 def teacher_predictions(run: Run, mesh: Mesh, count: int | None = None) -> Predictions:
     """The classes of the data that the live teacher's models predict, for all evaluation images or those of
-    `some_images`; {} without one."""
+    `some_images`; {} without one, or where it teaches features."""
     predictions: Predictions = {}
-    if run.teacher is None:
+    if run.teacher is None or not OBJECTIVES[run.config.distill.kind].store_kind:
         return predictions
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
         pixels = {"mean": tuple(model.mean), "std": tuple(model.std)}
-        batches = [some_images(run, count, model.size)] if count else evaluation_batches(run, model.size)
+        some = count and some_images(run.config, run.data.evaluation, count, model.size)
+        batches = [some] if some else evaluation_batches(run, model.size)
         heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
         predictions[name] = heads.get("fused_logits", heads["cls"])

@@ -113,7 +113,7 @@ def draw_student_attention(run: Run, count: int = 8) -> None:
     model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    batch = agreement.some_images(run, count, run.model.img_size)
+    batch = agreement.some_images(config, run.data.evaluation, count, run.model.img_size)
     logits = head_logits(graphdef, weights, batch["image"], **run.pixel_statistics)
     predicted = agreement.teacher_predictions(run, sharding.make_mesh(jax.local_devices()[:1]), count)
     predicted["student"] = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)

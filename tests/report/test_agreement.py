@@ -77,10 +77,12 @@ def test_the_table_is_in_the_report_and_its_first_row_has_the_errors(finished):
 def test_pictures_are_of_all_classes_and_the_teacher_predicts_them_as_among_all(finished):
     config, folder, *_ = finished
     run = open_run(config, folder, teacher_init=str(folder / "teacher"))
-    assert len(set(some_images(run, 10, 16)["label"])) == 10
+    assert len(set(some_images(config, run.data.evaluation, 10, 16)["label"])) == 10
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     few, every = (teacher_predictions(run, mesh, count)["teacher"] for count in (10, None))
     np.testing.assert_array_equal(few, every[limit_images(run.data.evaluation, 10).positions])
+    config.distill.kind = "features"
+    assert teacher_predictions(dataclasses.replace(run, config=config), mesh) == {}
 
 
 def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
