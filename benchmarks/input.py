@@ -137,7 +137,7 @@ def serve_kept(folder: str, repeats: int) -> Callable[[int], Iterator[int]]:
     config = resolve(config)
     kept = device_crops.keep_on_devices(config, sources.open_sources(config)[0])
     source, _ = device_crops.open_crops(kept, SIZE)
-    make = assemble.TrainBatch(source, config, SIZE, slice(0, BATCH), 1, crops_on_host=False)
+    make = assemble.TrainBatchMaker(source, config, SIZE, slice(0, BATCH), 1, crops_on_host=False)
     steps = itertools.count()
 
     def batches(count):

@@ -37,16 +37,16 @@ from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
 from deit_jax.label import label
-from deit_jax.report.agreement import mean_cosine, some_images
+from deit_jax.report.run_report import mean_cosine, some_images
 from deit_jax.runtime import atomic, hardware, sharding
 from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
-from deit_jax.train.run import Data, PixelStatistics, claim_workdir, open_data, open_models
+from deit_jax.train.run import Data, PixelStatistics, claim_workdir, open_data, open_teacher
 from deit_jax.train.step import make_student
 from deit_jax.version import __version__
 from deit_jax.weights import integrity
 from deit_jax.weights.load import adopt_normalization
-from deit_jax.weights.orbax import find_step, read_meta, read_weights
+from deit_jax.weights.orbax import best_step, read_meta, read_weights
 
 POLL = 2.0  # seconds between checks on the runs of other processes
 COSINE_IMAGES = 256
@@ -143,7 +143,8 @@ def ablate(config, workdir: str | Path) -> Scores:
     for name in arms:  # before anything is trained
         validate(arm_config(base, name, 0))
     for name in {(arm[1:], arm.kind in DISTILLED_ARMS): name for name, arm in arms.items()}.values():  # one per teacher
-        open_models(arm_config(base, name, 0), data)
+        arm = arm_config(base, name, 0)
+        open_teacher(arm, source.class_names, make_student(arm, source.num_classes))
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)
 
@@ -211,7 +212,7 @@ def train_the_teacher(config, folder: Path) -> dict[str, Any]:
     students = c.data.eval_split
     c.data.eval_split = config.ablate.teacher_split or students
     train_run(c, folder, open_data(c), title=folder.name)
-    best = find_step(folder)
+    best = best_step(folder)
     assert best, "a finished run has a checkpoint"
     found = {"teaches_with": read_meta(best)["metrics"]["top1"]}
     c.data.eval_split = students

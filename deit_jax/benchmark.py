@@ -46,8 +46,7 @@ class Workload:
         config.model.num_classes = config.model.num_classes or num_classes
         self.config, self.mesh = config, sharding.make_mesh(**config.mesh)
         student = make_student(config, config.model.num_classes)
-        self.student = student.on(self.mesh)
-        sizes = {"img_size": self.student.img_size, "num_classes": self.student.num_classes}
+        sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
         teacher = abstract_teacher(config, **sizes)
         members = teacher.models if teacher else ()
         random_weights = jax.jit(
@@ -55,8 +54,9 @@ class Workload:
             out_shardings=sharding.replicated(self.mesh),
         )
         self.teacher_arrays = random_weights(1)
-        self.batch = sharding.place_batch(random_batch(config, self.student), self.mesh)
+        self.batch = sharding.place_batch(random_batch(config, student), self.mesh)
         program = make_program(student, teacher.predict if teacher else None, config, 1000, self.mesh)
+        self.student = program.student
         self.state = program.initialize(None, 0)
         begun = time.perf_counter()
         self.step = program.step.lower(self.state, self.batch, self.teacher_arrays).compile()

@@ -8,11 +8,10 @@ import jax
 
 from deit_jax.config import Config
 from deit_jax.config.recipes import plain_config
-from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.report.run_report import write_report
 from deit_jax.runtime.processes import hold_folder, wait_for_process_0
 from deit_jax.train.loop import train, train_run, train_teacher
-from deit_jax.train.run import open_models, open_run
+from deit_jax.train.run import PLAIN_STUDENT, open_run, open_teacher
 
 
 def train_and_report(config: Config, workdir: str | Path) -> dict[str, dict]:
@@ -31,7 +30,8 @@ def train_and_report(config: Config, workdir: str | Path) -> dict[str, dict]:
         teacher_folder, evaluations = train_teacher(config, run.folder, run.data)
         if evaluations:
             results["teacher"] = evaluations
-            run = dataclasses.replace(run, teacher=open_models(config, run.data, teacher_folder)[1])
+            teacher = open_teacher(config, run.data.train.class_names, run.model, teacher_folder)
+            run = dataclasses.replace(run, teacher=teacher)
         if config.train_baseline:
             results["plain"] = train_run(plain_config(config), run.folder / "plain", run.data, title=PLAIN_STUDENT)
         results["student"] = train(run)

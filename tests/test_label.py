@@ -16,7 +16,7 @@ from deit_jax import label as making
 from deit_jax.ablate import ablate
 from deit_jax.config import SETTINGS, flat
 from deit_jax.data import loader, sources
-from deit_jax.distill.label_reader import image_identity, open_labels
+from deit_jax.distill.label_reader import image_identity, open_stored_labels
 from deit_jax.distill.label_store import CHUNK, LabelStore
 from deit_jax.distill.teacher import stored_logits
 from deit_jax.errors import Interrupted, UserError
@@ -54,7 +54,7 @@ def opened(store: Path, **changes):
     """What a training run does with a store before it compiles."""
     config = digits(**{"distill.labels": str(store), **changes})
     source, _ = sources.open_sources(config)
-    return open_labels(
+    return open_stored_labels(
         config, source, config.model.img_size or 16, num_steps(config, loader.steps_per_epoch(config, source))
     )
 

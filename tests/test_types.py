@@ -9,7 +9,7 @@ from deit_jax import losses, models
 from deit_jax.augment import pipeline
 from deit_jax.classes.match import ClassMap
 from deit_jax.evaluate.inference import count_correct
-from deit_jax.report.agreement import disagreement
+from deit_jax.report.run_report import disagreement
 from deit_jax.train.optimizer import make_optimizer
 
 LOGITS, IMAGES = jnp.zeros((4, 10)), np.zeros((4, 8, 8, 3), np.uint8)

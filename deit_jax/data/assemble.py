@@ -114,7 +114,7 @@ def epoch_steps(length: int, batch: int, drop_last: bool = True) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainBatch:
+class TrainBatchMaker:
     """Step → training batch, with "seen", its views, and under "broken" the names of unreadable images, once per view;
     or {"error": message}.
 
@@ -205,7 +205,7 @@ class TrainBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalBatch:
+class EvalBatchMaker:
     """Batch number → evaluation batch, with "seen", its images, and the names of the unreadable ones under "broken"; or
     {"error": message}.
 

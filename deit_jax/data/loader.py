@@ -16,12 +16,12 @@ from absl import flags
 
 from deit_jax.augment.mix import num_groups
 from deit_jax.config import Config
-from deit_jax.data.assemble import EvalBatch, TrainBatch, decoding_threads, epoch_steps, read, run_in_threads
+from deit_jax.data.assemble import EvalBatchMaker, TrainBatchMaker, decoding_threads, epoch_steps, read, run_in_threads
 from deit_jax.data.base import Source
 from deit_jax.data.batch import Batch
 from deit_jax.data.device_crops import Cut, open_crops
 from deit_jax.data.images import read_header
-from deit_jax.data.replay import ReplayBatch
+from deit_jax.data.replay import ReplayBatchMaker
 from deit_jax.errors import UserError, printable
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     stored_labels: Callable[[int, slice], Batch] | None = None,
-) -> "TrainBatches":
+) -> "BatchIterator":
     """Endless training batches of steps start, start + 1, …; starting late costs nothing.
 
     Args:
@@ -69,14 +69,14 @@ def train_batches(
         raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
     rows = process_rows(config.batch_size, process_index, process_count)
     source, cut = open_crops(source, size)
-    kind = ReplayBatch if config.label.views else TrainBatch
+    kind = ReplayBatchMaker if config.label.views else TrainBatchMaker
     make = kind(source, config, size, rows, decoding_threads(config), stored_labels, crops_on_host=cut is None)
-    return TrainBatches(config, _prefetch(config, make, start, MAX_STEPS), cut)
+    return BatchIterator(config, _prefetch(config, make, start, MAX_STEPS), cut)
 
 
 def eval_batches(
     config: Config, source: Source, *, size: int, fit: str = "short", process_index: int = 0, process_count: int = 1
-) -> "EvalBatches":
+) -> "EvalBatchIterator":
     """Every image once, in order; the last batch is padded, and every process yields the same number of batches.
 
     size: of the images, pixels per side. fit: as `eval_image`. An unreadable image is named in `.broken`, and counts as
@@ -84,8 +84,8 @@ def eval_batches(
     """
     batch = config.data.eval_batch_size or config.batch_size
     rows = process_rows(batch, process_index, process_count)
-    make = EvalBatch(source, config, size, rows, decoding_threads(config), batch, fit)
-    return EvalBatches(config, _prefetch(config, make, 0, -(-len(source) // batch)))
+    make = EvalBatchMaker(source, config, size, rows, decoding_threads(config), batch, fit)
+    return EvalBatchIterator(config, _prefetch(config, make, 0, -(-len(source) // batch)))
 
 
 def check_headers(config: Config, source: Source) -> list[str]:
@@ -119,7 +119,7 @@ def process_rows(batch: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _prefetch(config: Config, make: TrainBatch | EvalBatch, start: int, stop: int) -> Any:
+def _prefetch(config: Config, make: TrainBatchMaker | EvalBatchMaker, start: int, stop: int) -> Any:
     """make(start), make(start + 1), … with `data.prefetch` batches held ready by threads or worker processes."""
     steps = grain.MapDataset.range(start, stop).map(make)
     workers, ready = config.data.workers, max(1, config.data.prefetch)
@@ -135,7 +135,7 @@ def _prefetch(config: Config, make: TrainBatch | EvalBatch, start: int, stop: in
     return iter(batches)
 
 
-class TrainBatches:
+class BatchIterator:
     """Iterator over batches that counts unreadable images. `cut` makes the images of batches that have boxes.
 
     Attributes:
@@ -179,7 +179,7 @@ class TrainBatches:
             )
 
 
-class EvalBatches(TrainBatches):
+class EvalBatchIterator(BatchIterator):
     """Iterator over evaluation batches that counts unreadable images, and reports them once at the end."""
 
     def __next__(self) -> Batch:

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from deit_jax.augment.mix import num_groups
-from deit_jax.data.assemble import TrainBatch, Views, epoch_steps
+from deit_jax.data.assemble import TrainBatchMaker, Views, epoch_steps
 from deit_jax.data.batch import Batch
 from deit_jax.randomness import generator
 
@@ -31,7 +31,7 @@ def stored_groups(step: int, *, seed: int, per_epoch: int, groups: int, views: i
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplayBatch(TrainBatch):
+class ReplayBatchMaker(TrainBatchMaker):
     """Step → training batch of a run with `label.views`, whose batches are of whole groups (`loader.steps_per_epoch`).
 
     A batch has the further entry "mixed_at", int32 (rows, 2): the step and the group that a row is mixed as.
@@ -51,7 +51,7 @@ class ReplayBatch(TrainBatch):
     def views(self, step: int) -> Views:
         """The views of the groups that the step repeats; these are of one epoch."""
         stored, size = self.stored_at(step).tolist(), self.group_size
-        found = [(TrainBatch.views(self, at), slice(group * size, (group + 1) * size)) for at, group in stored]
+        found = [(TrainBatchMaker.views(self, at), slice(group * size, (group + 1) * size)) for at, group in stored]
         image = np.concatenate([views.image[rows] for views, rows in found])
         repeat = np.concatenate([views.repeat[rows] for views, rows in found])
         return Views(found[0][0].epoch, image, repeat)

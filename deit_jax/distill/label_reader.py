@@ -1,8 +1,8 @@
 """Reading a teacher's stored labels, and whether a run may read them: the identity of their images and their teacher.
 
 A label belongs to a view, and a view is a pure function of its place in the run (`deit_jax/randomness.py`). So the
-labels of step k are those the teacher would give in step k of any run with the same images; `open_labels` refuses a
-store of others.
+labels of step k are those the teacher would give in step k of any run with the same images; `open_stored_labels`
+refuses a store of others.
 """
 
 import dataclasses
@@ -136,15 +136,13 @@ class StoredLabels:
         return {"teacher": index, "teacher_logit": labels["logit"].astype(np.float32)}
 
 
-def open_labels(config: Config, source: Source, img_size: int, total: int) -> StoredLabels | None:
-    """The stored labels that a run of `total` steps with a teacher reads, or None where its teacher is live.
+def open_stored_labels(config: Config, source: Source, img_size: int, total: int) -> StoredLabels:
+    """The stored labels, of `distill.labels`, that a run of `total` steps reads.
 
     source: the training images; img_size: the student's, in pixels. Raises UserError for a store of other images or of
     another teacher, of another kind, or one that ends too early.
     """
     d = config.distill
-    if not d.labels:
-        return None
     store = LabelStore(d.labels)
     teacher = stated_teacher(config, store.header["teacher"], img_size)
     check_identity(d.labels, store.header, image_identity(config, source, img_size), teacher)

@@ -36,7 +36,7 @@ from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.timing import time_calls
 from deit_jax.weights import Weights
-from deit_jax.weights.orbax import find_step, read_meta
+from deit_jax.weights.orbax import best_step, read_meta
 
 BATCH_SIZE = 256
 # the settings of a run that its evaluation takes over
@@ -143,7 +143,7 @@ def named_sources(request: Request) -> list[str]:
         return list(dict.fromkeys(names))
     if not request.workdir:
         raise UserError("nothing to evaluate: give --workdir=RUN or --checkpoint=WEIGHTS")
-    if find_step(storage.as_path(request.workdir)) is None:  # else its name might be taken for a hub's
+    if best_step(storage.as_path(request.workdir)) is None:  # else its name might be taken for a hub's
         raise UserError(f"workdir {request.workdir} holds no checkpoint: train there first, or give --checkpoint=")
     return [request.workdir]
 
@@ -172,7 +172,7 @@ def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
 def run_step(source: str) -> Path | None:
     """The checkpoint of a run that `source` stands for, or None: a file, a hub name."""
     path = storage.as_path(source)
-    return find_step(path) if path.is_dir() else None
+    return best_step(path) if path.is_dir() else None
 
 
 def open_requested_sets(settings: dict[str, Any], explicit: dict[str, Any], request: Request) -> list[EvalSet]:

@@ -24,10 +24,10 @@ from deit_jax.command import command
 from deit_jax.errors import UserError
 from deit_jax.evaluate import tables
 from deit_jax.losses import OBJECTIVES
-from deit_jax.report.agreement import PLAIN_STUDENT
 from deit_jax.runtime import atomic, storage
 from deit_jax.runtime.browser_files import PLOTLY, package_files
 from deit_jax.train import log
+from deit_jax.train.run import PLAIN_STUDENT
 from deit_jax.weights.metadata import read_object
 
 HERE = Path(__file__).parent

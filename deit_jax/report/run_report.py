@@ -1,34 +1,51 @@
-"""The report of a finished run: report.md with its pictures, report.html, results.json."""
+"""The report of a finished run: report.md with its pictures, report.html, results.json.
+
+What it measures beside accuracy: how often labels, teacher and student disagree (paper, Table 4), and how similar the
+student's two tokens are (section 4).
+"""
 
 import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Integer, UInt8
 
 from deit_jax import losses, plots
-from deit_jax.config import default_config, flat, resolve
-from deit_jax.config.recipes import without_token
+from deit_jax.augment import normalize
+from deit_jax.config import Config, default_config, flat, resolve
+from deit_jax.config.recipes import plain_config, without_token
+from deit_jax.data import loader
+from deit_jax.data.base import Source, limit_images
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.class_report import Outcomes, write_class_report
-from deit_jax.evaluate.inference import head_logits, infer, joint_logits, predict
-from deit_jax.report import agreement, report_page
+from deit_jax.evaluate.inference import head_logits, infer, joint_logits, predict, predict_classes
+from deit_jax.models.inputs import Images
+from deit_jax.models.vit import ViT
+from deit_jax.report import report_page
 from deit_jax.runtime import atomic, sharding
 from deit_jax.runtime.browser_files import PLOTLY
 from deit_jax.runtime.hardware import cores
 from deit_jax.train import log
-from deit_jax.train.run import Run
+from deit_jax.train.run import PLAIN_STUDENT, PixelStatistics, Run
+from deit_jax.train.step import make_student
 from deit_jax.train.trackers import Trackers
 from deit_jax.version import __version__
-from deit_jax.weights.orbax import read_weights, steps_of
+from deit_jax.weights.orbax import best_step, read_weights, steps_of
+
+Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
+COSINE_IMAGES = 64
+STUDENT_HEADS = {"cls": "class head", "dist": "distillation head", "fused": "both heads"}
 
 
 def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
@@ -50,7 +67,7 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     outcomes = try_section("predictions", predict_student, run, failed=failed)
     if outcomes and losses.OBJECTIVES[run.config.distill.kind].store_kind:
         predictions = outcomes.heads | {"label": outcomes.column("label")}
-        sections.append(try_section("agreement", agreement.report_agreement, run, predictions, failed=failed))
+        sections.append(try_section("agreement", report_agreement, run, predictions, failed=failed))
     if outcomes:
         sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
     text = report_markdown(run, results, seconds, [*filter(None, sections)], failed)
@@ -65,13 +82,6 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
         print(printable(line))
 
 
-def recorded_seconds(folder: Path) -> float:
-    """The seconds that results.json records; 0 where it is not there, or damaged and to be written again."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((folder / "results.json").read_text())["seconds"])
-    return 0.0
-
-
 def try_section(name: str, make: Callable, *args: Any, failed: list[str]) -> Any:
     """make(*args), or None with a line in `failed`."""
     try:
@@ -81,66 +91,11 @@ def try_section(name: str, make: Callable, *args: Any, failed: list[str]) -> Any
         return None
 
 
-def predict_student(run: Run) -> Outcomes:
-    """What the best student predicts for the evaluation images, computed by this process alone."""
-    mesh, fusion = sharding.make_mesh(jax.local_devices()), run.config.evaluate.fusion
-    weights = {"": agreement.best_weights(run.folder, mesh)}
-    batches = agreement.evaluation_batches(run, run.model.img_size)
-    outcomes = Outcomes(run.data.train.class_names)
-    reduce = lambda logits, _: predict(logits, fusion=fusion)
-    graphdef = run.model.graphdef
-    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **run.pixel_statistics):
-        outcomes.add(batch, found[""])
-    return outcomes
-
-
-def track_report(run: Run, results: dict[str, dict]) -> None:
-    """Give the report's pictures and table to the run's trackers."""
-    step, folder = run.total_steps, run.folder
-    with contextlib.closing(Trackers(run, step, print)) as trackers:
-        rows = tables.accuracy_rows(named_results(run, results))
-        pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-        trackers.log(step, {}, pictures, [tables.ACCURACY_HEADER, *rows])
-
-
-def draw_student_attention(run: Run, count: int = 8) -> None:
-    """attention.png: attention of the best student's class and distillation token on `count` held-out images.
-
-    Under an image's class stands what the student, or a live teacher, predicts instead.
-    """
-    config, folder = run.config, run.folder
-    weights, graphdef = read_weights(folder)[1], run.model.graphdef
-    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
-    if not hasattr(model, "inspect"):
-        return  # a ConvNet has no attention
-    batch = agreement.some_images(config, run.data.evaluation, count, run.model.img_size)
-    logits = head_logits(graphdef, weights, batch["image"], **run.pixel_statistics)
-    predicted = agreement.teacher_predictions(run, sharding.make_mesh(jax.local_devices()[:1]), count)
-    predicted["student"] = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
-    names = [printable(name) for name in run.data.train.class_names]
-    captions = [
-        "\n".join([names[label], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != label)])
-        for i, label in enumerate(batch["label"])
-    ]
-    draw_attention(folder / "attention.png", model, batch["image"], captions, **run.pixel_statistics)
-
-
-def results_table(run: Run, results: dict[str, dict]) -> str:
-    """Accuracies of all that was trained, per head and set of weights."""
-    return tables.accuracy_table(named_results(run, results), run.model.num_classes)
-
-
-def named_results(run: Run, results: dict[str, dict]) -> list[tuple[str, dict]]:
-    """[(what was trained, its evaluations)]."""
-    config = run.config
-    names = {
-        "teacher": config.teacher.name,
-        "plain": f"{without_token(config.model.name)}, no teacher",
-        "student": f"{config.model.name}, {losses.OBJECTIVES[config.distill.kind].title}",
-    }
-    if config.distill.kind == "none":
-        names["student"] = config.model.name
-    return [(names[key], result) for key, result in results.items()]
+def recorded_seconds(folder: Path) -> float:
+    """The seconds that results.json records; 0 where it is not there, or damaged and to be written again."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((folder / "results.json").read_text())["seconds"])
+    return 0.0
 
 
 def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections: list[str], failed: list[str]) -> str:
@@ -175,3 +130,174 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         "```\n" + "\n".join(changed) + "\n```",
     ]
     return "\n\n".join(text)
+
+
+def results_table(run: Run, results: dict[str, dict]) -> str:
+    """Accuracies of all that was trained, per head and set of weights."""
+    return tables.accuracy_table(named_results(run, results), run.model.num_classes)
+
+
+def named_results(run: Run, results: dict[str, dict]) -> list[tuple[str, dict]]:
+    """[(what was trained, its evaluations)]."""
+    config = run.config
+    names = {
+        "teacher": config.teacher.name,
+        "plain": f"{without_token(config.model.name)}, no teacher",
+        "student": f"{config.model.name}, {losses.OBJECTIVES[config.distill.kind].title}",
+    }
+    if config.distill.kind == "none":
+        names["student"] = config.model.name
+    return [(names[key], result) for key, result in results.items()]
+
+
+def track_report(run: Run, results: dict[str, dict]) -> None:
+    """Give the report's pictures and table to the run's trackers."""
+    step, folder = run.total_steps, run.folder
+    with contextlib.closing(Trackers(run, step, print)) as trackers:
+        rows = tables.accuracy_rows(named_results(run, results))
+        pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+        trackers.log(step, {}, pictures, [tables.ACCURACY_HEADER, *rows])
+
+
+def predict_student(run: Run) -> Outcomes:
+    """What the best student predicts for the evaluation images, computed by this process alone."""
+    mesh, fusion = sharding.make_mesh(jax.local_devices()), run.config.evaluate.fusion
+    weights = {"": best_weights(run.folder, mesh)}
+    batches = evaluation_batches(run, run.model.img_size)
+    outcomes = Outcomes(run.data.train.class_names)
+    reduce = lambda logits, _: predict(logits, fusion=fusion)
+    graphdef = run.model.graphdef
+    for batch, found in infer(graphdef, weights, batches, mesh=mesh, reduce=reduce, **run.pixel_statistics):
+        outcomes.add(batch, found[""])
+    return outcomes
+
+
+def best_weights(folder: Path, mesh: Mesh) -> dict[str, Any]:
+    """{"params", "batch_stats"} of the best checkpoint in a workdir, on all devices of the mesh."""
+    return jax.device_put(read_weights(folder)[1], sharding.replicated(mesh))
+
+
+def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
+    """All evaluation images, `size` pixels high and wide, as one process reads them."""
+    return loader.eval_batches(run.config, run.data.evaluation, size=size)
+
+
+def report_agreement(run: Run, student: Predictions) -> str:
+    """The report's Markdown about agreement; arguments as of `measure_agreement`."""
+    found = measure_agreement(run, student)
+    names = list(found["disagreement"])
+    rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
+    text = [
+        "## Disagreement",
+        "Percent of the evaluation images for which two classifiers predict different classes (paper, Table 4):",
+        tables.table(["", *names], rows),
+    ]
+    if "cosine" in found:
+        layers = [str(i) for i in range(len(found["cosine"]))]
+        values = tables.table(["after block", *layers], [["cosine", *(f"{x:.2f}" for x in found["cosine"])]])
+        text += ["Cosine between class and distillation token (0: before the first block):", values]
+    return "\n\n".join(text)
+
+
+def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
+    """What the report says of a finished run with a teacher; computed by this process alone.
+
+    student: what each head of the best student predicts for the evaluation images, and the true labels as "label".
+
+    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer]}, without the latter where there is
+    no second token.
+    """
+    mesh = sharding.make_mesh(jax.local_devices())
+    predictions = teacher_predictions(run, mesh)
+    plain = run.folder / "plain"
+    if best_step(plain):
+        plain_student = make_student(plain_config(run.config), run.model.num_classes)
+        weights, batches = best_weights(plain, mesh), evaluation_batches(run, plain_student.img_size)
+        heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.pixel_statistics)
+        predictions[PLAIN_STUDENT] = heads["cls"]
+    fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
+    names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
+    own = {name: (student | {"fused": fused})[head] for head, name in names.items()}
+    agreed: dict[str, Any] = {"disagreement": disagreement({"true label": student["label"]} | predictions | own)}
+
+    weights = best_weights(run.folder, mesh)
+    model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
+    some = some_images(run.config, run.data.evaluation, COSINE_IMAGES, run.model.img_size)
+    if cosine := mean_cosine(model, some["image"], run.pixel_statistics):
+        agreed["cosine"] = cosine
+    return agreed
+
+
+def teacher_predictions(run: Run, mesh: Mesh, count: int | None = None) -> Predictions:
+    """The classes of the data that the live teacher's models predict, for all evaluation images or those of
+    `some_images`; {} without one, or where it teaches features."""
+    predictions: Predictions = {}
+    if run.teacher is None or not losses.OBJECTIVES[run.config.distill.kind].store_kind:
+        return predictions
+    for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
+        weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
+        pixels = {"mean": tuple(model.mean), "std": tuple(model.std)}
+        some = count and some_images(run.config, run.data.evaluation, count, model.size)
+        batches = [some] if some else evaluation_batches(run, model.size)
+        heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
+        name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
+        predictions[name] = heads.get("fused_logits", heads["cls"])
+    return predictions
+
+
+def disagreement(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Percent of the images for which each pair of classifiers predicts different classes."""
+    return {a: {b: 100 * float((x != y).mean()) for b, y in predictions.items()} for a, x in predictions.items()}
+
+
+def mean_cosine(
+    model: nnx.Module, images: UInt8[np.ndarray, "images height width 3"], view: PixelStatistics
+) -> list[float]:
+    """`token_cosine` of a model on images before normalization; [] without a second token."""
+    if not (isinstance(model, ViT) and model.distilled):
+        return []
+    return [round(float(x), 4) for x in token_cosine(model, normalize(jnp.asarray(images), **view))]
+
+
+def token_cosine(model: ViT, images: Images) -> Float[np.ndarray, " layers"]:
+    """Mean cosine between class and distillation token, before the blocks and after each.
+
+    model: a distilled ViT. The paper reports 0.06 for the learned tokens and 0.93 at the end.
+    """
+    seen = model.inspect(images)
+    both = [np.asarray(x[..., :2, :], np.float32) for x in (seen["embed"][None], seen["blocks"])]
+    tokens = np.concatenate(both)  # (depth + 1, B, 2, D)
+    unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+    return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1)
+
+
+def draw_student_attention(run: Run, count: int = 8) -> None:
+    """attention.png: attention of the best student's class and distillation token on `count` held-out images.
+
+    Under an image's class stands what the student, or a live teacher, predicts instead.
+    """
+    config, folder = run.config, run.folder
+    weights, graphdef = read_weights(folder)[1], run.model.graphdef
+    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+    if not hasattr(model, "inspect"):
+        return  # a ConvNet has no attention
+    batch = some_images(config, run.data.evaluation, count, run.model.img_size)
+    logits = head_logits(graphdef, weights, batch["image"], **run.pixel_statistics)
+    predicted = teacher_predictions(run, sharding.make_mesh(jax.local_devices()[:1]), count)
+    predicted["student"] = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
+    names = [printable(name) for name in run.data.train.class_names]
+    captions = [
+        "\n".join([names[label], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != label)])
+        for i, label in enumerate(batch["label"])
+    ]
+    draw_attention(folder / "attention.png", model, batch["image"], captions, **run.pixel_statistics)
+
+
+def some_images(config: Config, source: Source, count: int, size: int) -> loader.Batch:
+    """At most `count` readable images of a source, evenly over the classes, `size` pixels high and wide."""
+    batches = list(loader.eval_batches(config, limit_images(source, count), size=size))
+    readable = [(batch["mask"] > 0) & (batch["label"] >= 0) for batch in batches]
+    return {
+        name: np.concatenate([batch[name][rows] for batch, rows in zip(batches, readable, strict=True)])
+        for name in batches[0]
+    }

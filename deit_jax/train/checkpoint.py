@@ -167,7 +167,7 @@ def split_items(state: dict) -> dict[str, dict]:
 
 def set_damaged_aside(directory: Path) -> None:
     """Move the newest checkpoints away until one is intact, with a line about each; raise UserError if none is."""
-    intact, damaged = integrity.newest_intact(integrity.steps_in(directory))
+    intact, damaged = integrity.first_intact(integrity.steps_in(directory))
     if damaged and intact is None:
         step, found = next(iter(damaged.items()))
         raise UserError(

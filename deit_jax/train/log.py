@@ -60,15 +60,15 @@ class Log:
         run: the run; log.jsonl and tensorboard/ go into its folder.
         start: the step it begins or resumes at.
         evaluated: False where the evaluation of step `start` is not recorded, and will be logged (again).
-        losses: of the steps before `start` that no line has averaged yet, of `interval_losses`.
+        interval: metrics of the steps before `start` that no line has averaged yet, of `interval_metrics`.
     """
 
-    def __init__(self, run: Run, start: int, *, evaluated: bool = True, losses: Sequence[dict[str, float]] = ()):
+    def __init__(self, run: Run, start: int, *, evaluated: bool = True, interval: Sequence[dict[str, float]] = ()):
         self.run, self.config, self.start, self.compiled = run, run.config, start, False
         self.writes = jax.process_index() == 0
         self.path: Path | None = run.folder / "log.jsonl" if self.writes else None  # None: not written (any more)
         self.pending: list[bytes] = []  # lines that are not in the file yet
-        self.losses: list[dict[str, Any]] = list(losses)  # of each step since the last line, on the device if just made
+        self.interval: list[dict[str, Any]] = list(interval)  # of each step since the last line
         self.rewind(start, evaluated)
         say = lambda text: self.print(f"{run.title}: {text}")
         self.trackers = Trackers(run, start, say) if self.writes else None
@@ -151,13 +151,13 @@ class Log:
         yield
         self.waited += time.perf_counter() - begun
 
-    def step(self, step: int, metrics: dict[str, jax.Array], *, broken: int = 0) -> dict[str, float] | None:
-        """Follow one step; every `log.every` steps read the metrics from the device, show and return them.
+    def record(self, step: int, metrics: dict[str, jax.Array], *, broken: int = 0) -> None:
+        """Follow one step; every `log.every` steps, and after the last, read the metrics from the device and show them.
 
         The metrics of AVERAGED are means over the finite values since the last line; the others are the last step's.
         broken: training images so far that could not be read and were replaced.
         """
-        self.losses.append({name: metrics[name] for name in AVERAGED if name in metrics})
+        self.interval.append({name: metrics[name] for name in AVERAGED if name in metrics})
         if not self.compiled:  # the first step holds the compilation: it says nothing about speed
             jax.block_until_ready(metrics["loss"])
             seconds, self.compiled = time.perf_counter() - self.mark, True
@@ -165,11 +165,11 @@ class Log:
             self.reset(step)
         total = self.run.total_steps
         if step % self.config.log.every and step != total:
-            return None
+            return
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        interval = self.interval_losses()
+        interval = self.interval_metrics()
         values |= {name: mean_of_finite([one[name] for one in interval if name in one]) for name in interval[-1]}
-        self.losses = []
+        self.interval = []
         elapsed, steps = time.perf_counter() - self.mark, step - self.mark_step
         speed = {}
         if steps:
@@ -184,13 +184,12 @@ class Log:
             )
         self.write(step, **values, **speed, **({"broken_images": broken} if broken else {}))
         self.reset(step)
-        return values
 
-    def interval_losses(self) -> list[dict[str, float]]:
+    def interval_metrics(self) -> list[dict[str, float]]:
         """The AVERAGED metrics of each step since the last line: part of a checkpoint, so that a resumed run logs the
         same means."""
-        self.losses = [{k: float(v) for k, v in one.items()} for one in jax.device_get(self.losses)]
-        return list(self.losses)
+        self.interval = [{k: float(v) for k, v in one.items()} for one in jax.device_get(self.interval)]
+        return list(self.interval)
 
     def reset(self, step: int) -> None:
         """Measure speed from here on."""
@@ -211,14 +210,14 @@ class Log:
         self.print(line, transient=step != total)
         self.reset(step)
 
-    def rolled_back(self, step: int, to: int, in_row: int, losses: Sequence[dict[str, float]] = ()) -> None:
-        """Log that the run went back from `step` to `to` after `in_row` non-finite steps. losses: as at the start."""
+    def rolled_back(self, step: int, to: int, in_row: int, interval: Sequence[dict[str, float]] = ()) -> None:
+        """Log that the run went back from `step` to `to` after `in_row` non-finite steps. interval: as at the start."""
         self.print(
             f"{self.run.title}: {in_row} non-finite steps in a row at step {step}: back to step {to}, on other data"
         )
         self.rewind(to)
         self.write(to, rolled_back_from=step)
-        self.losses = list(losses)
+        self.interval = list(interval)
         self.reset(to)
 
     def close(self) -> None:

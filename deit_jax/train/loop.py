@@ -70,8 +70,9 @@ def train(run: Run) -> dict[str, dict]:
             if len(running) > STEPS_AHEAD:
                 running.popleft().block_until_ready()
 
-            values = log.step(step, metrics, broken=broken)
-            if values and values["nonfinite_in_row"] >= config.stability.patience:
+            log.record(step, metrics, broken=broken)
+            checked = step % config.log.every == 0 or step == total  # to read a metric is to wait for the device
+            if checked and int(metrics["nonfinite_in_row"]) >= config.stability.patience:
                 rollbacks += 1
                 state = roll_back(run, state, checkpoints, log, rollbacks)
                 step = int(state.step)
@@ -87,8 +88,8 @@ def train(run: Run) -> dict[str, dict]:
 def open_log(run: Run, state: TrainState, checkpoints: Checkpoints) -> Log:
     """The log of a run that begins or resumes at `state`, with what it prints first."""
     step = int(state.step)
-    losses = checkpoints.meta(step).get("interval_losses", [])
-    log = Log(run, step, evaluated=step in checkpoints.scores, losses=losses)
+    interval = checkpoints.meta(step).get("interval_metrics", [])
+    log = Log(run, step, evaluated=step in checkpoints.scores, interval=interval)
     log.begin(state.params)
     return log
 
@@ -147,7 +148,7 @@ def start_state(run: Run, checkpoints: Checkpoints, step: int | None) -> TrainSt
 def save(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log) -> None:
     """Start to save the state; what the next line of the log averages over is part of it."""
     log.sync()
-    checkpoints.save(vars(state), run.meta | {"interval_losses": log.interval_losses()})
+    checkpoints.save(vars(state), run.meta | {"interval_metrics": log.interval_metrics()})
 
 
 def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, stop: Stop) -> dict:
@@ -169,7 +170,7 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
-            run.sharded_model.graphdef,
+            run.program.student.graphdef,
             sets,
             batches(),
             mesh=run.mesh,
@@ -204,7 +205,7 @@ def roll_back(run: Run, state: TrainState, checkpoints: Checkpoints, log: Log, r
     place = run.program.abstract_state.offset.sharding
     back = back.replace(offset=jax.device_put(jnp.asarray(offset, jnp.int32), place))
     in_row = int(state.nonfinite["in_row"])
-    log.rolled_back(step, to, in_row, losses=checkpoints.meta(to).get("interval_losses", []))
+    log.rolled_back(step, to, in_row, interval=checkpoints.meta(to).get("interval_metrics", []))
     return back
 
 

@@ -26,7 +26,7 @@ from deit_jax.config import Config, differences, flat, validate
 from deit_jax.config.recipes import has_teacher, teacher_config, trains_teacher, without_token
 from deit_jax.data import cache, device_crops, loader, sources
 from deit_jax.data.base import Source, file_names, summary
-from deit_jax.distill.label_reader import StoredLabels, open_labels
+from deit_jax.distill.label_reader import StoredLabels, open_stored_labels
 from deit_jax.distill.teacher import Teacher, load_teacher, stored_teacher
 from deit_jax.distill.unlabelled import label_by_teacher
 from deit_jax.errors import UserError
@@ -37,7 +37,9 @@ from deit_jax.train.step import Program, Student, make_program, make_student
 from deit_jax.train.trackers import tracker_names
 from deit_jax.weights.fit import fit_weights
 from deit_jax.weights.load import load_weights
-from deit_jax.weights.orbax import find_step
+from deit_jax.weights.orbax import best_step
+
+PLAIN_STUDENT = "student without a teacher"  # the title of that run
 
 
 class Data(NamedTuple):
@@ -89,11 +91,6 @@ class Run:
         return sharding.make_mesh(**self.config.mesh)
 
     @functools.cached_property
-    def sharded_model(self) -> Student:
-        """The model with its computation split over these devices."""
-        return self.model.on(self.mesh)
-
-    @functools.cached_property
     def program(self) -> Program:
         """Its jitted functions, on these devices."""
         predict = self.teacher.predict if self.teacher else None
@@ -140,27 +137,33 @@ def open_run(
     """
     tracker_names(config)
     data = data or open_data(config)
-    student, teacher = open_models(config, data, teacher_init)
-    begun = find_step(storage.as_path(workdir)) is not None  # then it needs no weights to start from
+    student = make_student(config, data.train.num_classes)
+    teacher = open_teacher(config, data.train.class_names, student, teacher_init)
+    begun = best_step(storage.as_path(workdir)) is not None  # then it needs no weights to start from
     init, notes = (None, []) if begun else load_init(config, student, data.train.class_names)
     per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
-    labels = open_labels(config, data.train, student.img_size, total) if has_teacher(config) else None
+    labels = None
+    if config.distill.labels and has_teacher(config):
+        labels = open_stored_labels(config, data.train, student.img_size, total)
     folder = claim_workdir(workdir, config, data.train.fingerprint, data.evaluation.fingerprint, file_names(data.train))
     return Run(title, config, folder, data, student, per_epoch, total, teacher, labels, init, notes)
 
 
-def open_models(config: Config, data: Data, teacher_init: str = "") -> tuple[Student, Teacher | None]:
-    """The student and its teacher; None without one, or where it is trained first. Arguments and errors: `open_run`."""
-    student = make_student(config, data.train.num_classes)
+def open_teacher(config: Config, class_names: Sequence[str], student: Student, init: str = "") -> Teacher | None:
+    """The teacher of a student; None without one, or where it is trained first.
+
+    class_names: of the data, by label. init: weights of a teacher that was trained just before. Raises UserError for
+    bad input.
+    """
     if not has_teacher(config):
-        return student, None
-    if trains_teacher(config) and not teacher_init:
-        check_teacher_training(config, data.train.class_names)
-        return student, None
+        return None
+    if trains_teacher(config) and not init:
+        check_teacher_training(config, class_names)
+        return None
     if config.distill.labels:
-        return student, stored_teacher(config, student.num_classes)
-    return student, load_teacher(config, data.train.class_names, student.img_size, teacher_init)
+        return stored_teacher(config, student.num_classes)
+    return load_teacher(config, class_names, student.img_size, init)
 
 
 def open_data(config: Config) -> Data:
@@ -168,6 +171,7 @@ def open_data(config: Config) -> Data:
 
     Raises UserError for missing data; on every process, where several of them see different images.
     """
+    # `data.cache`; "auto" keeps what fits in RAM, and on accelerators small training images on the devices
     data = Data(*cache.keep_decoded(config, *sources.open_sources(config)))
     if config.data.layout == "unlabelled":
         data = Data(*label_by_teacher(config, *data))

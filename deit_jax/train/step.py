@@ -218,9 +218,9 @@ def make_loss(student: Student, teacher: TeacherFunction | None, config: Config)
             (cls, dist), features = model.heads_and_features(images, train=True, key=key)
         else:
             (cls, dist), features = model.heads(images, train=True, key=key), None
-        form = {name: d[name] for name in ("kind", "tau", "normalization", "alpha")}
-        form |= {"class_loss": config.class_loss, "features": features}
-        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **form)
+        settings = {name: d[name] for name in ("kind", "tau", "normalization", "alpha")}
+        settings |= {"class_loss": config.class_loss, "features": features}
+        terms = distillation_terms(cls, dist, batch["target"], teacher_output, **settings)
         metrics = terms | teacher_agreement(cls, dist, teacher_output)
         return weighted_sum(terms, d.alpha), (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 
@@ -240,7 +240,7 @@ def make_update(config: Config, steps_per_epoch: int) -> Callable:
             # else XLA would concatenate the blocks' gradients again for each of the optimizer's four results
             grads = jax.lax.optimization_barrier(grads)
         grad_norm, lr = optax.global_norm(grads), lr_schedule(state.step)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)  # not multiplied by the learning rate yet
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
         ema = state.ema
         if ema:
@@ -263,11 +263,13 @@ class Program(NamedTuple):
     """The jitted functions of a run on a mesh; nothing is compiled before their first call.
 
     Attributes:
+        student: the model, which computes with arrays that are split over the mesh.
         abstract_state: shapes, types and shardings of the state.
         initialize: (weights or None, seed) → state.
         step: (state, batch, teacher's arrays) → (state, metrics); the state's memory is used again.
     """
 
+    student: Student
     abstract_state: TrainState
     initialize: Callable
     step: jax.stages.Wrapped
@@ -281,9 +283,10 @@ def make_program(
     places = sharding.param_shardings(shapes, mesh)
     abstract_state = jax.tree.map(lambda x, place: x.update(sharding=place), shapes, places)
     initialize = lambda weights, seed: create_state(student, config, weights, seed=seed)
-    step = make_train_step(student.on(mesh), teacher, config, steps_per_epoch)
+    student = student.on(mesh)
+    step = make_train_step(student, teacher, config, steps_per_epoch)
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
-    return Program(abstract_state, jax.jit(initialize, out_shardings=places), jitted)
+    return Program(student, abstract_state, jax.jit(initialize, out_shardings=places), jitted)
 
 
 def accumulate(grad_fn: Callable, microbatches: int, mesh: Mesh | None = None) -> Callable:

@@ -67,7 +67,7 @@ def damage(folder: Path, items: Collection[str] | None = None) -> str | None:
     return f"{changed} " + ("does not hold the bytes that were saved" if (folder / changed).exists() else "is missing")
 
 
-def newest_intact(steps: Iterable[Path], items: Collection[str] | None = None) -> tuple[Path | None, dict[Path, str]]:
+def first_intact(steps: Iterable[Path], items: Collection[str] | None = None) -> tuple[Path | None, dict[Path, str]]:
     """(the first intact checkpoint or None, {damaged checkpoint before it: what is wrong})."""
     damaged = {}
     for step in steps:

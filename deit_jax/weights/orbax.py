@@ -22,7 +22,7 @@ from deit_jax.weights.weight_files import Tensors
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
 
 
-def find_step(folder: Path) -> Path | None:
+def best_step(folder: Path) -> Path | None:
     """The checkpoint a folder stands for: itself, or the best (else newest) of a workdir or its `checkpoints`."""
     return next(iter(steps_of(folder)), None)
 
@@ -45,14 +45,14 @@ def top1(step: Path) -> float:
 
 
 def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
-    """As `find_step`, of those that are intact; a line on stderr says which was passed over, and why.
+    """As `best_step`, of those that are intact; a line on stderr says which was passed over, and why.
 
     Raises UserError where there is no checkpoint, or no intact one.
     """
     steps = steps_of(storage.as_path(folder))
     if not steps:
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
-    chosen, damaged = integrity.newest_intact(steps, (weights, "meta"))
+    chosen, damaged = integrity.first_intact(steps, (weights, "meta"))
     if chosen is None:
         raise UserError(f"checkpoint {steps[0]} is damaged ({damaged[steps[0]]}), and there is no intact one beside it")
     if not (chosen / weights).is_dir():

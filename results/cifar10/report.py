@@ -25,9 +25,10 @@ from deit_jax import losses, plots
 from deit_jax.ablate import Scores, by_head, collect, job_result, run_name, spread
 from deit_jax.config import default_config, flat
 from deit_jax.evaluate.tables import table
-from deit_jax.report.agreement import PLAIN_STUDENT, STUDENT_HEADS, disagreement
+from deit_jax.report.run_report import STUDENT_HEADS, disagreement
 from deit_jax.runtime import atomic
 from deit_jax.train.log import read_log
+from deit_jax.train.run import PLAIN_STUDENT
 
 HERE = Path(__file__).parent
 PLACES = ("data.root", "teacher.init")  # folders of the machine it ran on

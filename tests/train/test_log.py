@@ -37,18 +37,18 @@ def losses(folder) -> list[tuple[int, float]]:
 def test_the_loss_is_the_intervals_mean_also_over_a_restart(tmp_path):
     log = make_log(tmp_path)
     for step in range(1, 7):
-        log.step(step, metrics(float(step)))
-    kept = log.interval_losses()
+        log.record(step, metrics(float(step)))
+    kept = log.interval_metrics()
     assert kept == [{"loss": 5.0}, {"loss": 6.0}]
     for step in range(7, 9):
-        log.step(step, metrics(float(step)))
+        log.record(step, metrics(float(step)))
     whole = losses(tmp_path)
     assert whole == [(4, 2.5), (8, 6.5)]
 
-    resumed = make_log(tmp_path, start=6, losses=json.loads(json.dumps(kept)))
+    resumed = make_log(tmp_path, start=6, interval=json.loads(json.dumps(kept)))
     assert losses(tmp_path) == whole[:1], "what came after the checkpoint is dropped"
     for step in range(7, 9):
-        resumed.step(step, metrics(float(step)))
+        resumed.record(step, metrics(float(step)))
     assert losses(tmp_path) == whole
 
 
@@ -59,8 +59,8 @@ def test_skipped_steps_do_not_hide_the_others():
 
 def test_values_that_are_not_finite_are_valid_json(tmp_path):
     log = make_log(tmp_path, every=1)
-    log.step(1, metrics(math.nan, 1))
-    log.step(2, metrics(math.inf, 2))
+    log.record(1, metrics(math.nan, 1))
+    log.record(2, metrics(math.inf, 2))
     text = (tmp_path / "log.jsonl").read_text()
     records = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [r["loss"] for r in records] == [None, None]
@@ -71,7 +71,7 @@ def test_values_that_are_not_finite_are_valid_json(tmp_path):
 def test_an_evaluation_that_is_not_recorded_is_dropped_and_logged_again(tmp_path):
     results = {"params": {"top1": 50.0, "top5": 90.0, "loss": 1.0, "heads": {"cls": {"top1": 50.0}}}}
     log = make_log(tmp_path, every=1)
-    log.step(6, metrics(1.0))
+    log.record(6, metrics(1.0))
     log.evaluation(6, results)
     for evaluated, count in ((True, 1), (False, 0)):
         make_log(tmp_path, start=6, evaluated=evaluated)
@@ -81,14 +81,14 @@ def test_an_evaluation_that_is_not_recorded_is_dropped_and_logged_again(tmp_path
 
 def test_a_full_disk_ends_the_log_with_one_line_and_the_run_goes_on(tmp_path, capsys):
     log = make_log(tmp_path, every=1, tensorboard=True)
-    log.step(1, metrics(1.0))
+    log.record(1, metrics(1.0))
     (file,) = (tmp_path / "tensorboard").glob("events*")
     log.close()
     assert b"grad_norm" in file.read_bytes()
     full = log.path = Path("/dev/full")
     log.trackers.opened["tensorboard"] = (lambda *_: full.write_text("x")), None
     for step in range(2, 5):
-        assert log.step(step, metrics(1.0)) is not None
+        log.record(step, metrics(1.0))
     out = capsys.readouterr().out
     assert out.count("log.jsonl cannot be written, and ends here ([Errno 28] No space left on device)") == 1
     assert out.count("the tensorboard log cannot be written, and ends here") == 1
@@ -99,7 +99,7 @@ def test_loss_terms_and_agreements_are_means_in_the_log_and_in_the_line(tmp_path
     log = make_log(tmp_path, every=2)
     for step, (class_loss, agreement) in enumerate([(1.0, 0.25), (2.0, 0.75)], 1):
         terms = {"class_loss": class_loss, "distillation_loss": 3.0, "cls_agreement": agreement, "dist_agreement": 1.0}
-        log.step(step, metrics(2.0) | {name: jnp.asarray(value) for name, value in terms.items()})
+        log.record(step, metrics(2.0) | {name: jnp.asarray(value) for name, value in terms.items()})
     (record,) = read_log(tmp_path)
     assert (record["class_loss"], record["distillation_loss"]) == (1.5, 3.0)
     assert (record["cls_agreement"], record["dist_agreement"]) == (0.5, 1.0)

@@ -22,7 +22,7 @@ from deit_jax.runtime import sharding
 from deit_jax.train.loop import train_run as train
 from deit_jax.train.step import Student, create_state, make_student, make_train_step
 from deit_jax.weights.names import Timm, entries
-from deit_jax.weights.orbax import find_step
+from deit_jax.weights.orbax import best_step
 
 GOLD = np.load(GOLDEN / "training.npz")
 NAME = "deit_tiny_distilled_patch16_224"
@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     # complete: nothing is trained, the same is found again
     assert train(config, tmp_path / "cut") == whole
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
-    assert find_step(tmp_path / "cut").name == find_step(tmp_path / "whole").name
+    assert best_step(tmp_path / "cut").name == best_step(tmp_path / "whole").name
 
 
 def test_a_workdir_of_another_run_is_left_alone_and_runtime_settings_may_change(single, tmp_path):

@@ -11,10 +11,16 @@ from helpers import TINY_PLAIN, whole_config
 
 from deit_jax import models
 from deit_jax.data.base import limit_images
-from deit_jax.report.agreement import disagreement, measure_agreement, some_images, teacher_predictions, token_cosine
-from deit_jax.report.run_report import predict_student
+from deit_jax.report.run_report import (
+    disagreement,
+    measure_agreement,
+    predict_student,
+    some_images,
+    teacher_predictions,
+    token_cosine,
+)
 from deit_jax.runtime import sharding
-from deit_jax.train.run import open_data, open_models, open_run
+from deit_jax.train.run import open_run, open_teacher
 
 pytestmark = pytest.mark.long_runs  # as `whole_run`
 
@@ -95,7 +101,7 @@ def test_several_teachers_have_a_column_each(finished):
     config = original.copy_and_resolve_references()
     config.teacher.name, config.teacher.epochs = f"{TINY_PLAIN},{TINY_PLAIN}", 0
     config.teacher.init = f"{folder / 'teacher'},{folder / 'teacher'}"
-    several = dataclasses.replace(run, teacher=open_models(config, open_data(config))[1])
+    several = dataclasses.replace(run, teacher=open_teacher(config, run.data.train.class_names, run.model))
     found = measure_agreement(several, student)["disagreement"]
     assert found["teacher 1"]["teacher 2"] == 0.0
     assert np.isfinite(found["teacher 1"]["both heads"])
