@@ -37,7 +37,7 @@ from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
 from deit_jax.label import label
-from deit_jax.report.run_report import mean_cosine, some_images
+from deit_jax.report.run_report import some_images, token_cosine
 from deit_jax.runtime import atomic, hardware, sharding
 from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
@@ -244,7 +244,7 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
         if name == "params" and "dist" in heads:
             model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
             some = some_images(config, data.evaluation, COSINE_IMAGES, student.img_size)
-            found["cosine"] = mean_cosine(model, some["image"], view)
+            found["cosine"] = token_cosine(model, some["image"], view)
     np.savez_compressed(folder / "predictions.npz", **predictions)
     return found
 

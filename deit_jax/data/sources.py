@@ -1,5 +1,6 @@
 """Where images come from: `config.data` → a training and an evaluation source."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,26 +79,37 @@ def find_sources(config: Config) -> tuple[Source | None, Source]:
     data = config.data
     splits = Splits(data.train_split, data.eval_split, data.holdout)
     check_root(data.root)
-    root = storage.as_path(data.root) if data.root and not data.root.startswith(hf_source.HUB) else None
-    if data.root and hf_source.is_hf(root or data.root):
-        train, evaluation = hf_source.open_hf(str(root or data.root), splits, data.columns)
-    elif root is None and data.name == "digits":
+    on_hub = data.root.startswith(hf_source.HUB)
+    root = storage.as_path(data.root) if data.root and not on_hub else None
+    if not data.root and data.name == "digits":
         if splits._replace(evaluation="") != Splits() or splits.evaluation not in ("", HOLDOUT):
             raise UserError("of digits a fifth is held out: leave data.train_split, eval_split and holdout unset")
         train, evaluation = open_digits()
-    elif root is None and is_own(data.name):
+    elif not data.root and is_own(data.name):
         train, evaluation = open_own_sources(data.name)
-    elif root and root.is_file():
-        train, evaluation = open_csv(str(root), splits)
-    elif root and shards.is_shards(root):
-        train, evaluation = shards.open_shards(root, splits)
-    elif root is None or tfds_source.is_data_dir(root, data.name):
-        train, evaluation = tfds_source.open_tfds(data.name, root, splits)
+    elif stored := open_stored(root, data.root if on_hub else data.name, splits, data.columns):
+        train, evaluation = stored
     else:
         train, evaluation = open_folder(str(root), splits, data.layout)
     if train is not None:
         check_every_class_is_trained(train)
     return train, evaluation
+
+
+def open_stored(root: Path | None, name: str, splits: Splits, columns: str = "") -> tuple[Source | None, Source] | None:
+    """The images of what `datasets` reads, a table, shards or TFDS, as `open_splits`; None for a folder of images.
+
+    name: of a dataset of TFDS, or hf:NAME where there is no root. columns: as `open_hf`.
+    """
+    if hf_source.is_hf(root) if root else name.startswith(hf_source.HUB):
+        return hf_source.open_hf(str(root or name), splits, columns)
+    if root and is_table(root):
+        return open_csv(str(root), splits)
+    if root and shards.is_shards(root):
+        return shards.open_shards(root, splits)
+    if root is None or tfds_source.is_data_dir(root, name):
+        return tfds_source.open_tfds(name, root, splits)
+    return None
 
 
 def check_every_class_is_trained(train: Source) -> None:

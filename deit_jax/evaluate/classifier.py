@@ -18,7 +18,7 @@ from deit_jax.data import loader
 from deit_jax.data.base import Source
 from deit_jax.errors import UserError
 from deit_jax.evaluate.inference import evaluate_sets
-from deit_jax.runtime import sharding, storage
+from deit_jax.runtime import sharding
 from deit_jax.runtime.progress import track
 from deit_jax.weights import Weights, fit_weights, load_weights
 from deit_jax.weights.load import View, view_of
@@ -61,8 +61,7 @@ class Classifier:
 
 def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
     """{"params" and "ema": weights}: the set `which`, or both of a checkpoint that has both; as `load_weights`."""
-    path = storage.as_path(source)
-    step = best_step(path) if path.is_dir() else None
+    step = best_step(source)
     kinds = (which,) if which else WEIGHT_SETS if step and (step / "ema").is_dir() else WEIGHT_SETS[:1]
     return {kind: load_weights(source, weights=kind) for kind in kinds}
 

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deit_jax.classes.match import ClassMap, match_classes
-from deit_jax.data import hf_source, shards, tfds_source
+from deit_jax.data import shards
 from deit_jax.data.base import FileSource, Source, limit_images
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.label_files import FileLabels, read_label_file
 from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
-from deit_jax.data.sources import open_digits
+from deit_jax.data.sources import open_digits, open_stored
 from deit_jax.data.splits import EVAL_SPLITS, Splits, split_of
-from deit_jax.data.table import is_table, open_csv
 from deit_jax.errors import UserError, nearest
 from deit_jax.runtime import storage
 
@@ -73,25 +72,17 @@ def parse_spec(text: str) -> Spec:
 def open_eval_set(text: str) -> EvalSet:
     """Open what a `--data=` names. Raises UserError for what is missing, empty or without labels."""
     spec = parse_spec(text)
-    root, splits = spec.root, Splits(evaluation=spec.split, holdout=1.0)
-    if root is None:
-        if spec.name == "digits":
-            return EvalSet("digits", open_digits()[1], "the held-out fifth")
-        if spec.name.startswith(hf_source.HUB):
-            return EvalSet(spec.name, hf_source.open_hf(spec.name, splits)[1])
-        return EvalSet(spec.name, tfds_source.open_tfds(spec.name, None, splits)[1])
-    shards.check_place(root, "--data")
-    if is_table(root):
-        return EvalSet(spec.name, open_csv(str(root), splits)[1])
-    if hf_source.is_hf(root):
-        return EvalSet(spec.name, hf_source.open_hf(str(root), splits)[1])
+    root = spec.root
+    if root is None and spec.name == "digits":
+        return EvalSet("digits", open_digits()[1], "the held-out fifth")
+    if root:
+        shards.check_place(root, "--data")
+    if stored := open_stored(root, spec.name, Splits(evaluation=spec.split, holdout=1.0)):
+        return EvalSet(spec.name, stored[1])
+    assert root
     if not root.is_dir():
         right = TAR_HINT if is_tar_name(root) else "give one, or a .csv table of path,label"
         raise UserError(f"--data {root} is not a folder: {right}")
-    if shards.is_shards(root):
-        return EvalSet(spec.name, shards.open_shards(root, splits)[1])
-    if tfds_source.is_data_dir(root, spec.name):
-        return EvalSet(spec.name, tfds_source.open_tfds(spec.name, root, splits)[1])
     folder = _split_folder(root, spec)
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not is_hidden(entry.name))
     flat = [name for name in names if is_image_name(name)]

@@ -139,7 +139,7 @@ def open_run(
     data = data or open_data(config)
     student = make_student(config, data.train.num_classes)
     teacher = open_teacher(config, data.train.class_names, student, teacher_init)
-    begun = best_step(storage.as_path(workdir)) is not None  # then it needs no weights to start from
+    begun = best_step(workdir) is not None  # then it needs no weights to start from
     init, notes = (None, []) if begun else load_init(config, student, data.train.class_names)
     per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)

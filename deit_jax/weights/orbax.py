@@ -22,9 +22,10 @@ from deit_jax.weights.weight_files import Tensors
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
 
 
-def best_step(folder: Path) -> Path | None:
-    """The checkpoint a folder stands for: itself, or the best (else newest) of a workdir or its `checkpoints`."""
-    return next(iter(steps_of(folder)), None)
+def best_step(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint a folder stands for: itself, or the best (else newest) of a workdir or its `checkpoints`; None for
+    what is no folder, or holds none."""
+    return next(iter(steps_of(storage.as_path(folder))), None)
 
 
 def steps_of(folder: Path) -> list[Path]:
