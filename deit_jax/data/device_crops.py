@@ -51,10 +51,11 @@ def keep_on_devices(config: Config, source: Source) -> Source:
     limit = math.inf if how == "device" else LARGEST
     shape = (side, side, 3) if side else common_shape(source, config.data.exif, largest, limit)
     if shape and max(shape) <= largest:
-        kept, free = OnDevices(config, source, shape), hardware.free_device_memory(jax.local_devices())
-        if kept.bytes <= free:
+        kept, devices = OnDevices(config, source, shape), jax.local_devices()
+        memory = hardware.device_memory(devices[0].device_kind, len(devices))
+        if memory is None or kept.bytes < memory:
             return kept
-        problem = f"{readable(free)} are free for {kept.size}: use more devices, a smaller data.device_size"
+        problem = f"one has {readable(memory)}, for {kept.size}: use more devices, a smaller data.device_size"
     else:
         given = f"data.device_size is {side}" if side else f"those of {source.title} are others"
         problem = f"it takes readable images of one size, {largest} pixels at most, and {given}: use"

@@ -16,7 +16,7 @@ import numpy as np
 
 from deit_jax.classes.match import ClassMap, match_classes
 from deit_jax.data import shards
-from deit_jax.data.base import FileSource, Source, limit_images
+from deit_jax.data.base import FileSource, Source, Whole, limit_images
 from deit_jax.data.folders import scan_folder
 from deit_jax.data.label_files import FileLabels, read_label_file
 from deit_jax.data.listing import TAR_HINT, is_hidden, is_image_name, is_tar_name, list_images
@@ -180,21 +180,17 @@ def match_source(
     return classes, MappedSource(limit_images(source, limit), outputs, num_outputs)
 
 
-class MappedSource:
+class MappedSource(Whole):
     """A source whose labels are a model's logits; outputs: the logit of each label, -1 for one that never occurs."""
 
     def __init__(self, source: Source, outputs: np.ndarray, num_outputs: int):
-        self.source, self.outputs, self.num_classes = source, outputs, num_outputs
+        super().__init__(source)
+        self.outputs, self.num_classes = outputs, num_outputs
         self.class_names = [str(i) for i in range(num_outputs)]
-        self.several_labels = getattr(source, "several_labels", False)
-        self.title, self.notes = source.title, source.notes
 
     @property
-    def fingerprint(self) -> str:
-        return self.source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.source)
+    def labels(self) -> np.ndarray:
+        return self.outputs[super().labels]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = dict(self.source[index])

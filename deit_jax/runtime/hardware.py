@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,14 +69,6 @@ def free_memory() -> float:
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
         free.append(float(int(limit) - int(used)))
     return min(free)
-
-
-def free_device_memory(devices: Iterable[Any]) -> float:
-    """Bytes that each of some devices can still take, and the host before it hands them on; where a device does not
-    tell, its share of the host's."""
-    stats, host = [device.memory_stats() or {} for device in devices], free_memory()
-    known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]
-    return min(host, *known) if known else host / len(stats)
 
 
 def cores() -> int:

@@ -1,5 +1,6 @@
 """The text of an optimized HLO module: its computations, their instructions, and the sizes of arrays."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -74,11 +75,5 @@ def shapes(result: str) -> list[tuple[int, ...]]:
 
 def num_bytes(result: str) -> int:
     """Bytes of all arrays in the text of a result, `f32[8,128]{1,0}` or a tuple of such."""
-    total = 0
-    for dtype, axes in ARRAY.findall(result):
-        if dtype in BITS:
-            count = 1
-            for n in filter(None, axes.split(",")):
-                count *= int(n)
-            total += -(-count * BITS[dtype] // 8)
-    return total
+    bits = [BITS.get(dtype, 0) for dtype, _ in ARRAY.findall(result)]
+    return sum(-(-math.prod(shape) * width // 8) for shape, width in zip(shapes(result), bits, strict=True))

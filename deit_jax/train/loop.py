@@ -44,7 +44,7 @@ def train(run: Run) -> dict[str, dict]:
         Interrupted: a signal came, and the state is saved.
     """
     config, total = run.config, run.total_steps
-    teacher_arrays = jax.device_put(run.teacher_arrays, sharding.replicated(run.mesh))
+    teacher_arrays = jax.device_put(list(run.teacher.arrays) if run.teacher else [], sharding.replicated(run.mesh))
     with Stop() as stop, contextlib.ExitStack() as exits:  # closed however the run ends
         checkpoints = Checkpoints(run.folder, config.checkpoint.keep)
         exits.callback(checkpoints.close)  # waits for the running save

@@ -97,11 +97,6 @@ class Run:
         return make_program(self.model, predict, self.config, self.steps_per_epoch, self.mesh)
 
     @property
-    def teacher_arrays(self) -> list[Any]:
-        """The teacher's arrays that the train step takes."""
-        return list(self.teacher.arrays) if self.teacher else []
-
-    @property
     def pixel_statistics(self) -> PixelStatistics:
         """The normalization statistics of the student's inputs."""
         return PixelStatistics(mean=tuple(self.config.augment.mean), std=tuple(self.config.augment.std))

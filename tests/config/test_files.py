@@ -88,7 +88,8 @@ def test_a_config_starts_and_its_step_has_a_loss(name, text, photos, weights, tm
     run = open_run(config, tmp_path / "run")
     stream = training_batches(run, 0)
     batch = sharding.place_batch(next(stream)[0], run.mesh)
-    state, metrics = jax.eval_shape(run.program.step, run.program.abstract_state, batch, run.teacher_arrays)
+    arrays = list(run.teacher.arrays) if run.teacher else []
+    state, metrics = jax.eval_shape(run.program.step, run.program.abstract_state, batch, arrays)
     stream.close()
     assert (metrics["loss"].shape, run.total_steps) == ((), 2)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, run.program.abstract_state)

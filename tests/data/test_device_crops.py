@@ -100,11 +100,9 @@ def test_each_device_takes_its_share_of_what_fits(photos, monkeypatch):
     assert {shard.data.shape for shard in kept.kept[0].addressable_shards} == {(3, 12, 12, 3)}  # 18 images, 6 of zeros
     said = "kept on the devices: 18 images of 12 x 12 pixels, 1.3 kB per device (8), resized first, which is"
     assert kept.notes[-1].startswith(said)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 8 * 1296 - 1.0)
-    with pytest.raises(UserError, match=r"device, but 1.3 kB are free for 18 images .* per device \(8\): use more"):
+    monkeypatch.setattr(hardware, "device_memory", lambda *_: 1296)
+    with pytest.raises(UserError, match=r"device, but one has 1.3 kB, for 18 images .* per device \(8\): use more"):
         device_crops.keep_on_devices(config, source)
-    tells = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 700, "bytes_in_use": 100})
-    assert hardware.free_device_memory([tells, tells]) == 600
 
 
 def test_auto_takes_an_accelerator_where_the_pixels_are_the_same():
