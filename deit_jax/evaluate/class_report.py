@@ -13,6 +13,7 @@ from deit_jax.runtime import atomic
 
 MAX_EXAMPLES = 16  # images on a contact sheet
 MAX_CLASSES = 50  # in a picture, and in the report's table
+OTHER_COLUMNS = ("label", "index", "confidence", "joint")  # of `Outcomes`, beside those of the heads
 FILES = ("classes.json", "confusion.png", "mistakes.png", "heads.png")
 
 
@@ -31,6 +32,7 @@ class Outcomes:
     def __init__(self, class_names: list[str]):
         self.class_names = [printable(name) for name in class_names]
         self.parts: list[dict[str, np.ndarray]] = []
+        self.rows = 0  # of the batches so far
         self.sheets: dict[str, list[tuple[float, int, UInt8[np.ndarray, "height width 3"]]]]
         self.sheets = {"mistakes": [], "heads": []}
 
@@ -40,7 +42,8 @@ class Outcomes:
         """Add the images of a batch whose mask is 1. predictions: of `inference.predict`."""
         real, start = batch["mask"] > 0, sum(len(part["label"]) for part in self.parts)
         part = {name: x[real] for name, x in predictions.items()} | {"label": batch["label"][real]}
-        self.parts.append(part)
+        self.parts.append(part | {"index": self.rows + np.flatnonzero(real)})
+        self.rows += len(real)
         images = batch["image"][real]
         readable = part["label"] >= 0  # an unreadable image is black, and says nothing about the model
         wrong = {"mistakes": part["joint"] != part["label"], "heads": part["cls"] != part.get("dist", part["cls"])}
@@ -51,13 +54,14 @@ class Outcomes:
             self.sheets[name] = sorted([*self.sheets[name], *found], key=lambda one: one[:2])[:MAX_EXAMPLES]
 
     def column(self, name: str, *, readable: bool = False) -> Shaped[np.ndarray, " images"]:
-        """Of all images, or those that could be read: "label", "confidence", or a head's predicted class."""
+        """Of all images, or those that could be read: "label", "confidence", a head's predicted class, or "index", in
+        the source."""
         return np.concatenate([part[name][part["label"] >= 0] if readable else part[name] for part in self.parts])
 
     @property
     def heads(self) -> dict[str, Integer[np.ndarray, " images"]]:
         """{head: predicted class}, of all images."""
-        return {name: self.column(name) for name in self.parts[0] if name not in ("label", "confidence", "joint")}
+        return {name: self.column(name) for name in self.parts[0] if name not in OTHER_COLUMNS}
 
     def examples(self, sheet: str) -> list[dict[str, Any]]:
         """The images of a contact sheet as JSON: position, class, predicted class of each head and "joint"."""

@@ -25,8 +25,8 @@ from deit_jax.models import kernels
 from deit_jax.models.inputs import Images, ImgSize, NoHead, check_images, image_size, training_key
 from deit_jax.runtime import hardware
 
-# PyTorch's trunc_normal_(std=0.02) cuts at +-2 absolute, 100 deviations out: a plain normal.
-weight_init = nnx.initializers.normal(0.02)
+INIT_STD = 0.02  # of PyTorch's trunc_normal_, which cuts at +-2 absolute, 100 deviations out: a plain normal
+weight_init = nnx.initializers.normal(INIT_STD)
 
 
 def fuse(
@@ -332,6 +332,8 @@ class ViT(nnx.Module):
             DeiTForImageClassification): the class head alone predicts.
         norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
         init_values: of the blocks' LayerScale; None: there is none (DeiT).
+        init_std: of new tokens, positions and kernels of the blocks. A narrow model learns little at first with DeiT's,
+            0.02, for whose widths that is some 1 / sqrt(embed_dim).
         no_embed_class: the patches alone have positions.
         reg_tokens: registers, learned tokens before the patches that no head reads.
         feature_width: of a linear layer on the tokens, for feature distillation (`heads_and_features`); 0: none.
@@ -363,6 +365,7 @@ class ViT(nnx.Module):
         dist_head: bool = True,
         norm_eps: float = 1e-6,
         init_values: float | None = None,
+        init_std: float = INIT_STD,
         no_embed_class: bool = False,
         reg_tokens: int = 0,
         feature_width: int = 0,
@@ -398,12 +401,13 @@ class ViT(nnx.Module):
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         positions = self.grid[0] * self.grid[1] + (0 if no_embed_class else self.prefix_tokens)
         self.patch_embed = PatchEmbed(patch_size, embed_dim, dtype=self.dtype, rngs=rngs)
-        self.cls_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
+        draw = nnx.initializers.normal(init_std)
+        self.cls_token = nnx.Param(draw(rngs.params(), (1, 1, embed_dim), jnp.float32))
         if distilled:
-            self.dist_token = nnx.Param(weight_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
+            self.dist_token = nnx.Param(draw(rngs.params(), (1, 1, embed_dim), jnp.float32))
         if reg_tokens:
-            self.reg_token = nnx.Param(weight_init(rngs.params(), (1, reg_tokens, embed_dim), jnp.float32))
-        self.pos_embed = nnx.Param(weight_init(rngs.params(), (1, positions, embed_dim), jnp.float32))
+            self.reg_token = nnx.Param(draw(rngs.params(), (1, reg_tokens, embed_dim), jnp.float32))
+        self.pos_embed = nnx.Param(draw(rngs.params(), (1, positions, embed_dim), jnp.float32))
 
         def block(rngs):
             options = {"drop_rate": drop_rate, "norm_eps": norm_eps, "dtype": self.dtype, "attention": attention}
@@ -411,6 +415,9 @@ class ViT(nnx.Module):
             return Block(embed_dim, num_heads, mlp_ratio, **options, rngs=rngs)
 
         self.blocks = nnx.vmap(block)(rngs.split(depth))
+        for _, layer in nnx.iter_modules(self.blocks):
+            if isinstance(layer, nnx.Linear):
+                layer.kernel[...] *= init_std / INIT_STD
         self.norm = LayerNorm(embed_dim, epsilon=norm_eps, dtype=self.dtype, rngs=rngs)
         self.reset_classifier(num_classes, rngs)
         if feature_width:
@@ -518,10 +525,11 @@ SIZES = {
     "huge": {"embed_dim": 1280, "num_heads": 16, "depth": 32, "patch_size": 14},
 }
 # Small images, small machines: digits and CIFAR-10.
+WIDTH_96 = {"embed_dim": 96, "num_heads": 3, "patch_size": 4}
 SMALL = {
     "pico_patch4_12": {"embed_dim": 64, "num_heads": 2, "depth": 3, "patch_size": 4, "img_size": 12},
-    "digits_patch4_16": {"embed_dim": 96, "num_heads": 3, "depth": 4, "patch_size": 4, "img_size": 16},
-    "nano_patch4_32": {"embed_dim": 96, "num_heads": 3, "depth": 6, "patch_size": 4, "img_size": 32},
+    "digits_patch4_16": WIDTH_96 | {"depth": 2, "img_size": 16, "init_std": 0.1},
+    "nano_patch4_32": WIDTH_96 | {"depth": 6, "img_size": 32},
     "cifar_patch4_32": {"embed_dim": 192, "num_heads": 3, "depth": 9, "patch_size": 4, "img_size": 32},
 }
 

@@ -24,12 +24,12 @@ from deit_jax.augment import normalize
 from deit_jax.config import Config, default_config, flat, resolve
 from deit_jax.config.recipes import plain_config, without_token
 from deit_jax.data import loader
-from deit_jax.data.base import Source, limit_images
+from deit_jax.data.base import HOLDOUT_SEED, Source, Subset, limit_images, spread
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.class_report import Outcomes, write_class_report
-from deit_jax.evaluate.inference import head_logits, infer, joint_logits, predict, predict_classes
+from deit_jax.evaluate.inference import infer, predict, predict_classes
 from deit_jax.models.vit import ViT
 from deit_jax.report import report_page
 from deit_jax.runtime import atomic, sharding
@@ -59,14 +59,16 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     seconds = recorded_seconds(folder) or seconds
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
-    try_section("attention.png", draw_student_attention, run, failed=failed)
     curves = lambda: plots.curves(folder / "curves.png", *report_page.read_curves(report_page.trainings(folder)))
     try_section("curves.png", curves, failed=failed)
     sections = []
     outcomes = try_section("predictions", predict_student, run, failed=failed)
+    teachers = try_section("the teacher's predictions", teacher_predictions, run, failed=failed) or {}
+    if outcomes:
+        try_section("attention.png", draw_student_attention, run, outcomes, teachers, failed=failed)
     if outcomes and losses.OBJECTIVES[run.config.distill.kind].store_kind:
         predictions = outcomes.heads | {"label": outcomes.column("label")}
-        sections.append(try_section("agreement", report_agreement, run, predictions, failed=failed))
+        sections.append(try_section("agreement", report_agreement, run, predictions, teachers, failed=failed))
     if outcomes:
         sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
     text = report_markdown(run, results, seconds, [*filter(None, sections)], failed)
@@ -181,9 +183,9 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
     return loader.eval_batches(run.config, run.data.evaluation, size=size)
 
 
-def report_agreement(run: Run, student: Predictions) -> str:
+def report_agreement(run: Run, student: Predictions, teachers: Predictions) -> str:
     """The report's Markdown about agreement; arguments as of `measure_agreement`."""
-    found = measure_agreement(run, student)
+    found = measure_agreement(run, student, teachers)
     names = list(found["disagreement"])
     rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [
@@ -198,16 +200,17 @@ def report_agreement(run: Run, student: Predictions) -> str:
     return "\n\n".join(text)
 
 
-def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
+def measure_agreement(run: Run, student: Predictions, teachers: Predictions) -> dict[str, Any]:
     """What the report says of a finished run with a teacher; computed by this process alone.
 
     student: what each head of the best student predicts for the evaluation images, and the true labels as "label".
+    teachers: of `teacher_predictions`.
 
     Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer]}, without the latter where there is
     no second token.
     """
     mesh = sharding.make_mesh(jax.local_devices())
-    predictions = teacher_predictions(run, mesh)
+    predictions = dict(teachers)
     plain = run.folder / "plain"
     if best_step(plain):
         plain_student = make_student(plain_config(run.config), run.model.num_classes)
@@ -227,17 +230,16 @@ def measure_agreement(run: Run, student: Predictions) -> dict[str, Any]:
     return agreed
 
 
-def teacher_predictions(run: Run, mesh: Mesh, count: int | None = None) -> Predictions:
-    """The classes of the data that the live teacher's models predict, for all evaluation images or those of
-    `some_images`; {} without one, or where it teaches features."""
-    predictions: Predictions = {}
+def teacher_predictions(run: Run) -> Predictions:
+    """The classes of the data that the live teacher's models predict for the evaluation images; {} without one, or
+    where it teaches features."""
+    predictions, mesh = {}, sharding.make_mesh(jax.local_devices())
     if run.teacher is None or not losses.OBJECTIVES[run.config.distill.kind].store_kind:
         return predictions
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
         pixels = {"mean": tuple(model.mean), "std": tuple(model.std)}
-        some = count and some_images(run.config, run.data.evaluation, count, model.size)
-        batches = [some] if some else evaluation_batches(run, model.size)
+        batches = evaluation_batches(run, model.size)
         heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
         predictions[name] = heads.get("fused_logits", heads["cls"])
@@ -265,26 +267,26 @@ def token_cosine(
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1).round(4).tolist()
 
 
-def draw_student_attention(run: Run, count: int = 8) -> None:
-    """attention.png: attention of the best student's class and distillation token on `count` held-out images.
+def draw_student_attention(run: Run, outcomes: Outcomes, teachers: Predictions, count: int = 8) -> None:
+    """attention.png: attention of the best student's class and distillation token on `count` held-out images, evenly
+    over the classes.
 
-    Under an image's class stands what the student, or a live teacher, predicts instead.
+    Under an image's class stands what the student or a teacher predicts instead. teachers: of `teacher_predictions`.
     """
-    config, folder = run.config, run.folder
-    weights, graphdef = read_weights(folder)[1], run.model.graphdef
-    model = nnx.merge(graphdef, weights["params"], weights["batch_stats"])
+    weights, view = read_weights(run.folder)[1], run.pixel_statistics
+    model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         return  # a ConvNet has no attention
-    batch = some_images(config, run.data.evaluation, count, run.model.img_size)
-    logits = head_logits(graphdef, weights, batch["image"], **run.pixel_statistics)
-    predicted = teacher_predictions(run, sharding.make_mesh(jax.local_devices()[:1]), count)
-    predicted["student"] = np.asarray(joint_logits(logits, config.evaluate.fusion)).argmax(-1)
-    names = [printable(name) for name in run.data.train.class_names]
+    labels, readable = outcomes.column("label"), outcomes.column("label") >= 0
+    chosen = np.flatnonzero(readable)[spread(labels[readable], count / readable.sum(), HOLDOUT_SEED)]
+    images = Subset(run.data.evaluation, outcomes.column("index")[chosen])
+    batch = next(loader.eval_batches(run.config, images, size=run.model.img_size))["image"][: len(chosen)]
+    predicted, names = teachers | {"student": outcomes.column("joint")}, outcomes.class_names
     captions = [
-        "\n".join([names[label], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != label)])
-        for i, label in enumerate(batch["label"])
+        "\n".join([names[labels[i]], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != labels[i])])
+        for i in chosen
     ]
-    draw_attention(folder / "attention.png", model, batch["image"], captions, **run.pixel_statistics)
+    draw_attention(run.folder / "attention.png", model, batch, captions, **view)
 
 
 def some_images(config: Config, source: Source, count: int, size: int) -> loader.Batch:

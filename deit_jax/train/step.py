@@ -286,7 +286,8 @@ def make_program(
     student = student.on(mesh)
     step = make_train_step(student, teacher, config, steps_per_epoch)
     jitted = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
-    return Program(student, abstract_state, jax.jit(initialize, out_shardings=places), jitted)
+    quick = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None  # runs once
+    return Program(student, abstract_state, jax.jit(initialize, out_shardings=places, compiler_options=quick), jitted)
 
 
 def accumulate(grad_fn: Callable, microbatches: int, mesh: Mesh | None = None) -> Callable:

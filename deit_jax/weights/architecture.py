@@ -117,9 +117,9 @@ def all_arguments(module: type[nnx.Module], config: Mapping[str, Any]) -> dict[s
 
 
 def registry_name(module: type[nnx.Module], config: dict, hint: str) -> str:
-    """The name of the registered model that `config` makes, whatever its size in pixels, classes and epsilon: `hint` if
-    it is one of several, else one of the same size; "" where there is none."""
-    free = ("num_classes", "img_size", "norm_eps")
+    """The name of the registered model that `config` makes, whatever its size in pixels, classes, epsilon and initial
+    weights: `hint` if it is one of several, else one of the same size; "" where there is none."""
+    free = ("num_classes", "img_size", "norm_eps", "init_std")
     plain = lambda config: (
         {k: v for k, v in all_arguments(module, config).items() if k not in free}
         | {

@@ -33,16 +33,16 @@ def test_the_nearest_vote_by_their_cosine(k, temperature):
     labels = rng.integers(0, 5, 200)
     known = (rng.standard_normal((5, 8))[labels] + 1.5 * rng.standard_normal((200, 8))).astype(np.float32)
     asked = rng.standard_normal((300, 8)).astype(np.float32)
-    found = nearest_neighbours(known, labels, asked, 5, k, temperature)
+    found = nearest_neighbours(known, labels, asked, k, temperature)
     np.testing.assert_array_equal(found, votes_by_hand(known, labels, asked, 5, k, temperature))
-    assert (nearest_neighbours(known, labels, known * 7, 5, 1) == labels).all(), "lengths do not count"
+    assert (nearest_neighbours(known, labels, known * 7, 1) == labels).all(), "lengths do not count"
 
 
 def test_classes_on_either_side_of_a_plane_are_told_apart_by_the_linear_probe():
     rng = np.random.default_rng(0)
     features = rng.standard_normal((400, 6)) * [1, 100, 1, 1, 0.01, 1]
     labels = (features[:, 1] / 100 + features[:, 4] * 100 > 0).astype(int)
-    predicted = linear_probe(features[:300], labels[:300], features[300:], 2)
+    predicted = linear_probe(features[:300], labels[:300], features[300:])
     assert (predicted == labels[300:]).mean() > 0.95
 
 

@@ -11,16 +11,14 @@ from helpers import TINY_PLAIN, whole_config
 
 from deit_jax import models
 from deit_jax.augment import normalize
-from deit_jax.data.base import limit_images
+from deit_jax.report import run_report
 from deit_jax.report.run_report import (
     disagreement,
     measure_agreement,
     predict_student,
-    some_images,
     teacher_predictions,
     token_cosine,
 )
-from deit_jax.runtime import sharding
 from deit_jax.train.run import PixelStatistics, open_run, open_teacher
 
 pytestmark = pytest.mark.long_runs  # as `whole_run`
@@ -64,7 +62,8 @@ def test_the_table_is_in_the_report_and_its_first_row_has_the_errors(finished):
     """100 - top-1 of each classifier, which was measured another way."""
     config, folder, student, _ = finished
     report = (folder / "report.md").read_text()
-    found = measure_agreement(open_run(config, folder, teacher_init=str(folder / "teacher")), student)
+    run = open_run(config, folder, teacher_init=str(folder / "teacher"))
+    found = measure_agreement(run, student, teacher_predictions(run))
     results = json.loads((folder / "results.json").read_text())
     heads = results["student"]["params"]["heads"]
     top1 = {
@@ -82,19 +81,28 @@ def test_the_table_is_in_the_report_and_its_first_row_has_the_errors(finished):
     assert "Cosine between class and distillation token" in report
 
 
-def test_pictures_are_of_all_classes_and_the_teacher_predicts_them_as_among_all(finished):
+def test_pictures_are_of_all_classes_and_name_the_wrong_predictions(finished, monkeypatch):
     config, folder, *_ = finished
     run = open_run(config, folder, teacher_init=str(folder / "teacher"))
-    assert len(set(some_images(config, run.data.evaluation, 10, 16)["label"])) == 10
-    mesh = sharding.make_mesh(jax.local_devices()[:1])
-    few, every = (teacher_predictions(run, mesh, count)["teacher"] for count in (10, None))
-    np.testing.assert_array_equal(few, every[limit_images(run.data.evaluation, 10).positions])
+    outcomes, teachers = predict_student(run), teacher_predictions(run)
+    drawn = []
+    monkeypatch.setattr(run_report, "draw_attention", lambda *args, **_: drawn.extend(args[2:]))
+    run_report.draw_student_attention(run, outcomes, teachers, count=10)
+    images, captions = drawn
+    assert sorted(caption.split("\n")[0] for caption in captions) == [str(digit) for digit in range(10)]
+    whole = run_report.some_images(config, run.data.evaluation, 359, 16)
+    named = {"student": outcomes.column("joint"), **teachers}
+    for image, caption in zip(images, captions, strict=True):
+        (at,) = np.flatnonzero((whole["image"] == image).all((1, 2, 3)))
+        label, *wrong = caption.split("\n")
+        assert label == str(whole["label"][at])
+        assert set(wrong) == {f"{who}: {x[at]}" for who, x in named.items() if x[at] != whole["label"][at]}
     config.distill.kind = "features"
-    assert teacher_predictions(dataclasses.replace(run, config=config), mesh) == {}
+    assert teacher_predictions(dataclasses.replace(run, config=config)) == {}
 
 
 def test_a_run_from_stored_labels_leaves_the_teacher_out(finished):
-    found = measure_agreement(finished[3], finished[2])
+    found = measure_agreement(finished[3], finished[2], teacher_predictions(finished[3]))
     assert "teacher" not in found["disagreement"]
 
 
@@ -104,6 +112,6 @@ def test_several_teachers_have_a_column_each(finished):
     config.teacher.name, config.teacher.epochs = f"{TINY_PLAIN},{TINY_PLAIN}", 0
     config.teacher.init = f"{folder / 'teacher'},{folder / 'teacher'}"
     several = dataclasses.replace(run, teacher=open_teacher(config, run.data.train.class_names, run.model))
-    found = measure_agreement(several, student)["disagreement"]
+    found = measure_agreement(several, student, teacher_predictions(several))["disagreement"]
     assert found["teacher 1"]["teacher 2"] == 0.0
     assert np.isfinite(found["teacher 1"]["both heads"])
