@@ -528,7 +528,8 @@ SIZES = {
 WIDTH_96 = {"embed_dim": 96, "num_heads": 3, "patch_size": 4}
 SMALL = {
     "pico_patch4_12": {"embed_dim": 64, "num_heads": 2, "depth": 3, "patch_size": 4, "img_size": 12},
-    "digits_patch4_16": WIDTH_96 | {"depth": 2, "img_size": 16, "init_std": 0.1},
+    "mini_patch4_16": WIDTH_96 | {"depth": 2, "img_size": 16, "init_std": 0.1},
+    "digits_patch4_16": WIDTH_96 | {"depth": 4, "img_size": 16},
     "nano_patch4_32": WIDTH_96 | {"depth": 6, "img_size": 32},
     "cifar_patch4_32": {"embed_dim": 192, "num_heads": 3, "depth": 9, "patch_size": 4, "img_size": 32},
 }
