@@ -78,7 +78,8 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     if PLOTLY.cached:
         try_section(page.name, report_page.write_page, page, {str(folder): folder}, failed=failed)
     places = f"report: {folder / 'report.md'}\nas a page: {page if PLOTLY.cached else f'deit-jax report {folder}'}"
-    print(printable(f"\n{results_table(run, results)}\n\n{places}", lines=True))
+    table = tables.accuracy_table(named_results(run, results), run.model.num_classes)
+    print(printable(f"\n{table}\n\n{places}", lines=True))
     for line in failed:
         print(printable(line))
 
@@ -121,7 +122,7 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
         f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint, the"
         f" student's of step {best}.",
-        results_table(run, results),
+        tables.accuracy_table(named_results(run, results), run.model.num_classes),
         f"Wall time of the start that finished it: {tables.duration(seconds)} on {jax.device_count()} x"
         f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
         *(picture for name, picture in pictures.items() if (folder / name).exists()),
@@ -131,11 +132,6 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         "```\n" + "\n".join(changed) + "\n```",
     ]
     return "\n\n".join(text)
-
-
-def results_table(run: Run, results: dict[str, dict]) -> str:
-    """Accuracies of all that was trained, per head and set of weights."""
-    return tables.accuracy_table(named_results(run, results), run.model.num_classes)
 
 
 def named_results(run: Run, results: dict[str, dict]) -> list[tuple[str, dict]]:
