@@ -126,11 +126,11 @@ def test_arms_differ_only_as_they_should():
         assert c.seed == 3
         assert not c.train_baseline
     assert configs["second_cls"].model.name == config.model.name
-    assert configs["hard_no_token"].model.name == PLAIN
+    assert configs["hard_no_token"].model.name == "deit_mini_patch4_16"
     assert (configs["soft"].distill.alpha, configs["soft"].distill.tau) == (0.1, 3.0)
     assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
     assert (configs[OTHER].teacher.name, configs[OTHER].teacher.lr) == (PLAIN, 0)
-    assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_digits:3", 3).teacher.lr == 0.03
+    assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_digits:3", 3).teacher.lr == 0.04
 
 
 @pytest.mark.parametrize(

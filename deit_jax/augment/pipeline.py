@@ -54,9 +54,9 @@ def augment_train(
 
     `batch` holds image (batch, height, width, 3) uint8 and label, index, epoch, repeat (batch,) int32, and mixed_at
     (batch, 2) where views are repeated: mixing's keys are those of that step and group. `key` is a typed key, `cfg` any
-    object with the attributes of `config.augment`. Mixing acts on groups of neighbours, of `cfg.mix_group` images or
-    fewer (`mix.num_groups`), row i of a group of G with row G-1-i, whatever the devices. `shards`: devices that the batch is split over (None: all that jax
-    has); it changes how fast this is, never what it gives. Returns float32 images and probabilities.
+    object with the attributes of `config.augment`. Mixing acts on groups of up to `cfg.mix_group` neighbours, row i of
+    a group of G with row G-1-i (`mix`), whatever the devices. `shards`: devices that the batch is split over (None: all
+    that jax has); it changes how fast this is, never what it gives. Returns float32 images and probabilities.
     """
     images = batch["image"]
     shards = math.gcd(shards or jax.device_count(), len(images))

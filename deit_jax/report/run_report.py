@@ -111,7 +111,6 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         "curves.png": "![loss and accuracy](curves.png)",
         "attention.png": f"![attention of the {tokens} in the last block, mean over heads](attention.png)",
     }
-    best = steps_of(folder)[0].name
     default = flat(resolve(default_config()))
     changed = [f"{k} = {v}" for k, v in flat(config).items() if v != default[k]]
     text = [
@@ -121,7 +120,7 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         f" {run.total_steps / run.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
         f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint, the"
-        f" student's of step {best}.",
+        f" student's of step {steps_of(folder)[0].name}.",
         tables.accuracy_table(named_results(run, results), run.model.num_classes),
         f"Wall time of the start that finished it: {tables.duration(seconds)} on {jax.device_count()} x"
         f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
