@@ -71,7 +71,8 @@ def read_until(process: subprocess.Popen, text: str) -> None:
 
 @pytest.mark.slow
 def test_runs_that_are_killed_or_stopped_complete_as_if_nothing_had_been(tmp_path):
-    arguments = "--config.epochs=8 --config.batch_size=128 --config.data.limit=640 --config.evaluate.every=1 --config.checkpoint.every=1".split()
+    arguments = "--config.epochs=8 --config.batch_size=128 --config.data.limit=640".split()
+    arguments += "--config.evaluate.every=1 --config.checkpoint.every=1".split()
     # before a checkpoint, while one is written, and with thirty steps left; more: benchmarks/faults
     for moment, number in (("step 2/", signal.SIGKILL), ("step 6/", signal.SIGKILL), ("step 7/", signal.SIGTERM)):
         process = start(tmp_path / "run", *arguments)
