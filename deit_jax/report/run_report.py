@@ -66,10 +66,9 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     teachers = try_section("the teacher's predictions", teacher_predictions, run, failed=failed) or {}
     if outcomes:
         try_section("attention.png", draw_student_attention, run, outcomes, teachers, failed=failed)
-    if outcomes and losses.OBJECTIVES[run.config.distill.kind].store_kind:
-        predictions = outcomes.heads | {"label": outcomes.column("label")}
-        sections.append(try_section("agreement", report_agreement, run, predictions, teachers, failed=failed))
-    if outcomes:
+        if losses.OBJECTIVES[run.config.distill.kind].store_kind:
+            predictions = outcomes.heads | {"label": outcomes.column("label")}
+            sections.append(try_section("agreement", report_agreement, run, predictions, teachers, failed=failed))
         sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
     text = report_markdown(run, results, seconds, [*filter(None, sections)], failed)
     atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
