@@ -21,7 +21,7 @@ def get_config(text: str = ""):
         c.model.name, c.train_baseline = "deit_mini_patch4_16", False
     if c.distill.kind == "soft":
         c.distill.alpha, c.distill.tau, c.distill.normalization = 0.1, 3.0, "paper"
-    c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_digits", 9, 0.04  # a peak of 5e-3
+    c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_mini", 9, 0.04  # a peak of 5e-3
 
     # 440 steps: a rate of 2.25e-3 at the peak (0.018 x 64 / 512), gradients averaged over fewer of them, no drop path
     c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 0.018, "step", 1.0

@@ -25,19 +25,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from scipy import stats
 
 from deit_jax import models
+from deit_jax.augment import normalize
 from deit_jax.config import validate
 from deit_jax.config.recipes import plain_config, teacher_config, trains_teacher, without_token
 from deit_jax.data import loader
+from deit_jax.data.base import limit_images
 from deit_jax.errors import UserError, nearest
 from deit_jax.evaluate.inference import predict_classes
 from deit_jax.evaluate.tables import table
 from deit_jax.label import label
-from deit_jax.report.run_report import some_images, token_cosine
+from deit_jax.report.run_report import token_cosine
 from deit_jax.runtime import atomic, hardware, sharding
 from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
@@ -241,10 +244,11 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
         heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **view)
         predictions |= {f"{name}/{head}": x.astype(np.uint16) for head, x in heads.items()}
         found[key] = {head: 100 * float((x == labels).mean()) for head, x in heads.items()}
-        if name == "params" and "dist" in heads:
-            model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
-            some = some_images(config, data.evaluation, COSINE_IMAGES, student.img_size)
-            found["cosine"] = token_cosine(model, some["image"], view)
+        model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
+        if name == "params" and isinstance(model, models.vit.ViT) and model.distilled:
+            some = loader.eval_batches(config, limit_images(data.evaluation, COSINE_IMAGES), size=student.img_size)
+            images = np.concatenate([batch["image"][(batch["mask"] > 0) & (batch["label"] >= 0)] for batch in some])
+            found["cosine"] = token_cosine(model.inspect(normalize(jnp.asarray(images), **view)))
     np.savez_compressed(folder / "predictions.npz", **predictions)
     return found
 

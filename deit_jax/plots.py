@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from deit_jax.arrays import AnyArray
 from deit_jax.errors import printable
 from deit_jax.runtime import atomic, storage
 
@@ -39,7 +40,7 @@ def tidy(axis: Any, xlabel: str, ylabel: str) -> None:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure whole, or not at all."""
     path, picture = storage.as_path(path), io.BytesIO()
-    figure.savefig(picture, dpi=130, bbox_inches="tight", format=path.suffix[1:] or None)
+    figure.savefig(picture, dpi=130, format=path.suffix[1:] or None)
     atomic.write_bytes(path, picture.getvalue())
 
 
@@ -139,7 +140,7 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
 def attention(
     path: str | Path,
     images: UInt8[np.ndarray, "images height width 3"],
-    maps: Float[np.ndarray, "images tokens patches"],
+    weights: Float[AnyArray, "images heads prefix tokens"],
     captions: list[str],
     grid: tuple[int, int],
 ) -> None:
@@ -147,10 +148,11 @@ def attention(
     images side by side. All maps have one colour scale.
 
     Args:
-        maps: of each of the first tokens, its attention to the patches.
+        weights: of the tokens before the patches to all tokens, as a ViT's `inspect` returns them for the last block.
         captions: of the images, of one or more lines.
         grid: patch rows and columns.
     """
+    maps = np.asarray(weights, np.float32).mean(1)[..., -math.prod(grid) :]
     tokens = ["class token", "distillation token"][: maps.shape[1]]
     scale = ScalarMappable(Normalize(0, max(float(maps.max()), 1e-6)), "inferno")
     rows, columns = 1 + len(tokens), len(images)
@@ -197,7 +199,7 @@ def confusion(path: str | Path, matrix: Integer[np.ndarray, "classes classes"], 
     count = len(names)
     with_counts = count <= MAX_CLASSES_WITH_COUNTS
     side = min(max(3.0, 0.42 * count if with_counts else 0.2 * count), 10.0) + 1.2
-    figure = Figure(figsize=(side + 0.6, side))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axis = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)

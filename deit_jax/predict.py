@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from deit_jax.augment import normalize
 from deit_jax.classes.imagenet import output_names
 from deit_jax.command import command
 from deit_jax.config import default_config
@@ -30,7 +32,6 @@ from deit_jax.data.base import FileSource
 from deit_jax.data.images import eval_image
 from deit_jax.data.listing import EXTENSIONS, list_images
 from deit_jax.errors import UserError, printable
-from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.classifier import Classifier, evaluation_rows, make_classifier
 from deit_jax.evaluate.inference import infer
 from deit_jax.runtime import atomic, sharding, storage
@@ -154,15 +155,17 @@ def run(args: argparse.Namespace) -> None:
 
 def draw_predictions(path: Path, classifier: Classifier, predictions: Sequence[Prediction]) -> None:
     """Draw the attention of the last block beside each of the first MAX_DRAWN images."""
+    from deit_jax import plots  # here: matplotlib takes a second to import
+
     weights, view = next(iter(classifier.sets.values())), classifier.view
     model = nnx.merge(classifier.graphdef, weights["params"], weights["batch_stats"])
     if not hasattr(model, "inspect"):
         raise UserError("--attention needs a ViT or DeiT: a ConvNet has none")
     drawn = predictions[:MAX_DRAWN]
     captions = [printable(next(reversed(p.heads.values()))[0][0]) for p in drawn]
-    draw_attention(
-        path, model, np.stack([read_view(p.path, view) for p in drawn]), captions, mean=view.mean, std=view.std
-    )
+    images = np.stack([read_view(p.path, view) for p in drawn])
+    seen = model.inspect(normalize(jnp.asarray(images), view.mean, view.std))
+    plots.attention(path, images, seen["attention"][-1], captions, model.grid)
     print(f"wrote {path}: {len(drawn)} of {len(predictions)} images")
 
 

@@ -130,7 +130,7 @@ def test_arms_differ_only_as_they_should():
     assert (configs["soft"].distill.alpha, configs["soft"].distill.tau) == (0.1, 3.0)
     assert configs["none"].teacher.epochs == configs["second_cls"].teacher.epochs == 0
     assert (configs[OTHER].teacher.name, configs[OTHER].teacher.lr) == (PLAIN, 0)
-    assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_digits:3", 3).teacher.lr == 0.04
+    assert configs["hard"].teacher.lr == arm_config(config, "hard@regnety_mini:3", 3).teacher.lr == 0.04
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,8 @@ CONFIGS: dict[str, dict] = {
     "regnety_120": family(168, 73.36, 2.37, 19, 112),
     "regnety_160": family(200, 106.23, 2.48, 18, 112),
     "regnety_320": family(232, 115.89, 2.53, 20, 232),
-    # for images of 8-32 pixels: nothing is thrown away before the second stage
+    # for images of 8-32 pixels: at most one reduction before the second stage
+    "regnety_mini": family(32, 32.0, 2.0, 3, 16, first_stride=1, img_size=16),
     "regnety_digits": family(32, 32.0, 2.0, 4, 16, stem_stride=1, img_size=16),
     "regnety_cifar": family(48, 27.89, 2.09, 10, 16, stem_stride=1, first_stride=1, img_size=32),
     "regnety_cifar_small": family(48, 48.0, 2.0, 6, 16, stem_stride=1, img_size=32),

@@ -8,7 +8,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +17,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float, Integer
 
 from deit_jax import losses, plots
 from deit_jax.augment import normalize
-from deit_jax.config import Config, default_config, flat, resolve
+from deit_jax.config import default_config, flat, resolve
 from deit_jax.config.recipes import plain_config, without_token
 from deit_jax.data import loader
-from deit_jax.data.base import HOLDOUT_SEED, Source, Subset, limit_images, spread
+from deit_jax.data.base import HOLDOUT_SEED, Subset, spread
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
-from deit_jax.evaluate.attention_maps import draw_attention
 from deit_jax.evaluate.class_report import Outcomes, write_class_report
 from deit_jax.evaluate.inference import infer, predict, predict_classes
-from deit_jax.models.vit import ViT
 from deit_jax.report import report_page
 from deit_jax.runtime import atomic, sharding
 from deit_jax.runtime.browser_files import PLOTLY
 from deit_jax.runtime.hardware import cores
 from deit_jax.train import log
-from deit_jax.train.run import PLAIN_STUDENT, PixelStatistics, Run
+from deit_jax.train.run import PLAIN_STUDENT, Run
 from deit_jax.train.step import make_student
 from deit_jax.train.trackers import Trackers
 from deit_jax.version import __version__
 from deit_jax.weights.orbax import best_step, read_weights, steps_of
 
 Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
-COSINE_IMAGES = 64
+INSPECTED, DRAWN = 64, 8  # images whose tokens are compared, and those of them in attention.png
 STUDENT_HEADS = {"cls": "class head", "dist": "distillation head", "fused": "both heads"}
 
 
@@ -65,10 +63,11 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     outcomes = try_section("predictions", predict_student, run, failed=failed)
     teachers = try_section("the teacher's predictions", teacher_predictions, run, failed=failed) or {}
     if outcomes:
-        try_section("attention.png", draw_student_attention, run, outcomes, teachers, failed=failed)
+        cosine = try_section("attention.png", inspect_student, run, outcomes, teachers, failed=failed) or []
         if losses.OBJECTIVES[run.config.distill.kind].store_kind:
             predictions = outcomes.heads | {"label": outcomes.column("label")}
-            sections.append(try_section("agreement", report_agreement, run, predictions, teachers, failed=failed))
+            agreement = lambda: report_agreement(measure_disagreement(run, predictions, teachers), cosine)
+            sections.append(try_section("agreement", agreement, failed=failed))
         sections.append(try_section("classes", write_class_report, folder, outcomes, failed=failed))
     text = report_markdown(run, results, seconds, [*filter(None, sections)], failed)
     atomic.write_text(folder / "report.md", printable(text, lines=True) + "\n")
@@ -177,31 +176,27 @@ def evaluation_batches(run: Run, size: int) -> Iterator[loader.Batch]:
     return loader.eval_batches(run.config, run.data.evaluation, size=size)
 
 
-def report_agreement(run: Run, student: Predictions, teachers: Predictions) -> str:
-    """The report's Markdown about agreement; arguments as of `measure_agreement`."""
-    found = measure_agreement(run, student, teachers)
-    names = list(found["disagreement"])
-    rows = [[a, *(f"{found['disagreement'][a][b]:.1f}" if a != b else "" for b in names)] for a in names]
+def report_agreement(different: dict[str, dict[str, float]], cosine: Sequence[float]) -> str:
+    """The report's Markdown about agreement, of what `measure_disagreement` and `token_cosine` return."""
+    names = list(different)
+    rows = [[a, *(f"{different[a][b]:.1f}" if a != b else "" for b in names)] for a in names]
     text = [
         "## Disagreement",
         "Percent of the evaluation images for which two classifiers predict different classes (paper, Table 4):",
         tables.table(["", *names], rows),
     ]
-    if "cosine" in found:
-        layers = [str(i) for i in range(len(found["cosine"]))]
-        values = tables.table(["after block", *layers], [["cosine", *(f"{x:.2f}" for x in found["cosine"])]])
+    if cosine:
+        layers = [str(i) for i in range(len(cosine))]
+        values = tables.table(["after block", *layers], [["cosine", *(f"{x:.2f}" for x in cosine)]])
         text += ["Cosine between class and distillation token (0: before the first block):", values]
     return "\n\n".join(text)
 
 
-def measure_agreement(run: Run, student: Predictions, teachers: Predictions) -> dict[str, Any]:
-    """What the report says of a finished run with a teacher; computed by this process alone.
+def measure_disagreement(run: Run, student: Predictions, teachers: Predictions) -> dict[str, dict[str, float]]:
+    """{name: {name: percent}} of the true labels, teachers, plain student and each head of a finished run's student.
 
     student: what each head of the best student predicts for the evaluation images, and the true labels as "label".
     teachers: of `teacher_predictions`.
-
-    Returns {"disagreement": {name: {name: percent}}, "cosine": [a value per layer]}, without the latter where there is
-    no second token.
     """
     mesh = sharding.make_mesh(jax.local_devices())
     predictions = dict(teachers)
@@ -214,14 +209,7 @@ def measure_agreement(run: Run, student: Predictions, teachers: Predictions) -> 
     fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
     names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
     own = {name: (student | {"fused": fused})[head] for head, name in names.items()}
-    agreed: dict[str, Any] = {"disagreement": disagreement({"true label": student["label"]} | predictions | own)}
-
-    weights = best_weights(run.folder, mesh)
-    model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
-    some = some_images(run.config, run.data.evaluation, COSINE_IMAGES, run.model.img_size)
-    if cosine := token_cosine(model, some["image"], run.pixel_statistics):
-        agreed["cosine"] = cosine
-    return agreed
+    return disagreement({"true label": student["label"]} | predictions | own)
 
 
 def teacher_predictions(run: Run) -> Predictions:
@@ -245,49 +233,46 @@ def disagreement(predictions: Predictions) -> dict[str, dict[str, float]]:
     return {a: {b: 100 * float((x != y).mean()) for b, y in predictions.items()} for a, x in predictions.items()}
 
 
-def token_cosine(
-    model: nnx.Module, images: UInt8[np.ndarray, "images height width 3"], view: PixelStatistics
-) -> list[float]:
-    """Mean cosine between class and distillation token, before the blocks and after each; [] without a second token.
+def inspect_student(run: Run, outcomes: Outcomes, teachers: Predictions) -> list[float]:
+    """Draw attention.png: the attention of the best student's class and distillation token on DRAWN held-out images.
 
-    images: before normalization. The paper reports 0.06 for the learned tokens and 0.93 at the end.
+    Under an image's class stands what the student or a teacher predicts instead. teachers: of `teacher_predictions`.
+
+    Returns the `token_cosine` of INSPECTED held-out images, evenly over the classes as those that are drawn; [] without
+    a second token.
     """
-    if not (isinstance(model, ViT) and model.distilled):
-        return []
-    seen = model.inspect(normalize(jnp.asarray(images), **view))
+    weights = read_weights(run.folder)[1]
+    model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
+    if not hasattr(model, "inspect"):
+        return []  # a ConvNet has no attention
+    labels, names = outcomes.column("label"), outcomes.class_names
+
+    def some(rows, count):
+        return rows[spread(labels[rows], count / len(rows), HOLDOUT_SEED)] if count < len(rows) else rows
+
+    inspected = some(np.flatnonzero(labels >= 0), INSPECTED)  # rows of `outcomes`, as `drawn`
+    drawn = some(inspected, DRAWN)
+    source = Subset(run.data.evaluation, outcomes.column("index")[inspected])
+    batches = [batch["image"] for batch in loader.eval_batches(run.config, source, size=run.model.img_size)]
+    images = np.concatenate(batches)[: len(inspected)]
+    seen = model.inspect(normalize(jnp.asarray(images), **run.pixel_statistics))
+
+    predicted = teachers | {"student": outcomes.column("joint")}
+    captions = [
+        "\n".join([names[labels[i]], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != labels[i])])
+        for i in drawn
+    ]
+    at = np.searchsorted(inspected, drawn)
+    plots.attention(run.folder / "attention.png", images[at], seen["attention"][-1][at], captions, model.grid)
+    return token_cosine(seen) if model.distilled else []
+
+
+def token_cosine(seen: dict[str, Float[jax.Array, "..."]]) -> list[float]:
+    """Mean cosine between class and distillation token, before the blocks and after each.
+
+    seen: what a distilled ViT's `inspect` returns. The paper reports 0.06 for the learned tokens and 0.93 at the end.
+    """
     both = [np.asarray(x[..., :2, :], np.float64) for x in (seen["embed"][None], seen["blocks"])]
     tokens = np.concatenate(both)  # (depth + 1, B, 2, D)
     unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
     return (unit[:, :, 0] * unit[:, :, 1]).sum(-1).mean(-1).round(4).tolist()
-
-
-def draw_student_attention(run: Run, outcomes: Outcomes, teachers: Predictions, count: int = 8) -> None:
-    """attention.png: attention of the best student's class and distillation token on `count` held-out images, evenly
-    over the classes.
-
-    Under an image's class stands what the student or a teacher predicts instead. teachers: of `teacher_predictions`.
-    """
-    weights, view = read_weights(run.folder)[1], run.pixel_statistics
-    model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
-    if not hasattr(model, "inspect"):
-        return  # a ConvNet has no attention
-    labels, readable = outcomes.column("label"), outcomes.column("label") >= 0
-    chosen = np.flatnonzero(readable)[spread(labels[readable], count / readable.sum(), HOLDOUT_SEED)]
-    images = Subset(run.data.evaluation, outcomes.column("index")[chosen])
-    batch = next(loader.eval_batches(run.config, images, size=run.model.img_size))["image"][: len(chosen)]
-    predicted, names = teachers | {"student": outcomes.column("joint")}, outcomes.class_names
-    captions = [
-        "\n".join([names[labels[i]], *(f"{who}: {names[x[i]]}" for who, x in predicted.items() if x[i] != labels[i])])
-        for i in chosen
-    ]
-    draw_attention(run.folder / "attention.png", model, batch, captions, **view)
-
-
-def some_images(config: Config, source: Source, count: int, size: int) -> loader.Batch:
-    """At most `count` readable images of a source, evenly over the classes, `size` pixels high and wide."""
-    batches = list(loader.eval_batches(config, limit_images(source, count), size=size))
-    readable = [(batch["mask"] > 0) & (batch["label"] >= 0) for batch in batches]
-    return {
-        name: np.concatenate([batch[name][rows] for batch, rows in zip(batches, readable, strict=True)])
-        for name in batches[0]
-    }

@@ -98,7 +98,7 @@ def timm_config(weights: Weights) -> dict[str, Any]:
         name = "deit_base_distilled_patch16_224" if config["distilled"] else "vit_base_patch16_224"
         arguments = {"img_size": found.img_size} | {key: config[key] for key in VIT_SIZES}
         arguments |= {key: config[key] for key in VIT_SWITCHES if config[key]}
-    elif not name or name.startswith(("regnety_cifar", "regnety_digits")):
+    elif not name or name.startswith(("regnety_cifar", "regnety_digits", "regnety_mini")):
         raise UserError(f"{described}, which timm does not have: give a model of timm's")
     return {
         "architecture": name,

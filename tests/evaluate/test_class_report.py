@@ -91,7 +91,7 @@ def test_pictures_of_many_and_few_images_leave_matplotlibs_settings_alone(tmp_pa
     plots.contact_sheet(tmp_path / "a.png", [np.zeros((8, 8, 3), np.uint8)] * 3, ["$x^{", "b", "c\nd"], columns=2)
     assert Image.open(tmp_path / "a.png").size[1] > 400
     images, captions = np.zeros((8, 16, 16, 3), np.uint8), ["a name that is long enough to wrap\npredicted b"] * 8
-    plots.attention(tmp_path / "attention.png", images, np.ones((8, 1, 16)), captions, (4, 4))
+    plots.attention(tmp_path / "attention.png", images, np.ones((8, 2, 1, 17)), captions, (4, 4))
     assert Image.open(tmp_path / "attention.png").size[0] > 1000
     assert dict(matplotlib.rcParams) == before
 
