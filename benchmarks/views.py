@@ -45,7 +45,7 @@ from deit_jax.runtime import sharding
 from deit_jax.runtime.compile_cache import use_compile_cache
 from deit_jax.train.loop import train_run, train_teacher
 from deit_jax.train.run import Data, open_data
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 from deit_jax.weights.orbax import read_weights
 
 cifar10 = runpy.run_path(str(ROOT / "configs/cifar10.py"))["get_config"]
@@ -76,7 +76,7 @@ def make_teacher(data: Path, work: Path) -> str:
 
 def judge(config: Config, data: Data, folder: Path) -> dict[str, float]:
     """{"top1", "kl", "agreement"} of a student's last weights on the evaluation images."""
-    student, mesh = make_student(config, data.train.num_classes), sharding.make_mesh(jax.local_devices()[:1])
+    student, mesh = model_spec(config, data.train.num_classes), sharding.make_mesh(jax.local_devices()[:1])
     live = load_teacher(config, data.train.class_names, student.img_size)
     mean, std = tuple(config.augment.mean), tuple(config.augment.std)
     answers = jax.jit(lambda images: live.predict(live.arrays, {"image": normalize(images, mean, std)}))

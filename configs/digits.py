@@ -13,7 +13,8 @@ from deit_jax.config import arguments, default_config
 def get_config(text: str = ""):
     given = arguments(text, ("distill",))
     c = default_config()
-    c.data.name, c.data.threads = "digits", 1  # cropping so small images, threads wait for each other
+    c.data.name = "digits"  # 8 x 8 pixels, a fifth held out
+    c.data.threads = 1  # cropping so small images, threads wait for each other
     c.batch_size, c.epochs, c.train_baseline = 64, 20, True
     c.model.name = "deit_mini_distilled_patch4_16"
     c.distill.kind = given.get("distill", "hard")
@@ -27,7 +28,7 @@ def get_config(text: str = ""):
     c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 0.018, "step", 1.0
     c.optimizer.beta2, c.optimizer.ema_decay, c.model.drop_path_rate = 0.98, 0.96, 0.0
     # digits have no mirror images, and a crop of a corner is not a digit
-    c.augment.flip, c.augment.policy, c.augment.erasing = 0.0, "none", 0.0  # ImageNet's mean and std normalize them
+    c.augment.flip, c.augment.policy, c.augment.erasing = 0.0, "none", 0.0
     c.augment.crop_scale, c.augment.crop_ratio = (0.45, 1.0), (0.8, 1.25)
     c.augment.mixup, c.augment.cutmix, c.augment.repeats = 0.2, 0.0, 1
     c.data.crop = 1.0

@@ -45,11 +45,11 @@ from deit_jax.runtime import atomic, hardware, sharding
 from deit_jax.runtime.processes import from_process_0, try_hold, wait_for_process_0
 from deit_jax.train.loop import train_run
 from deit_jax.train.run import Data, PixelStatistics, claim_workdir, open_data, open_teacher
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 from deit_jax.version import __version__
 from deit_jax.weights import integrity
 from deit_jax.weights.load import adopt_normalization
-from deit_jax.weights.orbax import best_step, read_meta, read_weights
+from deit_jax.weights.orbax import best_checkpoint, read_meta, read_weights
 
 POLL = 2.0  # seconds between checks on the runs of other processes
 COSINE_IMAGES = 256
@@ -147,7 +147,7 @@ def ablate(config, workdir: str | Path) -> Scores:
         validate(arm_config(base, name, 0))
     for name in {(arm[1:], arm.kind in DISTILLED_ARMS): name for name, arm in arms.items()}.values():  # one per teacher
         arm = arm_config(base, name, 0)
-        open_teacher(arm, source.class_names, make_student(arm, source.num_classes))
+        open_teacher(arm, source.class_names, model_spec(arm, source.num_classes))
     base.label.k = min(base.label.k, source.num_classes)
     workdir = claim_workdir(workdir, base, source.fingerprint)
 
@@ -215,7 +215,7 @@ def train_the_teacher(config, folder: Path) -> dict[str, Any]:
     students = c.data.eval_split
     c.data.eval_split = config.ablate.teacher_split or students
     train_run(c, folder, open_data(c), title=folder.name)
-    best = best_step(folder)
+    best = best_checkpoint(folder)
     assert best, "a finished run has a checkpoint"
     found = {"teaches_with": read_meta(best)["metrics"]["top1"]}
     c.data.eval_split = students
@@ -233,7 +233,7 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
     with two tokens, "cosine": `token_cosine` of the last weights, a value per layer.
     """
     step = max(integrity.steps_in(folder / "checkpoints"), key=lambda path: int(path.name))
-    student, mesh = make_student(config, data.train.num_classes), sharding.make_mesh(jax.local_devices())
+    student, mesh = model_spec(config, data.train.num_classes), sharding.make_mesh(jax.local_devices())
     view: PixelStatistics = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
     predictions, found = {}, {}
     for name, key in (("params", "heads"), ("ema", "ema")):

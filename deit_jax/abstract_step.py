@@ -14,7 +14,7 @@ from deit_jax.own import is_own
 from deit_jax.runtime import sharding
 from deit_jax.runtime.flops import count_flops
 from deit_jax.runtime.hardware import compute_dtype
-from deit_jax.train.step import TrainState, make_program, make_student
+from deit_jax.train.step import TrainState, make_program, model_spec
 
 
 class Step(NamedTuple):
@@ -53,7 +53,7 @@ def abstract_step(config: Config, mesh: Mesh | None = None) -> Step:
     mesh: the devices it is compiled for; None: one device.
     """
     mesh, classes = mesh or sharding.make_mesh(jax.devices()[:1]), config.model.num_classes or 1000
-    student = make_student(config, classes)
+    student = model_spec(config, classes)
     teacher = abstract_teacher(config, img_size=student.img_size, num_classes=classes)
     predict, arrays = (teacher.predict, list(teacher.arrays)) if teacher else (None, [])
     per_epoch = max(1, IMAGENET_TRAIN_IMAGES // config.batch_size)

@@ -19,13 +19,13 @@ from deit_jax.evaluate.inference import forward_flops, head_logits
 from deit_jax.randomness import purpose_key
 from deit_jax.runtime import hardware, sharding
 from deit_jax.runtime.timing import time_calls
-from deit_jax.train.step import Student, make_program, make_student
+from deit_jax.train.step import ModelSpec, make_program, model_spec
 
 if TYPE_CHECKING:  # the data packages are optional
     from deit_jax.data.base import Source
 
 
-def random_batch(config: Config, student: Student, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(config: Config, student: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     """This process's rows of a training batch of noise, on the host; with a teacher's labels where these are stored."""
     rng, rows = np.random.default_rng(seed), config.batch_size // jax.process_count()
     batch = zeros(train_entries(student.img_size, rows) | teacher_entries(config, rows))
@@ -45,7 +45,7 @@ class Workload:
         config = config.copy_and_resolve_references()
         config.model.num_classes = config.model.num_classes or num_classes
         self.config, self.mesh = config, sharding.make_mesh(**config.mesh)
-        student = make_student(config, config.model.num_classes)
+        student = model_spec(config, config.model.num_classes)
         sizes = {"img_size": student.img_size, "num_classes": student.num_classes}
         teacher = abstract_teacher(config, **sizes)
         members = teacher.models if teacher else ()
@@ -56,7 +56,7 @@ class Workload:
         self.teacher_arrays = random_weights(1)
         self.batch = sharding.place_batch(random_batch(config, student), self.mesh)
         program = make_program(student, teacher.predict if teacher else None, config, 1000, self.mesh)
-        self.student = program.student
+        self.student = program.model
         self.state = program.initialize(None, 0)
         begun = time.perf_counter()
         self.step = program.step.lower(self.state, self.batch, self.teacher_arrays).compile()

@@ -22,7 +22,7 @@ def train_and_report(config: Config, workdir: str | Path) -> dict[str, dict]:
     command resume where the last one ended.
 
     Returns {"teacher", "plain", "student"}: the evaluations of what was trained, as `train` returns them. Raises
-    UserError for bad input, found before anything is written, and Interrupted after a signal, the state saved.
+    UserError for bad input, found before anything is trained, and Interrupted after a signal, the state saved.
     """
     begun, results = time.perf_counter(), {}
     run = open_run(config, workdir)

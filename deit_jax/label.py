@@ -34,7 +34,7 @@ from deit_jax.runtime.stop import Stop
 from deit_jax.train.loop import train_teacher
 from deit_jax.train.optimizer import num_steps
 from deit_jax.train.run import open_data
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 
 SAME_TEACHER = 0.99  # agreement of --verify below which the labels are taken for another teacher's
 
@@ -117,7 +117,7 @@ def label(config: Config, workdir: str | Path, *, verify: int = 0, teacher_init:
     folder = storage.as_path(workdir)
     data = open_data(config)
     source = data.train
-    size = make_student(config, source.num_classes).img_size
+    size = model_spec(config, source.num_classes).img_size
     per_epoch = loader.steps_per_epoch(config, source)
     total = config.label.views * per_epoch or num_steps(config, per_epoch)
     header = make_header(config, source, size)

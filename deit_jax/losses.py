@@ -157,6 +157,11 @@ class Objective:
     settings: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
+    def teaches_classes(self) -> bool:
+        """Whether it has a teacher that predicts classes."""
+        return self.teacher in ("hard labels", "logits")
+
+    @property
     def store_kind(self) -> str:
         """The kind of label store it reads (`label.kind`): the k most probable classes, hard labels alone, or none."""
         return {"logits": "topk", "hard labels": "hard"}.get(self.teacher or "", "")

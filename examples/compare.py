@@ -60,7 +60,7 @@ def activations(model: nnx.Module, images) -> dict[str, np.ndarray]:
     with recording(model, "", seen):
         x = model.norm(x)
         model.head(x[:, 0])
-        if model.dist_head:
+        if model.two_heads:
             model.head_dist(x[:, 1])
     return seen
 

@@ -32,7 +32,7 @@ DIGITS = "--config=configs/digits.py"
         ),
         ([DIGITS, "--config.recipe=papper"], "recipe is 'papper' (did you mean paper?)"),
         ([DIGITS, "config.batch_size=7"], "argument 'config.batch_size=7' is not a flag: write --config.batch_size=7"),
-        ([DIGITS, "--config.teacher.epochs=0"], "teacher regnety_digits has no weights"),
+        ([DIGITS, "--config.teacher.epochs=0"], "teacher regnety_mini has no weights"),
         ([DIGITS, "--mode=ablate", "--workdir=gs://bucket/study"], "workdir gs://bucket/study is in a bucket"),
         ([DIGITS, "--mode=evaluate"], "holds no checkpoint"),
     ],

@@ -18,7 +18,7 @@ from deit_jax.models import kernels
 from deit_jax.runtime import hardware, topologies, traffic
 from deit_jax.runtime.collectives import Collective, collectives
 from deit_jax.runtime.flops import count_flops
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 
 HLO = """\
 HloModule jit_step
@@ -118,7 +118,7 @@ def test_a_teacher_adds_its_forward_pass():
     config.distill.labels, config.teacher.name = "", "regnety_digits"
     teacher = config.copy_and_resolve_references()
     teacher.model.name = "regnety_digits"
-    student = make_student(teacher, 10)
+    student = model_spec(teacher, 10)
     _, state, _, _ = plan.abstract_step(teacher)
     images = jax.ShapeDtypeStruct((64, 16, 16, 3), np.float32)
     forward = lambda params, batch_stats, images: nnx.merge(student.graphdef, params, batch_stats)(images)

@@ -118,9 +118,9 @@ def teacher_config(config: Config) -> Config:
     if t.augment == "light":
         a = c.augment
         a.policy, a.erasing, a.mixup, a.cutmix, a.repeats = "none", 0.0, 0.0, 0.0, 1
-    c.distill.update(default_config().distill)
+    c.distill.update(default_config().distill)  # kind "none"
     c.teacher.update(default_config().teacher)
-    return resolve(c, given=flat(SETTINGS))  # what a recipe replaces is replaced already
+    return resolve(c, given=flat(SETTINGS))  # all settings count as given: the student's config is resolved already
 
 
 def plain_config(config: Config) -> Config:

@@ -1,5 +1,5 @@
 """Step → one batch: which views stand in its rows, a pure function of the step; their images read, cropped and resized
-by threads, unreadable ones replaced or marked."""
+by threads as torchvision's RandomResizedCrop does, unreadable ones replaced or marked."""
 
 import concurrent.futures
 import dataclasses
@@ -121,7 +121,8 @@ class TrainBatchMaker:
     Attributes:
       rows: of the global batch, those of this process.
       stored_labels: (step, rows) → a teacher's entries of the batch, or None.
-      crops_on_host: whether images are cropped here; else the batch has their "box" (rows, 4), cut on the device.
+      crops_on_host: whether images are cropped here, as on CPUs; else the batch has their "box" (rows, 4), and the same
+        pixels are cut on the device, as small images in memory are on accelerators (`data.cache`).
     """
 
     source: Source
@@ -141,7 +142,7 @@ class TrainBatchMaker:
         if not self.crops_on_host:
             out["box"] = np.zeros((len(index), 4), np.int32)
             del out["image"]
-        # Repeated augmentation has several views of an image in a batch: it is read once for all of them.
+        # Repeated augmentation has several views of an image in a batch: it is read once for all of its `rows`.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         broken: list[list[str]] = [[] for _ in found]
@@ -191,12 +192,12 @@ class TrainBatchMaker:
             try:
                 pixels, sample = read(self.source, position, lambda image: images.decode(image, exif))
                 height, width = pixels.shape[:2]
-                keys = [generator(self.config.seed, "crop", epoch, position, repeat) for repeat in repeats]
+                rngs = [generator(self.config.seed, "crop", epoch, position, repeat) for repeat in repeats]
                 if augment.crop == "simple":
-                    boxes = [images.draw_simple_crop(key, height, width, self.size) for key in keys]
+                    boxes = [images.draw_simple_crop(rng, height, width, self.size) for rng in rngs]
                 else:
-                    crop = augment.crop_scale, augment.crop_ratio
-                    boxes = [images.draw_crop(key, height, width, *crop) for key in keys]
+                    limits = augment.crop_scale, augment.crop_ratio
+                    boxes = [images.draw_crop(rng, height, width, *limits) for rng in rngs]
             except OSError as error:
                 broken.append(str(error))
                 continue

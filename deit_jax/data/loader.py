@@ -64,7 +64,7 @@ def train_batches(
     Unreadable images are counted; each is replaced by the next readable one. Raises UserError where there is not one
     whole batch; while iterating, where more are unreadable than `data.max_broken` and `data.broken_floor` allow.
     """
-    steps_per_epoch(config, source)
+    steps_per_epoch(config, source)  # raises
     if config.data.resize == "fast" and not importlib.util.find_spec("cykooz_resizer"):
         raise UserError("data.resize is 'fast', which needs cykooz-resizer: pip install cykooz-resizer, or use exact")
     rows = process_rows(config.batch_size, process_index, process_count)

@@ -102,22 +102,22 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
 
     def output(arrays: Sequence[Any], batch: DeviceBatch) -> Float[Array, "batch classes"] | Features:
         images = jax.lax.stop_gradient(batch["image"])
-        outputs = []
+        logits = []
         for member, graphdef, (params, batch_stats) in zip(members, graphdefs, arrays, strict=True):
             view = images
             if (mean, std) != (member.mean, member.std):
-                a, b, c, d = (jnp.asarray(x, images.dtype) for x in (std, mean, member.mean, member.std))
-                view = (view * a + b - c) / d
+                as_array = functools.partial(jnp.asarray, dtype=images.dtype)
+                view = (view * as_array(std) + as_array(mean) - as_array(member.mean)) / as_array(member.std)
             if view.shape[1] != member.size:
                 view = jax.image.resize(view, (len(view), member.size, member.size, 3), "bicubic")
             model = nnx.merge(graphdef, params, batch_stats)
             if learns_features(config):
                 return token_features(model, view, config.distill.tokens)
             found = model(view)
-            outputs.append(found if member.outputs is None else found[:, member.outputs])
-        if len(outputs) == 1:
-            return outputs[0]
-        return jnp.log(jnp.stack([jax.nn.softmax(o) for o in outputs]).mean(0))
+            logits.append(found if member.outputs is None else found[:, member.outputs])
+        if len(logits) == 1:
+            return logits[0]
+        return jnp.log(jnp.stack([jax.nn.softmax(x) for x in logits]).mean(0))
 
     return output
 

@@ -22,7 +22,7 @@ from deit_jax.runtime import sharding
 from deit_jax.runtime.progress import track
 from deit_jax.weights import Weights, fit_weights, load_weights
 from deit_jax.weights.load import View, view_of
-from deit_jax.weights.orbax import best_step
+from deit_jax.weights.orbax import best_checkpoint
 
 WEIGHT_SETS = ("params", "ema")
 
@@ -61,7 +61,7 @@ class Classifier:
 
 def weight_sets(source: str, which: str = "") -> dict[str, Weights]:
     """{"params" and "ema": weights}: the set `which`, or both of a checkpoint that has both; as `load_weights`."""
-    step = best_step(source)
+    step = best_checkpoint(source)
     kinds = (which,) if which else WEIGHT_SETS if step and (step / "ema").is_dir() else WEIGHT_SETS[:1]
     return {kind: load_weights(source, weights=kind) for kind in kinds}
 

@@ -36,7 +36,7 @@ from deit_jax.runtime.hardware import compute_dtype
 from deit_jax.runtime.processes import print_once
 from deit_jax.runtime.timing import time_calls
 from deit_jax.weights import Weights
-from deit_jax.weights.orbax import best_step, read_meta
+from deit_jax.weights.orbax import best_checkpoint, read_meta
 
 BATCH_SIZE = 256
 # the settings of a run that its evaluation takes over
@@ -143,7 +143,7 @@ def named_sources(request: Request) -> list[str]:
         return list(dict.fromkeys(names))
     if not request.workdir:
         raise UserError("nothing to evaluate: give --workdir=RUN or --checkpoint=WEIGHTS")
-    if best_step(request.workdir) is None:  # else its name might be taken for a hub's
+    if best_checkpoint(request.workdir) is None:  # else its name might be taken for a hub's
         raise UserError(f"workdir {request.workdir} holds no checkpoint: train there first, or give --checkpoint=")
     return [request.workdir]
 
@@ -151,7 +151,7 @@ def named_sources(request: Request) -> list[str]:
 def target_settings(config, explicit: dict[str, Any], source: str) -> Any:
     """The resolved settings for one set of weights: its run's where it is a run's checkpoint, else `config`'s, and over
     both what is explicit."""
-    step = best_step(source)
+    step = best_checkpoint(source)
     recorded = read_meta(step).get("config") if step else None
     used: dict[str, Any] = {}
     if recorded is None:
@@ -177,7 +177,7 @@ def open_requested_sets(settings: dict[str, Any], explicit: dict[str, Any], requ
     if request.data:
         sets = [open_eval_set(text) for text in request.data]
     else:
-        run = next((source for source in settings if best_step(source)), None)
+        run = next((source for source in settings if best_checkpoint(source)), None)
         if run is None and not {"data.root", "data.name"} & explicit.keys():
             raise UserError("no data: give --data=NAME=FOLDER, see docs/evaluation.md")
         sets = [default_eval_set(settings[run or next(iter(settings))])]

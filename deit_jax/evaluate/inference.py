@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,9 +44,9 @@ def head_logits(
     return dict(zip(HEADS, (cls, dist, fuse(cls, dist, "logits"), fuse(cls, dist, "probabilities")), strict=True))
 
 
-def joint_logits(logits: Logits, fusion: str) -> Float[Array, "batch classes"]:
-    """The logits of the joint prediction: of both heads fused, or of the only one."""
-    return logits.get(f"fused_{fusion}", logits["cls"])
+def joint_head(heads: Mapping[str, Any], fusion: str) -> str:
+    """The key of the joint prediction: of both heads fused, or of the only one."""
+    return f"fused_{fusion}" if "dist" in heads else "cls"
 
 
 def forward_flops(build: functools.partial, size: int) -> int:
@@ -135,8 +135,7 @@ def accuracies(totals: dict[str, Float[np.ndarray, "4"]], fusion: str) -> dict[s
         name: {"top1": 100 * right / n, "top5": 100 * right5 / n, "loss": loss / n}
         for name, (right, right5, loss, n) in ((name, total.tolist()) for name, total in totals.items())
     }
-    joint = f"fused_{fusion}" if "dist" in heads else "cls"
-    return {**heads[joint], "heads": heads, "images": int(totals["cls"][3])}
+    return {**heads[joint_head(heads, fusion)], "heads": heads, "images": int(totals["cls"][3])}
 
 
 def evaluate_sets(
@@ -181,7 +180,7 @@ def evaluate_sets(
 @functools.partial(jax.jit, static_argnames="fusion")
 def predict(logits: Logits, *, fusion: str = "logits") -> dict[str, Shaped[Array, "batch"]]:
     """{head: predicted class, "joint": of the joint prediction, "confidence": the probability of that class}."""
-    joint = joint_logits(logits, fusion)
+    joint = logits[joint_head(logits, fusion)]
     classes = {head: x.argmax(-1) for head, x in logits.items()}
     return classes | {"joint": joint.argmax(-1), "confidence": jax.nn.softmax(joint.astype(np.float32)).max(-1)}
 

@@ -108,7 +108,7 @@ def load_exportable(source: str, form: Form, *, weights: str = "params") -> Expo
         raise UserError(f"{source} has no classification head: give weights that have one")
     found = Exportable(loaded, form)
     described = f"{source} is {loaded.architecture.describe()}"
-    if form.heads == "both" and not getattr(found.model(), "dist_head", False):
+    if form.heads == "both" and not getattr(found.model(), "two_heads", False):
         raise UserError(f"{described}, which has one head: leave out --heads=both")
     if form.attention and loaded.architecture.module is not ViT:
         raise UserError(f"{described}, which has no attention: leave out --attention")

@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         exportable = load_exportable(args.source, form, weights=args.weights)
         model = exportable.model()
-        heads = "both" if getattr(model, "dist_head", False) else "fused"
+        heads = "both" if getattr(model, "two_heads", False) else "fused"
         form = dataclasses.replace(form, heads=heads, attention=isinstance(model, ViT))
         try:
             page = make_page(dataclasses.replace(exportable, form=form), runtime, examples)

@@ -30,7 +30,7 @@ def vit_graph(graph: Graph, x: str, model: ViT, attention: bool) -> tuple[str, s
     x = graph.layer_norm(graph.slice(x, 0, prefix, axis=1), model.norm)
     token = lambda i: graph.op("Gather", x, np.array(i), axis=1)
     cls = graph.linear(token(0), cast(nnx.Linear, model.head))
-    dist = graph.linear(token(1), cast(nnx.Linear, model.head_dist)) if model.dist_head else None
+    dist = graph.linear(token(1), cast(nnx.Linear, model.head_dist)) if model.two_heads else None
     if not attention:
         return cls, dist, {}
     return cls, dist, attention_nodes(graph, seen, model.num_heads, rows * columns + prefix, prefix)

@@ -37,11 +37,11 @@ class OwnNetwork(nnx.Module):
 
     Attributes:
         num_classes: of each head.
-        dist_head: whether it has two heads.
+        two_heads: whether it has two heads.
     """
 
     num_classes: int
-    dist_head: bool
+    two_heads: bool
 
     def heads(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
@@ -58,10 +58,10 @@ class OwnNetwork(nnx.Module):
         if len(after) != len(before) or (not train and any(a is not b for a, b in zip(before, after, strict=True))):
             raise UserError(f"model {name} makes state in its call, or changes its state with train=False: {STATELESS}")
         heads: tuple[Any, ...] = found if isinstance(found, tuple) else (found,)
-        given, right = [x.shape for x in heads], [(len(images), self.num_classes)] * (1 + self.dist_head)
+        given, right = [x.shape for x in heads], [(len(images), self.num_classes)] * (1 + self.two_heads)
         if given != right:
             raise UserError(f"model {name} returns shapes {given}: they must be {right} (two heads with a head_dist)")
-        return heads[0].astype(jnp.float32), heads[1].astype(jnp.float32) if self.dist_head else None
+        return heads[0].astype(jnp.float32), heads[1].astype(jnp.float32) if self.two_heads else None
 
     def __call__(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None
@@ -91,7 +91,7 @@ def own_model(name: str) -> tuple[type[nnx.Module], dict[str, Any]]:
         given = {"img_size": img_size} | options
         given = {key: value for key, value in given.items() if key in taken or key not in OPTIONAL}
         construct(self, num_classes=num_classes, rngs=nnx.Rngs(rngs.params()), **given)
-        self.num_classes, self.dist_head = num_classes, hasattr(self, "head_dist")
+        self.num_classes, self.two_heads = num_classes, hasattr(self, "head_dist")
         for path, _ in nnx.to_flat_state(nnx.state(self, nnx.Not(nnx.Any(nnx.Param, nnx.BatchStat)))):
             part = ".".join(map(str, path))
             raise UserError(f"model {name} has state besides nnx.Param and nnx.BatchStat, {part}: {STATELESS}")

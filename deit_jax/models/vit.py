@@ -328,7 +328,7 @@ class ViT(nnx.Module):
         num_classes: of each head; 0: none, and the model's outputs are what the heads would see.
         embed_dim, depth, num_heads, mlp_ratio: size of the transformer.
         distilled: tokens [cls, dist, patches] and two heads instead of [cls, patches] and one.
-        dist_head: False leaves the distillation token without a head of its own (Hugging Face's
+        two_heads: False leaves the distillation token without a head of its own (Hugging Face's
             DeiTForImageClassification): the class head alone predicts.
         norm_eps: added to the variance in the LayerNorms; 1e-6 in the released code.
         init_values: of the blocks' LayerScale; None: there is none (DeiT).
@@ -362,7 +362,7 @@ class ViT(nnx.Module):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         distilled: bool = False,
-        dist_head: bool = True,
+        two_heads: bool = True,
         norm_eps: float = 1e-6,
         init_values: float | None = None,
         init_std: float = INIT_STD,
@@ -392,11 +392,11 @@ class ViT(nnx.Module):
         self.num_heads, self.norm_eps = num_heads, norm_eps
         self.distilled, self.prefix_tokens = distilled, 1 + distilled + reg_tokens
         self.no_embed_class, self.pos_antialias, self.pos_offset = no_embed_class, pos_antialias, pos_offset
-        self.dist_head = distilled and dist_head
+        self.two_heads = distilled and two_heads
         self.drop_rate, self.drop_path_rate, self.dtype = drop_rate, drop_path_rate, jnp.dtype(dtype)
         self.uniform_drop_path = uniform_drop_path
         self.remat, self.scan_unroll = remat, scan_unroll
-        self.even = attention == "cudnn"
+        self.pad_to_even = attention == "cudnn"
 
         tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         positions = self.grid[0] * self.grid[1] + (0 if no_embed_class else self.prefix_tokens)
@@ -426,7 +426,7 @@ class ViT(nnx.Module):
     def reset_classifier(self, num_classes: int, rngs: nnx.Rngs) -> None:
         """Put new heads in the place of those that the model has."""
         self.num_classes = num_classes
-        for name in ("head", "head_dist")[: 1 + self.dist_head]:
+        for name in ("head", "head_dist")[: 1 + self.two_heads]:
             setattr(self, name, dense(self.embed_dim, num_classes, jnp.float32, rngs) if num_classes else NoHead())
 
     def embed(self, images: Images) -> Float[Array, "batch tokens dim"]:
@@ -447,7 +447,7 @@ class ViT(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
         rates = jnp.linspace(self.drop_path_rate if self.uniform_drop_path else 0.0, self.drop_path_rate, self.depth)
         tokens = x.shape[1]
-        if self.even and not inspect:  # one more token here, which cuDNN masks, saves a copy in every block
+        if self.pad_to_even and not inspect:  # one more token here, which cuDNN masks, saves a copy in every block
             x = jnp.pad(x, ((0, 0), (0, tokens % 2), (0, 0)))
         x, seen = run_blocks(
             graphdef,
@@ -478,7 +478,7 @@ class ViT(nnx.Module):
     ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"] | None]:
         """The heads' logits of normalized tokens."""
         prefix = tokens[:, : 1 + self.distilled].astype(jnp.float32)
-        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.dist_head else None
+        return self.head(prefix[:, 0]), self.head_dist(prefix[:, 1]) if self.two_heads else None
 
     def heads_and_features(
         self, images: Images, *, train: bool = False, key: PRNGKeyArray | None = None

@@ -28,17 +28,17 @@ from deit_jax.data.base import HOLDOUT_SEED, Subset, spread
 from deit_jax.errors import printable
 from deit_jax.evaluate import tables
 from deit_jax.evaluate.class_report import Outcomes, write_class_report
-from deit_jax.evaluate.inference import infer, predict, predict_classes
+from deit_jax.evaluate.inference import infer, joint_head, predict, predict_classes
 from deit_jax.report import report_page
 from deit_jax.runtime import atomic, sharding
 from deit_jax.runtime.browser_files import PLOTLY
 from deit_jax.runtime.hardware import cores
 from deit_jax.train import log
 from deit_jax.train.run import PLAIN_STUDENT, Run
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 from deit_jax.train.trackers import Trackers
 from deit_jax.version import __version__
-from deit_jax.weights.orbax import best_step, read_weights, steps_of
+from deit_jax.weights.orbax import best_checkpoint, checkpoints_of, read_weights
 
 Predictions = dict[str, Integer[np.ndarray, " images"]]  # by name: the class predicted for each image
 INSPECTED, DRAWN = 64, 8  # images whose tokens are compared, and those of them in attention.png
@@ -64,7 +64,7 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     teachers = try_section("the teacher's predictions", teacher_predictions, run, failed=failed) or {}
     if outcomes:
         cosine = try_section("attention.png", inspect_student, run, outcomes, teachers, failed=failed) or []
-        if losses.OBJECTIVES[run.config.distill.kind].store_kind:
+        if losses.OBJECTIVES[run.config.distill.kind].teaches_classes:
             predictions = outcomes.heads | {"label": outcomes.column("label")}
             agreement = lambda: report_agreement(measure_disagreement(run, predictions, teachers), cosine)
             sections.append(try_section("agreement", agreement, failed=failed))
@@ -117,8 +117,8 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         f"Trained on {len(run.data.train):,} images of {run.model.num_classes} classes:"
         f" {run.total_steps / run.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
-        f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint, the"
-        f" student's of step {steps_of(folder)[0].name}.",
+        f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint, which"
+        f" is a teacher's that taught, the student's of step {checkpoints_of(folder)[0].name}.",
         tables.accuracy_table(named_results(run, results), run.model.num_classes),
         f"Wall time of the start that finished it: {tables.duration(seconds)} on {jax.device_count()} x"
         f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
@@ -201,12 +201,12 @@ def measure_disagreement(run: Run, student: Predictions, teachers: Predictions) 
     mesh = sharding.make_mesh(jax.local_devices())
     predictions = dict(teachers)
     plain = run.folder / "plain"
-    if best_step(plain):
-        plain_student = make_student(plain_config(run.config), run.model.num_classes)
+    if best_checkpoint(plain):
+        plain_student = model_spec(plain_config(run.config), run.model.num_classes)
         weights, batches = best_weights(plain, mesh), evaluation_batches(run, plain_student.img_size)
         heads, _ = predict_classes(plain_student.graphdef, weights, batches, mesh=mesh, **run.pixel_statistics)
         predictions[PLAIN_STUDENT] = heads["cls"]
-    fused = student.get(f"fused_{run.config.evaluate.fusion}", student["cls"])
+    fused = student[joint_head(student, run.config.evaluate.fusion)]
     names = STUDENT_HEADS if "dist" in student else {"cls": "student"}
     own = {name: (student | {"fused": fused})[head] for head, name in names.items()}
     return disagreement({"true label": student["label"]} | predictions | own)
@@ -216,7 +216,7 @@ def teacher_predictions(run: Run) -> Predictions:
     """The classes of the data that the live teacher's models predict for the evaluation images; {} without one, or
     where it teaches features."""
     predictions, mesh = {}, sharding.make_mesh(jax.local_devices())
-    if run.teacher is None or not losses.OBJECTIVES[run.config.distill.kind].store_kind:
+    if run.teacher is None or not losses.OBJECTIVES[run.config.distill.kind].teaches_classes:
         return predictions
     for number, (model, arrays) in enumerate(zip(run.teacher.models, run.teacher.arrays, strict=True), start=1):
         weights = jax.device_put(dict(zip(("params", "batch_stats"), arrays, strict=True)), sharding.replicated(mesh))
@@ -224,7 +224,7 @@ def teacher_predictions(run: Run) -> Predictions:
         batches = evaluation_batches(run, model.size)
         heads, _ = predict_classes(model.graphdef, weights, batches, mesh=mesh, outputs=model.outputs, **pixels)
         name = "teacher" if len(run.teacher.models) == 1 else f"teacher {number}"
-        predictions[name] = heads.get("fused_logits", heads["cls"])
+        predictions[name] = heads[joint_head(heads, "logits")]  # what it teaches: as its `__call__`
     return predictions
 
 

@@ -170,7 +170,7 @@ def evaluate_state(run: Run, state: TrainState, checkpoints: Checkpoints, log: L
     sets = {name: weights for name, weights in sets.items() if weights}
     try:
         results = evaluate_sets(
-            run.program.student.graphdef,
+            run.program.model.graphdef,
             sets,
             batches(),
             mesh=run.mesh,

@@ -33,11 +33,11 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import atomic, sharding, storage
 from deit_jax.runtime.processes import print_once
 from deit_jax.train.optimizer import num_steps
-from deit_jax.train.step import Program, Student, make_program, make_student
+from deit_jax.train.step import ModelSpec, Program, make_program, model_spec
 from deit_jax.train.trackers import tracker_names
 from deit_jax.weights.fit import fit_weights
 from deit_jax.weights.load import load_weights
-from deit_jax.weights.orbax import best_step
+from deit_jax.weights.orbax import best_checkpoint
 
 PLAIN_STUDENT = "student without a teacher"  # the title of that run
 
@@ -77,7 +77,7 @@ class Run:
     config: Config
     folder: Path
     data: Data
-    model: Student
+    model: ModelSpec
     steps_per_epoch: int
     total_steps: int
     teacher: Teacher | None = None
@@ -92,7 +92,7 @@ class Run:
 
     @functools.cached_property
     def program(self) -> Program:
-        """Its jitted functions, on these devices."""
+        """Its jitted functions, on these devices; first asked for when the run has its teacher."""
         predict = self.teacher.predict if self.teacher else None
         return make_program(self.model, predict, self.config, self.steps_per_epoch, self.mesh)
 
@@ -132,9 +132,9 @@ def open_run(
     """
     tracker_names(config)
     data = data or open_data(config)
-    student = make_student(config, data.train.num_classes)
+    student = model_spec(config, data.train.num_classes)
     teacher = open_teacher(config, data.train.class_names, student, teacher_init)
-    begun = best_step(workdir) is not None  # then it needs no weights to start from
+    begun = best_checkpoint(workdir) is not None  # then it needs no weights to start from
     init, notes = (None, []) if begun else load_init(config, student, data.train.class_names)
     per_epoch = loader.steps_per_epoch(config, data.train)
     total = num_steps(config, per_epoch)
@@ -145,8 +145,10 @@ def open_run(
     return Run(title, config, folder, data, student, per_epoch, total, teacher, labels, init, notes)
 
 
-def open_teacher(config: Config, class_names: Sequence[str], student: Student, init: str = "") -> Teacher | None:
+def open_teacher(config: Config, class_names: Sequence[str], student: ModelSpec, init: str = "") -> Teacher | None:
     """The teacher of a student; None without one, or where it is trained first.
+
+    Of a teacher that was trained as a run it is the best checkpoint on its evaluation images, not the EMA.
 
     class_names: of the data, by label. init: weights of a teacher that was trained just before. Raises UserError for
     bad input.
@@ -195,11 +197,11 @@ def check_teacher_training(config: Config, class_names: Sequence[str]) -> None:
         name = teacher.model.name
         raise UserError(f"teacher {name} would be trained without a teacher of its own: use {without_token(name)}")
     validate(teacher)
-    load_init(teacher, make_student(teacher, len(class_names)), class_names)
+    load_init(teacher, model_spec(teacher, len(class_names)), class_names)
 
 
 def load_init(
-    config: Config, student: Student, class_names: Sequence[str] | None = None
+    config: Config, student: ModelSpec, class_names: Sequence[str] | None = None
 ) -> tuple[dict | None, list[str]]:
     """(the weights that `config.init` names, fitted to the student, or None; what was changed to fit, a line each).
 

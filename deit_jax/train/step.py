@@ -1,6 +1,6 @@
 """The train step, one pure function: batch → augment → teacher → student → loss → gradient → update → EMA → metrics.
 
-Student, state and step need no data, so that a step can be planned without any.
+Model, state and step need no data, so that a step can be planned without any.
 """
 
 import functools
@@ -33,8 +33,8 @@ from deit_jax.train.optimizer import ema_decay_at, make_optimizer, num_steps, sc
 Metrics = dict[str, Shaped[Array, ""]]
 
 
-class Student(NamedTuple):
-    """The model that is trained.
+class ModelSpec(NamedTuple):
+    """The model that a run trains, student or teacher, without its arrays.
 
     Attributes:
         build: its constructor, a function of `rngs`.
@@ -50,15 +50,15 @@ class Student(NamedTuple):
     num_classes: int
     mesh: Mesh | None = None
 
-    def on(self, mesh: Mesh) -> "Student":
-        """The same student, which computes with arrays that are split over the devices of `mesh`."""
+    def on(self, mesh: Mesh) -> "ModelSpec":
+        """The same model, which computes with arrays that are split over the devices of `mesh`."""
         if mesh.size == 1:
             return self
         model = nnx.merge(*models.abstract(self.build))
         return self._replace(graphdef=nnx.graphdef(sharding.gather_kernels(model, mesh)), mesh=mesh)
 
 
-def make_student(config: Config, num_classes: int) -> Student:
+def model_spec(config: Config, num_classes: int) -> ModelSpec:
     """The model that `config.model` describes, for data of `num_classes`.
 
     Raises:
@@ -80,7 +80,7 @@ def make_student(config: Config, num_classes: int) -> Student:
         options["feature_width"] = feature_width(config, options["img_size"], grid)
     build = models.constructor(m.name, **options)
     graphdef, *shapes = models.abstract(build)
-    two_heads = getattr(nnx.merge(graphdef, *shapes), "dist_head", False)
+    two_heads = getattr(nnx.merge(graphdef, *shapes), "two_heads", False)
     if OBJECTIVES[config.distill.kind].two_heads and not two_heads:
         raise UserError(
             f"distill.kind {config.distill.kind} needs two heads, {m.name} has one: use the distilled model"
@@ -91,7 +91,7 @@ def make_student(config: Config, num_classes: int) -> Student:
             f"model.name {m.name} has two heads, one of which would stay untrained: use a class of one, or distill with"
             " 0 < distill.alpha < 1 and --config.train_baseline=False"
         )
-    return Student(build, graphdef, options["img_size"], num_classes)
+    return ModelSpec(build, graphdef, options["img_size"], num_classes)
 
 
 def dropout_options(config: Config, module: type[nnx.Module]) -> dict[str, float]:
@@ -134,7 +134,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    student: Student, config: Config, weights: dict | None = None, *, seed: Integer[Array, ""] | int = 0
+    student: ModelSpec, config: Config, weights: dict | None = None, *, seed: Integer[Array, ""] | int = 0
 ) -> TrainState:
     """The state before the first step; runs inside jit.
 
@@ -159,7 +159,7 @@ def create_state(
 
 
 def make_train_step(
-    student: Student,
+    student: ModelSpec,
     teacher: TeacherFunction | None,
     config: Config,
     steps_per_epoch: int,
@@ -199,7 +199,7 @@ def make_train_step(
     return train_step
 
 
-def make_loss(student: Student, teacher: TeacherFunction | None, config: Config) -> Callable:
+def make_loss(student: ModelSpec, teacher: TeacherFunction | None, config: Config) -> Callable:
     """(params, batch_stats, teacher's arrays, augmented batch, key) → (loss, (new batch statistics, metrics)).
 
     The metrics are the loss's terms, and the fraction of images on which each head agrees with the teacher.
@@ -228,7 +228,8 @@ def make_loss(student: Student, teacher: TeacherFunction | None, config: Config)
 
 
 def make_update(config: Config, steps_per_epoch: int) -> Callable:
-    """(state, loss, gradient, new batch statistics) → (state after the step, metrics).
+    """(state, loss, gradient, new batch statistics) → (state after the step, metrics): AdamW (Adam, then
+    decoupled decay of kernels, see `make_optimizer`) at the schedule's learning rate, then the EMA.
 
     A step whose loss or gradient is not finite leaves the weights and all that follows from them unchanged, and is
     counted.
@@ -263,20 +264,20 @@ class Program(NamedTuple):
     """The jitted functions of a run on a mesh; nothing is compiled before their first call.
 
     Attributes:
-        student: the model, which computes with arrays that are split over the mesh.
+        model: what is trained, on the mesh: as `Run.model`, computing with arrays that are split over its devices.
         abstract_state: shapes, types and shardings of the state.
         initialize: (weights or None, seed) → state.
         step: (state, batch, teacher's arrays) → (state, metrics); the state's memory is used again.
     """
 
-    student: Student
+    model: ModelSpec
     abstract_state: TrainState
     initialize: Callable
     step: jax.stages.Wrapped
 
 
 def make_program(
-    student: Student, teacher: TeacherFunction | None, config: Config, steps_per_epoch: int, mesh: Mesh
+    student: ModelSpec, teacher: TeacherFunction | None, config: Config, steps_per_epoch: int, mesh: Mesh
 ) -> Program:
     """The functions of a run whose state is placed on the devices of `mesh`; arguments as `make_train_step`."""
     shapes = jax.eval_shape(lambda: create_state(student, config))

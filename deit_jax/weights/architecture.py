@@ -98,7 +98,7 @@ def architecture_of(
     if module is vit.ViT:
         full = all_arguments(module, config)
         if isinstance(naming, HuggingFace) and naming.head == "classifier" and heads and full["distilled"]:
-            config["dist_head"] = False  # DeiTForImageClassification: the distillation token has no head of its own
+            config["two_heads"] = False  # DeiTForImageClassification: the distillation token has no head of its own
         if len(shape("pos_embed")) == 3 and bool(shape("dist_token")) == full["distilled"]:
             patches, own = shape("pos_embed")[1] - positions_before_patches(full), metadata.arguments.get("img_size")
             config["img_size"] = own or fitting_size(patches, full["patch_size"], [img_size, full["img_size"]], source)

@@ -160,7 +160,7 @@ def fit_tokens(fit: Fit, needed: Arrays, weights: Weights, model: ViT) -> None:
         pos = np.insert(pos, 1, 0.0, axis=1) if has_position else pos
         fit.missing |= token
         fit.notes.append(f"randomly initialized dist_token, head_dist{position}: the weights have none")
-    elif not config["dist_head"] and (lacking := token - set(fit.arrays) - fit.missing):
+    elif not config["two_heads"] and (lacking := token - set(fit.arrays) - fit.missing):
         fit.missing |= lacking
         fit.notes.append("randomly initialized head_dist: the weights have none, their class head alone predicts")
     fit.arrays[POS] = pos

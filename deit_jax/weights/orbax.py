@@ -22,13 +22,13 @@ from deit_jax.weights.weight_files import Tensors
 SCORES = "scores.json"  # in a step's folder: its evaluation, where that came after saving
 
 
-def best_step(folder: str | os.PathLike) -> Path | None:
+def best_checkpoint(folder: str | os.PathLike) -> Path | None:
     """The checkpoint a folder stands for: itself, or the best (else newest) of a workdir or its `checkpoints`; None for
     what is no folder, or holds none."""
-    return next(iter(steps_of(storage.as_path(folder))), None)
+    return next(iter(checkpoints_of(storage.as_path(folder))), None)
 
 
-def steps_of(folder: Path) -> list[Path]:
+def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints that a folder may stand for, the first choice first: itself, or a workdir's steps, best first."""
     if (folder / "params").is_dir():
         return [folder]
@@ -45,12 +45,12 @@ def top1(step: Path) -> float:
         return -1.0
 
 
-def intact_step(folder: str | os.PathLike, weights: str = "params") -> Path:
-    """As `best_step`, of those that are intact; a line on stderr says which was passed over, and why.
+def intact_checkpoint(folder: str | os.PathLike, weights: str = "params") -> Path:
+    """As `best_checkpoint`, of those that are intact; a line on stderr says which was passed over, and why.
 
     Raises UserError where there is no checkpoint, or no intact one.
     """
-    steps = steps_of(storage.as_path(folder))
+    steps = checkpoints_of(storage.as_path(folder))
     if not steps:
         raise UserError(f"{folder} holds no checkpoint: give a workdir, or one of its checkpoints/STEP folders")
     chosen, damaged = integrity.first_intact(steps, (weights, "meta"))
@@ -77,7 +77,7 @@ def read_weights(folder: str | os.PathLike, weights: str = "params") -> tuple[di
     folder: a workdir, its `checkpoints`, one step, or a weights-only folder of `deit_jax.convert`. weights: "params",
     or "ema" for the EMA. Of a workdir, the best intact step. Raises UserError where there is none.
     """
-    step = intact_step(folder, weights)
+    step = intact_checkpoint(folder, weights)
     handler = ocp.PyTreeCheckpointHandler()
     shapes = handler.metadata(epath.Path(step / weights)).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)

@@ -91,7 +91,7 @@ def timm_config(weights: Weights) -> dict[str, Any]:
     if not weights.num_classes:
         raise UserError(f"{described}, without a classification head, which config.json needs: write a .safetensors")
     if found.module is vit.ViT:
-        if config["distilled"] and not config["dist_head"]:
+        if config["distilled"] and not config["two_heads"]:
             raise UserError(f"{described}, of one head, which timm does not have: use --to=huggingface")
         if config["norm_eps"] != 1e-6:
             raise UserError(f"{described} with norm_eps {config['norm_eps']}, timm's is 1e-6: use --to=huggingface")
@@ -143,7 +143,7 @@ def save_huggingface(weights: Weights, path: Path) -> None:
         raise UserError(f"{weights.source} has no classification head, which Hugging Face's config.json needs")
     if config["init_values"] or config["no_embed_class"] or config["reg_tokens"]:
         raise UserError(f"{weights.source} has LayerScale or registers, Hugging Face's ViT and DeiT not: use --to=timm")
-    naming = PLAIN if not config["distilled"] else DISTILLED if config["dist_head"] else ONE_HEAD
+    naming = PLAIN if not config["distilled"] else DISTILLED if config["two_heads"] else ONE_HEAD
     processor = processor_config(weights)
     content = model_config(weights, naming)
     if processor["image_processor_type"] == TIMM_PROCESSOR:

@@ -19,7 +19,7 @@ from deit_jax.label import label
 from deit_jax.losses import distillation_terms
 from deit_jax.train.log import read_log
 from deit_jax.train.loop import train_run
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 
 TEACHER = {
     "init_values": 1e-5,
@@ -60,7 +60,7 @@ def test_the_loss_is_the_distance_of_projected_tokens(dino, kind, tokens):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4)
 
-    model = make_student(config, 10).build(rngs=nnx.Rngs(1))
+    model = model_spec(config, 10).build(rngs=nnx.Rngs(1))
     (cls, _), features = model.heads_and_features(images)
     np.testing.assert_allclose(cls, model.heads(images)[0], rtol=1e-4, atol=1e-5)
     student = np.asarray(model.features(images)) @ model.feature_proj.kernel[...] + model.feature_proj.bias[...]
@@ -104,17 +104,17 @@ def test_features_of_a_function(monkeypatch):
         )
 
     config = teacher((17, 24))
-    assert make_student(config, 10).build.keywords["feature_width"] == 24
+    assert model_spec(config, 10).build.keywords["feature_width"] == 24
     predict, arrays, _ = load_teacher(config, ["a", "b"], 16)
     found = predict(arrays, {"image": jnp.ones((2, 16, 16, 3))})
     assert {k: v.shape for k, v in found.items()} == {"class": (2, 1, 24), "patches": (2, 16, 24)}
-    assert make_student(teacher((9,)), 10).build.keywords["feature_width"] == 9
+    assert model_spec(teacher((9,)), 10).build.keywords["feature_width"] == 9
     for shape, message in (
         ((5, 24), "has 4 patches, the student 16"),
         ((2, 2, 2), "or \\[2, 1 \\+ patches, width"),
     ):
         with pytest.raises(UserError, match=message):
-            make_student(teacher(shape), 10)
+            model_spec(teacher(shape), 10)
     own_teacher.open_own.cache_clear()
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_learned_is_one_line_before_anything_is_compiled(changes,
     def check():
         config = config_of("", **changes)
         validate(config)
-        make_student(config, 10)
+        model_spec(config, 10)
 
     with pytest.raises(UserError, match=re.escape(message)):
         check()

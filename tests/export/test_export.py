@@ -28,7 +28,7 @@ CASES = {
     "deit-23": (TINY, {}, {"heads": "both"}, 23),
     "deit-all": (TINY, {"img_size": (8, 12)}, ALL, 17),
     "deit-half": (TINY, {}, {"dtype": "fp16", "attention": True}, 20),
-    "one-head": (TINY, {"dist_head": False}, {}, 17),
+    "one-head": (TINY, {"two_heads": False}, {}, 17),
     "vit": (TINY_PLAIN, {"norm_eps": 1e-3}, {"dtype": "bf16"}, 18),
     "deit3": (TINY_PLAIN, {"init_values": 1.0, "no_embed_class": True, "reg_tokens": 4}, {"attention": True}, 17),
     "regnet": ("regnety_digits", {}, {"layout": "nhwc"}, 17),

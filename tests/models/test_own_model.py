@@ -20,7 +20,7 @@ from deit_jax.models.own_model import own_model
 from deit_jax.weights import load, load_weights
 from deit_jax.weights.metadata import Metadata, to_header
 from deit_jax.weights.names import Own, entries
-from deit_jax.weights.orbax import best_step, read_weights
+from deit_jax.weights.orbax import best_checkpoint, read_weights
 from deit_jax.weights.weight_files import Tensors
 from examples.own_model import ConvMixer
 
@@ -73,7 +73,7 @@ def test_a_run_of_it_is_found_again_by_its_name(tmp_path):
             assert ended.code == 2
             assert message in ended.err
             assert len(ended.err.splitlines()) == 1
-        step = best_step(run)
+        step = best_checkpoint(run)
         np.testing.assert_array_equal(deit_jax.load_model(step)(images), loaded(images))
         shutil.copytree(step, tmp_path / "elsewhere")
         with pytest.raises(UserError, match=r"import ConvMixer from the module examples\.own_model"):

@@ -11,7 +11,7 @@ from deit_jax.config import default_config, resolve
 from deit_jax.runtime import sharding
 from deit_jax.runtime.collectives import collectives
 from deit_jax.runtime.sharding import param_shardings, param_spec
-from deit_jax.train.step import create_state, make_student, make_train_step
+from deit_jax.train.step import create_state, make_train_step, model_spec
 
 SMALL = {"embed_dim": 64, "num_heads": 4, "depth": 3, "num_classes": 16}
 
@@ -47,7 +47,7 @@ def config_of(unroll: int = 1, **mesh):
 
 
 def small_student(config):
-    student = make_student(config, 16)
+    student = model_spec(config, 16)
     build = models.constructor(config.model.name, **(student.build.keywords | SMALL))
     return student._replace(build=build, graphdef=models.abstract(build)[0])
 

@@ -10,7 +10,7 @@ from deit_jax.errors import UserError
 from deit_jax.runtime import sharding
 from deit_jax.train.checkpoint import Checkpoints
 from deit_jax.train.run import claim_workdir
-from deit_jax.weights.orbax import best_step, read_meta, read_weights
+from deit_jax.weights.orbax import best_checkpoint, read_meta, read_weights
 
 
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": -1}, {"fsdp": 2}], ids=["replicated", "fsdp", "both"])
@@ -31,8 +31,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         checkpoints.save(state(step), META)
     checkpoints.close()
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [1, 4, 5]
-    assert best_step(tmp_path).name == "1"
-    assert read_meta(best_step(tmp_path))["metrics"]["top1"] == 50.0
+    assert best_checkpoint(tmp_path).name == "1"
+    assert read_meta(best_checkpoint(tmp_path))["metrics"]["top1"] == 50.0
 
 
 def test_weights_are_read_without_a_mesh(tmp_path):

@@ -11,7 +11,7 @@ from deit_jax.data.base import file_names
 from deit_jax.errors import UserError
 from deit_jax.train.loop import is_due, training_batches
 from deit_jax.train.run import claim_workdir, compare_processes, open_data, open_run
-from deit_jax.train.step import make_student
+from deit_jax.train.step import model_spec
 
 
 def digits(**changes):
@@ -67,9 +67,7 @@ def test_settings_that_change_no_weight_may_change(tmp_path):
 
 
 def student_of(name: str, **model):
-    return make_student(
-        configured(**{f"model.{key}": value for key, value in model.items()} | {"model.name": name}), 10
-    )
+    return model_spec(configured(**{f"model.{key}": value for key, value in model.items()} | {"model.name": name}), 10)
 
 
 def test_dropout_and_stochastic_depth_reach_every_model_that_has_them():

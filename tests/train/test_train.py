@@ -20,9 +20,9 @@ from deit_jax.errors import Interrupted, UserError
 from deit_jax.losses import soft_targets
 from deit_jax.runtime import sharding
 from deit_jax.train.loop import train_run as train
-from deit_jax.train.step import Student, create_state, make_student, make_train_step
+from deit_jax.train.step import ModelSpec, create_state, make_train_step, model_spec
 from deit_jax.weights.names import Timm, entries
-from deit_jax.weights.orbax import best_step
+from deit_jax.weights.orbax import best_checkpoint
 
 GOLD = np.load(GOLDEN / "training.npz")
 NAME = "deit_tiny_distilled_patch16_224"
@@ -46,7 +46,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
     config.optimizer.schedule, config.optimizer.warmup_epochs = "constant", 0.0
     config.batch_size = config.optimizer.lr_batch  # the learning rate is not scaled: 5e-4
     build = models.constructor(NAME)
-    student = Student(build, models.abstract(build)[0], 224, 1000)
+    student = ModelSpec(build, models.abstract(build)[0], 224, 1000)
     step_fn = make_train_step(student, stored_teacher(config, 1000).predict, config, 6, augment=given_targets)
     step_fn = jax.jit(step_fn, compiler_options=AS_USERS)
     state = create_state(student, config, jax.tree.map(jnp.asarray, seeded_arrays(build)))
@@ -80,7 +80,7 @@ def test_six_steps_of_hard_distillation_are_the_official_ones():
 
 
 def run_steps(config, mesh):
-    return train_steps(make_student(config, 10), config, mesh)
+    return train_steps(model_spec(config, 10), config, mesh)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_bfloat16_computes_but_keeps_float32_weights(exact):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_counts():
     config = tiny_config()
-    student = make_student(config, 10)
+    student = model_spec(config, 10)
     config.optimizer.schedule, config.optimizer.warmup_epochs = "constant", 0.0
     update = jax.jit(make_train_step(student, None, config, 10, augment=given_targets))
     state = create_state(student, config)
@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(single, tmp_path, monkeypatch):
     # complete: nothing is trained, the same is found again
     assert train(config, tmp_path / "cut") == whole
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
-    assert best_step(tmp_path / "cut").name == best_step(tmp_path / "whole").name
+    assert best_checkpoint(tmp_path / "cut").name == best_checkpoint(tmp_path / "whole").name
 
 
 def test_a_workdir_of_another_run_is_left_alone_and_runtime_settings_may_change(single, tmp_path):

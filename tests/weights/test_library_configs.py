@@ -248,4 +248,4 @@ def test_one_head_on_the_class_token(tmp_path):
         fit_named(weights, SMALL, allow_new_parameters=False)
     convert.convert(tmp_path / "hf", tmp_path / "again", to="huggingface")
     assert json.loads((tmp_path / "again/config.json").read_text())["architectures"] == ["DeiTForImageClassification"]
-    assert load_weights(tmp_path / "again").architecture.config["dist_head"] is False
+    assert load_weights(tmp_path / "again").architecture.config["two_heads"] is False
