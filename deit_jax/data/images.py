@@ -115,7 +115,7 @@ def _decode_plain_jpeg(data: Encoded) -> np.ndarray | None:
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    return np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
 
 
 def random_resized_crop(image: Encoded | np.ndarray, box: Box, size: int, *, fast: bool = False) -> np.ndarray:
