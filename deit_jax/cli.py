@@ -11,9 +11,10 @@ from ml_collections import ConfigDict, config_flags
 
 from deit_jax.command import command
 from deit_jax.config.checks import validate
-from deit_jax.config.recipes import resolve
+from deit_jax.config.recipes import named_size, resolve
 from deit_jax.config.settings import SETTINGS, Config, default_config, flat
 from deit_jax.errors import UserError, nearest
+from deit_jax.own import is_own
 from deit_jax.runtime import host_memory, storage
 from deit_jax.version import __version__
 
@@ -186,7 +187,9 @@ def start_jax(given: flags.FlagValues) -> None:
         from deit_jax.runtime.topologies import prepare_environment
 
         prepare_environment(given.topology)
-    if host_memory.cpu_only():
+    c = given.config
+    size = c.model.img_size or (224 if is_own(c.model.name) else named_size(c.model.name))
+    if host_memory.cpu_only() and c.batch_size * size**2 >= host_memory.FEW_PIXELS:
         host_memory.keep_freed_memory()
     from deit_jax.runtime import sharding
     from deit_jax.runtime.compile_cache import use_compile_cache

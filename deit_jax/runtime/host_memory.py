@@ -3,6 +3,9 @@
 XLA's CPU code takes one block for a step's temporaries and gives it back after the step. glibc serves a block that
 large by mmap and returns it to the system, so every step pays a page fault for each 4 KiB: a third of the CPU time of a
 small DeiT's step (docs/performance.md). Accelerators keep their own pools and gain nothing.
+
+One heap is also one lock: threads that compile or take small blocks wait for each other. Where a step's temporaries are
+few, that costs more than the faults.
 """
 
 import ctypes
@@ -12,6 +15,7 @@ from pathlib import Path
 
 # <malloc.h>: options of mallopt
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+FEW_PIXELS = 2**15  # of a batch: with fewer, one heap costs more time than it saves
 NEVER = -1  # glibc's manual: a threshold of -1 switches trimming off; 2**31 - 1 still gives back a step of 2 GiB
 
 
