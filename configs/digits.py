@@ -2,8 +2,8 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Trains teacher, plain student and distilled student on two cores in a minute and a half (measured: 97 s; with some of
-its programs compiled before 84 s, with all 69 s).
+Trains teacher, plain student and distilled student on two cores (measured on a slow machine: 112 s, with its programs
+compiled before 79 s), and reaches, mean of three seeds: teacher 98.2 %, plain 95.9 %, distilled 97.1 %.
 `--mode=ablate` compares none, soft and hard distillation over several seeds.
 """
 

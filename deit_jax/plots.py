@@ -40,7 +40,7 @@ def tidy(axis: Any, xlabel: str, ylabel: str) -> None:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure whole, or not at all."""
     path, picture = storage.as_path(path), io.BytesIO()
-    figure.savefig(picture, dpi=130, format=path.suffix[1:] or None)
+    figure.savefig(picture, dpi=130, bbox_inches="tight", format=path.suffix[1:] or None)
     atomic.write_bytes(path, picture.getvalue())
 
 
@@ -199,7 +199,7 @@ def confusion(path: str | Path, matrix: Integer[np.ndarray, "classes classes"], 
     count = len(names)
     with_counts = count <= MAX_CLASSES_WITH_COUNTS
     side = min(max(3.0, 0.42 * count if with_counts else 0.2 * count), 10.0) + 1.2
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.6, side))
     axis = figure.subplots()
     fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)

@@ -117,8 +117,8 @@ def report_markdown(run: Run, results: dict[str, dict], seconds: float, sections
         f"Trained on {len(run.data.train):,} images of {run.model.num_classes} classes:"
         f" {run.total_steps / run.steps_per_epoch:.3g} epochs, batches of {config.batch_size}.",
         f"Accuracy on {results['student']['params']['images']} evaluation images, of the weights after the last step"
-        f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint, which"
-        f" is a teacher's that taught, the student's of step {checkpoints_of(folder)[0].name}.",
+        f" ({run.total_steps}); attention, disagreement and classes are of each training's best checkpoint (the"
+        f" teacher's is the one that taught), the student's of step {checkpoints_of(folder)[0].name}.",
         tables.accuracy_table(named_results(run, results), run.model.num_classes),
         f"Wall time of the start that finished it: {tables.duration(seconds)} on {jax.device_count()} x"
         f" {jax.devices()[0].device_kind} ({cores()} cores per host), deit_jax {__version__}, jax {jax.__version__}.",
