@@ -201,7 +201,8 @@ def distillation_terms(
     cls_logits: Distributions,
     dist_logits: Distributions | None,
     targets: Labels | Distributions | None,
-    teacher_logits: TeacherOutput | None = None,
+    teacher_output: TeacherOutput | None = None,
+    *,
     kind: str = "hard",
     tau: float = 1.0,
     normalization: str = "paper",
@@ -217,14 +218,14 @@ def distillation_terms(
         dist_logits: of the distillation head; None for a model without one, whose class head then learns both terms.
         targets: labels (B,) or mixed probabilities (B, classes), for the class head; None where only the teacher is
             learned from.
-        teacher_logits: (B, classes), or hard labels (B,) where the objective needs no more.
+        teacher_output: logits (B, classes), hard labels (B,) where the objective needs no more, or features.
         kind: a key of `OBJECTIVES`.
         tau: temperature of soft distillation.
         normalization: of its KL sum, "paper" or "released".
         label_smoothing: of the class head's targets where these are labels.
         alpha: weight of the second term: at 0 and 1 the term whose weight is 0 is not computed.
         class_loss: a key of `CLASS_LOSSES`, for the class head.
-        features: the student's, where the objective learns the teacher's, which are then `teacher_logits`.
+        features: the student's, where the objective learns the teacher's.
 
     Returns {"class_loss"}, and "distillation_loss" where the objective has a second term.
 
@@ -248,12 +249,12 @@ def distillation_terms(
     student = (cls_logits if dist_logits is None else dist_logits).astype(jnp.float32)
     classes = student.shape[-1]
     if objective.teacher is not None:
-        check_teacher_output(kind, objective, teacher_logits, classes)
+        check_teacher_output(kind, objective, teacher_output, classes)
     if objective.teacher == "features" and features is None:
         raise UserError(f"distill.kind '{kind}' needs features of the student's: give them, projected")
     if targets is not None and targets.ndim == 1:
         targets = soft_targets(targets, classes, label_smoothing)
-    inputs = TermInputs(student, teacher_logits, targets, tau, normalization, features or {})
+    inputs = TermInputs(student, teacher_output, targets, tau, normalization, features or {})
     return terms | {"distillation_loss": objective.term(inputs)}
 
 
@@ -296,9 +297,8 @@ def distillation_loss(
     CE(class) + alpha CE(distillation, argmax of the teacher). "soft" (Eq. 2): (1 - alpha) CE(class) + alpha tau^2
     KL(teacher || distillation). "second_cls": the second head learns the true labels too.
     """
-    terms = distillation_terms(
-        cls_logits, dist_logits, targets, teacher_logits, kind, tau, normalization, label_smoothing, alpha
-    )
+    settings = {"kind": kind, "tau": tau, "normalization": normalization, "label_smoothing": label_smoothing}
+    terms = distillation_terms(cls_logits, dist_logits, targets, teacher_logits, alpha=alpha, **settings)
     return weighted_sum(terms, alpha)
 
 

@@ -133,7 +133,7 @@ class Optimizer(Group):
     lr_update: str = setting(
         None, "the rate follows the step (paper), or the epoch, one epoch behind (timm)", ("step", "epoch")
     )
-    weight_decay: float = setting(0.05, "decoupled; not on biases, norms, cls_token, pos_embed")
+    weight_decay: float = setting(0.05, "decoupled, of kernels; not of biases, norms, cls_token, pos_embed")
     decay_dist_token: bool = setting(None, "decay the distillation token too (the release does)")
     beta1: float = setting(0.9, "AdamW, LAMB")
     beta2: float = setting(0.999, "AdamW, LAMB")

@@ -142,16 +142,16 @@ class TrainBatchMaker:
         if not self.crops_on_host:
             out["box"] = np.zeros((len(index), 4), np.int32)
             del out["image"]
-        # Repeated augmentation has several views of an image in a batch: it is read once for all of its `rows`.
+        # Repeated augmentation has several views of an image in a batch: it is read once for all of them, `rows_of` it.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
-        rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+        rows_of = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         broken: list[list[str]] = [[] for _ in found]
         crop = images.simple_crop if augment.crop == "simple" else images.random_resized_crop
 
-        def load(which: int) -> None:
-            repeats = repeat[rows[which]].tolist()
-            position, pixels, boxes, label = self.readable(int(found[which]), epoch, repeats, broken[which])
-            for row, box in zip(rows[which], boxes, strict=True):
+        def load(distinct: int) -> None:
+            repeats = repeat[rows_of[distinct]].tolist()
+            position, pixels, boxes, label = self.first_readable(int(found[distinct]), epoch, repeats, broken[distinct])
+            for row, box in zip(rows_of[distinct], boxes, strict=True):
                 if self.crops_on_host:
                     out["image"][row] = crop(pixels, box, self.size, fast=data.resize == "fast")
                 else:
@@ -163,7 +163,7 @@ class TrainBatchMaker:
             out |= self.teacher_labels(int(step))
         except UserError as error:
             return {"error": str(error)}
-        unreadable = [image for which in np.argsort(first) for image in broken[which] * len(rows[which])]
+        unreadable = [image for distinct in np.argsort(first) for image in broken[distinct] * len(rows_of[distinct])]
         return {**out, "broken": unreadable, "seen": len(index)}
 
     def views(self, step: int) -> Views:
@@ -182,7 +182,7 @@ class TrainBatchMaker:
         """The stored labels of this process's rows; {} without any."""
         return self.stored_labels(step, self.rows) if self.stored_labels else {}
 
-    def readable(
+    def first_readable(
         self, index: int, epoch: int, repeats: list[int], broken: list[str]
     ) -> tuple[int, np.ndarray, list[images.Box], int]:
         """Position, pixels, one box per repeat, and label of the first readable image from `index` on; the others are

@@ -57,6 +57,7 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     seconds = recorded_seconds(folder) or seconds
     atomic.write_json(folder / "results.json", log.to_json({**results, "seconds": round(seconds, 1)}))
     failed: list[str] = []
+    # of what `train/log.py` has written: log.jsonl of each training
     curves = lambda: plots.curves(folder / "curves.png", *report_page.read_curves(report_page.trainings(folder)))
     try_section("curves.png", curves, failed=failed)
     sections = []

@@ -141,7 +141,7 @@ def start_state(run: Run, checkpoints: Checkpoints, step: int | None) -> TrainSt
     """The state saved at `step`; None: a new one, from `run.init` (not loaded by a resumed run) or the seed."""
     if step is None:
         weights = run.init or load_init(run.config, run.model, run.data.train.class_names)[0]
-        return run.program.initialize(weights, small_seed(run.config.seed))
+        return run.program.initialize(weights, small_seed(run.config.seed))  # jit takes an int32
     return TrainState(**checkpoints.restore(vars(run.program.abstract_state), step))
 
 

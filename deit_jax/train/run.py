@@ -5,6 +5,8 @@ be wrong with a run is found here, before anything is compiled or written.
 
     WORKDIR/config.json      the settings the run began with, and the fingerprints of its data
     WORKDIR/images.txt.gz    the image files it began with, to name those that are gone
+    WORKDIR/checkpoints/     states (`train/checkpoint.py`)
+    WORKDIR/log.jsonl        metrics (`train/log.py`), of which the report draws curves.png
 """
 
 import dataclasses

@@ -171,7 +171,7 @@ def make_train_step(
         student: its structure, split over devices or not.
         teacher: None for objectives without one.
         config: resolved.
-        steps_per_epoch: number of steps.
+        steps_per_epoch: of the schedule.
         augment: as `augment_train`; tests replace it.
 
     The step's batch: `image` uint8 (B, S, S, 3), `label`, `index`, `epoch`, `repeat` (B,), and `teacher` where labels
@@ -228,8 +228,8 @@ def make_loss(student: ModelSpec, teacher: TeacherFunction | None, config: Confi
 
 
 def make_update(config: Config, steps_per_epoch: int) -> Callable:
-    """(state, loss, gradient, new batch statistics) → (state after the step, metrics): AdamW (Adam, then
-    decoupled decay of kernels, see `make_optimizer`) at the schedule's learning rate, then the EMA.
+    """(state, loss, gradient, new batch statistics) → (state after the step, metrics): the configured optimizer, AdamW
+    by default (what is clipped and what decays: `make_optimizer`), at the schedule's learning rate, then the EMA.
 
     A step whose loss or gradient is not finite leaves the weights and all that follows from them unchanged, and is
     counted.
