@@ -24,7 +24,7 @@ def get_config(text: str = ""):
         c.distill.alpha, c.distill.tau, c.distill.normalization = 0.1, 3.0, "paper"
     c.teacher.name, c.teacher.epochs, c.teacher.lr = "regnety_mini", 9, 0.04  # a peak of 5e-3
 
-    # 440 steps: a rate of 2.25e-3 at the peak (0.018 x 64 / 512), beta2 and the EMA averaging over fewer, no drop path
+    # 440 steps: a rate of 2.25e-3 at the peak (0.018 x 64 / 512); beta2 and the EMA average over fewer than usual
     c.optimizer.lr, c.optimizer.lr_update, c.optimizer.warmup_epochs = 0.018, "step", 1.0
     c.optimizer.beta2, c.optimizer.ema_decay, c.model.drop_path_rate = 0.98, 0.96, 0.0
     # digits have no mirror images, and a crop of a corner is not a digit

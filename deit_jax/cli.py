@@ -187,9 +187,7 @@ def start_jax(given: flags.FlagValues) -> None:
         from deit_jax.runtime.topologies import prepare_environment
 
         prepare_environment(given.topology)
-    c = given.config
-    size = c.model.img_size or (224 if is_own(c.model.name) else named_size(c.model.name))
-    if host_memory.cpu_only() and c.batch_size * size**2 >= host_memory.FEW_PIXELS:
+    if host_memory.cpu_only() and (given.mode == "evaluate" or has_many_pixels(given.config)):
         host_memory.keep_freed_memory()
     from deit_jax.runtime import sharding
     from deit_jax.runtime.compile_cache import use_compile_cache
@@ -197,6 +195,13 @@ def start_jax(given: flags.FlagValues) -> None:
     if given.mode not in ("plan", "benchmark"):  # which report how long compiling takes
         use_compile_cache()
     sharding.start_processes(given.config.processes.heartbeat_timeout)
+
+
+def has_many_pixels(config: Config) -> bool:
+    """Whether training batches are so large that `keep_freed_memory` saves time."""
+    name = config.model.name
+    size = config.model.img_size or (224 if is_own(name) else named_size(name))
+    return config.batch_size * max(size, config.teacher.img_size) ** 2 >= host_memory.MANY_PIXELS
 
 
 def complete_config(given: flags.FlagValues, workdir: str, overrides: dict[str, Any]) -> Config:

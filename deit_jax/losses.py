@@ -261,7 +261,7 @@ def distillation_terms(
 def check_teacher_output(kind: str, objective: Objective, teacher: TeacherOutput | None, classes: int) -> None:
     """Raise UserError where a teacher's output is not what the objective needs. classes: the student's."""
     if teacher is None:
-        raise UserError(f"distillation kind '{kind}' needs teacher_logits: give them, or use kind='none'")
+        raise UserError(f"distillation kind '{kind}' needs the teacher's output: give it, or use kind='none'")
     if isinstance(teacher, dict):
         return
     if teacher.ndim == 2 and teacher.shape[-1] != classes:

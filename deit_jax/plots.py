@@ -140,7 +140,7 @@ def curves(path: str | Path, logs: dict[str, list[dict]], objectives: dict[str, 
 def attention(
     path: str | Path,
     images: UInt8[np.ndarray, "images height width 3"],
-    weights: Float[AnyArray, "images heads prefix tokens"],
+    weights: Float[AnyArray, "images heads drawn tokens"],
     captions: list[str],
     grid: tuple[int, int],
 ) -> None:
@@ -148,7 +148,7 @@ def attention(
     images side by side. All maps have one colour scale.
 
     Args:
-        weights: of the tokens before the patches to all tokens, as a ViT's `inspect` returns them for the last block.
+        weights: of the class (and distillation) token to all tokens in the last block.
         captions: of the images, of one or more lines.
         grid: patch rows and columns.
     """

@@ -165,7 +165,7 @@ def draw_predictions(path: Path, classifier: Classifier, predictions: Sequence[P
     captions = [printable(next(reversed(p.heads.values()))[0][0]) for p in drawn]
     images = np.stack([read_view(p.path, view) for p in drawn])
     seen = model.inspect(normalize(jnp.asarray(images), view.mean, view.std))
-    plots.attention(path, images, seen["attention"][-1], captions, model.grid)
+    plots.attention(path, images, seen["attention"][-1][:, :, : 1 + model.distilled], captions, model.grid)
     print(f"wrote {path}: {len(drawn)} of {len(predictions)} images")
 
 

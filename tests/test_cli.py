@@ -88,3 +88,19 @@ def test_the_command_beside_the_library_alone_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         importlib.import_module("deit_jax.__main__")
     assert "error: the command needs more than the library" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "many"),
+    [
+        ("digits", {}, False),
+        ("digits", {"teacher.img_size": 32}, True),
+        ("digits", {"batch_size": 128}, True),
+        ("deit_ti", {"batch_size": 1}, True),
+        ("deit_ti", {"model.name": "package.module:Own"}, True),
+    ],
+)
+def test_one_heap_is_for_batches_of_many_pixels(name, changes, many):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict(changes)
+    assert cli.has_many_pixels(config) is many

@@ -96,7 +96,7 @@ def test_soft_loss_of_the_teacher_itself_is_zero_and_its_gradient_too(drawn):
     [
         ({"kind": "hart"}, "did you mean hard"),
         ({"kind": "soft", "normalization": "mean"}, "use paper or released"),
-        ({"teacher_logits": None}, "needs teacher_logits"),
+        ({"teacher_logits": None}, "needs the teacher's output: give it"),
         ({"teacher_logits": jnp.zeros((8, 10))}, "teacher has 10 classes, the student 1000"),
         ({"kind": "soft", "teacher_logits": jnp.zeros(8, jnp.int32)}, "not its hard labels"),
     ],

@@ -105,7 +105,7 @@ def validate(config: Config, *, num_devices: int = 1) -> None:
     if features and config.distill.labels:
         raise UserError(f"distill.kind {config.distill.kind} learns features, which no store has: unset distill.labels")
     if config.data.layout == "unlabelled":
-        if objective.teacher not in ("hard labels", "logits") or config.distill.alpha != 1:
+        if not objective.teaches_classes or config.distill.alpha != 1:
             raise UserError(
                 f"data.layout unlabelled has no labels, which distill.kind {config.distill.kind} with distill.alpha"
                 f" {config.distill.alpha:g} needs: use --config.distill.kind=soft --config.distill.alpha=1"

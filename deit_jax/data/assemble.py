@@ -142,7 +142,7 @@ class TrainBatchMaker:
         if not self.crops_on_host:
             out["box"] = np.zeros((len(index), 4), np.int32)
             del out["image"]
-        # Repeated augmentation has several views of an image in a batch: it is read once for all of them, `rows_of` it.
+        # Repeated augmentation has several views of an image in a batch: it is read once for its rows, `rows_of[i]`.
         found, first, inverse = np.unique(index, return_index=True, return_inverse=True)
         rows_of = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         broken: list[list[str]] = [[] for _ in found]

@@ -115,6 +115,8 @@ def _decode_plain_jpeg(data: Encoded) -> np.ndarray | None:
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
+    if pixels.shape[2] not in (1, 3):
+        raise OSError(f"pixels of {pixels.shape[2]} channels: give 1 or 3")
     return np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
 
 

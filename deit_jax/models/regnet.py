@@ -150,7 +150,8 @@ class RegNet(nnx.Module):
     Args:
         num_classes: of the head; 0: none, and the model's outputs are what it would see.
         w0, wa, wm, depth, group_width: the paper's parameters of the family.
-        stem_width, stem_stride: of the first 3x3 convolution (stride 1 for images of 8-32 pixels).
+        stem_width, stem_stride: of the first 3x3 convolution (stride 1 here or in the first stage, or in both, for
+            images of 8-32 pixels).
         first_stride: of the first stage.
         dtype: compute type. Parameters and statistics are float32.
         img_size: accepted for uniformity with ViT; a ConvNet takes any size.

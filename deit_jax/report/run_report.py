@@ -64,7 +64,7 @@ def write_report(run: Run, results: dict[str, dict], seconds: float) -> None:
     outcomes = try_section("predictions", predict_student, run, failed=failed)
     teachers = try_section("the teacher's predictions", teacher_predictions, run, failed=failed) or {}
     if outcomes:
-        cosine = try_section("attention.png", inspect_student, run, outcomes, teachers, failed=failed) or []
+        cosine = try_section("attention.png and cosine", inspect_student, run, outcomes, teachers, failed=failed) or []
         if losses.OBJECTIVES[run.config.distill.kind].teaches_classes:
             predictions = outcomes.heads | {"label": outcomes.column("label")}
             agreement = lambda: report_agreement(measure_disagreement(run, predictions, teachers), cosine)
@@ -239,8 +239,8 @@ def inspect_student(run: Run, outcomes: Outcomes, teachers: Predictions) -> list
 
     Under an image's class stands what the student or a teacher predicts instead. teachers: of `teacher_predictions`.
 
-    Returns the `token_cosine` of INSPECTED held-out images, evenly over the classes as those that are drawn; [] without
-    a second token.
+    Returns the `token_cosine` of INSPECTED held-out images; [] without a second token. All are spread evenly over the
+    classes.
     """
     weights = read_weights(run.folder)[1]
     model = nnx.merge(run.model.graphdef, weights["params"], weights["batch_stats"])
@@ -251,7 +251,8 @@ def inspect_student(run: Run, outcomes: Outcomes, teachers: Predictions) -> list
     def some(rows, count):
         return rows[spread(labels[rows], count / len(rows), HOLDOUT_SEED)] if count < len(rows) else rows
 
-    inspected = some(np.flatnonzero(labels >= 0), INSPECTED)  # rows of `outcomes`, as `drawn`
+    # rows of `outcomes`, as `drawn`
+    inspected = some(np.flatnonzero(labels >= 0), INSPECTED if model.distilled else DRAWN)
     drawn = some(inspected, DRAWN)
     source = Subset(run.data.evaluation, outcomes.column("index")[inspected])
     batches = [batch["image"] for batch in loader.eval_batches(run.config, source, size=run.model.img_size)]
@@ -264,7 +265,8 @@ def inspect_student(run: Run, outcomes: Outcomes, teachers: Predictions) -> list
         for i in drawn
     ]
     at = np.searchsorted(inspected, drawn)
-    plots.attention(run.folder / "attention.png", images[at], seen["attention"][-1][at], captions, model.grid)
+    attention = seen["attention"][-1][at, :, : 1 + model.distilled]
+    plots.attention(run.folder / "attention.png", images[at], attention, captions, model.grid)
     return token_cosine(seen) if model.distilled else []
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # <malloc.h>: options of mallopt
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-FEW_PIXELS = 2**15  # of a batch: with fewer, one heap costs more time than it saves
+MANY_PIXELS = 2**15  # of a batch: with fewer, one heap costs more time than it saves
 NEVER = -1  # glibc's manual: a threshold of -1 switches trimming off; 2**31 - 1 still gives back a step of 2 GiB
 
 

@@ -94,7 +94,7 @@ class Run:
 
     @functools.cached_property
     def program(self) -> Program:
-        """Its jitted functions, on these devices; first asked for when the run has its teacher."""
+        """Its jitted functions, on these devices, made for `teacher`: to be asked for once that is set."""
         predict = self.teacher.predict if self.teacher else None
         return make_program(self.model, predict, self.config, self.steps_per_epoch, self.mesh)
 
@@ -150,7 +150,7 @@ def open_run(
 def open_teacher(config: Config, class_names: Sequence[str], student: ModelSpec, init: str = "") -> Teacher | None:
     """The teacher of a student; None without one, or where it is trained first.
 
-    Of a teacher that was trained as a run it is the best checkpoint on its evaluation images, not the EMA.
+    A teacher that was trained as a run is its best checkpoint on its evaluation images, without the EMA.
 
     class_names: of the data, by label. init: weights of a teacher that was trained just before. Raises UserError for
     bad input.

@@ -94,7 +94,9 @@ class Metadata(Conventions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.arguments = {key: ARGUMENTS.get(key, lambda x: x)(value) for key, value in self.arguments.items()}
+        # of files from before 0.2, which are weights that people keep
+        arguments = {"two_heads" if key == "dist_head" else key: value for key, value in self.arguments.items()}
+        self.arguments = {key: ARGUMENTS.get(key, lambda x: x)(value) for key, value in arguments.items()}
 
     def __or__(self, other: "Metadata") -> "Metadata":
         """The entries of both, `self` winning."""

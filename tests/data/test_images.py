@@ -114,6 +114,9 @@ def test_arrays_pass_through_as_rgb():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     for pixels in (grey, grey[..., None], np.repeat(grey[..., None], 3, -1)):
         np.testing.assert_array_equal(images.decode(pixels), np.stack([grey] * 3, -1))
+    for channels in (2, 4):
+        with pytest.raises(OSError, match=f"pixels of {channels} channels: give 1 or 3"):
+            images.decode(np.repeat(grey[..., None], channels, -1))
 
 
 @pytest.mark.parametrize("name", PHOTOS)

@@ -242,7 +242,7 @@ def test_decay_mask_is_of_names_in_any_form():
     assert jax.tree.leaves(decay_mask(state)) == jax.tree.leaves(decay_mask(nnx.to_pure_dict(state)))
 
 
-def checkpoints_of(name: str, gradients: np.ndarray) -> dict[str, np.ndarray]:
+def steps_of(name: str, gradients: np.ndarray) -> dict[str, np.ndarray]:
     """A kernel and a bias after as many updates as there are gradients (the same for both), at learning rate 0.1."""
     config = resolve(default_config())
     config.optimizer.name, config.optimizer.weight_decay = name, 0.05
@@ -260,7 +260,7 @@ GRADIENTS = np.array([[0.5, -1.0], [0.1, 0.2], [-3.0, 0.4]])
 
 def test_adamw_is_the_published_rule():
     """Loshchilov & Hutter 2019, Algorithm 2, in float64; biases do not decay."""
-    after = checkpoints_of("adamw", GRADIENTS)
+    after = steps_of("adamw", GRADIENTS)
     for key, decay in (("kernel", 0.05), ("bias", 0.0)):
         p, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
         for t, g in enumerate(GRADIENTS, start=1):
@@ -271,7 +271,7 @@ def test_adamw_is_the_published_rule():
 
 def test_sgd_is_pytorchs():
     """torch.optim.SGD(momentum=0.9, nesterov=True, weight_decay=…), as its documentation states it."""
-    after = checkpoints_of("sgd", GRADIENTS)
+    after = steps_of("sgd", GRADIENTS)
     for key, decay in (("kernel", 0.05), ("bias", 0.0)):
         p, buffer = np.array([1.0, -2.0]), np.zeros(2)
         for g in GRADIENTS:

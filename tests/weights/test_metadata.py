@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from deit_jax.errors import UserError
 from deit_jax.weights import load_weights
 from deit_jax.weights.load import file_metadata
-from deit_jax.weights.metadata import from_checkpoint
+from deit_jax.weights.metadata import Metadata, from_checkpoint
 from deit_jax.weights.weight_files import Tensors
 
 PLAIN = "deit_digits_patch4_16"
@@ -61,6 +61,7 @@ def test_a_runs_checkpoint_is_viewed_as_the_run_was():
     found = from_checkpoint(run, "runs/a")
     assert (found.name, found.arguments, found.class_names) == ("regnety_digits", {"img_size": 24}, ["ant", "bee"])
     assert (found.mean, found.crop, found.interpolation) == ((0.1, 0.2, 0.3), 0.9, "bilinear")
+    assert Metadata(arguments={"dist_head": False}).arguments == {"two_heads": False}, "its name before 0.2"
     with pytest.raises(UserError, match="runs/a: its metadata has an entry of another form than expected"):
         from_checkpoint({"model": {"img_size": "big"}}, "runs/a")
 
