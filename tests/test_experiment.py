@@ -66,7 +66,7 @@ def test_a_finished_run_is_only_evaluated_again(finished, capsys, monkeypatch):
     assert train_and_report(whole_config(), folder) == results
     said = capsys.readouterr().out
     assert said.count("complete, evaluating again") == 3
-    line = "attention.png could not be made: ValueError: Expected \\\\frac ^"
+    line = "attention.png and cosine could not be made: ValueError: Expected \\\\frac ^"
     assert line in said
     assert line in (folder / "report.md").read_text()
     recorded = json.loads((folder / "results.json").read_text())
