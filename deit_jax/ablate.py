@@ -244,8 +244,10 @@ def record(config, data: Data, folder: Path) -> dict[str, Any]:
         heads, labels = predict_classes(student.graphdef, weights, batches, mesh=mesh, **view)
         predictions |= {f"{name}/{head}": x.astype(np.uint16) for head, x in heads.items()}
         found[key] = {head: 100 * float((x == labels).mean()) for head, x in heads.items()}
+        if name == "ema" or "dist" not in heads:
+            continue
         model = nnx.merge(student.graphdef, weights["params"], weights["batch_stats"])
-        if name == "params" and isinstance(model, models.vit.ViT) and model.distilled:
+        if isinstance(model, models.vit.ViT) and model.distilled:
             some = loader.eval_batches(config, limit_images(data.evaluation, COSINE_IMAGES), size=student.img_size)
             images = np.concatenate([batch["image"][(batch["mask"] > 0) & (batch["label"] >= 0)] for batch in some])
             found["cosine"] = token_cosine(model.inspect(normalize(jnp.asarray(images), **view)))

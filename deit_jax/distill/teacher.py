@@ -102,11 +102,10 @@ def live_teacher(config: Config, members: Sequence[TeacherModel]) -> TeacherFunc
 
     def output(arrays: Sequence[Any], batch: DeviceBatch) -> Float[Array, "batch classes"] | Features:
         images = jax.lax.stop_gradient(batch["image"])
-        logits = []
+        logits, as_array = [], functools.partial(jnp.asarray, dtype=images.dtype)
         for member, graphdef, (params, batch_stats) in zip(members, graphdefs, arrays, strict=True):
             view = images
             if (mean, std) != (member.mean, member.std):
-                as_array = functools.partial(jnp.asarray, dtype=images.dtype)
                 view = (view * as_array(std) + as_array(mean) - as_array(member.mean)) / as_array(member.std)
             if view.shape[1] != member.size:
                 view = jax.image.resize(view, (len(view), member.size, member.size, 3), "bicubic")
